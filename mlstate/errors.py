@@ -1,0 +1,144 @@
+"""Every error that mlstate raises: what happened, where, what was expected and found, what to do.
+
+All types derive from `MlstateError`, and from the Python class that fits where there is one, so
+that ``except FileNotFoundError`` or ``except KeyError`` keeps working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = [
+    "FormatError",
+    "IncompatibleStateError",
+    "IntegrityError",
+    "ManifestError",
+    "MlstateError",
+    "ObjectNotFoundError",
+    "ReadOnlyStoreError",
+    "StateExistsError",
+    "StateNotFoundError",
+    "UnpinnedStateError",
+    "concerning",
+]
+
+
+class MlstateError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        message: What happened, one sentence.
+        key: The state concerned (a `mlstate.StateKey`), or None.
+        tensor: The name of the tensor concerned, or None.
+        path: Where: a file, an address or another place, as text, or None.
+        line: The line in that file, counted from 1, or None.
+        expected: What should have been there, or None.
+        found: What was there instead, or None.
+        remedy: What to do about it, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: object | None = None,
+        tensor: str | None = None,
+        path: object | None = None,
+        line: int | None = None,
+        expected: object | None = None,
+        found: object | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.key = key
+        self.tensor = tensor
+        self.path = None if path is None else str(path)
+        self.line = line
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        where = None
+        if self.path is not None:
+            where = self.path if self.line is None else f"{self.path}, line {self.line}"
+        details = [
+            ("state", self.key),
+            ("tensor", self.tensor),
+            ("where", where),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("what to do", self.remedy),
+        ]
+        lines = [f"  {label}: {_brief(value)}" for label, value in details if value is not None]
+        return "\n".join([self.message, *lines])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with its positional arguments alone and lose the
+        # fields when an error crosses to another process.
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+def _brief(value: object) -> str:
+    """A value for a message: hostile or damaged input can be of any length."""
+    text = str(value)
+    return text if len(text) <= 500 else f"{text[:500]}... ({len(text)} characters)"
+
+
+def _rebuild(kind: type[MlstateError], message: str, fields: dict[str, Any]) -> MlstateError:
+    error = kind(message)
+    error.__dict__.update(fields)
+    return error
+
+
+class FormatError(MlstateError, ValueError):
+    """Bytes or text that are not what the format prescribes, or a value that it cannot hold."""
+
+
+class ManifestError(FormatError):
+    """A manifest that cannot be read or written; `path`, `line` and `key` say where."""
+
+
+class IntegrityError(MlstateError):
+    """Bytes that are not those that their digest names. Nothing of them reaches a model."""
+
+
+class ObjectNotFoundError(IntegrityError, FileNotFoundError):
+    """A state names an object that is not there."""
+
+
+class StateNotFoundError(MlstateError, KeyError):
+    """No state under this key in this store."""
+
+
+class StateExistsError(MlstateError, FileExistsError):
+    """Another state is stored under this key already."""
+
+
+class IncompatibleStateError(MlstateError, RuntimeError):
+    """The state does not fit the model; nothing was loaded.
+
+    Also a `RuntimeError`, which is what ``torch.nn.Module.load_state_dict`` raises.
+    """
+
+
+class UnpinnedStateError(MlstateError):
+    """A manifest lists this state without a digest, so nothing could be verified."""
+
+
+class ReadOnlyStoreError(MlstateError, NotImplementedError):
+    """This store, or this state of it, cannot be written."""
+
+
+@contextmanager
+def concerning(key: object) -> Iterator[None]:
+    """Say of an error that passes which state it is about, unless it says so itself."""
+    try:
+        yield
+    except MlstateError as error:
+        if error.key is None:
+            error.key = key
+        raise

@@ -1,0 +1,144 @@
+"""From named tensors to a state object and tensor objects.
+
+A tensor comes as a `TensorSource`: what it is, and a way to get at its bytes. So this needs no
+torch, and a tensor that must be copied first (from a GPU, from a view) is in memory only while it
+is hashed or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import FormatError
+from mlstate.format import tensor_object
+from mlstate.format.dtypes import TensorSpec
+from mlstate.format.state_object import (
+    BYTES_NAME,
+    INLINE_LIMIT,
+    InlineTensor,
+    StateObject,
+    TensorRef,
+)
+from mlstate.parallel import for_each
+
+__all__ = ["EncodedState", "OnObject", "TensorSource", "bytes_source", "encode_state"]
+
+
+class TensorSource(Protocol):
+    """A named tensor whose bytes can be had, again and again."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the state."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its element type and shape."""
+
+    @property
+    def memory(self) -> Hashable:
+        """Sources that are the same memory read the same way (tied weights) have this equal."""
+
+    def data(self) -> AbstractContextManager[Bytes]:
+        """Its bytes in C order, little-endian, for as long as the context lasts."""
+
+
+@dataclass(frozen=True)
+class _BytesSource:
+    content: Bytes
+    name: str = BYTES_NAME
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec("U8", (len(self.content),))
+
+    @property
+    def memory(self) -> Hashable:
+        return id(self.content)
+
+    def data(self) -> AbstractContextManager[Bytes]:
+        return nullcontext(self.content)
+
+
+def bytes_source(content: Bytes) -> TensorSource:
+    """Opaque bytes, as a model of the older protocol has them, as the one tensor of a state."""
+    return _BytesSource(content)
+
+
+OnObject = Callable[[Digest, Sequence[Bytes]], None]
+"""Takes a tensor object, digest and parts, while its bytes are at hand; called from threads."""
+
+
+@dataclass(frozen=True)
+class EncodedState:
+    """A state, encoded.
+
+    Attributes:
+        state: The mapping, with a digest for every large tensor.
+        data: The bytes of the state object.
+        digest: The state digest.
+        sources: For each tensor object, one source that has its bytes.
+    """
+
+    state: StateObject
+    data: bytes
+    digest: Digest
+    sources: dict[Digest, TensorSource]
+
+    def sizes(self) -> dict[Digest, int]:
+        """Every object of the state with its size in bytes, the state object last."""
+        sizes = {
+            digest: tensor_object.object_size(source.spec)
+            for digest, source in self.sources.items()
+        }
+        sizes[self.digest] = len(self.data)
+        return sizes
+
+
+def encode_state(
+    sources: Iterable[TensorSource], on_object: OnObject | None = None
+) -> EncodedState:
+    """Hash every tensor and make the state object.
+
+    Args:
+        sources: The tensors of the state; each name once.
+        on_object: Called for each tensor object, from several threads; equal tensors may bring
+            the same object twice.
+
+    Raises:
+        FormatError: A name or a set of names that the format does not allow.
+    """
+    listed = list(sources)
+    refs: dict[str, TensorRef] = {}
+    inline: dict[str, InlineTensor] = {}
+    by_digest: dict[Digest, TensorSource] = {}
+    large: dict[Hashable, list[TensorSource]] = {}
+    for source in listed:
+        if source.spec.nbytes < INLINE_LIMIT:
+            with source.data() as data:
+                inline[source.name] = InlineTensor(source.spec, bytes(data))
+        else:
+            large.setdefault((source.memory, source.spec), []).append(source)
+    if len({source.name for source in listed}) != len(listed):
+        raise FormatError("a state names a tensor twice")
+
+    def encode(tied: list[TensorSource]) -> None:
+        first = tied[0]
+        header = tensor_object.header(first.spec)
+        with first.data() as data:
+            digest = Digest.of(header, data)
+            if on_object is not None:
+                on_object(digest, (header, data))
+        by_digest[digest] = first
+        for source in tied:
+            refs[source.name] = TensorRef(source.spec, digest)
+
+    # The largest first, so that the threads end together.
+    for_each(encode, sorted(large.values(), key=lambda tied: -tied[0].spec.nbytes))
+    state = StateObject(inline, refs)
+    data = state.encode()
+    return EncodedState(state, data, Digest.of(data), by_digest)

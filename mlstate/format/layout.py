@@ -1,0 +1,106 @@
+"""Where things lie in a store's folder (and under a bucket's prefix: the same layout).
+
+mlstate.toml                                              version and requirements
+objects/ab/cdef...                                        an object, by its digest
+states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
+tmp/ trash/                                               temporaries, removed things
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+from mlstate.digests import Digest
+from mlstate.errors import FormatError
+from mlstate.states import StateKey, StateType
+
+__all__ = [
+    "NEW_SETTINGS",
+    "OBJECTS",
+    "SETTINGS",
+    "STATES",
+    "STATE_SUFFIX",
+    "TEMPORARIES",
+    "TRASH",
+    "check_settings",
+    "key_of_state_path",
+    "object_path",
+    "state_folder",
+    "state_path",
+]
+
+SETTINGS = "mlstate.toml"
+OBJECTS = "objects"
+STATES = "states"
+TEMPORARIES = "tmp"
+TRASH = "trash"
+STATE_SUFFIX = ".toml"
+
+VERSION = 1
+NEW_SETTINGS = b"version = 1\nrequires = []\n"
+"""What a first save writes into mlstate.toml."""
+
+
+def object_path(digest: Digest) -> str:
+    """The relative path of an object."""
+    return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
+
+
+def state_folder(state_type: StateType) -> str:
+    """The relative path of the folder of all states that are compatible with a type."""
+    return f"{STATES}/{state_type.backend}/{state_type.architecture}"
+
+
+def state_path(key: StateKey) -> str:
+    """The relative path of a state file."""
+    name = ".".join((*key.state_type.extra, key.training_id))
+    return f"{state_folder(key.state_type)}/{name}{STATE_SUFFIX}"
+
+
+def key_of_state_path(path: str) -> StateKey | None:
+    """The key of a state file's relative path; the inverse of `state_path`.
+
+    Returns:
+        The key, or None for a path that is no state file's (an editor's backup, say).
+    """
+    parts = path.split("/")
+    if len(parts) != 4 or parts[0] != STATES or not parts[3].endswith(STATE_SUFFIX):
+        return None
+    try:
+        *extra, training_id = parts[3].removesuffix(STATE_SUFFIX).split(".")
+        return StateKey(StateType(parts[1], parts[2], tuple(extra)), training_id)
+    except FormatError:
+        return None
+
+
+def check_settings(data: bytes, path: str) -> None:
+    """Refuse a store that this version does not understand.
+
+    Args:
+        data: The content of mlstate.toml.
+        path: Where it lies, for the error.
+
+    Raises:
+        FormatError: Not readable, a higher version, or an unknown requirement.
+    """
+    try:
+        settings: dict[str, Any] = tomllib.loads(data.decode())
+    except ValueError as error:
+        raise FormatError("a store's settings cannot be read", path=path, found=error) from None
+    version, requires = settings.get("version"), settings.get("requires", [])
+    if type(version) is not int or version < 1 or not isinstance(requires, list):
+        raise FormatError(
+            "a store's settings are not valid",
+            path=path,
+            expected="version = 1, requires = []",
+            found=settings,
+        )
+    if version > VERSION or requires:
+        raise FormatError(
+            "this store was made by a newer mlstate",
+            path=path,
+            expected=f"version {VERSION} and no requirements",
+            found=f"version {version}, requires {requires}",
+            remedy="install a newer mlstate; nothing was changed",
+        )

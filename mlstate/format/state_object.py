@@ -1,0 +1,265 @@
+"""State objects: one mapping from names to tensors, one safetensors file.
+
+Small tensors are inside, under their own names; all others are referred to by digest. The digest
+of this file is the state digest, so each mapping must have exactly one encoding: `parse` encodes
+again what it read and refuses anything that differs in a single byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import FormatError
+from mlstate.format import canonical
+from mlstate.format.dtypes import BITS, TensorSpec, check_values
+
+__all__ = [
+    "BYTES_NAME",
+    "INLINE_LIMIT",
+    "MAX_HEADER",
+    "InlineTensor",
+    "StateObject",
+    "TensorRef",
+    "check_name",
+]
+
+INLINE_LIMIT = 16_384
+"""Tensors of fewer bytes are inside the state object."""
+MAX_HEADER = 100_000_000
+"""The longest header that safetensors reads, in bytes."""
+BYTES_NAME = "mlstate.bytes"
+"""The only tensor of a state that is opaque bytes: U8, one dimension."""
+
+_ALIGNMENT = 64
+_METADATA = "__metadata__"
+_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor outside the state object: its type and shape, and the digest of its object."""
+
+    spec: TensorSpec
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class InlineTensor:
+    """A tensor inside the state object: its type and shape, and its data in C order."""
+
+    spec: TensorSpec
+    data: Bytes = field(repr=False)
+
+
+def check_name(name: object) -> str:
+    """Refuse what cannot name a tensor.
+
+    Raises:
+        FormatError: Not text, not encodable as UTF-8, or reserved.
+    """
+    if not isinstance(name, str):
+        raise FormatError("a tensor's name is text", found=repr(name))
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise FormatError("a tensor's name holds a lone surrogate", found=repr(name)) from None
+    if name == _METADATA or (name.startswith("mlstate.") and name != BYTES_NAME):
+        raise FormatError("this tensor name is reserved", found=repr(name))
+    return name
+
+
+@dataclass(frozen=True)
+class StateObject:
+    """A state as its state object says it: every name with its type and shape.
+
+    Attributes:
+        inline: The small tensors, with their data.
+        refs: All others, with the digest of each tensor object.
+    """
+
+    inline: Mapping[str, InlineTensor]
+    refs: Mapping[str, TensorRef]
+
+    def __post_init__(self) -> None:
+        for name in (*self.inline, *self.refs):
+            check_name(name)
+        if both := self.inline.keys() & self.refs.keys():
+            raise FormatError("a tensor is both inside and outside", tensor=min(both))
+        for name, tensor in self.inline.items():
+            if tensor.spec.nbytes >= INLINE_LIMIT:
+                raise FormatError("a tensor this large is stored outside", tensor=name)
+            if len(tensor.data) != tensor.spec.nbytes:
+                raise FormatError(
+                    "a tensor's data has the wrong length",
+                    tensor=name,
+                    expected=tensor.spec.nbytes,
+                    found=len(tensor.data),
+                )
+        for name, ref in self.refs.items():
+            if ref.spec.nbytes < INLINE_LIMIT:
+                raise FormatError("a tensor this small is stored inside", tensor=name)
+        self._check_bytes_state()
+
+    def _check_bytes_state(self) -> None:
+        if BYTES_NAME in self.specs:
+            spec = self.specs[BYTES_NAME]
+            if len(self.specs) != 1 or spec.dtype != "U8" or len(spec.shape) != 1:
+                raise FormatError(
+                    f"{BYTES_NAME} is the only tensor of its state, U8 of one dimension",
+                    found=", ".join(sorted(self.specs)),
+                )
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every name with its type and shape."""
+        inline = {name: entry.spec for name, entry in self.inline.items()}
+        return inline | {name: ref.spec for name, ref in self.refs.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of tensor data, every name counted."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def encode(self) -> bytes:
+        """The state object's bytes.
+
+        Raises:
+            FormatError: The header would exceed 100,000,000 bytes.
+        """
+        names = _order(self.inline)
+        return b"".join([self._header(names), *(self.inline[name].data for name in names)])
+
+    def _header(self, names: Iterable[str]) -> bytes:
+        refs = {
+            name: {"blake3": ref.digest, "dtype": ref.spec.dtype, "shape": list(ref.spec.shape)}
+            for name, ref in self.refs.items()
+        }
+        entries: dict[str, Any] = {
+            _METADATA: {"mlstate": _VERSION, "tensors": canonical.dumps(refs).decode()}
+        }
+        position = 0
+        for name in names:
+            spec = self.inline[name].spec
+            end = position + spec.nbytes
+            entries[name] = {
+                "data_offsets": [position, end],
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+            }
+            position = end
+        text = canonical.dumps(entries)
+        length = len(text) + -(8 + len(text)) % _ALIGNMENT
+        if length > MAX_HEADER:
+            raise FormatError(
+                "a state's header is too long", expected=f"at most {MAX_HEADER}", found=length
+            )
+        return length.to_bytes(8, "little") + text.ljust(length, b" ")
+
+    @classmethod
+    def parse(cls, data: bytes) -> StateObject:
+        """Read a state object; the inverse of `encode`.
+
+        Args:
+            data: The whole state object.
+
+        Raises:
+            FormatError: Anything that `encode` would not have written exactly so.
+        """
+        header = _header_text(data)
+        entries = canonical.loads(header, "the header of a state object")
+        refs = _parse_refs(entries.pop(_METADATA, None))
+        specs = {name: _parse_spec(name, entry, "data_offsets") for name, entry in entries.items()}
+        inline = {}
+        view = memoryview(data)
+        position = 8 + len(header)
+        names = _order(specs)
+        for name in names:
+            end = position + specs[name].nbytes
+            inline[name] = InlineTensor(specs[name], view[position:end])
+            position = end
+        state = cls(inline, refs)
+        if position != len(data) or state._header(names) != view[: 8 + len(header)]:
+            raise FormatError(
+                "a state object is not in canonical form",
+                expected="sorted names, small tensors inside and in order, no gaps, least padding",
+            )
+        for name, tensor in inline.items():
+            try:
+                check_values(tensor.spec, tensor.data)
+            except FormatError as error:
+                error.tensor = name
+                raise
+        return state
+
+
+def _order(names: Mapping[str, InlineTensor] | Mapping[str, TensorSpec]) -> list[str]:
+    """Inline tensors lie by element width, widest first, then by name: each is then aligned."""
+
+    def place(name: str) -> tuple[int, str]:
+        entry = names[name]
+        spec = entry.spec if isinstance(entry, InlineTensor) else entry
+        return (-BITS[spec.dtype], name)
+
+    return sorted(names, key=place)
+
+
+def _header_text(data: bytes) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(MAX_HEADER, len(data) - 8):
+        raise FormatError(
+            "a state object is cut short or its header is too long",
+            expected=f"a header of at most {min(MAX_HEADER, max(len(data) - 8, 0))} bytes",
+            found=f"{length} in a file of {len(data)}",
+        )
+    return data[8 : 8 + length]
+
+
+def _parse_refs(metadata: Any) -> dict[str, TensorRef]:
+    if (
+        not isinstance(metadata, dict)
+        or metadata.keys() != {"mlstate", "tensors"}
+        or not isinstance(metadata["tensors"], str)
+    ):
+        raise FormatError(
+            "not a state object", expected='"mlstate" and "tensors" in the metadata', found=metadata
+        )
+    if metadata["mlstate"] != _VERSION:
+        raise FormatError(
+            "a state object of another version",
+            expected=_VERSION,
+            found=metadata["mlstate"],
+            remedy="use a newer mlstate",
+        )
+    refs = canonical.loads(metadata["tensors"].encode("utf-8", "surrogatepass"), "the references")
+    return {
+        name: TensorRef(_parse_spec(name, entry, "blake3"), _parse_digest(name, entry))
+        for name, entry in refs.items()
+    }
+
+
+def _parse_spec(name: str, entry: Any, third: str) -> TensorSpec:
+    if (
+        not isinstance(entry, dict)
+        or entry.keys() != {"dtype", "shape", third}
+        or not isinstance(entry["shape"], list)
+    ):
+        raise FormatError(
+            "a tensor's entry is malformed",
+            tensor=name,
+            expected=f"dtype, shape and {third}",
+            found=entry,
+        )
+    try:
+        return TensorSpec(entry["dtype"], tuple(entry["shape"]))
+    except FormatError as error:
+        error.tensor = name
+        raise
+
+
+def _parse_digest(name: str, entry: dict[str, Any]) -> Digest:
+    if not isinstance(entry["blake3"], str):
+        raise FormatError("a reference without a digest", tensor=name, found=entry)
+    return Digest(entry["blake3"])

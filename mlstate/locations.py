@@ -1,0 +1,212 @@
+"""Where bytes can be had: mirrors and file names, as validated values. Nothing is opened here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlstate.errors import FormatError
+
+__all__ = ["Mirror", "UnusableMirror", "check_file_names", "check_url", "parse_mirror"]
+
+SCHEMES = frozenset({"http", "https", "file", "s3", "gs", "az", "hf"})
+FORMATS = ("safetensors", "torch", "torch-gzip")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SHA256 = re.compile(r"[0-9a-f]{1,64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_KEYS = frozenset(
+    [
+        "url",
+        "urls",
+        "state",
+        "format",
+        "sha256",
+        "select",
+        "strip_prefix",
+        "add_prefix",
+        "rename",
+        "parts",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A file, or several, that together hold a state's tensors. Never trusted.
+
+    Attributes:
+        urls: One address, or those of all shards. An address without a scheme is a path relative
+            to the manifest. Empty if there are `parts`.
+        state: The address of the state object beside the file, or None.
+        format: ``"safetensors"``, ``"torch"`` or ``"torch-gzip"``.
+        sha256: The file's SHA-256, whole or its leading hex digits, or None.
+        select: The dotted path of the state dict inside a torch checkpoint, or None.
+        strip_prefix: What to take off the front of every name.
+        add_prefix: What to put in front of every name.
+        rename: Pairs of literal texts, replaced in every name, in order.
+        parts: Mirrors whose tensors together are the state.
+        toml: The value as the manifest has it.
+    """
+
+    urls: tuple[str, ...] = ()
+    state: str | None = None
+    format: str = "safetensors"
+    sha256: str | None = None
+    select: str | None = None
+    strip_prefix: str = ""
+    add_prefix: str = ""
+    rename: tuple[tuple[str, str], ...] = ()
+    parts: tuple[Mirror, ...] = ()
+    toml: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class UnusableMirror:
+    """A mirror that this version cannot use: passed over, reported, and kept when written.
+
+    Attributes:
+        reason: Why.
+        toml: The value as the manifest has it.
+    """
+
+    reason: str
+    toml: Any
+
+
+def parse_mirror(value: object) -> Mirror | UnusableMirror:
+    """Read a mirror as a manifest writes it: an address, or a table.
+
+    Returns:
+        The mirror; an `UnusableMirror` if it has a key, format or scheme that is unknown here, as
+        a later version may write.
+
+    Raises:
+        FormatError: A value of the wrong kind, or an address with a credential in it.
+    """
+    table = {"url": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise FormatError("a mirror is an address or a table", found=repr(value))
+    if unknown := sorted(set(table) - _KEYS):
+        return UnusableMirror(f"unknown key {', '.join(unknown)}", value)
+    parts = [parse_mirror(part) for part in _list(table, "parts")]
+    for part in parts:
+        if isinstance(part, UnusableMirror):
+            return UnusableMirror(part.reason, value)
+    url, state = _text(table, "url"), _text(table, "state")
+    urls = tuple(_texts(table, "urls")) if url is None else (url,)
+    if bool(urls) == bool(parts) or ("url" in table and "urls" in table):
+        raise FormatError("a mirror has one of url, urls and parts", found=sorted(table))
+    for address in urls if state is None else (*urls, state):
+        if reason := check_url(address):
+            return UnusableMirror(reason, value)
+    form = table.get("format", "safetensors")
+    if form not in FORMATS:
+        return UnusableMirror(f"unknown format {form!r}", value)
+    return Mirror(
+        urls=urls,
+        state=state,
+        format=form,
+        sha256=_sha256(table),
+        select=_text(table, "select"),
+        strip_prefix=_text(table, "strip_prefix") or "",
+        add_prefix=_text(table, "add_prefix") or "",
+        rename=tuple(_pair(pair) for pair in _list(table, "rename")),
+        parts=tuple(part for part in parts if isinstance(part, Mirror)),
+        toml=value,
+    )
+
+
+def check_url(address: str) -> str | None:
+    """Look at an address without using it.
+
+    Returns:
+        Why this version cannot use it, or None if it can.
+
+    Raises:
+        FormatError: It is empty, has a control character, or carries a password.
+    """
+    if not address or _CONTROL.search(address):
+        raise FormatError("an address is empty or has a control character", found=repr(address))
+    match = _SCHEME.match(address)
+    if match is None:
+        return None
+    if match[1].lower() not in SCHEMES:
+        return f"unknown scheme {match[1]}://"
+    if "@" in urlsplit(address).netloc:
+        raise FormatError(
+            "an address must not carry a user name or password",
+            found=f"{match[1]}://...@{urlsplit(address).hostname}",
+            remedy="remove it from the manifest; credentials belong into ~/.netrc",
+        )
+    return None
+
+
+def check_file_names(names: Iterable[str]) -> None:
+    """Refuse names of a state's files that are not plain relative paths, or that collide.
+
+    Raises:
+        FormatError: An absolute path, a ``..``, a backslash, a drive, a control character; or a
+            name that is a folder of another.
+    """
+    seen = set(names)
+    for name in seen:
+        parts = name.split("/")
+        if (
+            any(part in ("", ".", "..") for part in parts)
+            or "\\" in name
+            or _CONTROL.search(name)
+            or _DRIVE.match(name)
+            or not name.isprintable()
+        ):
+            raise FormatError(
+                "not a valid name for a file of a state",
+                expected='a relative path such as "tokenizer/vocab.txt"',
+                found=repr(name),
+            )
+        for length in range(1, len(parts)):
+            if "/".join(parts[:length]) in seen:
+                raise FormatError("a file of a state is a folder of another", found=repr(name))
+
+
+def _list(table: Mapping[str, Any], key: str) -> list[Any]:
+    value = table.get(key, [])
+    if not isinstance(value, list):
+        raise FormatError(f"{key} of a mirror is a list", found=repr(value))
+    return value
+
+
+def _texts(table: Mapping[str, Any], key: str) -> Iterable[str]:
+    for value in _list(table, key):
+        if not isinstance(value, str):
+            raise FormatError(f"{key} of a mirror is a list of texts", found=repr(value))
+        yield value
+
+
+def _text(table: Mapping[str, Any], key: str) -> str | None:
+    value = table.get(key)
+    if value is not None and not isinstance(value, str):
+        raise FormatError(f"{key} of a mirror is a text", found=repr(value))
+    return value
+
+
+def _sha256(table: Mapping[str, Any]) -> str | None:
+    value = table.get("sha256")
+    if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
+        raise FormatError("sha256 is 1 to 64 lower-case hex digits", found=repr(value))
+    return value
+
+
+def _pair(value: Any) -> tuple[str, str]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(text, str) for text in value)
+        or not value[0]
+    ):
+        raise FormatError("rename is a list of pairs of texts", found=repr(value))
+    return (value[0], value[1])

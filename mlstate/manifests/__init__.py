@@ -1,0 +1,141 @@
+"""Manifests: which state key has which state digest, and where its bytes can be had.
+
+A manifest is one TOML file, or a folder of them, small enough to be committed and read by people.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mlstate.errors import ManifestError
+from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.manifests.reading import parse_manifest
+from mlstate.states import StateKey
+
+__all__ = ["FileEntry", "Manifest", "StateEntry"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The states of one manifest file, or of several together.
+
+    Attributes:
+        states: What it says of each state.
+        objects: Mirrors in the store layout, for every state; of a single file. Of several files
+            together each entry keeps those of its own.
+        unknown: Top-level keys of a later version; of a single file.
+
+    Example:
+        >>> manifest = Manifest.parse(b"version = 1", origin="empty.toml")
+        >>> len(manifest.states)
+        0
+    """
+
+    states: Mapping[StateKey, StateEntry]
+    objects: tuple[str, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def parse(cls, data: bytes, origin: str) -> Manifest:
+        """Read a manifest's content.
+
+        Args:
+            data: TOML, as UTF-8.
+            origin: Where it is from, for errors.
+
+        Raises:
+            ManifestError: It cannot be read; the error names file, line and key.
+        """
+        text = parse_manifest(data, origin)
+        return cls(text.states, text.objects, text.unknown)
+
+    @classmethod
+    def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
+        """Read a file, a folder of ``*.toml`` files (recursively, in sorted order), or several.
+
+        Raises:
+            ManifestError: There is no such file or folder, one cannot be read, or two give a key
+                different digests.
+        """
+        manifests = [
+            cls.parse(file.read_bytes(), str(file)) for path in paths for file in _files(Path(path))
+        ]
+        if len(manifests) == 1:
+            return manifests[0]
+        states: dict[StateKey, StateEntry] = {}
+        folded: dict[str, StateKey] = {}
+        for manifest in manifests:
+            for key, entry in manifest.states.items():
+                first = states.setdefault(key, entry)
+                if first.digest != entry.digest:
+                    _conflict("two manifests give one state different digests", first, entry)
+                same = folded.setdefault(str(key).lower(), key)
+                if same != key:
+                    _conflict("two state keys differ only in case", states[same], entry)
+        return cls(states)
+
+    def format(self) -> str:
+        """The text of a new manifest file: sorted, the same for the same content.
+
+        Raises:
+            FormatError: `meta` holds something that TOML cannot.
+        """
+        from mlstate.manifests.writing import format_manifest  # tomlkit: only who writes needs it
+
+        return format_manifest(self.objects, self.states.values(), self.unknown)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write to a file, whole or not at all.
+
+        A file that is there is edited: what did not change, comments included, stays byte for
+        byte; a manifest that says the same already is not written at all.
+
+        Args:
+            path: The file; its folder is there.
+
+        Raises:
+            ManifestError: The file that is there cannot be read or edited; nothing was changed.
+            FormatError: `meta` holds something that TOML cannot.
+        """
+        from mlstate.manifests.writing import edit_manifest
+        from mlstate.objects.files import write_file
+
+        target = Path(path).resolve()  # a link stays a link
+        try:
+            old = target.read_bytes().decode()
+        except FileNotFoundError:
+            new = self.format()
+        else:
+            new = edit_manifest(old, str(path), self.states)
+            if new == old:
+                return
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        write_file(target, [new.encode()], temporary=temporary, read_only=False)
+
+
+def _files(path: Path) -> Iterable[Path]:
+    if not path.exists():
+        raise ManifestError(
+            "there is no manifest here",
+            path=path,
+            expected="a .toml file, or a folder with some",
+            remedy="check the path",
+        )
+    return sorted(path.rglob("*.toml")) if path.is_dir() else [path]
+
+
+def _conflict(message: str, first: StateEntry, second: StateEntry) -> None:
+    raise ManifestError(
+        message,
+        key=second.key,
+        path=f"{first.origin} and {second.origin}",
+        expected=f"{first.key} {first.digest} in {first.origin}",
+        found=f"{second.key} {second.digest} in {second.origin}",
+        remedy="remove one, or give it another key",
+    )

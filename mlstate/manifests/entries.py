@@ -1,0 +1,75 @@
+"""What a manifest says of one state, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from mlstate.digests import Digest
+from mlstate.errors import UnpinnedStateError
+from mlstate.locations import Mirror, UnusableMirror
+from mlstate.states import StateKey
+
+__all__ = ["FileEntry", "StateEntry"]
+
+
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a state: raw bytes, pinned by a digest of their own.
+
+    Attributes:
+        digest: The digest of its bytes.
+        mirrors: Where they can be had.
+    """
+
+    digest: Digest
+    mirrors: tuple[Mirror | UnusableMirror, ...] = ()
+
+
+@dataclass(frozen=True)
+class StateEntry:
+    """A state in a manifest.
+
+    Attributes:
+        key: Its key.
+        digest: Its state digest; None if it is not pinned yet.
+        size: The bytes of its tensor data, every name counted, files not included; or None.
+        mirrors: Where its tensors can be had, in order of preference.
+        files: Its files, by name.
+        meta: Free information: licence, description, metrics. Not authenticated.
+        unknown: Keys of a later version: kept, not understood.
+        objects: The object mirrors of its manifest.
+        origin: The manifest that lists it, or None.
+    """
+
+    key: StateKey
+    digest: Digest | None
+    size: int | None = None
+    mirrors: tuple[Mirror | UnusableMirror, ...] = ()
+    files: Mapping[str, FileEntry] = field(default_factory=_nothing)
+    meta: Mapping[str, Any] = field(default_factory=_nothing)
+    unknown: Mapping[str, Any] = field(default_factory=_nothing)
+    objects: tuple[str, ...] = ()
+    origin: str | None = field(default=None, compare=False)
+
+    @property
+    def pinned_digest(self) -> Digest:
+        """The state digest.
+
+        Raises:
+            UnpinnedStateError: There is none.
+        """
+        if self.digest is None:
+            raise UnpinnedStateError(
+                "this state has no digest in its manifest, so it could not be verified",
+                key=self.key,
+                path=self.origin,
+                remedy="pin it: write its state digest into the manifest as blake3",
+            )
+        return self.digest

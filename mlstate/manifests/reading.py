@@ -1,0 +1,172 @@
+"""TOML to entries. Every complaint names the file, the line and the key."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from mlstate.digests import Digest
+from mlstate.errors import FormatError, ManifestError
+from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
+from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.states import StateKey
+
+__all__ = ["VERSION", "ManifestText", "parse_manifest"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ManifestText:
+    """A manifest file, read.
+
+    Attributes:
+        objects: Mirrors in the store layout, for every state of the file.
+        states: Its states, in the order of the file.
+        unknown: Top-level keys of a later version.
+    """
+
+    objects: tuple[str, ...]
+    states: Mapping[StateKey, StateEntry]
+    unknown: Mapping[str, Any]
+
+
+def parse_manifest(data: bytes, origin: str) -> ManifestText:
+    """Read the text of one manifest file.
+
+    Args:
+        data: Its content.
+        origin: Where it is from, for errors and entries.
+
+    Raises:
+        ManifestError: It is not TOML, of a higher version, or says something that is not valid.
+    """
+    return _Parser(data, origin).parse()
+
+
+class _Parser:
+    """One manifest's text, with what is needed to say where a complaint belongs."""
+
+    def __init__(self, data: bytes, origin: str) -> None:
+        self.origin = origin
+        try:
+            self.text = data.decode()
+            self.table = tomllib.loads(self.text)
+        except ValueError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            raise ManifestError(
+                "a manifest is not valid TOML",
+                path=origin,
+                line=int(line[1]) if line else None,
+                found=error,
+            ) from None
+
+    def parse(self) -> ManifestText:
+        table = dict(self.table)
+        version = table.pop("version", None)
+        if type(version) is not int or version < 1:
+            self.fail("a manifest says its version", "version", expected=VERSION, found=version)
+        if version > VERSION:
+            self.fail(
+                "this manifest is of a higher version",
+                "version",
+                expected=VERSION,
+                found=version,
+                remedy="install a newer mlstate",
+            )
+        objects = self.objects(table.pop("objects", []))
+        tables = table.pop("states", {})
+        if not isinstance(tables, dict):
+            self.fail("states is a table", "states", found=type(tables).__name__)
+        states: dict[StateKey, StateEntry] = {}
+        folded: dict[str, StateKey] = {}
+        for text, value in tables.items():
+            entry = self.entry(text, value, objects)
+            other = folded.setdefault(text.lower(), entry.key)
+            if other != entry.key:
+                self.fail("two state keys differ only in case", text, found=f"{other} and {text}")
+            states[entry.key] = entry
+        return ManifestText(objects, states, table)
+
+    def objects(self, value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(url, str) for url in value):
+            self.fail("objects is a list of addresses", "objects", found=value)
+        for url in value:
+            self.checked(lambda url=url: check_url(url), "objects")
+        return tuple(value)
+
+    def entry(self, text: str, value: Any, objects: tuple[str, ...]) -> StateEntry:
+        key = self.checked(lambda: StateKey.parse(text), text)
+        if not isinstance(value, dict):
+            self.fail("a state is a table", text, found=type(value).__name__)
+        table = dict(value)
+        digest, size = table.pop("blake3", None), table.pop("size", None)
+        if digest is not None:
+            digest = self.digest(digest, text, "blake3")
+        if size is not None and (type(size) is not int or size < 0):
+            self.fail("size is a number of bytes", text, "size", found=size)
+        mirrors = self.mirrors(table.pop("mirrors", []), text)
+        files = self.files(table.pop("files", {}), text)
+        meta = table.pop("meta", {})
+        if not isinstance(meta, dict):
+            self.fail("meta is a table", text, "meta", found=type(meta).__name__)
+        return StateEntry(key, digest, size, mirrors, files, meta, table, objects, self.origin)
+
+    def mirrors(self, value: Any, *where: str) -> tuple[Mirror | UnusableMirror, ...]:
+        if not isinstance(value, list):
+            self.fail("mirrors is a list", *where, "mirrors", found=type(value).__name__)
+        return tuple(
+            self.checked(lambda item=item: parse_mirror(item), *where, "mirrors") for item in value
+        )
+
+    def files(self, value: Any, text: str) -> Mapping[str, FileEntry]:
+        if not isinstance(value, dict):
+            self.fail("files is a table", text, "files", found=type(value).__name__)
+        self.checked(lambda: check_file_names(value), text, "files")
+        entries = {}
+        for name, item in value.items():
+            table = {"blake3": item} if isinstance(item, str) else item
+            if not isinstance(table, dict) or "blake3" not in table:
+                self.fail("a file has a digest", text, "files", name, found=item)
+            digest = self.digest(table["blake3"], text, "files", name)
+            entries[name] = FileEntry(digest, self.mirrors(table.get("mirrors", []), text, name))
+        return entries
+
+    def digest(self, value: Any, *where: str) -> Digest:
+        if not isinstance(value, str):
+            self.fail("a digest is a text", *where, found=value)
+        digest: Digest = self.checked(lambda: Digest(value), *where)
+        return digest
+
+    def checked(self, make: Any, *where: str) -> Any:
+        """Call, and say of a complaint where in this file it belongs."""
+        try:
+            return make()
+        except FormatError as error:
+            self.fail(
+                error.message,
+                *where,
+                expected=error.expected,
+                found=error.found,
+                remedy=error.remedy,
+            )
+
+    def fail(self, message: str, *where: str, **fields: Any) -> NoReturn:
+        raise ManifestError(
+            message,
+            path=self.origin,
+            line=self.line_of(where),
+            key=".".join(where) or None,
+            **fields,
+        ) from None
+
+    def line_of(self, where: tuple[str, ...]) -> int | None:
+        """The line where these words stand one after the other, as well as text search can tell."""
+        position, found = 0, -1
+        for word in where:
+            if (next_position := self.text.find(word, position)) >= 0:
+                position = found = next_position
+        return None if found < 0 else self.text.count("\n", 0, found) + 1

@@ -1,0 +1,123 @@
+"""What a model is to mlstate, and what a load reports. No torch here: protocols and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from mlstate.digests import Digest
+from mlstate.errors import IncompatibleStateError
+from mlstate.states import StateType
+
+__all__ = [
+    "BytesModel",
+    "LoadResult",
+    "TensorModel",
+    "state_type_of",
+    "with_state_type",
+]
+
+_Model = TypeVar("_Model")
+
+
+@runtime_checkable
+class TensorModel(Protocol):
+    """A model whose state is a mapping from names to tensors, as ``torch.nn.Module`` is."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Every name with its tensor."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Take the values of these tensors."""
+
+
+@runtime_checkable
+class BytesModel(Protocol):
+    """A model of the older protocol, whose state is opaque bytes."""
+
+    def get_state(self) -> bytes:
+        """The state."""
+
+    def set_state(self, state: bytes) -> None:
+        """Take a state that `get_state` once returned."""
+
+
+def state_type_of(model: object) -> StateType:
+    """The state type of a model.
+
+    Raises:
+        IncompatibleStateError: The model has none.
+    """
+    found = getattr(model, "state_type", None)
+    if not isinstance(found, StateType):
+        raise IncompatibleStateError(
+            f"this {type(model).__name__} has no state type",
+            expected="an attribute state_type that is a mlstate.StateType",
+            found=found,
+            remedy="give it one: mlstate.with_state_type(model, StateType(backend, architecture))",
+        )
+    return found
+
+
+def with_state_type(module: _Model, state_type: StateType) -> _Model:
+    """Give a model a state type, so that it can be saved and loaded.
+
+    Args:
+        module: Any ``torch.nn.Module``, or another model; it gets an attribute ``state_type``,
+            which its copies keep.
+        state_type: The type of its states.
+
+    Returns:
+        The same model.
+
+    Example:
+        >>> import torch
+        >>> model = with_state_type(torch.nn.Linear(2, 2), StateType("pytorch", "linear"))
+        >>> str(model.state_type)
+        'pytorch.linear'
+    """
+    module.state_type = state_type  # type: ignore[attr-defined]
+    return module
+
+
+class _Keys(NamedTuple):
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class LoadResult(_Keys):
+    """What a load did: torch's pair ``(missing_keys, unexpected_keys)``, and more besides.
+
+    Attributes:
+        missing_keys: Names that the model has and the state lacks; they keep their values.
+        unexpected_keys: Names that the state has and the model lacks.
+        mismatched_keys: Names in both whose shapes differ; skipped, they keep their values.
+        cast_keys: Names whose values were cast to the model's own dtype.
+        digest: The state digest of what was loaded; None where a store cannot tell.
+    """
+
+    mismatched_keys: list[str]
+    cast_keys: list[str]
+    digest: Digest | None
+
+    def __new__(
+        cls,
+        missing_keys: Iterable[str] = (),
+        unexpected_keys: Iterable[str] = (),
+        mismatched_keys: Iterable[str] = (),
+        cast_keys: Iterable[str] = (),
+        digest: Digest | None = None,
+    ) -> LoadResult:
+        """Make the pair, and hang the rest on it."""
+        self = super().__new__(cls, list(missing_keys), list(unexpected_keys))
+        self.mismatched_keys = list(mismatched_keys)
+        self.cast_keys = list(cast_keys)
+        self.digest = digest
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"LoadResult(missing_keys={self.missing_keys}, "
+            f"unexpected_keys={self.unexpected_keys}, mismatched_keys={self.mismatched_keys}, "
+            f"cast_keys={self.cast_keys}, digest={self.digest!r})"
+        )

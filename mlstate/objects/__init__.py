@@ -1,0 +1,17 @@
+"""Object stores: places with immutable bytes, each named by its BLAKE3 digest."""
+
+from mlstate.objects.chain import ChainObjectStore
+from mlstate.objects.folder import FolderObjectStore
+from mlstate.objects.interface import ObjectStore, ObjectWriter, WritableObjectStore
+from mlstate.objects.memory import MemoryObjectStore
+from mlstate.objects.verified import read_verified
+
+__all__ = [
+    "ChainObjectStore",
+    "FolderObjectStore",
+    "MemoryObjectStore",
+    "ObjectStore",
+    "ObjectWriter",
+    "WritableObjectStore",
+    "read_verified",
+]

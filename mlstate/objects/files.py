@@ -1,0 +1,230 @@
+"""The one way to write a file: complete, durable, with the modes that the umask gives, or not.
+
+A unique temporary in tmp/ is written and hashed as it is written, made read-only, flushed to the
+disk, published under its name, and the folder flushed. A crash at any point leaves the name as it
+was, or complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+
+from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.errors import IntegrityError
+from mlstate.format import layout
+
+__all__ = ["Publish", "sync_folder", "write_file", "write_in_store"]
+
+_CHUNK = 1 << 20
+
+
+class Publish(Enum):
+    """How a complete temporary gets its name."""
+
+    REPLACE = "replace"
+    """By rename: whatever bears the name is replaced."""
+    CREATE = "create"
+    """Exclusively: of several writers one wins, and what bears the name stays."""
+
+
+def write_in_store(
+    root: Path,
+    name: str,
+    parts: Sequence[Bytes],
+    *,
+    publish: Publish = Publish.REPLACE,
+    digest: Digest | None = None,
+    sync_parent: bool = True,
+) -> bool:
+    """Write a read-only file of a store, by way of the store's tmp/.
+
+    Args:
+        root: The store's folder; made if it is missing.
+        name: The path of the file below it, with slashes; its folders are made.
+        parts: As for `write_file`.
+        publish: As for `write_file`.
+        digest: As for `write_file`.
+        sync_parent: As for `write_file`.
+
+    Returns:
+        As `write_file`.
+    """
+    target = root / name
+    temporaries = root / layout.TEMPORARIES
+    _make_folders(root, target.parent)
+    _make_folders(root, temporaries)
+    return write_file(
+        target,
+        parts,
+        temporary=temporaries / uuid.uuid4().hex,
+        publish=publish,
+        digest=digest,
+        sync_parent=sync_parent,
+    )
+
+
+def write_file(
+    target: Path,
+    parts: Sequence[Bytes],
+    *,
+    temporary: Path,
+    publish: Publish = Publish.REPLACE,
+    digest: Digest | None = None,
+    sync_parent: bool = True,
+    read_only: bool = True,
+) -> bool:
+    """Write a file, whole or not at all.
+
+    Args:
+        target: The file; its folder is there.
+        parts: The content, one part after the other.
+        temporary: A name that no one else uses, on the same file system.
+        publish: What to do about a file that bears the name.
+        digest: What the content must have for a digest, where that matters.
+        sync_parent: Flush the folder of the file too; who writes many files flushes it later.
+        read_only: Take away the right to write, so that no tool edits the file in place.
+
+    Returns:
+        False if `publish` is CREATE and the name is taken; True otherwise.
+
+    Raises:
+        IntegrityError: The content has another digest: it changed while it was written.
+        OSError: The disk is full, a folder is not writable, and the like. Nothing is left behind.
+    """
+    try:
+        found = _write_temporary(temporary, parts, read_only=read_only)
+        if digest is not None and found != digest:
+            raise IntegrityError(
+                "the bytes changed while they were written; nothing was stored under their name",
+                path=target,
+                expected=digest,
+                found=found,
+                remedy="do not modify the tensors while they are saved",
+            )
+        if publish is Publish.REPLACE:
+            os.replace(temporary, target)
+        elif not _create(temporary, target):
+            return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    if sync_parent:
+        sync_folder(target.parent)
+    return True
+
+
+def _write_temporary(path: Path, parts: Sequence[Bytes], *, read_only: bool) -> Digest:
+    hasher = Hasher()
+    # 0o666 less the umask, which the kernel applies: a group can share a store. (mkstemp's 0600
+    # would lock the group out, and asking for the umask means changing it for all threads.)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for chunk in _private_chunks(parts):
+            hasher.update(chunk)
+            _write_all(descriptor, chunk)
+        if read_only:
+            os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o7777 & ~0o222)
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+    return hasher.digest()
+
+
+def _private_chunks(parts: Sequence[Bytes]) -> Iterator[memoryview]:
+    """The content through a buffer of our own, so that what is hashed is what is written.
+
+    A tensor can be changed by another thread at any time; a file whose bytes are not those of
+    its name would spoil every later state that shares the object.
+    """
+    buffer = memoryview(bytearray(min(_CHUNK, sum(len(part) for part in parts))))
+    for part in parts:
+        view = memoryview(part).cast("B")
+        for start in range(0, len(view), _CHUNK):
+            chunk = view[start : start + _CHUNK]
+            buffer[: len(chunk)] = chunk
+            yield buffer[: len(chunk)]
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while len(data):
+        data = data[os.write(descriptor, data) :]
+
+
+def _create(temporary: Path, target: Path) -> bool:
+    """Publish under a name that must be free, by the first of three ways that works here."""
+    for way in (os.link, _rename_noreplace, _claim_and_rename):
+        try:
+            way(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED or way is _claim_and_rename:
+                raise
+        else:
+            break
+    return True
+
+
+_UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EMLINK, errno.EACCES}
+
+
+def _rename_noreplace(temporary: Path, target: Path) -> None:
+    """renameat2(RENAME_NOREPLACE), which Python does not offer."""
+    if not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    at_cwd, no_replace = -100, 1
+    if renameat2(at_cwd, os.fsencode(temporary), at_cwd, os.fsencode(target), no_replace):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+
+
+def _claim_and_rename(temporary: Path, target: Path) -> None:
+    """Claim the name with an empty file, then replace that: who claims first wins."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    os.replace(temporary, target)
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    """Make a folder of a store and its parents, each durable in the one that holds it.
+
+    Args:
+        root: The store's folder; made with its own parents if it is missing.
+        folder: A folder below it, or itself.
+    """
+    if folder.is_dir():
+        return
+    if folder == root:
+        root.mkdir(parents=True, exist_ok=True)
+        return
+    _make_folders(root, folder.parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":  # where fsync alone stops at the drive's own cache
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)

@@ -1,0 +1,157 @@
+"""Objects in a folder, in the store layout."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import FormatError, ObjectNotFoundError
+from mlstate.format import layout
+from mlstate.objects.files import Publish, sync_folder, write_in_store
+
+__all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
+
+GRACE_SECONDS = 14 * 24 * 3600
+"""How long pruning spares what nothing names: a save of that length is safe beside it."""
+
+_FRESH_SECONDS = GRACE_SECONDS / 14
+"""Objects younger than this need no freshening when they are reused."""
+
+
+def check_folder(root: Path) -> None:
+    """Refuse a folder that is no store, or one of a newer version. Reads only.
+
+    An absent folder, and one with neither settings nor states/ nor objects/, is an empty store.
+
+    Raises:
+        FormatError: See above.
+    """
+    settings = root / layout.SETTINGS
+    try:
+        layout.check_settings(settings.read_bytes(), str(settings))
+    except NotADirectoryError:
+        raise FormatError("a store is a folder, and this is a file", path=root) from None
+    except FileNotFoundError:
+        for name in (layout.STATES, layout.OBJECTS):
+            if (root / name).exists():
+                raise FormatError(
+                    f"this folder is not a store: it has {name}/ but no {layout.SETTINGS}",
+                    path=root,
+                    remedy="give the store's own folder, or an empty or new one",
+                ) from None
+
+
+def prepare_folder(root: Path) -> None:
+    """Make a folder a store, if it is not one yet. The settings come first, before any object.
+
+    Raises:
+        FormatError: As `check_folder`.
+    """
+    check_folder(root)
+    if not (root / layout.SETTINGS).exists():
+        write_in_store(root, layout.SETTINGS, [layout.NEW_SETTINGS], publish=Publish.CREATE)
+
+
+class FolderObjectStore:
+    """Objects as files of a folder: ``objects/ab/cdef...``.
+
+    Reading takes no lock, makes no folder and touches no file.
+
+    Args:
+        root: The store's folder; it may be missing, and is then empty.
+
+    Raises:
+        FormatError: The folder is no store, or one of a newer version.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        check_folder(self.root)
+
+    def __repr__(self) -> str:
+        return f"FolderObjectStore({str(self.root)!r})"
+
+    def path(self, digest: Digest) -> Path:
+        """Where the object lies, or would lie."""
+        return self.root / layout.object_path(digest)
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of an object in bytes, or None if it is not here."""
+        try:
+            found = self.path(digest).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Open an object's file.
+
+        Raises:
+            ObjectNotFoundError: It is not here.
+        """
+        try:
+            # Not buffered: readers take the whole, or map it.
+            return open(self.path(digest), "rb", buffering=0)
+        except FileNotFoundError:
+            raise missing(self, digest) from None
+
+    def locate(self, digest: Digest) -> str:
+        """The path of the object's file."""
+        return str(self.path(digest))
+
+    def writer(self) -> FolderObjectWriter:
+        """Begin an act of saving; makes the folder a store if it is none yet."""
+        prepare_folder(self.root)
+        return FolderObjectWriter(self)
+
+
+class FolderObjectWriter:
+    """One act of saving into a folder."""
+
+    def __init__(self, store: FolderObjectStore) -> None:
+        self._store = store
+        self._touched: set[Path] = set()
+        self._lock = Lock()
+
+    def reuse(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here; see `ObjectWriter.reuse`."""
+        path = self._store.path(digest)
+        try:
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                return False
+            if not -_FRESH_SECONDS < time.time() - found.st_mtime < _FRESH_SECONDS:
+                os.utime(path)
+        except (FileNotFoundError, PermissionError):
+            # Another member's file cannot be freshened, but it can be replaced by an equal one.
+            return False
+        self._touch(path.parent)
+        return True
+
+    def put(self, digest: Digest, parts: Sequence[Bytes]) -> None:
+        """Write an object; see `ObjectWriter.put`."""
+        name = layout.object_path(digest)
+        write_in_store(self._store.root, name, parts, digest=digest, sync_parent=False)
+        self._touch((self._store.root / name).parent)
+
+    def flush(self) -> None:
+        """Flush each folder that an object was put in or reused from, once."""
+        with self._lock:
+            touched, self._touched = self._touched, set()
+        for folder in sorted(touched):
+            sync_folder(folder)
+
+    def _touch(self, folder: Path) -> None:
+        with self._lock:
+            self._touched.add(folder)
+
+
+def missing(store: FolderObjectStore, digest: Digest) -> ObjectNotFoundError:
+    """The error for an object that is not in a store."""
+    return ObjectNotFoundError("an object is missing", path=store.locate(digest), expected=digest)

@@ -1,0 +1,70 @@
+"""What an object store is: a place with bytes, each named by its digest.
+
+Capabilities are types of their own, so that a store that cannot write has no method to write
+with. An object store knows bytes and digests, nothing of tensors, states or keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from mlstate.digests import Bytes, Digest
+
+__all__ = ["ObjectStore", "ObjectWriter", "WritableObjectStore"]
+
+
+@runtime_checkable
+class ObjectStore(Protocol):
+    """A place to read objects from.
+
+    What it gives is not verified yet: `mlstate.objects.verified` is for that.
+    """
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of an object in bytes, or None if it is not here."""
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Open an object for reading: seekable, and a real file where there is one.
+
+        Raises:
+            ObjectNotFoundError: It is not here.
+        """
+
+    def locate(self, digest: Digest) -> str:
+        """Where the object is, or would be: a path or an address, for people."""
+
+
+class ObjectWriter(Protocol):
+    """One act of saving objects. Nothing is promised to be durable before `flush` returned."""
+
+    def reuse(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here already, and keep it from being pruned for a while.
+
+        Presence is judged by name and size; the bytes are not read.
+
+        Returns:
+            False if it is not here, has another size, or cannot be kept: then `put` it.
+        """
+
+    def put(self, digest: Digest, parts: Sequence[Bytes]) -> None:
+        """Write an object, replacing whatever bears its name.
+
+        Args:
+            digest: Its digest.
+            parts: Its bytes, one part after the other.
+
+        Raises:
+            IntegrityError: The bytes turned out to have another digest; nothing was published.
+        """
+
+    def flush(self) -> None:
+        """Make all that was put and reused durable."""
+
+
+@runtime_checkable
+class WritableObjectStore(ObjectStore, Protocol):
+    """An object store that takes new objects."""
+
+    def writer(self) -> ObjectWriter:
+        """Begin an act of saving; for one thread of control, its `put` for several threads."""

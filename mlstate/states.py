@@ -1,0 +1,167 @@
+"""The names of states: `StateType`, a family of interchangeable states, and `StateKey`, one state.
+
+Pure values: nothing here reads or writes. The text form of a key joins its parts with dots::
+
+    pytorch.resnet18.cls1000.imagenet
+    backend.architecture[.extra...].training_id
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlstate.errors import FormatError
+
+__all__ = ["MAX_KEY_LENGTH", "StateKey", "StateType"]
+
+MAX_KEY_LENGTH = 200
+_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Names that Windows keeps for devices, with any extension: a store must survive a copy there.
+_RESERVED = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
+)
+
+
+def _check_part(field: str, value: object) -> None:
+    if not isinstance(value, str) or not _PART.fullmatch(value):
+        raise FormatError(
+            f"{field} is not a valid part of a state key",
+            expected="1 to 64 characters out of A-Z a-z 0-9 _ -",
+            found=repr(value),
+        )
+    if value.lower() in _RESERVED:
+        raise FormatError(
+            f"{field} is a name that Windows reserves for a device",
+            expected="any other name",
+            found=repr(value),
+        )
+
+
+def _check_length(parts: Iterable[str], reserve: int = 0) -> None:
+    text = ".".join(parts)
+    if len(text) + reserve > MAX_KEY_LENGTH:
+        raise FormatError(
+            "a state key is too long",
+            expected=f"at most {MAX_KEY_LENGTH} characters in all",
+            found=f"{len(text) + reserve}: {text}",
+        )
+
+
+@dataclass(frozen=True, order=True)
+class StateType:
+    """A family of interchangeable states.
+
+    Attributes:
+        backend: The framework, for instance ``"pytorch"``.
+        architecture: The architecture, for instance ``"resnet18"``.
+        extra: Variants of it that are worth a name, for instance ``("cls1000",)``.
+
+    Every part is 1 to 64 characters out of ``A-Z a-z 0-9 _ -`` and no name that Windows reserves.
+
+    Raises:
+        FormatError: A part is not valid.
+
+    Example:
+        >>> str(StateType("pytorch", "resnet18", ("cls1000",)))
+        'pytorch.resnet18.cls1000'
+    """
+
+    backend: str
+    architecture: str
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.extra, str) or not isinstance(self.extra, Iterable):
+            raise FormatError(
+                "extra is a tuple of names", expected='for instance ("cls1000",)', found=self.extra
+            )
+        object.__setattr__(self, "extra", tuple(self.extra))
+        _check_part("backend", self.backend)
+        _check_part("architecture", self.architecture)
+        for part in self.extra:
+            _check_part("extra", part)
+        _check_length(self.parts, reserve=len(".x"))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Backend, architecture and extras, in order."""
+        return (self.backend, self.architecture, *self.extra)
+
+    def is_compatible_with(self, other: StateType) -> bool:
+        """Whether states of one type can be tried in a model of the other.
+
+        Args:
+            other: The type to compare with.
+
+        Returns:
+            True if backend and architecture are the same; extras may differ, as they do for a
+            ResNet with 1,000 classes and one with 2.
+        """
+        return (self.backend, self.architecture) == (other.backend, other.architecture)
+
+    @classmethod
+    def parse(cls, text: str) -> StateType:
+        """Read the text form; the inverse of ``str``.
+
+        Raises:
+            FormatError: The text is not ``backend.architecture[.extra...]``.
+        """
+        parts = text.split(".")
+        if len(parts) < 2:
+            raise FormatError(
+                "not a state type", expected="backend.architecture[.extra...]", found=repr(text)
+            )
+        return cls(parts[0], parts[1], tuple(parts[2:]))
+
+    def __str__(self) -> str:
+        return ".".join(self.parts)
+
+
+@dataclass(frozen=True, order=True)
+class StateKey:
+    """One state: a type, and what distinguishes the state within it.
+
+    Attributes:
+        state_type: The family that the state belongs to.
+        training_id: What made it, for instance ``"imagenet"`` or ``"2022-01-01-finetuned"``.
+
+    Raises:
+        FormatError: A part is not valid, or the text form exceeds 200 characters.
+
+    Example:
+        >>> StateKey.parse("pytorch.resnet18.cls1000.imagenet").training_id
+        'imagenet'
+    """
+
+    state_type: StateType
+    training_id: str
+
+    def __post_init__(self) -> None:
+        _check_part("training_id", self.training_id)
+        _check_length(self.parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the type, then the training id."""
+        return (*self.state_type.parts, self.training_id)
+
+    @classmethod
+    def parse(cls, text: str) -> StateKey:
+        """Read the text form; the inverse of ``str``.
+
+        Raises:
+            FormatError: The text is not ``backend.architecture[.extra...].training_id``.
+        """
+        parts = text.split(".")
+        if len(parts) < 3:
+            raise FormatError(
+                "not a state key",
+                expected="backend.architecture[.extra...].training_id",
+                found=repr(text),
+            )
+        return cls(StateType(parts[0], parts[1], tuple(parts[2:-1])), parts[-1])
+
+    def __str__(self) -> str:
+        return ".".join(self.parts)

@@ -1,0 +1,119 @@
+"""What a store is: three methods, and `exists` for free.
+
+What only some stores can do (delete, give files and digests) are protocols of their own.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from mlstate.digests import Digest
+from mlstate.errors import IncompatibleStateError
+from mlstate.models import LoadResult, state_type_of
+from mlstate.states import StateKey, StateType
+
+__all__ = ["AbstractStateStore", "DeletingStore", "DescribedStore", "check_compatible"]
+
+ModelT = TypeVar("ModelT")
+
+
+class AbstractStateStore(abc.ABC, Generic[ModelT]):
+    """Base of every store, and of those that you write yourself.
+
+    Implement `get_state_keys`, `load` and `save`.
+    """
+
+    @abc.abstractmethod
+    def get_state_keys(self, state_type: StateType) -> list[StateKey]:
+        """The states that are compatible with a type.
+
+        Args:
+            state_type: For instance ``model.state_type``.
+
+        Returns:
+            Every compatible key, sorted by fields.
+        """
+
+    @abc.abstractmethod
+    def load(self, model: ModelT, state_key: StateKey) -> LoadResult | None:
+        """Load a state into a model.
+
+        Args:
+            model: The model to change.
+            state_key: The state to load.
+
+        Returns:
+            What was loaded and what was not.
+
+        Raises:
+            IncompatibleStateError: The state is of another type; nothing was loaded.
+            StateNotFoundError: There is no such state.
+        """
+
+    @abc.abstractmethod
+    def save(self, model: ModelT, training_id: str) -> StateKey:
+        """Save a model's state.
+
+        Args:
+            model: The model; its ``state_type`` becomes part of the key.
+            training_id: What made this state.
+
+        Returns:
+            The key that it is stored under.
+
+        Raises:
+            StateExistsError: Another state has this key.
+            ReadOnlyStoreError: This store cannot be written.
+        """
+
+    def exists(self, state_key: StateKey) -> bool:
+        """Whether a state is in this store.
+
+        Args:
+            state_key: The state to look for.
+        """
+        return state_key in self.get_state_keys(state_key.state_type)
+
+
+@runtime_checkable
+class DeletingStore(Protocol):
+    """A store that can delete states."""
+
+    def delete(self, key: StateKey) -> None:
+        """Remove a state; its objects go with the next pruning that finds them unused.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+        """
+
+
+@runtime_checkable
+class DescribedStore(Protocol):
+    """A store that knows its states by digest, and keeps files beside the tensors."""
+
+    def digest(self, key: StateKey) -> Digest:
+        """The state digest of a state."""
+
+    def files(self, key: StateKey) -> Mapping[str, bytes]:
+        """The files of a state, by name; verified as they are read."""
+
+    def load_state_dict(self, key: StateKey) -> dict[str, Any]:
+        """The tensors of a state, without a model."""
+
+
+def check_compatible(model: object, key: StateKey) -> None:
+    """Refuse a state of another type than a model's.
+
+    Raises:
+        IncompatibleStateError: Backend or architecture differ, or the model has no state type.
+    """
+    own = state_type_of(model)
+    if not own.is_compatible_with(key.state_type):
+        raise IncompatibleStateError(
+            "this state is of another type than the model; nothing was loaded",
+            key=key,
+            expected=f"{own.backend}.{own.architecture}",
+            found=f"{key.state_type.backend}.{key.state_type.architecture}",
+        )

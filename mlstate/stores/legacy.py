@@ -1,0 +1,78 @@
+"""The predecessor's folders, ``backend.architecture.extra.training_id.pt``: read, never written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlstate.errors import FormatError
+from mlstate.manifests import StateEntry
+from mlstate.objects import MemoryObjectStore
+from mlstate.states import StateKey, StateType
+from mlstate.stores.view import Found
+
+__all__ = ["LegacyFolder"]
+
+_SUFFIX = ".pt"
+
+
+class LegacyFolder:
+    """Checkpoints of the predecessor, directly in a folder.
+
+    Args:
+        root: The folder; it may be missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def keys(self, state_type: StateType) -> Iterator[StateKey]:
+        """The keys that are compatible with a type; files of other names are none of ours."""
+        try:
+            names = os.listdir(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in names:
+            if name.endswith(_SUFFIX):
+                try:
+                    key = StateKey.parse(name.removesuffix(_SUFFIX))
+                except FormatError:
+                    continue
+                if key.state_type.is_compatible_with(state_type):
+                    yield key
+
+    def path(self, key: StateKey) -> Path:
+        """Where a state's checkpoint is, or would be."""
+        return self.root / f"{key}{_SUFFIX}"
+
+    def exists(self, key: StateKey) -> bool:
+        """Whether there is a checkpoint for a key."""
+        return self.path(key).is_file()
+
+    def read(self, key: StateKey) -> bytes:
+        """A checkpoint's bytes, for a model that reads them itself."""
+        return self.path(key).read_bytes()
+
+    def find(self, key: StateKey) -> Found | None:
+        """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory.
+
+        So a checkpoint has a digest and loads by the same rules as every state.
+
+        Raises:
+            FormatError: It is not a flat mapping of plain tensors.
+        """
+        if not self.exists(key):
+            return None
+        from mlstate.tensors import encode_tensors, load_checkpoint
+
+        path = str(self.path(key))
+        state_dict = load_checkpoint(self.read(key), path)
+        objects = MemoryObjectStore()
+        try:
+            encoded = encode_tensors(state_dict, objects.put)
+        except FormatError as error:
+            error.path = path
+            raise
+        objects.put(encoded.digest, [encoded.data])
+        return Found(StateEntry(key, encoded.digest, encoded.state.nbytes, origin=path), objects)

@@ -1,0 +1,91 @@
+"""States in a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mlstate.errors import ReadOnlyStoreError
+from mlstate.models import BytesModel, LoadResult, TensorModel
+from mlstate.objects import FolderObjectStore
+from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import check_compatible
+from mlstate.stores.legacy import LegacyFolder
+from mlstate.stores.saving import SavingStore
+from mlstate.stores.statefiles import FolderStateFiles
+from mlstate.stores.view import Found
+
+__all__ = ["LocalStateStore"]
+
+
+class LocalStateStore(SavingStore):
+    """A folder of states: ``states/`` and ``objects/``.
+
+    Each tensor is stored once, whichever states it belongs to. Several processes may save, load
+    and delete at once. A copy of the folder is a store.
+
+    Checkpoints of the predecessor (``backend.architecture.extra.training_id.pt``) in the folder
+    list and load too; new states are saved beside them.
+
+    Args:
+        folder: The folder. It may be missing or empty: the first save makes it a store.
+
+    Raises:
+        FormatError: The folder has states/ or objects/ but is no store, or it is one of a newer
+            version. Nothing is changed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from mlstate import StateType, with_state_type
+        >>> store = LocalStateStore(tempfile.mkdtemp())
+        >>> model = with_state_type(torch.nn.Linear(2, 2), StateType("pytorch", "linear"))
+        >>> key = store.save(model, training_id="first")
+        >>> store.load(model, key).missing_keys
+        []
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        super().__init__(FolderStateFiles(self.folder), FolderObjectStore(self.folder))
+        self._legacy = LegacyFolder(self.folder)
+
+    def __repr__(self) -> str:
+        return f"LocalStateStore({str(self.folder)!r})"
+
+    def get_state_keys(self, state_type: StateType) -> list[StateKey]:
+        """The states that are compatible with a type, sorted by fields."""
+        return sorted({*self.states.keys(state_type), *self._legacy.keys(state_type)})
+
+    def exists(self, state_key: StateKey) -> bool:
+        """Whether a state is in this store."""
+        return super().exists(state_key) or self._legacy.exists(state_key)
+
+    def find(self, key: StateKey) -> Found | None:
+        """Find a state; see `StateView.find`. A new state hides a checkpoint of the same key."""
+        return super().find(key) or self._legacy.find(key)
+
+    def load(self, model: Any, state_key: StateKey, **options: Any) -> LoadResult:
+        """Load a state into a model; see `StateView.load` for the options."""
+        reads_bytes_only = isinstance(model, BytesModel) and not isinstance(model, TensorModel)
+        if reads_bytes_only and not super().exists(state_key) and self._legacy.exists(state_key):
+            check_compatible(model, state_key)
+            model.set_state(self._legacy.read(state_key))
+            return LoadResult()
+        return super().load(model, state_key, **options)
+
+    def delete(self, key: StateKey) -> None:
+        """Remove a state. Its objects stay until pruning finds them unused.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            ReadOnlyStoreError: It is a checkpoint of the predecessor.
+        """
+        if not super().exists(key) and self._legacy.exists(key):
+            raise ReadOnlyStoreError(
+                "a checkpoint of the older layout is not deleted by mlstate",
+                key=key,
+                path=self._legacy.path(key),
+                remedy="remove the file",
+            )
+        super().delete(key)

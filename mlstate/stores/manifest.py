@@ -1,0 +1,118 @@
+"""States that manifests list, and `Store()`, the default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from mlstate import settings
+from mlstate.errors import ReadOnlyStoreError
+from mlstate.manifests import Manifest
+from mlstate.models import state_type_of
+from mlstate.objects import ChainObjectStore, FolderObjectStore, ObjectStore
+from mlstate.states import StateKey, StateType
+from mlstate.stores.view import Found, StateView
+
+__all__ = ["ManifestStore", "Store", "load_pretrained_model"]
+
+_Model = TypeVar("_Model")
+_PathLike = str | os.PathLike[str]
+
+
+class ManifestStore(StateView):
+    """A read-only view over the states that a manifest lists.
+
+    The manifest says which state a key is, by digest; the bytes come from the cache.
+
+    Args:
+        path: A manifest, or a folder of manifests.
+        cache: Where the bytes are: the folder of a store or cache, or an object store. By default
+            the folders of MLSTATE_READONLY_CACHES and then MLSTATE_CACHE.
+
+    Raises:
+        ManifestError: A manifest cannot be read, or two contradict each other.
+        FormatError: The cache is no store, or one of a newer version.
+    """
+
+    def __init__(self, path: _PathLike, cache: _PathLike | ObjectStore | None = None) -> None:
+        self._init(Manifest.read(path), cache, f"ManifestStore({str(path)!r})")
+
+    def _init(self, manifest: Manifest, cache: _PathLike | ObjectStore | None, name: str) -> None:
+        self.manifest = manifest
+        self.objects = _open_cache(cache)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def get_state_keys(self, state_type: StateType) -> list[StateKey]:
+        """The states that are compatible with a type, sorted by fields; unpinned ones too."""
+        keys = self.manifest.states
+        return sorted(key for key in keys if key.state_type.is_compatible_with(state_type))
+
+    def exists(self, state_key: StateKey) -> bool:
+        """Whether the manifest lists a state."""
+        return state_key in self.manifest.states
+
+    def find(self, key: StateKey) -> Found | None:
+        """Find a state; see `StateView.find`."""
+        entry = self.manifest.states.get(key)
+        return None if entry is None else Found(entry, self.objects)
+
+    def save(self, model: Any, training_id: str) -> NoReturn:
+        """Not possible here.
+
+        Raises:
+            ReadOnlyStoreError: Always.
+        """
+        raise ReadOnlyStoreError(
+            "a manifest is a read-only view", path=self, remedy="save into a LocalStateStore"
+        )
+
+
+class Store(ManifestStore):
+    """The default store: the manifests that mlstate ships and those of MLSTATE_MANIFESTS.
+
+    Args:
+        cache: As for `ManifestStore`.
+
+    Raises:
+        ManifestError: A manifest cannot be read, or two contradict each other.
+    """
+
+    def __init__(self, cache: _PathLike | ObjectStore | None = None) -> None:
+        manifest = Manifest.read(_shipped_manifests(), *settings.extra_manifests())
+        self._init(manifest, cache, "Store()")
+
+
+def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:
+    """Load a state from `Store()` into a model.
+
+    Args:
+        model: The model; its ``state_type`` and the training id make the key.
+        training_id: Which state.
+
+    Returns:
+        The same model.
+
+    Raises:
+        StateNotFoundError: The default store has no such state.
+    """
+    Store().load(model, StateKey(state_type_of(model), training_id))
+    return model
+
+
+def _shipped_manifests() -> Path:
+    package = Path(__file__).parents[1]
+    installed = package / "_manifests"
+    return installed if installed.is_dir() else package.parent / "manifests"  # a source checkout
+
+
+def _open_cache(cache: _PathLike | ObjectStore | None) -> ObjectStore:
+    if isinstance(cache, str | os.PathLike):
+        return FolderObjectStore(cache)
+    if cache is not None:
+        return cache
+    folders = [*settings.readonly_caches(), settings.cache_folder()]
+    return ChainObjectStore([FolderObjectStore(folder) for folder in folders])

@@ -1,0 +1,178 @@
+"""State files: which keys a store has, and the few bytes of TOML behind each.
+
+A state file knows nothing of tensors; of several savers of one key exactly one creates it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from mlstate.format import layout
+from mlstate.objects.files import Publish, sync_folder, write_in_store
+from mlstate.objects.folder import prepare_folder
+from mlstate.states import StateKey, StateType
+
+__all__ = ["FolderStateFiles", "MemoryStateFiles", "StateFiles"]
+
+
+class StateFiles(Protocol):
+    """The state files of a store."""
+
+    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+        """The keys that are here, in no order; those compatible with a type, or all."""
+
+    def read(self, key: StateKey) -> bytes | None:
+        """The content of a state file, or None if there is none."""
+
+    def create(self, key: StateKey, data: bytes) -> bool:
+        """Write a state file that is not there yet.
+
+        Returns:
+            False if another was first; it stays as it is.
+        """
+
+    def replace(self, key: StateKey, data: bytes) -> None:
+        """Write a state file, whatever is there."""
+
+    def remove(self, key: StateKey) -> bool:
+        """Take a state file away.
+
+        Returns:
+            False if there was none.
+        """
+
+    def case_variant(self, key: StateKey) -> StateKey | None:
+        """A key that is here and differs from this one in case only, or None."""
+
+    def locate(self, key: StateKey) -> str:
+        """Where the state file is, or would be: for people."""
+
+
+class FolderStateFiles:
+    """State files in a folder: ``states/<backend>/<architecture>/...toml``.
+
+    Args:
+        root: The store's folder; it may be missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+        """The keys that are here, by path alone: a damaged file fails at its own load only."""
+        folders = [layout.state_folder(state_type)] if state_type else self._folders()
+        for folder in folders:
+            for name in _names(self.root / folder):
+                if key := layout.key_of_state_path(f"{folder}/{name}"):
+                    yield key
+
+    def read(self, key: StateKey) -> bytes | None:
+        """The content of a state file, or None if there is none."""
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: StateKey, data: bytes) -> bool:
+        """Write a state file that is not there yet; see `StateFiles.create`."""
+        prepare_folder(self.root)
+        return write_in_store(self.root, layout.state_path(key), [data], publish=Publish.CREATE)
+
+    def replace(self, key: StateKey, data: bytes) -> None:
+        """Write a state file, whatever is there."""
+        prepare_folder(self.root)
+        write_in_store(self.root, layout.state_path(key), [data])
+
+    def remove(self, key: StateKey) -> bool:
+        """Move a state file to trash/, so that what it names lives on for the grace period."""
+        trash = self.root / layout.TRASH
+        path = self._path(key)
+        if not path.exists():
+            return False
+        trash.mkdir(exist_ok=True)
+        target = trash / f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            os.utime(path)  # its age in the trash counts from now
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            return False
+        sync_folder(trash)
+        sync_folder(path.parent)
+        return True
+
+    def case_variant(self, key: StateKey) -> StateKey | None:
+        """A key that is here and differs in case only: one file where names ignore case."""
+        own = layout.state_path(key)
+        found = [""]
+        for part in own.split("/"):
+            found = [
+                f"{folder}{name}/"
+                for folder in found
+                for name in _names(self.root / folder)
+                if name.lower() == part.lower()
+            ]
+        others = [path.rstrip("/") for path in found if path.rstrip("/") != own]
+        return layout.key_of_state_path(others[0]) if others else None
+
+    def locate(self, key: StateKey) -> str:
+        """The path of the state file."""
+        return str(self._path(key))
+
+    def _path(self, key: StateKey) -> Path:
+        return self.root / layout.state_path(key)
+
+    def _folders(self) -> Iterator[str]:
+        for backend in _names(self.root / layout.STATES):
+            for architecture in _names(self.root / layout.STATES / backend):
+                yield f"{layout.STATES}/{backend}/{architecture}"
+
+
+class MemoryStateFiles:
+    """State files in a dictionary of this process."""
+
+    def __init__(self) -> None:
+        self._files: dict[StateKey, bytes] = {}
+
+    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+        """The keys that are here."""
+        for key in list(self._files):
+            if state_type is None or key.state_type.is_compatible_with(state_type):
+                yield key
+
+    def read(self, key: StateKey) -> bytes | None:
+        """The content of a state file, or None if there is none."""
+        return self._files.get(key)
+
+    def create(self, key: StateKey, data: bytes) -> bool:
+        """Write a state file that is not there yet; see `StateFiles.create`."""
+        return self._files.setdefault(key, data) is data
+
+    def replace(self, key: StateKey, data: bytes) -> None:
+        """Write a state file, whatever is there."""
+        self._files[key] = data
+
+    def remove(self, key: StateKey) -> bool:
+        """Forget a state file."""
+        return self._files.pop(key, None) is not None
+
+    def case_variant(self, key: StateKey) -> StateKey | None:
+        """A key that is here and differs in case only."""
+        same = (k for k in list(self._files) if k != key and str(k).lower() == str(key).lower())
+        return next(same, None)
+
+    def locate(self, key: StateKey) -> str:
+        """A name for the state file's place."""
+        return f"memory:{key}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

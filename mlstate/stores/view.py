@@ -1,0 +1,282 @@
+"""Reading states: a view over entries (which digest) and objects (the bytes)."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlstate.digests import Digest
+from mlstate.errors import (
+    IncompatibleStateError,
+    IntegrityError,
+    StateNotFoundError,
+    concerning,
+)
+from mlstate.format import tensor_object
+from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject
+from mlstate.manifests import StateEntry
+from mlstate.models import BytesModel, LoadResult, TensorModel
+from mlstate.objects import ObjectStore, read_verified
+from mlstate.states import StateKey
+from mlstate.stores.abstract import AbstractStateStore, check_compatible
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Found", "StateView", "VerifiedFiles", "read_state"]
+
+_UNKNOWN_SIZE = 1 << 30
+"""The largest state object that is read for a state whose size its manifest does not give."""
+
+
+class Found(NamedTuple):
+    """A state, found: what is said of it, and where its bytes are."""
+
+    entry: StateEntry
+    objects: ObjectStore
+
+
+class StateView(AbstractStateStore[Any]):
+    """A store that finds what is said of a state, and its bytes in an object store.
+
+    Torch is imported by what needs it, when it is called: listing, digests and files need none.
+    """
+
+    @abc.abstractmethod
+    def find(self, key: StateKey) -> Found | None:
+        """Find a state.
+
+        Returns:
+            None if this store has no such state.
+
+        Raises:
+            ManifestError: What it says of the state cannot be read.
+        """
+
+    def get(self, key: StateKey) -> Found:
+        """Find a state that is to be there.
+
+        Raises:
+            StateNotFoundError: It is not; near misses are named.
+            ManifestError: What this store says of the state cannot be read.
+        """
+        found = self.find(key)
+        if found is not None:
+            return found
+        names = [str(other) for other in self.get_state_keys(key.state_type)]
+        near = get_close_matches(str(key), names, n=3)
+        raise StateNotFoundError(
+            "there is no such state here",
+            key=key,
+            path=self,
+            remedy=f"did you mean {' or '.join(near)}?" if near else _what_is_here(names),
+        )
+
+    def digest(self, key: StateKey) -> Digest:
+        """The state digest of a state: exactly which weights are these?
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            UnpinnedStateError: The manifest gives no digest.
+        """
+        return self.get(key).entry.pinned_digest
+
+    def files(self, key: StateKey) -> Mapping[str, bytes]:
+        """The files of a state.
+
+        Returns:
+            Name -> content. A file is read and verified when it is looked up; the names cost
+            nothing. What is done to the bytes does not reach the store.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+        """
+        return VerifiedFiles(*self.get(key))
+
+    def load(
+        self,
+        model: Any,
+        state_key: StateKey,
+        *,
+        strict: bool = True,
+        assign: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        digest: str | None = None,
+    ) -> LoadResult:
+        """Load a state into a model: all of it verified before the first value changes.
+
+        A refused or failed load leaves the model exactly as it was. (A model whose own load hooks
+        rename or raise gets its tensors back, but what else a hook did is beyond this.)
+
+        Args:
+            model: A ``torch.nn.Module`` with a ``state_type``, or another model.
+            state_key: The state to load.
+            strict: As in torch: refuse if a name is missing or unexpected.
+            assign: Make the stored tensors the model's own, mapped from their files without a
+                copy, instead of copying their values. The files never change through them, and
+                parameters can be trained. For models on the meta device, too.
+            ignore_mismatched_sizes: Skip tensors whose shapes differ, as transformers does, rather
+                than refuse.
+            digest: Refuse anything but the state with exactly this digest.
+
+        Returns:
+            Torch's pair ``(missing_keys, unexpected_keys)``, with ``mismatched_keys``,
+            ``cast_keys`` (values go into the model's own dtype and device) and ``digest``.
+
+        Raises:
+            IncompatibleStateError: The state does not fit the model.
+            IntegrityError: Bytes are damaged or missing, or `digest` is another; the error names
+                the tensor and the file.
+            StateNotFoundError: There is no such state.
+            UnpinnedStateError: The manifest gives no digest.
+        """
+        check_compatible(model, state_key)
+        found = self.get(state_key)
+        pinned = found.entry.pinned_digest
+        with concerning(state_key):
+            check_pin(pinned, digest)
+            state = read_state(*found)
+            if BYTES_NAME in state.specs and isinstance(model, BytesModel):
+                model.set_state(read_bytes_state(state, found.objects))
+                return LoadResult(digest=pinned)
+            if not isinstance(model, TensorModel):
+                raise IncompatibleStateError(
+                    f"this {type(model).__name__} takes no tensors",
+                    expected="state_dict() and load_state_dict()",
+                )
+            from mlstate.tensors import load_tensors, read_tensors
+
+            return load_tensors(
+                model,
+                state.specs,
+                lambda: read_tensors(found.objects, state, shared=not assign),
+                strict=strict,
+                assign=assign,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                digest=pinned,
+            )
+
+    def load_state_dict(
+        self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of a state, without a model.
+
+        Args:
+            key: The state.
+            names: Those to load; nothing else is read or verified. All by default.
+            device: Where to put them: a ``torch.device`` or what names one.
+
+        Returns:
+            Name -> tensor, verified. On the CPU they are mapped where that is safe, private and
+            writable: the store never changes through them.
+
+        Raises:
+            StateNotFoundError: There is no such state, or no such name in it.
+            IntegrityError: Bytes are damaged or missing.
+        """
+        from mlstate.tensors import read_tensors
+
+        found = self.get(key)
+        with concerning(key):
+            state = read_state(*found)
+            wanted = check_names(names, state.specs)
+            tensors = read_tensors(found.objects, state, wanted)
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
+    """The verified state object of an entry: names, types, shapes, digests. Needs no torch.
+
+    Raises:
+        UnpinnedStateError: The entry gives no digest.
+        IntegrityError: The object is missing, damaged, too large, or not of the size that the
+            entry gives.
+        FormatError: It is not in canonical form.
+    """
+    limit = _UNKNOWN_SIZE if entry.size is None else 8 + MAX_HEADER + entry.size
+    digest = entry.pinned_digest
+    data = read_verified(objects, digest, what="a state object", max_size=limit)
+    state = StateObject.parse(data)
+    if entry.size is not None and entry.size != state.nbytes:
+        raise IntegrityError(
+            "a state has another size than its manifest says",
+            path=entry.origin,
+            expected=f"{entry.size} bytes",
+            found=f"{state.nbytes} bytes",
+        )
+    return state
+
+
+def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
+    """The opaque bytes of a state of the older protocol, verified; these need no torch."""
+    if BYTES_NAME in state.inline:
+        return bytes(state.inline[BYTES_NAME].data)
+    ref = state.refs[BYTES_NAME]
+    size = tensor_object.object_size(ref.spec)
+    data = read_verified(objects, ref.digest, what="a tensor object", max_size=size)
+    return data[tensor_object.DATA_OFFSET :]
+
+
+def check_pin(found: Digest, wanted: str | None) -> None:
+    """Refuse a state that is not exactly the one asked for.
+
+    Raises:
+        IntegrityError: It has another digest.
+        FormatError: What was asked for is no digest.
+    """
+    if wanted is not None and Digest(wanted) != found:
+        raise IntegrityError(
+            "the state under this key is not the one that digest= asks for",
+            expected=wanted,
+            found=found,
+        )
+
+
+class VerifiedFiles(Mapping[str, bytes]):
+    """The files of a state, read and verified as they are looked up."""
+
+    def __init__(self, entry: StateEntry, objects: ObjectStore) -> None:
+        self._entry = entry
+        self._objects = objects
+
+    def __getitem__(self, name: str) -> bytes:
+        file = self._entry.files[name]
+        with concerning(self._entry.key):
+            return read_verified(self._objects, file.digest, what=f"the file {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entry.files))
+
+    def __len__(self) -> int:
+        return len(self._entry.files)
+
+    def __repr__(self) -> str:
+        return f"<files of {self._entry.key}: {', '.join(self) or 'none'}>"
+
+
+def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[str] | None:
+    """Refuse names that a state does not have.
+
+    Raises:
+        StateNotFoundError: One is not there; near misses are named.
+    """
+    if names is None:
+        return None
+    for name in names:
+        if name not in having:
+            near = get_close_matches(name, having, n=3)
+            raise StateNotFoundError(
+                "this state has no tensor of this name",
+                tensor=name,
+                remedy=f"did you mean {' or '.join(near)}?" if near else None,
+            )
+    return list(names)
+
+
+def _what_is_here(names: list[str], most: int = 5) -> str:
+    if not names:
+        return "look at get_state_keys(state_type); no state of this type is here"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"here are {', '.join(names[:most])}{more}"

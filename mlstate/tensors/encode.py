@@ -1,0 +1,156 @@
+"""From a state dict to tensor sources: what may be stored, and the bytes that stand for a value."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mlstate.digests import Bytes
+from mlstate.errors import FormatError
+from mlstate.format.dtypes import TensorSpec
+from mlstate.format.encode import EncodedState, OnObject, encode_state
+from mlstate.format.state_object import check_name
+from mlstate.tensors.dtypes import spec_of
+from mlstate.tensors.memory import as_bytes
+
+__all__ = ["encode_tensors", "state_digest", "tensor_sources"]
+
+_ONE_COPY = threading.Lock()
+"""Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
+
+
+def state_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """The state digest of a mapping from names to tensors; nothing is stored.
+
+    The same mapping has the same digest on every machine, from every container, in every order.
+
+    Args:
+        state_dict: Tensors of any device and of every dtype that the format has.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        FormatError: An entry cannot be stored; the error names it.
+
+    Example:
+        >>> import torch
+        >>> state_digest({"bias": torch.zeros(2)})[:16]
+        'e049fd1fca90afc6'
+    """
+    return encode_tensors(state_dict).digest
+
+
+def encode_tensors(
+    state_dict: Mapping[str, torch.Tensor], on_object: OnObject | None = None
+) -> EncodedState:
+    """Encode a state dict; see `encode_state`.
+
+    Raises:
+        FormatError: An entry cannot be stored; the error names it.
+    """
+    return encode_state(tensor_sources(state_dict), on_object)
+
+
+def tensor_sources(state_dict: Mapping[str, Any]) -> list[_Source]:
+    """Look at every entry of a state dict before anything is hashed or stored.
+
+    Raises:
+        FormatError: An entry is not a plain tensor; the error names it and says what to do.
+    """
+    if sys.byteorder != "little":
+        raise FormatError("only little-endian machines are supported")
+    return [_source(name, value) for name, value in state_dict.items()]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A tensor of a state dict; see `TensorSource`."""
+
+    name: str
+    tensor: torch.Tensor
+    spec: TensorSpec
+
+    @property
+    def memory(self) -> Hashable:
+        tensor = self.tensor
+        return (
+            tensor.device,
+            tensor.data_ptr(),
+            tensor.stride(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+
+    @contextmanager
+    def data(self) -> Iterator[Bytes]:
+        if _lies_as_stored(self.tensor):
+            yield as_bytes(self.tensor)
+        else:
+            with _ONE_COPY:
+                yield as_bytes(_stored_form(self.tensor))
+
+
+def _lies_as_stored(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and tensor.dtype is not torch.bool
+    )
+
+
+def _stored_form(tensor: torch.Tensor) -> torch.Tensor:
+    """The value as it is stored: on the CPU, resolved, contiguous, BOOL as 0 and 1."""
+    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    if plain.dtype is torch.bool:
+        # The memory of a bool can hold other bytes, seen through a view; they all mean true.
+        return plain.view(torch.uint8).ne(0)
+    return plain
+
+
+def _source(name: object, value: object) -> _Source:
+    try:
+        checked = check_name(name)
+        tensor = _plain_tensor(value)
+        return _Source(checked, tensor, spec_of(tensor))
+    except FormatError as error:
+        error.tensor = name if isinstance(name, str) else repr(name)
+        error.message = f"this entry of the state dict cannot be stored: {error.message}"
+        raise
+
+
+def _plain_tensor(value: object) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        remedy = "store what is not a tensor as a file of the state (files=) or in meta="
+        if isinstance(value, Mapping | list | tuple):
+            remedy = "store a flat mapping from names to tensors; an optimizer's state is nested"
+        raise FormatError(
+            "it is not a tensor", expected="a tensor", found=type(value).__name__, remedy=remedy
+        )
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):  # Buffer makes plain tensors
+        raise FormatError(
+            "it is a subclass of Tensor, whose values a plain tensor would not keep",
+            expected="exactly Tensor, Parameter or Buffer",
+            found=type(value).__name__,
+            remedy="convert it to a plain tensor first, for instance by dequantising",
+        )
+    if value.layout is not torch.strided:
+        raise FormatError(
+            "it is not a dense tensor",
+            expected=torch.strided,
+            found=value.layout,
+            remedy="store to_dense(), or indices and values under names of their own",
+        )
+    if value.is_meta:
+        raise FormatError(
+            "it is on the meta device and has no values", remedy="load or initialise the model"
+        )
+    return value.detach()
