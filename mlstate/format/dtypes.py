@@ -61,8 +61,8 @@ class TensorSpec:
             raise FormatError(
                 "unknown element type", expected=", ".join(BITS), found=repr(self.dtype)
             )
-        if any(type(size) is not int or size < 0 for size in self.shape):
-            raise FormatError("a shape is a list of whole numbers, 0 or more", found=self.shape)
+        if any(type(size) is not int or not 0 <= size <= _MAX_BYTES for size in self.shape):
+            raise FormatError("a shape is a list of whole numbers from 0 on", found=self.shape)
         bits = math.prod(self.shape) * BITS[self.dtype]
         if bits % 8 or bits // 8 > _MAX_BYTES:
             raise FormatError(

@@ -154,4 +154,9 @@ class FolderObjectWriter:
 
 def missing(store: FolderObjectStore, digest: Digest) -> ObjectNotFoundError:
     """The error for an object that is not in a store."""
-    return ObjectNotFoundError("an object is missing", path=store.locate(digest), expected=digest)
+    return ObjectNotFoundError(
+        "an object is missing",
+        path=store.locate(digest),
+        expected=digest,
+        remedy="restore it from a copy or a backup, or save the state again",
+    )

@@ -9,9 +9,11 @@ from typing import Any
 from mlstate.errors import ReadOnlyStoreError
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import FolderObjectStore
+from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_compatible
 from mlstate.stores.legacy import LegacyFolder
+from mlstate.stores.prune import PruneReport, prune_folder
 from mlstate.stores.saving import SavingStore
 from mlstate.stores.statefiles import FolderStateFiles
 from mlstate.stores.view import Found
@@ -47,7 +49,9 @@ class LocalStateStore(SavingStore):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        super().__init__(FolderStateFiles(self.folder), FolderObjectStore(self.folder))
+        self._state_files = FolderStateFiles(self.folder)
+        self._folder = FolderObjectStore(self.folder)
+        super().__init__(self._state_files, self._folder)
         self._legacy = LegacyFolder(self.folder)
 
     def __repr__(self) -> str:
@@ -89,3 +93,25 @@ class LocalStateStore(SavingStore):
                 remedy="remove the file",
             )
         super().delete(key)
+
+    def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
+        """Take away objects that no state names; safe while others save and load.
+
+        What is taken away goes to trash/ first; the next pruning deletes it. Objects of a state
+        that was deleted within the grace period are spared.
+
+        Args:
+            grace_seconds: What is younger is spared. 14 days by default; shorten it only if no
+                save beside it takes longer.
+            dry_run: Change nothing, say what would be done.
+
+        Returns:
+            What was done.
+
+        Raises:
+            MlstateError: A state cannot be read, so nobody knows what it needs: restore or delete
+                it first. Nothing was removed.
+        """
+        return prune_folder(
+            self._state_files, self._folder, grace_seconds=grace_seconds, dry_run=dry_run
+        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from mlstate import settings
-from mlstate.errors import ReadOnlyStoreError
+from mlstate.digests import Digest
+from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.objects import ChainObjectStore, FolderObjectStore, ObjectStore
@@ -109,10 +110,25 @@ def _shipped_manifests() -> Path:
     return installed if installed.is_dir() else package.parent / "manifests"  # a source checkout
 
 
+class _Cache(ChainObjectStore):
+    """Where a manifest's states are looked for; what is not there is said to be not cached."""
+
+    def open(self, digest: Digest) -> BinaryIO:
+        try:
+            return super().open(digest)
+        except ObjectNotFoundError as error:
+            error.message = "an object is not in the cache"
+            error.remedy = (
+                "save or copy the state into the cache, or give cache= (or MLSTATE_CACHE, "
+                "MLSTATE_READONLY_CACHES) a folder that has it; this version does not fetch"
+            )
+            raise
+
+
 def _open_cache(cache: _PathLike | ObjectStore | None) -> ObjectStore:
     if isinstance(cache, str | os.PathLike):
-        return FolderObjectStore(cache)
+        return _Cache([FolderObjectStore(cache)])
     if cache is not None:
-        return cache
+        return _Cache([cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]
-    return ChainObjectStore([FolderObjectStore(folder) for folder in folders])
+    return _Cache([FolderObjectStore(folder) for folder in folders])

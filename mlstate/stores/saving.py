@@ -28,7 +28,7 @@ from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectWriter, WritableObjectStore, read_verified
 from mlstate.states import StateKey, StateType
-from mlstate.stores.statefiles import StateFiles
+from mlstate.stores.statefiles import StateFiles, format_state_file, parse_state_file
 from mlstate.stores.view import Found, StateView
 
 __all__ = ["Content", "SavingStore"]
@@ -62,7 +62,7 @@ class SavingStore(StateView):
         data = self.states.read(key)
         if data is None:
             return None
-        return Found(_state_file_entry(data, key, self.states.locate(key)), self.objects)
+        return Found(parse_state_file(data, key, self.states.locate(key)), self.objects)
 
     def save(
         self,
@@ -198,7 +198,9 @@ class SavingStore(StateView):
         if wish.meta is None or wanted.meta == existing.entry.meta:
             return
         if wish.overwrite:
-            self.states.replace(wanted.key, _state_file(replace(existing.entry, meta=wanted.meta)))
+            self.states.replace(
+                wanted.key, format_state_file(replace(existing.entry, meta=wanted.meta))
+            )
             return
         warnings.warn(
             f"{wanted.key} is stored already with the same weights and other meta: the stored "
@@ -207,13 +209,17 @@ class SavingStore(StateView):
         )
 
     def _publish(self, entry: StateEntry, wish: _Wish) -> None:
-        data = _state_file(entry)
+        data = format_state_file(entry)
         if wish.overwrite:
             self.states.replace(entry.key, data)
-        elif not self.states.create(entry.key, data):
-            winner = self.get(entry.key).entry
-            if not _same(winner, entry.pinned_digest, entry):
-                raise _exists(winner, entry.pinned_digest)
+            return
+        while not self.states.create(entry.key, data):
+            winner = self.find(entry.key)
+            if winner is None:
+                continue  # it was deleted since: the key is free again
+            if not _same(winner.entry, entry.pinned_digest, entry):
+                raise _exists(winner.entry, entry.pinned_digest)
+            return
 
     def _look_again(self, act: _SaveAct, encoded: EncodedState, wish: _Wish) -> None:
         """Pruning may have taken a reused object before the state file named it: put it again."""
@@ -315,28 +321,6 @@ def _exists(stored: StateEntry, digest: Digest) -> StateExistsError:
     )
 
 
-def _state_file(entry: StateEntry) -> bytes:
-    return Manifest({entry.key: entry}).format().encode()
-
-
 def _through_toml(entry: StateEntry) -> StateEntry:
     """An entry as it will be read back, for comparing meta with stored meta."""
-    return Manifest.parse(_state_file(entry), "the new state file").states[entry.key]
-
-
-def _state_file_entry(data: bytes, key: StateKey, origin: str) -> StateEntry:
-    """The one entry of a state file.
-
-    Raises:
-        ManifestError: It cannot be read, or does not have exactly this state.
-    """
-    states = Manifest.parse(data, origin).states
-    if states.keys() != {key}:
-        raise ManifestError(
-            "a state file has exactly the state that its path names",
-            path=origin,
-            expected=key,
-            found=", ".join(map(str, states)) or "none",
-            remedy="restore the file, or save the state again with overwrite=True",
-        )
-    return states[key]
+    return Manifest.parse(format_state_file(entry), "the new state file").states[entry.key]

@@ -12,12 +12,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from mlstate.errors import ManifestError
 from mlstate.format import layout
+from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.files import Publish, sync_folder, write_in_store
 from mlstate.objects.folder import prepare_folder
 from mlstate.states import StateKey, StateType
 
-__all__ = ["FolderStateFiles", "MemoryStateFiles", "StateFiles"]
+__all__ = [
+    "FolderStateFiles",
+    "MemoryStateFiles",
+    "StateFiles",
+    "format_state_file",
+    "parse_state_file",
+]
+
+
+def format_state_file(entry: StateEntry) -> bytes:
+    """The content of a state file: a manifest with exactly this state.
+
+    Raises:
+        FormatError: The meta holds something that TOML cannot.
+    """
+    return Manifest({entry.key: entry}).format().encode()
+
+
+def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
+    """The one entry of a state file.
+
+    Raises:
+        ManifestError: It cannot be read, or does not have exactly this state.
+    """
+    states = Manifest.parse(data, origin).states
+    if states.keys() != {key}:
+        raise ManifestError(
+            "a state file has exactly the state that its path names",
+            path=origin,
+            expected=key,
+            found=", ".join(map(str, states)) or "none",
+            remedy="restore the file, or save the state again with overwrite=True",
+        )
+    return states[key]
 
 
 class StateFiles(Protocol):

@@ -1,0 +1,379 @@
+"""Into a model: strict, mismatched sizes, dtypes, ties, assign, meta, lazy and parametrised modules.
+
+Each rule is held against what torch's own load_state_dict does with the same tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mlstate import LocalStateStore, StateKey, StateType, with_state_type
+from mlstate.errors import IncompatibleStateError
+from tests.models import LINEAR, net, same, values
+
+KEY = StateKey(LINEAR, "a")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStateStore(tmp_path)
+
+
+def typed(module: nn.Module) -> nn.Module:
+    return with_state_type(module, LINEAR)
+
+
+def put(store: LocalStateStore, module: nn.Module | dict[str, torch.Tensor]) -> StateKey:
+    tensors = module if isinstance(module, dict) else module.state_dict()
+    return store.save_state_dict(tensors, KEY, overwrite=True)
+
+
+class TestStrict:
+    def test_missing_and_unexpected_are_refused_and_nothing_is_loaded(self, store):
+        tensors = values(net(1))
+        tensors["new.weight"] = tensors.pop("0.weight")
+        put(store, tensors)
+        model = net(2)
+        before = values(model)
+        with pytest.raises(IncompatibleStateError) as caught:
+            store.load(model, KEY)
+        assert "0.weight" in str(caught.value)
+        assert "new.weight" in str(caught.value)
+        assert caught.value.key == KEY
+        assert same(values(model), before)
+        with pytest.raises(RuntimeError):  # what torch raises, too
+            store.load(model, KEY)
+
+    def test_not_strict_loads_what_both_have_and_reports_as_torch_does(self, store):
+        tensors = values(net(1))
+        tensors["new.weight"] = tensors.pop("0.weight")
+        put(store, tensors)
+        ours, torchs = net(2), net(2)
+        result = store.load(ours, KEY, strict=False)
+        expected = torchs.load_state_dict(tensors, strict=False)
+        assert result.missing_keys == expected.missing_keys == ["0.weight"]
+        assert result.unexpected_keys == expected.unexpected_keys == ["new.weight"]
+        assert same(values(ours), values(torchs))
+
+    def test_a_name_tied_to_one_that_is_there_is_missing_as_in_torch_but_explained(self, store):
+        model = Tied()
+        tensors = values(model)
+        del tensors["head.weight"]  # as a container drops the second of two tied names
+        put(store, tensors)
+        with pytest.raises(IncompatibleStateError, match=r"head.weight \(with embed.weight\)"):
+            store.load(Tied(), KEY)
+
+    def test_the_counter_that_old_batch_norms_lack_is_not_missing_just_as_in_torch(self, store):
+        tensors = values(net(1))
+        del tensors["1.num_batches_tracked"]
+        put(store, tensors)
+        assert net(2).load_state_dict(tensors).missing_keys == []
+        for assign in (False, True):
+            result = store.load(net(2), KEY, assign=assign)
+            assert result == ([], [])
+        with torch.device("meta"):
+            model = net(0)
+        store.load(model, KEY, assign=True)
+        assert model[1].num_batches_tracked.item() == 0
+
+
+class TestMismatchedSizes:
+    def test_a_resnet_of_1000_classes_into_one_with_2(self, store):
+        big, small = net(1, classes=1000), net(2, classes=2)
+        put(store, big)
+        before = values(small)
+        with pytest.raises(IncompatibleStateError) as caught:
+            store.load(small, KEY)
+        assert "3.weight (stored [1000, 64], model [2, 64])" in str(caught.value)
+        assert "ignore_mismatched_sizes" in str(caught.value)
+        with pytest.raises(IncompatibleStateError):
+            store.load(small, KEY, strict=False)  # as in torch, strict is not about shapes
+        assert same(values(small), before)
+        for assign in (False, True):
+            result = store.load(small, KEY, ignore_mismatched_sizes=True, assign=assign)
+            assert sorted(result.mismatched_keys) == ["3.bias", "3.weight"]
+            assert result == ([], [])
+            assert torch.equal(small[0].weight, big[0].weight)
+            assert torch.equal(small[3].weight, before["3.weight"])
+
+    def test_it_stays_strict_about_names(self, store):
+        tensors = values(net(1, classes=1000))
+        del tensors["0.bias"]
+        put(store, tensors)
+        with pytest.raises(IncompatibleStateError, match=r"missing in the state: 0\.bias"):
+            store.load(net(2), KEY, ignore_mismatched_sizes=True)
+
+    def test_one_dimension_fits_a_scalar_as_in_torch(self, store):
+        class Scalar(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.zeros(()))
+
+        put(store, {"scale": torch.tensor([3.0])})
+        model = typed(Scalar())
+        store.load(model, KEY)
+        assert model.scale.item() == 3
+        assert model.scale.shape == ()
+
+
+class TestDtypeAndDevice:
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_values_go_into_the_models_own_dtype(self, store, assign):
+        put(store, net(1).to(torch.float64))
+        model, torchs = net(2).half(), net(2).half()
+        result = store.load(model, KEY, assign=assign)
+        torchs.load_state_dict(net(1).to(torch.float64).state_dict())
+        assert same(values(model), values(torchs))
+        assert "0.weight" in result.cast_keys
+        assert "1.num_batches_tracked" not in result.cast_keys  # int64 on both sides
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_nothing_is_cast_without_need(self, store, assign):
+        put(store, net(1).bfloat16())
+        assert store.load(net(2).bfloat16(), KEY, assign=assign).cast_keys == []
+
+    def test_onto_the_device_that_is_asked_for(self, store):
+        put(store, net(1))
+        tensors = store.load_state_dict(KEY, device="meta")
+        assert {tensor.device.type for tensor in tensors.values()} == {"meta"}
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_a_model_on_a_gpu_stays_there(self, store, assign):
+        put(store, net(1))
+        model = net(2).cuda()
+        store.load(model, KEY, assign=assign)
+        assert all(tensor.is_cuda for tensor in model.state_dict().values())
+        assert same(values(model.cpu()), values(net(1)))
+
+
+class Tied(nn.Module):
+    """Two names for one tensor, and a third tensor that is merely equal."""
+
+    def __init__(self, fill: float = 0.0):
+        super().__init__()
+        self.embed = nn.Embedding(90, 60)
+        self.other = nn.Embedding(90, 60)
+        self.head = nn.Linear(60, 90, bias=False)
+        self.head.weight = self.embed.weight
+        self.state_type = LINEAR
+        with torch.no_grad():
+            self.embed.weight.fill_(fill)
+            self.other.weight.fill_(fill)
+
+
+class TestTies:
+    def test_tied_weights_are_stored_once(self, store, tmp_path):
+        put(store, Tied(1.0))
+        sizes = [path.stat().st_size for path in (tmp_path / "objects").glob("*/*")]
+        assert sum(size > 16_384 for size in sizes) == 1
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_names_that_were_tied_are_tied_again_and_others_never(self, store, assign):
+        put(store, Tied(1.0))
+        model = Tied()
+        store.load(model, KEY, assign=assign)
+        assert model.head.weight is model.embed.weight
+        assert model.embed.weight.data_ptr() != model.other.weight.data_ptr()
+        with torch.no_grad():
+            model.embed.weight.add_(1)
+        assert bool((model.head.weight == 2).all())
+        assert bool((model.other.weight == 1).all())
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_names_that_were_not_tied_in_the_model_stay_two(self, store, assign):
+        put(store, Tied(1.0))
+        model = Tied()
+        model.head.weight = nn.Parameter(torch.zeros(90, 60))
+        store.load(model, KEY, assign=assign)
+        assert model.head.weight is not model.embed.weight
+        assert model.head.weight.data_ptr() != model.embed.weight.data_ptr()
+
+    def test_a_tie_survives_though_the_state_has_one_of_the_names_only(self, store):
+        tensors = values(Tied(1.0))
+        del tensors["head.weight"]
+        put(store, tensors)
+        for model, assign in ((Tied(), False), (Tied(), True), (on_meta(Tied), True)):
+            result = store.load(model, KEY, strict=False, assign=assign)
+            assert result.missing_keys == ["head.weight"]
+            assert model.head.weight is model.embed.weight
+            assert bool((model.head.weight == 1).all())
+
+    def test_of_different_values_for_one_tensor_the_last_wins_as_in_torch(self, store):
+        tensors = values(Tied(1.0)) | {"head.weight": torch.full((90, 60), 5.0)}
+        put(store, tensors)
+        torchs = Tied()
+        torchs.load_state_dict(tensors)
+        for assign in (False, True):
+            model = Tied()
+            store.load(model, KEY, assign=assign)
+            assert same(values(model), values(torchs))
+
+    def test_buffers_tie_too_and_parameters_that_share_memory(self, store):
+        class Shared(nn.Module):
+            def __init__(self):
+                super().__init__()
+                memory = torch.zeros(90, 90)
+                self.register_buffer("a", memory)
+                self.register_buffer("b", memory)
+                self.p = nn.Parameter(memory)
+                self.q = nn.Parameter(memory)
+
+        put(store, {name: torch.ones(90, 90) for name in "abpq"})
+        model = typed(Shared())
+        store.load(model, KEY, assign=True)
+        assert len({tensor.data_ptr() for tensor in model.state_dict().values()}) == 1
+        assert model.a is model.b
+        assert model.p is not model.q
+
+
+def on_meta(make):
+    with torch.device("meta"):
+        return make()
+
+
+class TestAssign:
+    def test_a_model_on_the_meta_device(self, store):
+        put(store, net(1))
+        model = on_meta(lambda: net(0))
+        with pytest.raises(IncompatibleStateError, match="assign=True"):
+            store.load(model, KEY)
+        store.load(model, KEY, assign=True)
+        assert same(values(model), values(net(1)))
+        assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+    def test_what_is_assigned_can_be_trained_and_the_store_never_changes(self, store, tmp_path):
+        put(store, net(1, width=5000))  # large enough to be mapped
+        files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        model = net(2, width=5000)
+        store.load(model, KEY, assign=True)
+        maps = Path("/proc/self/maps").read_text()
+        assert str(tmp_path / "objects") in maps
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        model(torch.randn(8, 64)).square().sum().backward()
+        optimizer.step()
+        assert not torch.equal(model[0].weight, net(1, width=5000)[0].weight)
+        with torch.no_grad():
+            model[1].running_mean.add_(1)
+        assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        again = net(3, width=5000)
+        store.load(again, KEY)
+        assert same(values(again), values(net(1, width=5000)))
+
+    def test_what_required_gradients_does_so_afterwards(self, store):
+        put(store, net(1))
+        model = net(2)
+        model[0].weight.requires_grad_(False)
+        store.load(model, KEY, assign=True)
+        assert not model[0].weight.requires_grad
+        assert model[2].weight.requires_grad
+        assert isinstance(model[0].weight, nn.Parameter)
+
+    def test_a_loaded_model_can_be_copied_saved_and_deleted_from_under(self, store, tmp_path):
+        put(store, net(1, width=5000))
+        model = net(2, width=5000)
+        store.load(model, KEY, assign=True)
+        for path in (tmp_path / "objects").glob("*/*"):
+            path.unlink()
+        assert same(values(copy.deepcopy(model)), values(net(1, width=5000)))
+        torch.save(model.state_dict(), tmp_path / "x.pt")
+        assert same(torch.load(tmp_path / "x.pt"), values(net(1, width=5000)))
+
+
+class TestUncommonModules:
+    def test_lazy_modules_take_the_stored_shapes(self, store):
+        put(store, nn.Linear(70, 300))
+        for assign in (False, True):
+            model = typed(nn.LazyLinear(300))
+            store.load(model, KEY, assign=assign)
+            assert model.weight.shape == (300, 70)
+            assert model(torch.zeros(1, 70)).shape == (1, 300)
+
+    def test_parametrised_modules(self, store):
+        def make(seed):
+            torch.manual_seed(seed)
+            module = nn.utils.parametrizations.weight_norm(nn.Linear(80, 80))
+            return typed(nn.utils.parametrizations.spectral_norm(module, "bias"))
+
+        model = make(1)
+        put(store, model)
+        for assign in (False, True):
+            other = make(2)
+            store.load(other, KEY, assign=assign)
+            assert same(values(other), values(model))
+            assert torch.equal(other.weight, model.weight)
+
+    def test_a_model_that_renames_as_it_loads_may(self, store):
+        """weight_norm's own hook takes the names of its older version."""
+        module = nn.utils.parametrizations.weight_norm(nn.Linear(80, 80))
+        tensors = values(module)
+        tensors["weight_g"] = tensors.pop("parametrizations.weight.original0") * 2
+        tensors["weight_v"] = tensors.pop("parametrizations.weight.original1") * 2
+        put(store, tensors)
+        model = typed(nn.utils.parametrizations.weight_norm(nn.Linear(80, 80)))
+        assert store.load(model, KEY) == ([], [])
+        assert torch.equal(model.parametrizations.weight.original0, tensors["weight_g"])
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_a_model_whose_own_load_refuses_gets_its_tensors_back(self, store, assign):
+        class Refusing(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = nn.Linear(80, 80)
+                self.last = nn.Linear(80, 80)
+                self.last.register_load_state_dict_pre_hook(self.refuse)
+                self.state_type = LINEAR
+
+            def refuse(self, *arguments):
+                raise RuntimeError("not today")
+
+        put(store, Refusing())
+        model = Refusing()
+        before, weight = values(model), model.first.weight
+        with pytest.raises(IncompatibleStateError, match="not today"):
+            store.load(model, KEY, assign=assign)
+        assert same(values(model), before)
+        assert model.first.weight is weight
+
+    def test_a_renaming_model_is_strict_after_its_own_rules(self, store):
+        tensors = values(nn.utils.parametrizations.weight_norm(nn.Linear(80, 80)))
+        del tensors["bias"]
+        put(store, tensors)
+        model = typed(nn.utils.parametrizations.weight_norm(nn.Linear(80, 80)))
+        before = values(model)
+        with pytest.raises(IncompatibleStateError, match="bias"):
+            store.load(model, KEY)
+        assert same(values(model), before)
+        assert store.load(model, KEY, strict=False).missing_keys == ["bias"]
+
+    def test_tensors_as_extra_state(self, store):
+        class Counting(nn.Module):
+            def __init__(self, count):
+                super().__init__()
+                self.count = count
+                self.state_type = LINEAR
+
+            def get_extra_state(self):
+                return torch.arange(self.count)
+
+            def set_extra_state(self, state):
+                self.count = len(state)
+
+        put(store, Counting(5))
+        for assign in (False, True):
+            model = Counting(2)
+            store.load(model, KEY, assign=assign)
+            assert model.count == 5
+
+
+def test_a_type_with_other_extras_is_compatible(store):
+    model = with_state_type(net(1), StateType("pytorch", "net", ("cls10",)))
+    key = store.save(model, "a")
+    other = with_state_type(net(2), StateType("pytorch", "net"))
+    store.load(other, key)
+    assert same(values(other), values(model))
