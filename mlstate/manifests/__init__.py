@@ -15,7 +15,7 @@ from typing import Any
 
 from mlstate.errors import ManifestError
 from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.reading import parse_manifest
+from mlstate.manifests.reading import ManifestText, parse_manifest
 from mlstate.states import StateKey
 
 __all__ = ["FileEntry", "Manifest", "StateEntry"]
@@ -88,7 +88,7 @@ class Manifest:
         """
         from mlstate.manifests.writing import format_manifest  # tomlkit: only who writes needs it
 
-        return format_manifest(self.objects, self.states.values(), self.unknown)
+        return format_manifest(ManifestText(self.objects, self.states, self.unknown))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to a file, whole or not at all.
@@ -112,7 +112,8 @@ class Manifest:
         except FileNotFoundError:
             new = self.format()
         else:
-            new = edit_manifest(old, str(path), self.states)
+            wanted = ManifestText(self.objects, self.states, self.unknown)
+            new = edit_manifest(old, str(path), wanted)
             if new == old:
                 return
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")

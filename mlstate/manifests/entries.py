@@ -26,10 +26,12 @@ class FileEntry:
     Attributes:
         digest: The digest of its bytes.
         mirrors: Where they can be had.
+        unknown: Keys of a later version: kept, not understood.
     """
 
     digest: Digest
     mirrors: tuple[Mirror | UnusableMirror, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True)

@@ -128,11 +128,14 @@ class _Parser:
         self.checked(lambda: check_file_names(value), text, "files")
         entries = {}
         for name, item in value.items():
-            table = {"blake3": item} if isinstance(item, str) else item
-            if not isinstance(table, dict) or "blake3" not in table:
+            if not isinstance(item, str | dict) or (
+                isinstance(item, dict) and "blake3" not in item
+            ):
                 self.fail("a file has a digest", text, "files", name, found=item)
-            digest = self.digest(table["blake3"], text, "files", name)
-            entries[name] = FileEntry(digest, self.mirrors(table.get("mirrors", []), text, name))
+            table = {"blake3": item} if isinstance(item, str) else dict(item)
+            digest = self.digest(table.pop("blake3"), text, "files", name)
+            mirrors = self.mirrors(table.pop("mirrors", []), text, name)
+            entries[name] = FileEntry(digest, mirrors, table)
         return entries
 
     def digest(self, value: Any, *where: str) -> Digest:

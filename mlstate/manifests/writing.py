@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import tomlkit
@@ -13,53 +14,45 @@ from tomlkit.items import Table
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.reading import VERSION, parse_manifest
-from mlstate.states import StateKey
+from mlstate.manifests.reading import VERSION, ManifestText, parse_manifest
 
 __all__ = ["edit_manifest", "format_manifest"]
 
 _HEADER = re.compile(r"^[ \t]*\[[ \t]*states[ \t]*\.[ \t]*(\"[^\"\n]*\"|'[^'\n]*')[ \t]*\]", re.M)
 
 
-def format_manifest(
-    objects: Iterable[str], states: Iterable[StateEntry], unknown: Mapping[str, Any]
-) -> str:
+def format_manifest(manifest: ManifestText) -> str:
     """The text of a new manifest: sorted, and so the same for the same content."""
     document = tomlkit.document()
     document["version"] = VERSION
-    if listed := list(objects):
-        document["objects"] = _value(listed)
-    for name in sorted(unknown):
-        document[name] = _value(unknown[name])
-    blocks = [_block(entry) for entry in sorted(states, key=lambda entry: entry.key)]
+    for name, value in _plain(replace(manifest, states={})).items():
+        if name != "states":
+            document[name] = _value(value)
+    blocks = [_block(manifest.states[key]) for key in sorted(manifest.states)]
     return "\n".join([tomlkit.dumps(document), *blocks])
 
 
-def edit_manifest(text: str, origin: str, states: Mapping[StateKey, StateEntry]) -> str:
-    """Change an existing manifest's text so that it has exactly these states.
+def edit_manifest(text: str, origin: str, wanted: ManifestText) -> str:
+    """Change an existing manifest's text so that it says exactly what is wanted.
 
     Only what differs is touched: comments, order and layout of all else stay as they are.
 
     Args:
         text: The text as it is.
         origin: Where it is from, for errors.
-        states: The states that it is to have.
+        wanted: What it is to say.
 
     Raises:
         ManifestError: The text is not a manifest, or written in a style that cannot be edited
             without harm.
     """
     old = parse_manifest(text.encode(), origin)
-    if any(key in states and _changes(entry, states[key]) for key, entry in old.states.items()) or (
-        old.states.keys() - states.keys()
-    ):
-        text = _update(text, old.states, states)
-    for key in sorted(states.keys() - old.states.keys()):
-        text = _insert(text, states[key])
-    new = parse_manifest(text.encode(), origin)
-    if {key: _table(entry) for key, entry in new.states.items()} != {
-        key: _table(entry) for key, entry in states.items()
-    }:
+    kept = {key: wanted.states[key] for key in old.states if key in wanted.states}
+    if _plain(old) != _plain(replace(wanted, states=kept)):
+        text = _update(text, old, wanted)
+    for key in sorted(wanted.states.keys() - old.states.keys()):
+        text = _insert(text, wanted.states[key])
+    if _plain(parse_manifest(text.encode(), origin)) != _plain(wanted):
         raise ManifestError(
             "this manifest is written in a style that cannot be edited; nothing was changed",
             path=origin,
@@ -68,39 +61,39 @@ def edit_manifest(text: str, origin: str, states: Mapping[StateKey, StateEntry])
     return text
 
 
-def _update(
-    text: str, old: Mapping[StateKey, StateEntry], states: Mapping[StateKey, StateEntry]
-) -> str:
-    document = tomlkit.parse(text)
-    tables: Any = document["states"]
-    for key, entry in old.items():
-        if key not in states:
-            del tables[str(key)]
-            continue
-        wanted = _table(states[key])
-        for name in _changes(entry, states[key]):
-            if name not in wanted:
-                del tables[str(key)][name]
-            elif isinstance(wanted[name], dict) and name in tables[str(key)]:
-                _update_table(tables[str(key)][name], wanted[name])
-            else:
-                tables[str(key)][name] = _value(wanted[name])
+def _update(text: str, old: ManifestText, wanted: ManifestText) -> str:
+    """Remove what is not wanted and change what differs, but add no states."""
+    document: Any = tomlkit.parse(text)
+    before, after = _plain(old), _plain(wanted)
+    states = (before.pop("states"), after.pop("states"))
+    _update_table(document, before, after)
+    for key, table in states[0].items():
+        if key not in states[1]:
+            del document["states"][key]
+        else:
+            _update_table(document["states"][key], table, states[1][key])
     return tomlkit.dumps(document)
 
 
-def _update_table(table: Any, wanted: Mapping[str, Any]) -> None:
-    for name in [name for name in table if name not in wanted]:
+def _update_table(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name in before.keys() - after.keys():
         del table[name]
-    for name, value in wanted.items():
-        if name not in table or table[name] != value:
+    for name, value in after.items():
+        if name not in before:
+            table[name] = _value(value)
+        elif isinstance(value, dict) and isinstance(before[name], dict):
+            _update_table(table[name], before[name], value)
+        elif value != before[name]:
             table[name] = _value(value)
 
 
-def _changes(old: StateEntry, new: StateEntry) -> list[str]:
-    before, after = _table(old), _table(new)
-    return sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
+def _plain(manifest: ManifestText) -> dict[str, Any]:
+    """A manifest as plain values, apart from its version."""
+    plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
+    plain |= {name: manifest.unknown[name] for name in sorted(manifest.unknown)}
+    return plain | {
+        "states": {str(key): _table(manifest.states[key]) for key in sorted(manifest.states)}
+    }
 
 
 def _insert(text: str, entry: StateEntry) -> str:
@@ -148,12 +141,12 @@ def _table(entry: StateEntry) -> dict[str, Any]:
 
 
 def _file(entry: FileEntry) -> Any:
-    if not entry.mirrors:
+    if not entry.mirrors and not entry.unknown:
         return str(entry.digest)
-    return {
-        "blake3": str(entry.digest),
-        "mirrors": [_mirror(mirror) for mirror in entry.mirrors],
-    }
+    table: dict[str, Any] = {"blake3": str(entry.digest)}
+    if entry.mirrors:
+        table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
+    return table | {name: entry.unknown[name] for name in sorted(entry.unknown)}
 
 
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:

@@ -8,6 +8,8 @@ from mlstate.objects.interface import ObjectStore
 
 __all__ = ["check_digest", "check_size", "read_verified"]
 
+_REMEDY = "restore this object from a backup, or save the state again with verify=True"
+
 
 def read_verified(
     store: ObjectStore, digest: Digest, *, what: str, max_size: int | None = None
@@ -54,7 +56,7 @@ def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: s
             path=store.locate(expected),
             expected=expected,
             found=found,
-            remedy="restore this object from a copy or a backup, or save the state again",
+            remedy=_REMEDY,
         )
 
 
@@ -70,5 +72,5 @@ def check_size(store: ObjectStore, digest: Digest, expected: int, found: int, *,
             path=store.locate(digest),
             expected=f"{expected} bytes",
             found=f"{found} bytes",
-            remedy="restore this object from a copy or a backup, or save the state again",
+            remedy=_REMEDY,
         )

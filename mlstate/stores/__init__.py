@@ -5,6 +5,7 @@ from mlstate.stores.list import AbstractListStateStore
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model
 from mlstate.stores.memory import MemoryStateStore
+from mlstate.stores.prune import PruneReport
 
 __all__ = [
     "AbstractListStateStore",
@@ -12,6 +13,7 @@ __all__ = [
     "LocalStateStore",
     "ManifestStore",
     "MemoryStateStore",
+    "PruneReport",
     "Store",
     "load_pretrained_model",
 ]

@@ -27,8 +27,8 @@ class LegacyFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def keys(self, state_type: StateType) -> Iterator[StateKey]:
-        """The keys that are compatible with a type; files of other names are none of ours."""
+    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+        """The keys that are compatible with a type, or all; other files are none of ours."""
         try:
             names = os.listdir(self.root)
         except (FileNotFoundError, NotADirectoryError):
@@ -39,7 +39,7 @@ class LegacyFolder:
                     key = StateKey.parse(name.removesuffix(_SUFFIX))
                 except FormatError:
                     continue
-                if key.state_type.is_compatible_with(state_type):
+                if state_type is None or key.state_type.is_compatible_with(state_type):
                     yield key
 
     def path(self, key: StateKey) -> Path:

@@ -27,7 +27,7 @@ class AbstractListStateStore(AbstractStateStore[ModelT], Generic[ModelT]):
         ...     available_state_keys = [StateKey.parse("pytorch.linear.zeros")]
         ...
         ...     def state_downloader(self, model, state_key):
-        ...         model.load_state_dict({n: t * 0 for n, t in model.state_dict().items()})
+        ...         model.load_state_dict({n: t.zero_() for n, t in model.state_dict().items()})
         >>> model = with_state_type(torch.nn.Linear(1, 1), StateType("pytorch", "linear"))
         >>> Zeros().load(model, Zeros().get_state_keys(model.state_type)[0])
         >>> model.bias.item()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from mlstate.errors import ReadOnlyStoreError
-from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_compatible
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune import PruneReport, prune_folder
 from mlstate.stores.saving import SavingStore
@@ -57,8 +54,8 @@ class LocalStateStore(SavingStore):
     def __repr__(self) -> str:
         return f"LocalStateStore({str(self.folder)!r})"
 
-    def get_state_keys(self, state_type: StateType) -> list[StateKey]:
-        """The states that are compatible with a type, sorted by fields."""
+    def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The states that are compatible with a type, or all, sorted by fields."""
         return sorted({*self.states.keys(state_type), *self._legacy.keys(state_type)})
 
     def exists(self, state_key: StateKey) -> bool:
@@ -69,14 +66,11 @@ class LocalStateStore(SavingStore):
         """Find a state; see `StateView.find`. A new state hides a checkpoint of the same key."""
         return super().find(key) or self._legacy.find(key)
 
-    def load(self, model: Any, state_key: StateKey, **options: Any) -> LoadResult:
-        """Load a state into a model; see `StateView.load` for the options."""
-        reads_bytes_only = isinstance(model, BytesModel) and not isinstance(model, TensorModel)
-        if reads_bytes_only and not super().exists(state_key) and self._legacy.exists(state_key):
-            check_compatible(model, state_key)
-            model.set_state(self._legacy.read(state_key))
-            return LoadResult()
-        return super().load(model, state_key, **options)
+    def raw_bytes(self, key: StateKey) -> bytes | None:
+        """The content of a checkpoint of the predecessor, or None if a key has none."""
+        if super().exists(key) or not self._legacy.exists(key):
+            return None
+        return self._legacy.read(key)
 
     def delete(self, key: StateKey) -> None:
         """Remove a state. Its objects stay until pruning finds them unused.

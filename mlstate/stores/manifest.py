@@ -19,6 +19,7 @@ __all__ = ["ManifestStore", "Store", "load_pretrained_model"]
 
 _Model = TypeVar("_Model")
 _PathLike = str | os.PathLike[str]
+_CacheLike = _PathLike | StateView | ObjectStore
 
 
 class ManifestStore(StateView):
@@ -28,18 +29,18 @@ class ManifestStore(StateView):
 
     Args:
         path: A manifest, or a folder of manifests.
-        cache: Where the bytes are: the folder of a store or cache, or an object store. By default
-            the folders of MLSTATE_READONLY_CACHES and then MLSTATE_CACHE.
+        cache: Where the bytes are: the folder of a store or cache, a store, or an object store.
+            By default the folders of MLSTATE_READONLY_CACHES and then MLSTATE_CACHE.
 
     Raises:
         ManifestError: A manifest cannot be read, or two contradict each other.
         FormatError: The cache is no store, or one of a newer version.
     """
 
-    def __init__(self, path: _PathLike, cache: _PathLike | ObjectStore | None = None) -> None:
+    def __init__(self, path: _PathLike, cache: _CacheLike | None = None) -> None:
         self._init(Manifest.read(path), cache, f"ManifestStore({str(path)!r})")
 
-    def _init(self, manifest: Manifest, cache: _PathLike | ObjectStore | None, name: str) -> None:
+    def _init(self, manifest: Manifest, cache: _CacheLike | None, name: str) -> None:
         self.manifest = manifest
         self.objects = _open_cache(cache)
         self._name = name
@@ -47,10 +48,13 @@ class ManifestStore(StateView):
     def __repr__(self) -> str:
         return self._name
 
-    def get_state_keys(self, state_type: StateType) -> list[StateKey]:
-        """The states that are compatible with a type, sorted by fields; unpinned ones too."""
-        keys = self.manifest.states
-        return sorted(key for key in keys if key.state_type.is_compatible_with(state_type))
+    def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The states that are compatible with a type, or all, sorted; unpinned ones too."""
+        return sorted(
+            key
+            for key in self.manifest.states
+            if state_type is None or key.state_type.is_compatible_with(state_type)
+        )
 
     def exists(self, state_key: StateKey) -> bool:
         """Whether the manifest lists a state."""
@@ -82,7 +86,7 @@ class Store(ManifestStore):
         ManifestError: A manifest cannot be read, or two contradict each other.
     """
 
-    def __init__(self, cache: _PathLike | ObjectStore | None = None) -> None:
+    def __init__(self, cache: _CacheLike | None = None) -> None:
         manifest = Manifest.read(_shipped_manifests(), *settings.extra_manifests())
         self._init(manifest, cache, "Store()")
 
@@ -125,10 +129,10 @@ class _Cache(ChainObjectStore):
             raise
 
 
-def _open_cache(cache: _PathLike | ObjectStore | None) -> ObjectStore:
+def _open_cache(cache: _CacheLike | None) -> ObjectStore:
     if isinstance(cache, str | os.PathLike):
         return _Cache([FolderObjectStore(cache)])
     if cache is not None:
-        return _Cache([cache])
+        return _Cache([cache.objects if isinstance(cache, StateView) else cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]
     return _Cache([FolderObjectStore(folder) for folder in folders])

@@ -22,7 +22,7 @@ from mlstate.errors import FormatError, MlstateError, concerning
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.files import write_in_store
-from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import FolderStateFiles, parse_state_file
 from mlstate.stores.view import read_state
@@ -66,8 +66,10 @@ def prune_folder(
         dry_run: Change nothing, say what would be done.
 
     Raises:
-        MlstateError: A state cannot be read, so nobody knows what it names. Nothing was removed.
+        MlstateError: The folder is no store of this version, or a state cannot be read, so that
+            nobody knows what it names. Nothing was removed.
     """
+    check_folder(objects.root)
     return _Pruning(states, objects, grace_seconds, dry_run).run()
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import (
+    IncompatibleStateError,
+    IntegrityError,
     ManifestError,
-    ReadOnlyStoreError,
     StateExistsError,
     StateNotFoundError,
     concerning,
@@ -45,12 +46,14 @@ class SavingStore(StateView):
         objects: The objects.
     """
 
+    objects: WritableObjectStore
+
     def __init__(self, states: StateFiles, objects: WritableObjectStore) -> None:
         self.states = states
         self.objects = objects
 
-    def get_state_keys(self, state_type: StateType) -> list[StateKey]:
-        """The states that are compatible with a type, sorted by fields."""
+    def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The states that are compatible with a type, or all, sorted by fields."""
         return sorted(self.states.keys(state_type))
 
     def exists(self, state_key: StateKey) -> bool:
@@ -153,11 +156,12 @@ class SavingStore(StateView):
             existing = self._existing(key, overwrite=wish.overwrite)
             if existing is not None:
                 encoded = encode_state(sources)
-                if _same(existing.entry, encoded.digest, wanted):
+                here = existing.objects is self.objects
+                if _same(existing.entry, encoded.digest, wanted) and (here or not wish.overwrite):
                     self._keep(existing, encoded, wanted, wish)
                     return key
                 if not wish.overwrite:
-                    raise _exists(existing.entry, encoded.digest)
+                    raise _exists(existing.entry, encoded.digest, wanted)
             elif variant := self.states.case_variant(key):
                 raise StateExistsError(
                     "a state whose key differs only in case is there; one file system in two "
@@ -218,7 +222,7 @@ class SavingStore(StateView):
             if winner is None:
                 continue  # it was deleted since: the key is free again
             if not _same(winner.entry, entry.pinned_digest, entry):
-                raise _exists(winner.entry, entry.pinned_digest)
+                raise _exists(winner.entry, entry.pinned_digest, entry)
             return
 
     def _look_again(self, act: _SaveAct, encoded: EncodedState, wish: _Wish) -> None:
@@ -275,8 +279,6 @@ class _SaveAct:
         self._writer.flush()
 
     def _damaged(self, digest: Digest) -> bool:
-        from mlstate.errors import IntegrityError
-
         try:
             read_verified(self._objects, digest, what="an object")
         except IntegrityError:
@@ -291,7 +293,7 @@ def _sources_of(model: Any) -> Sequence[TensorSource]:
         return tensor_sources(model.state_dict())
     if isinstance(model, BytesModel):
         return [bytes_source(model.get_state())]
-    raise ReadOnlyStoreError(
+    raise IncompatibleStateError(
         f"this {type(model).__name__} has no state to save",
         expected="state_dict() and load_state_dict(), or get_state() and set_state()",
     )
@@ -309,14 +311,16 @@ def _digests(entry: StateEntry) -> dict[str, Digest]:
     return {name: file.digest for name, file in entry.files.items()}
 
 
-def _exists(stored: StateEntry, digest: Digest) -> StateExistsError:
-    what = "other files" if stored.digest == digest else "other weights"
+def _exists(stored: StateEntry, digest: Digest, wanted: StateEntry) -> StateExistsError:
+    what, expected, found = "weights", f"state digest {digest}", f"state digest {stored.digest}"
+    if stored.digest == digest:
+        what, expected, found = "files", str(_digests(wanted)), str(_digests(stored))
     return StateExistsError(
-        f"this key has {what} already; nothing was changed",
+        f"this key has other {what} already; nothing was changed",
         key=stored.key,
         path=stored.origin,
-        expected=digest,
-        found=stored.digest,
+        expected=expected,
+        found=found,
         remedy="choose another training id, or overwrite=True",
     )
 

@@ -16,7 +16,7 @@ from mlstate.errors import ManifestError
 from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.files import Publish, sync_folder, write_in_store
-from mlstate.objects.folder import prepare_folder
+from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.states import StateKey, StateType
 
 __all__ = [
@@ -125,6 +125,7 @@ class FolderStateFiles:
 
     def remove(self, key: StateKey) -> bool:
         """Move a state file to trash/, so that what it names lives on for the grace period."""
+        check_folder(self.root)
         trash = self.root / layout.TRASH
         path = self._path(key)
         if not path.exists():

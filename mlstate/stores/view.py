@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import (
+    FormatError,
     IncompatibleStateError,
     IntegrityError,
     StateNotFoundError,
@@ -19,7 +20,7 @@ from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
-from mlstate.states import StateKey
+from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, check_compatible
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ class StateView(AbstractStateStore[Any]):
 
     Torch is imported by what needs it, when it is called: listing, digests and files need none.
     """
+
+    objects: ObjectStore
+    """Where the bytes are."""
+
+    @abc.abstractmethod
+    def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The states that are compatible with a type, or all, sorted by fields."""
 
     @abc.abstractmethod
     def find(self, key: StateKey) -> Found | None:
@@ -82,6 +90,22 @@ class StateView(AbstractStateStore[Any]):
             UnpinnedStateError: The manifest gives no digest.
         """
         return self.get(key).entry.pinned_digest
+
+    def meta(self, key: StateKey) -> Mapping[str, Any]:
+        """What was noted with a state: licence, description, metrics. Not authenticated.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+        """
+        return self.get(key).entry.meta
+
+    def raw_bytes(self, key: StateKey) -> bytes | None:
+        """What a model of the older protocol wrote itself, where a store still has such a file.
+
+        Returns:
+            None, in every store but those that read the predecessor's layout.
+        """
+        return None
 
     def files(self, key: StateKey) -> Mapping[str, bytes]:
         """The files of a state.
@@ -133,6 +157,11 @@ class StateView(AbstractStateStore[Any]):
             UnpinnedStateError: The manifest gives no digest.
         """
         check_compatible(model, state_key)
+        if isinstance(model, BytesModel) and not isinstance(model, TensorModel):
+            raw = self.raw_bytes(state_key)
+            if raw is not None:
+                model.set_state(raw)
+                return LoadResult()
         found = self.get(state_key)
         pinned = found.entry.pinned_digest
         with concerning(state_key):
@@ -261,9 +290,12 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
 
     Raises:
         StateNotFoundError: One is not there; near misses are named.
+        FormatError: A single text instead of a list.
     """
     if names is None:
         return None
+    if isinstance(names, str):
+        raise FormatError("names is a list of names", expected=[names], found=repr(names))
     for name in names:
         if name not in having:
             near = get_close_matches(name, having, n=3)

