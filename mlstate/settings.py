@@ -16,7 +16,7 @@ __all__ = ["cache_folder", "extra_manifests", "readonly_caches"]
 def cache_folder() -> Path:
     """The cache: MLSTATE_CACHE, or the user's cache folder by the platform's convention."""
     if chosen := os.environ.get("MLSTATE_CACHE"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     from platformdirs import user_cache_path
 
     return user_cache_path("mlstate", appauthor=False)
@@ -33,4 +33,6 @@ def extra_manifests() -> list[Path]:
 
 
 def _paths(variable: str) -> list[Path]:
-    return [Path(part) for part in os.environ.get(variable, "").split(os.pathsep) if part]
+    return [
+        Path(part).expanduser() for part in os.environ.get(variable, "").split(os.pathsep) if part
+    ]

@@ -77,6 +77,9 @@ def test_their_keys_are_taken(folder):
     before = sorted(folder.rglob("*"))
     assert store.save(net(2), "plain") == StateKey(LINEAR, "plain")  # the same weights
     assert sorted(folder.rglob("*")) == before
+    store.save(net(2), "plain", meta={"x": 1}, overwrite=True)  # brings it over
+    assert store.meta(StateKey(LINEAR, "plain")) == {"x": 1}
+    store.load(net(5), StateKey(LINEAR, "plain"))
     store.save(net(4), "plain", overwrite=True)
     model = net(5)
     store.load(model, StateKey(LINEAR, "plain"))

@@ -60,7 +60,7 @@ def inline_tensors(draw):
 def refs(draw):
     dtype = draw(st.sampled_from(sorted(BITS)))
     elements = INLINE_LIMIT * 8 // BITS[dtype]
-    shape = draw(st.lists(st.integers(1, 3), max_size=3)) + [elements]
+    shape = [*draw(st.lists(st.integers(1, 3), max_size=3)), elements]
     spec = TensorSpec(dtype, tuple(draw(st.permutations(shape))))
     return TensorRef(spec, Digest(draw(st.binary(min_size=32, max_size=32)).hex()))
 
@@ -131,13 +131,12 @@ def test_what_parses_is_what_encode_would_have_written(state, data):
     scrap = data.draw(st.sampled_from(SCRAPS) | st.binary(max_size=9))
     bad = good[:start] + scrap + good[end:]
     length = int.from_bytes(good[:8], "little") + len(scrap) - (end - start)
-    if data.draw(st.booleans()) and start >= 8 and 0 <= length:
+    if data.draw(st.booleans()) and start >= 8 and length >= 0:
         bad = length.to_bytes(8, "little") + bad[8:]
     assume(bad != good)
     try:
         parsed = StateObject.parse(bad)
-    except FormatError as error:
-        assert str(error)
+    except FormatError:
         return
     assert parsed.encode() == bad
     assert parsed != state
@@ -373,7 +372,10 @@ DEVIATIONS = {
     "digest null": (V, V.replace(rb"\"" + LOW + rb"\"", b"null")),
     "reference without digest": (V, V.replace(rb"\"blake3\":\"" + LOW + rb"\",", b"")),
     "reference with offsets": (V, V.replace(rb"\"dtype\"", rb"\"data_offsets\":[0,1],\"dtype\"")),
-    "reference, other field order": (V, rb"\"v\":{\"dtype\":\"F32\"," + V[6:].replace(b"", b"")),
+    "reference, other field order": (
+        V,
+        rb"\"v\":{\"dtype\":\"F32\",\"blake3\":\"" + LOW + rb"\",\"shape\":[64,64]}",
+    ),
     "small outside": (V, V.replace(b"64,64", b"64,63")),
     "empty outside": (V, V.replace(b"64,64", b"0")),
     "scalar outside": (V, V.replace(b"64,64", b"")),
@@ -450,7 +452,7 @@ def test_gaps_are_refused():
     text = GOOD.replace(b"[8,12]", b"[9,13]").replace(b"[12,12]", b"[13,13]")
     refused(pack(text, b"bbbbbbbb-aaaa"))
     text = text.replace(b"[0,8]", b"[1,9]")
-    refused(pack(text.replace(b"[9,13]", b"[9,13]"), b"-bbbbbbbbaaaa"))
+    refused(pack(text, b"-bbbbbbbbaaaa"))
 
 
 def test_data_in_another_order_are_refused():
@@ -497,7 +499,7 @@ def test_the_constructor_knows_inside_and_outside(size):
     outside = {"x": TensorRef(spec, DIGEST)}
     fine, wrong = [(inside, {}), ({}, outside)][:: 1 if size < INLINE_LIMIT else -1]
     StateObject(*fine)
-    with pytest.raises(FormatError, match="inside|outside"):
+    with pytest.raises(FormatError, match=r"inside|outside"):
         StateObject(*wrong)
 
 
@@ -629,6 +631,7 @@ def test_sizes_beyond_all_limits_cost_no_time():
     refused(only(b'"x":{"data_offsets":[0,0],"dtype":"U8","shape":[%s]}' % shape, b""))
 
 
+@pytest.mark.slow
 def test_a_header_is_at_most_100_000_000_bytes():
     longest = MAX_HEADER - (8 + MAX_HEADER) % 64  # with the 8 before it, a multiple of 64
     entry = b',"":{"data_offsets":[0,1],"dtype":"U8","shape":[1]}'
@@ -648,12 +651,12 @@ def test_a_longer_header_is_not_read():
     assert "too long" in refused(data).message
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape"),
-    [("F33", (1,)), ("f32", ()), (None, ()), ("F4", ()), ("F4", (3,)), ("F4", (3, 5))]
-    + [("U8", (-1,)), ("U8", (True,)), ("U8", (1.0,)), ("U8", (2**63,)), ("F64", (2**60,))]
-    + [("U8", (2**62, 2)), ("U8", ("1",)), ("U8", (None,)), ("BOOL", (2**63, 0))],
-)
+NOTHING = [("F33", (1,)), ("f32", ()), (None, ()), ("F4", ()), ("F4", (3,)), ("F4", (3, 5))]
+NOTHING += [("U8", (-1,)), ("U8", (True,)), ("U8", (1.0,)), ("U8", (2**63,)), ("F64", (2**60,))]
+NOTHING += [("U8", (2**62, 2)), ("U8", ("1",)), ("U8", (None,)), ("BOOL", (2**63, 0))]
+
+
+@pytest.mark.parametrize(("dtype", "shape"), NOTHING)
 def test_specs_that_nothing_has_are_refused(dtype, shape):
     with pytest.raises(FormatError):
         TensorSpec(dtype, shape)

@@ -64,7 +64,9 @@ class Manifest:
                 different digests.
         """
         manifests = [
-            cls.parse(file.read_bytes(), str(file)) for path in paths for file in _files(Path(path))
+            cls.parse(file.read_bytes(), str(file))
+            for path in paths
+            for file in _files(Path(path).expanduser())
         ]
         if len(manifests) == 1:
             return manifests[0]

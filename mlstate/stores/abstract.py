@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mlstate.digests import Digest
-from mlstate.errors import IncompatibleStateError
+from mlstate.errors import FormatError, IncompatibleStateError
 from mlstate.models import LoadResult, state_type_of
 from mlstate.states import StateKey, StateType
 
-__all__ = ["AbstractStateStore", "DeletingStore", "DescribedStore", "check_compatible"]
+__all__ = ["AbstractStateStore", "DeletingStore", "DescribedStore", "check_compatible", "check_key"]
 
 ModelT = TypeVar("ModelT")
 
@@ -103,12 +103,28 @@ class DescribedStore(Protocol):
         """The tensors of a state, without a model."""
 
 
+def check_key(key: object) -> None:
+    """Refuse what is no key, such as its text form.
+
+    Raises:
+        FormatError: It is not a `StateKey`.
+    """
+    if not isinstance(key, StateKey):
+        raise FormatError(
+            "a state is named by a StateKey",
+            found=repr(key),
+            remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
+        )
+
+
 def check_compatible(model: object, key: StateKey) -> None:
     """Refuse a state of another type than a model's.
 
     Raises:
         IncompatibleStateError: Backend or architecture differ, or the model has no state type.
+        FormatError: The key is not a `StateKey`.
     """
+    check_key(key)
     own = state_type_of(model)
     if not own.is_compatible_with(key.state_type):
         raise IncompatibleStateError(

@@ -28,7 +28,8 @@ class LocalStateStore(SavingStore):
     list and load too; new states are saved beside them.
 
     Args:
-        folder: The folder. It may be missing or empty: the first save makes it a store.
+        folder: The folder; ``~`` is the home folder. It may be missing or empty: the first save
+            makes it a store.
 
     Raises:
         FormatError: The folder has states/ or objects/ but is no store, or it is one of a newer
@@ -45,7 +46,7 @@ class LocalStateStore(SavingStore):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self._state_files = FolderStateFiles(self.folder)
         self._folder = FolderObjectStore(self.folder)
         super().__init__(self._state_files, self._folder)

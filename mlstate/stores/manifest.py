@@ -13,6 +13,7 @@ from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.objects import ChainObjectStore, FolderObjectStore, ObjectStore
 from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import check_key
 from mlstate.stores.view import Found, StateView
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model"]
@@ -58,6 +59,7 @@ class ManifestStore(StateView):
 
     def exists(self, state_key: StateKey) -> bool:
         """Whether the manifest lists a state."""
+        check_key(state_key)
         return state_key in self.manifest.states
 
     def find(self, key: StateKey) -> Found | None:
@@ -131,7 +133,7 @@ class _Cache(ChainObjectStore):
 
 def _open_cache(cache: _CacheLike | None) -> ObjectStore:
     if isinstance(cache, str | os.PathLike):
-        return _Cache([FolderObjectStore(cache)])
+        return _Cache([FolderObjectStore(Path(cache).expanduser())])
     if cache is not None:
         return _Cache([cache.objects if isinstance(cache, StateView) else cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]

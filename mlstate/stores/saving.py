@@ -29,6 +29,7 @@ from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectWriter, WritableObjectStore, read_verified
 from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import check_key
 from mlstate.stores.statefiles import StateFiles, format_state_file, parse_state_file
 from mlstate.stores.view import Found, StateView
 
@@ -58,6 +59,7 @@ class SavingStore(StateView):
 
     def exists(self, state_key: StateKey) -> bool:
         """Whether a state is in this store."""
+        check_key(state_key)
         return self.states.read(state_key) is not None
 
     def find(self, key: StateKey) -> Found | None:
@@ -133,6 +135,7 @@ class SavingStore(StateView):
         """
         from mlstate.tensors import tensor_sources
 
+        check_key(key)
         with concerning(key):
             sources = tensor_sources(state_dict)
         return self._save(key, sources, _Wish(files or {}, meta, overwrite, verify))
@@ -143,6 +146,7 @@ class SavingStore(StateView):
         Raises:
             StateNotFoundError: There is no such state.
         """
+        check_key(key)
         if not self.states.remove(key):
             self.get(key)  # says what is there instead
             raise StateNotFoundError("another process deleted this state first", key=key)

@@ -21,7 +21,7 @@ from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import AbstractStateStore, check_compatible
+from mlstate.stores.abstract import AbstractStateStore, check_compatible, check_key
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ class StateView(AbstractStateStore[Any]):
             StateNotFoundError: It is not; near misses are named.
             ManifestError: What this store says of the state cannot be read.
         """
+        check_key(key)
         found = self.find(key)
         if found is not None:
             return found

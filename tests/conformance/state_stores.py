@@ -143,6 +143,29 @@ class StateStoreSuite:
         with pytest.raises(KeyError):
             store.digest(unknown)
 
+    def test_a_key_is_a_key_and_not_its_text(self, store):
+        store.save(net(1), "a")
+        for use in (
+            lambda: store.load(net(), "pytorch.net.a"),
+            lambda: store.load_state_dict("pytorch.net.a"),
+            lambda: store.digest("pytorch.net.a"),
+            lambda: store.delete("pytorch.net.a"),
+            lambda: store.save_state_dict({}, "pytorch.net.a"),
+        ):
+            with pytest.raises(FormatError, match=r"StateKey.parse\('pytorch.net.a'\)"):
+                use()
+
+    def test_meta_and_all_keys(self, store):
+        key = store.save(net(1), "a", meta={"license": "MIT"})
+        other = store.save_state_dict({}, StateKey.parse("jax.x.y"))
+        assert store.meta(key) == {"license": "MIT"}
+        assert store.meta(other) == {}
+        assert store.get_state_keys() == [other, key]
+
+    def test_one_name_is_no_list_of_names(self, store):
+        with pytest.raises(FormatError):
+            store.load_state_dict(store.save(net(1), "a"), names="0.weight")
+
     def test_digest_pins(self, store):
         key = store.save(net(1), "a")
         store.load(net(), key, digest=str(store.digest(key)))
