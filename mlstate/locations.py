@@ -131,18 +131,23 @@ def check_url(address: str) -> str | None:
         FormatError: It is empty, has a control character, or carries a password.
     """
     if not address or _CONTROL.search(address):
-        raise FormatError("an address is empty or has a control character", found=repr(address))
+        # Not repeated: it may hold a password.
+        raise FormatError("an address is empty or has a control character")
     match = _SCHEME.match(address)
     if match is None:
         return None
     if match[1].lower() not in SCHEMES:
         return f"unknown scheme {match[1]}://"
-    if "@" in urlsplit(address).netloc:
+    if "@" in re.split(r"[/?#]", address[match.end() :], maxsplit=1)[0] and match[1] != "hf":
         raise FormatError(
             "an address must not carry a user name or password",
-            found=f"{match[1]}://...@{urlsplit(address).hostname}",
+            found=f"{match[1]}://...@...",
             remedy="remove it from the manifest; credentials belong into ~/.netrc",
         )
+    try:
+        urlsplit(address)
+    except ValueError as error:
+        raise FormatError("an address cannot be understood", found=str(error)) from None
     return None
 
 

@@ -297,6 +297,12 @@ def sparse(kind: str) -> torch.Tensor:
         return getattr(torch.eye(100), kind)()
 
 
+def nested(size: int) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.ones(size), torch.ones(size + 1)])
+
+
 def optimiser() -> object:
     model = nn.Linear(100, 100)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -319,9 +325,8 @@ REFUSED = {
     "meta parameter": lambda: nn.Parameter(torch.empty(5000, device="meta")),
     "subclass": lambda: torch.ones(5000).as_subclass(Sub),
     "subclass of Parameter": lambda: Fancy(torch.ones(5000)),
-    "nested": lambda: torch.nested.nested_tensor(
-        [torch.ones(3), torch.ones(4)], layout=torch.jagged
-    ),
+    "nested": lambda: nested(5000),
+    "nested, small": lambda: nested(3),
     "uninitialized": nn.UninitializedParameter,
     "uninitialized buffer": nn.parameter.UninitializedBuffer,
     "None": lambda: None,

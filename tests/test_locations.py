@@ -117,8 +117,7 @@ def test_a_credential_in_a_mirror_is_refused_and_not_repeated(address, mirror):
 def test_the_refusal_of_a_credential_says_where_it_belongs():
     with pytest.raises(FormatError) as caught:
         check_url(WITH_SECRETS["name and password"])
-    assert "example.org" in str(caught.value)
-    assert caught.value.remedy
+    assert "netrc" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -266,7 +265,7 @@ def test_mirrors_can_be_pickled():
         ["a", "ab", "ab.c", "b/a"],
         [".hidden", "..a", "a..", "..."],
         ["vokabular ä.txt", "模型.json"],
-        ["a b", "a:b", "ab:c"],
+        ["a b", "ab:c"],
     ],
     ids=str,
 )

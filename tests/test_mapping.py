@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mlstate.tensors.memory
+from mlstate import LocalStateStore, StateType
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.tensors import encode_tensors, read_tensors
@@ -179,6 +180,27 @@ def test_equal_tensors_that_are_mapped_do_not_share_memory(tmp_path):
     assert torch.equal(found["b"], ones)
     shared = read_tensors(store, state, shared=True)
     assert shared["a"].data_ptr() == shared["b"].data_ptr()
+
+
+class Tied(torch.nn.Module):
+    """A model with one weight under two names."""
+
+    state_type = StateType("pytorch", "tied")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Linear(700, 700, bias=False)
+        self.head = torch.nn.Linear(700, 700, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_weights_are_mapped_when_assigned(tmp_path):
+    store = LocalStateStore(tmp_path)
+    key = store.save(Tied(), "one")
+    model = Tied()
+    store.load(model, key, assign=True)
+    assert model.head.weight is model.embed.weight
+    assert str(file_behind(model.embed.weight)).startswith(str(tmp_path))
 
 
 def test_a_mapped_read_leaves_no_descriptor_open(tmp_path):

@@ -63,7 +63,12 @@ class TensorSpec:
             )
         if any(type(size) is not int or not 0 <= size <= _MAX_BYTES for size in self.shape):
             raise FormatError("a shape is a list of whole numbers from 0 on", found=self.shape)
-        bits = math.prod(self.shape) * BITS[self.dtype]
+        # Step by step: readers multiply so, and a 0 further on does not undo an overflow.
+        bits = BITS[self.dtype]
+        for size in self.shape:
+            bits *= size
+            if bits // 8 > _MAX_BYTES:
+                break
         if bits % 8 or bits // 8 > _MAX_BYTES:
             raise FormatError(
                 f"{self.dtype} of this shape is not a whole number of bytes below 2^63",

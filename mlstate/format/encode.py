@@ -22,10 +22,18 @@ from mlstate.format.state_object import (
     InlineTensor,
     StateObject,
     TensorRef,
+    check_bytes_state,
 )
 from mlstate.parallel import for_each
 
-__all__ = ["EncodedState", "OnObject", "TensorSource", "bytes_source", "encode_state"]
+__all__ = [
+    "EncodedState",
+    "OnObject",
+    "TensorSource",
+    "bytes_source",
+    "check_sources",
+    "encode_state",
+]
 
 
 class TensorSource(Protocol):
@@ -113,22 +121,21 @@ def encode_state(
         FormatError: A name or a set of names that the format does not allow.
     """
     listed = list(sources)
+    headers = check_sources(listed)
     refs: dict[str, TensorRef] = {}
     inline: dict[str, InlineTensor] = {}
     by_digest: dict[Digest, TensorSource] = {}
     large: dict[Hashable, list[TensorSource]] = {}
     for source in listed:
-        if source.spec.nbytes < INLINE_LIMIT:
+        if source.name in headers:
+            large.setdefault((source.memory, source.spec), []).append(source)
+        else:
             with source.data() as data:
                 inline[source.name] = InlineTensor(source.spec, bytes(data))
-        else:
-            large.setdefault((source.memory, source.spec), []).append(source)
-    if len({source.name for source in listed}) != len(listed):
-        raise FormatError("a state names a tensor twice")
 
     def encode(tied: list[TensorSource]) -> None:
         first = tied[0]
-        header = tensor_object.header(first.spec)
+        header = headers[first.name]
         with first.data() as data:
             digest = Digest.of(header, data)
             if on_object is not None:
@@ -142,3 +149,27 @@ def encode_state(
     state = StateObject(inline, refs)
     data = state.encode()
     return EncodedState(state, data, Digest.of(data), by_digest)
+
+
+def check_sources(sources: list[TensorSource]) -> dict[str, bytes]:
+    """Check a state's names and shapes before anything is hashed or stored.
+
+    Returns:
+        The header of the tensor object of each tensor that is stored outside.
+
+    Raises:
+        FormatError: The format does not allow them.
+    """
+    specs = {source.name: source.spec for source in sources}
+    if len(specs) != len(sources):
+        raise FormatError("a state names a tensor twice")
+    check_bytes_state(specs)
+    headers = {}
+    for name, spec in specs.items():
+        if spec.nbytes >= INLINE_LIMIT:
+            try:
+                headers[name] = tensor_object.header(spec)
+            except FormatError as error:
+                error.tensor = name
+                raise
+    return headers

@@ -86,7 +86,7 @@ def check_settings(data: bytes, path: str) -> None:
     """
     try:
         settings: dict[str, Any] = tomllib.loads(data.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError("a store's settings cannot be read", path=path, found=error) from None
     version, requires = settings.get("version"), settings.get("requires", [])
     if type(version) is not int or version < 1 or not isinstance(requires, list):
@@ -94,13 +94,12 @@ def check_settings(data: bytes, path: str) -> None:
             "a store's settings are not valid",
             path=path,
             expected="version = 1, requires = []",
-            found=settings,
         )
     if version > VERSION or requires:
         raise FormatError(
             "this store was made by a newer mlstate",
             path=path,
             expected=f"version {VERSION} and no requirements",
-            found=f"version {version}, requires {requires}",
+            found=f"version {version if version < 1000 else 'very high'}, requires {requires}",
             remedy="install a newer mlstate; nothing was changed",
         )

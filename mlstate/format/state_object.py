@@ -23,6 +23,7 @@ __all__ = [
     "InlineTensor",
     "StateObject",
     "TensorRef",
+    "check_bytes_state",
     "check_name",
 ]
 
@@ -71,6 +72,20 @@ def check_name(name: object) -> str:
     return name
 
 
+def check_bytes_state(specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse a state that has the name for opaque bytes and is not just these.
+
+    Raises:
+        FormatError: Other tensors beside it, another type, or another number of dimensions.
+    """
+    spec = specs.get(BYTES_NAME)
+    if spec and (len(specs) != 1 or spec.dtype != "U8" or len(spec.shape) != 1):
+        raise FormatError(
+            f"{BYTES_NAME} is the only tensor of its state, U8 of one dimension",
+            found=", ".join(sorted(specs)),
+        )
+
+
 @dataclass(frozen=True)
 class StateObject:
     """A state as its state object says it: every name with its type and shape.
@@ -101,16 +116,7 @@ class StateObject:
         for name, ref in self.refs.items():
             if ref.spec.nbytes < INLINE_LIMIT:
                 raise FormatError("a tensor this small is stored inside", tensor=name)
-        self._check_bytes_state()
-
-    def _check_bytes_state(self) -> None:
-        if BYTES_NAME in self.specs:
-            spec = self.specs[BYTES_NAME]
-            if len(self.specs) != 1 or spec.dtype != "U8" or len(spec.shape) != 1:
-                raise FormatError(
-                    f"{BYTES_NAME} is the only tensor of its state, U8 of one dimension",
-                    found=", ".join(sorted(self.specs)),
-                )
+        check_bytes_state(self.specs)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:

@@ -105,7 +105,7 @@ class Manifest:
             ManifestError: The file that is there cannot be read or edited; nothing was changed.
             FormatError: `meta` holds something that TOML cannot.
         """
-        from mlstate.manifests.writing import edit_manifest
+        from mlstate.manifests.editing import edit_manifest
         from mlstate.objects.files import write_file
 
         target = Path(path).resolve()  # a link stays a link

@@ -55,6 +55,8 @@ class _Parser:
         try:
             self.text = data.decode()
             self.table = tomllib.loads(self.text)
+        except RecursionError:
+            raise ManifestError("a manifest is nested too deeply", path=origin) from None
         except ValueError as error:
             line = re.search(r"at line (\d+)", str(error))
             raise ManifestError(
@@ -167,9 +169,16 @@ class _Parser:
         ) from None
 
     def line_of(self, where: tuple[str, ...]) -> int | None:
-        """The line where these words stand one after the other, as well as text search can tell."""
-        position, found = 0, -1
+        """The line that says these words one below the other, as well as a search can tell."""
+        lines = self.text.split("\n")
+        position, found = 0, None
         for word in where:
-            if (next_position := self.text.find(word, position)) >= 0:
-                position = found = next_position
-        return None if found < 0 else self.text.count("\n", 0, found) + 1
+            name = rf"""["']?{re.escape(word)}["']?"""
+            says = re.compile(
+                rf"[ \t]*({name}[ \t]*[=.]|\[.*{name}[ \t]*[\].]|.*[{{,][ \t]*{name}[ \t]*=)"
+            )
+            for number in range(position, len(lines)):
+                if says.match(lines[number]):
+                    position, found = number, number + 1
+                    break
+        return found

@@ -1,130 +1,59 @@
-"""Entries to TOML: the same text for the same entries; a person's own text and comments stay."""
+"""Entries to TOML: the same text for the same entries."""
 
 from __future__ import annotations
 
-import re
-import tomllib
+import datetime
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import tomlkit
-from tomlkit.items import Table
 
-from mlstate.errors import FormatError, ManifestError
-from mlstate.locations import Mirror, UnusableMirror
+from mlstate.errors import FormatError
+from mlstate.locations import Mirror, UnusableMirror, parse_mirror
 from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.reading import VERSION, ManifestText, parse_manifest
+from mlstate.manifests.reading import VERSION, ManifestText
 
-__all__ = ["edit_manifest", "format_manifest"]
+__all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
 
-_HEADER = re.compile(r"^[ \t]*\[[ \t]*states[ \t]*\.[ \t]*(\"[^\"\n]*\"|'[^'\n]*')[ \t]*\]", re.M)
+_DEEPEST = 50
+_SCALARS = (bool, int, float, datetime.datetime, datetime.date, datetime.time)
 
 
 def format_manifest(manifest: ManifestText) -> str:
-    """The text of a new manifest: sorted, and so the same for the same content."""
+    """The text of a new manifest: sorted, and so the same for the same content.
+
+    Raises:
+        FormatError: A value that TOML cannot hold.
+    """
     document = tomlkit.document()
     document["version"] = VERSION
-    for name, value in _plain(replace(manifest, states={})).items():
-        if name != "states":
-            document[name] = _value(value)
-    blocks = [_block(manifest.states[key]) for key in sorted(manifest.states)]
+    for name, value in plain_top(manifest).items():
+        document[name] = toml_value(value)
+    blocks = [format_state(manifest.states[key]) for key in sorted(manifest.states)]
     return "\n".join([tomlkit.dumps(document), *blocks])
 
 
-def edit_manifest(text: str, origin: str, wanted: ManifestText) -> str:
-    """Change an existing manifest's text so that it says exactly what is wanted.
-
-    Only what differs is touched: comments, order and layout of all else stay as they are.
-
-    Args:
-        text: The text as it is.
-        origin: Where it is from, for errors.
-        wanted: What it is to say.
+def format_state(entry: StateEntry) -> str:
+    """One state as a table of its own, with its files and meta as tables below it.
 
     Raises:
-        ManifestError: The text is not a manifest, or written in a style that cannot be edited
-            without harm.
+        FormatError: A value that TOML cannot hold.
     """
-    old = parse_manifest(text.encode(), origin)
-    kept = {key: wanted.states[key] for key in old.states if key in wanted.states}
-    if _plain(old) != _plain(replace(wanted, states=kept)):
-        text = _update(text, old, wanted)
-    for key in sorted(wanted.states.keys() - old.states.keys()):
-        text = _insert(text, wanted.states[key])
-    if _plain(parse_manifest(text.encode(), origin)) != _plain(wanted):
-        raise ManifestError(
-            "this manifest is written in a style that cannot be edited; nothing was changed",
-            path=origin,
-            remedy='write each state as a table of its own: [states."its.key"]',
-        )
-    return text
-
-
-def _update(text: str, old: ManifestText, wanted: ManifestText) -> str:
-    """Remove what is not wanted and change what differs, but add no states."""
-    document: Any = tomlkit.parse(text)
-    before, after = _plain(old), _plain(wanted)
-    states = (before.pop("states"), after.pop("states"))
-    _update_table(document, before, after)
-    for key, table in states[0].items():
-        if key not in states[1]:
-            del document["states"][key]
-        else:
-            _update_table(document["states"][key], table, states[1][key])
-    return tomlkit.dumps(document)
-
-
-def _update_table(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    for name in before.keys() - after.keys():
-        del table[name]
-    for name, value in after.items():
-        if name not in before:
-            table[name] = _value(value)
-        elif isinstance(value, dict) and isinstance(before[name], dict):
-            _update_table(table[name], before[name], value)
-        elif value != before[name]:
-            table[name] = _value(value)
-
-
-def _plain(manifest: ManifestText) -> dict[str, Any]:
-    """A manifest as plain values, apart from its version."""
-    plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
-    plain |= {name: manifest.unknown[name] for name in sorted(manifest.unknown)}
-    return plain | {
-        "states": {str(key): _table(manifest.states[key]) for key in sorted(manifest.states)}
-    }
-
-
-def _insert(text: str, entry: StateEntry) -> str:
-    """Put a new state before the first that sorts after it, and before that one's comments."""
-    block = _block(entry)
-    for match in _HEADER.finditer(text):
-        if _key_of(match[1]) > str(entry.key):
-            lines = text[: match.start()].splitlines(keepends=True)
-            while lines and lines[-1].lstrip().startswith("#"):
-                lines.pop()
-            start = sum(map(len, lines))
-            return f"{text[:start]}{block}\n{text[start:]}"
-    separator = "" if not text or text.endswith("\n\n") else "\n" if text.endswith("\n") else "\n\n"
-    return f"{text}{separator}{block}"
-
-
-def _key_of(quoted: str) -> str:
-    return str(tomllib.loads(f"key = {quoted}")["key"])
-
-
-def _block(entry: StateEntry) -> str:
-    """One state as a table of its own, with its files and meta as tables below it."""
     document = tomlkit.document()
     states = tomlkit.table(is_super_table=True)
-    states[str(entry.key)] = _value(_table(entry))
+    states[str(entry.key)] = toml_value(plain_state(entry))
     document["states"] = states
     return tomlkit.dumps(document)
 
 
-def _table(entry: StateEntry) -> dict[str, Any]:
-    """The entry as plain values, in the order of a new manifest."""
+def plain_top(manifest: ManifestText) -> dict[str, Any]:
+    """What a manifest says of all its states together, as plain values."""
+    plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
+    return plain | {name: manifest.unknown[name] for name in sorted(manifest.unknown)}
+
+
+def plain_state(entry: StateEntry) -> dict[str, Any]:
+    """What a manifest says of a state, as plain values in the order of a new manifest."""
     table: dict[str, Any] = {}
     if entry.digest is not None:
         table["blake3"] = str(entry.digest)
@@ -140,6 +69,50 @@ def _table(entry: StateEntry) -> dict[str, Any]:
     return table
 
 
+def toml_value(value: Any, *, inline: bool = False, depth: int = 0) -> Any:
+    """A plain value as TOML; lists of addresses and tables get a line for each item.
+
+    Args:
+        value: Text, number, bool, date, time, list or mapping.
+        inline: On one line, as within a list.
+        depth: How deep in other values this one is.
+
+    Raises:
+        FormatError: Anything else, a name that is no text, or nesting without end.
+    """
+    if depth > _DEEPEST:
+        raise FormatError("a value is nested too deeply for a manifest")
+    if isinstance(value, Mapping):
+        table: Any = tomlkit.inline_table() if inline else tomlkit.table()
+        for name, item in value.items():
+            table[_text(name)] = toml_value(item, inline=inline, depth=depth + 1)
+        return table
+    if isinstance(value, list | tuple):
+        array = tomlkit.array()
+        for item in value:
+            array.append(toml_value(item, inline=True, depth=depth + 1))
+        return array.multiline(not inline and len(value) > 0 and isinstance(value[0], str | dict))
+    if isinstance(value, str):
+        return tomlkit.item(_text(value))
+    if not isinstance(value, _SCALARS):
+        raise FormatError(
+            "TOML has no such value",
+            expected="text, number, bool, date, time, list or table",
+            found=repr(value),
+        )
+    return tomlkit.item(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise FormatError("a name in a table is a text", found=repr(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FormatError("a text holds a lone surrogate", found=repr(value)) from None
+    return str(value)
+
+
 def _file(entry: FileEntry) -> Any:
     if not entry.mirrors and not entry.unknown:
         return str(entry.digest)
@@ -150,9 +123,10 @@ def _file(entry: FileEntry) -> Any:
 
 
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:
-    if mirror.toml is not None:
+    if isinstance(mirror, UnusableMirror):
         return mirror.toml
-    assert isinstance(mirror, Mirror)
+    if mirror.toml is not None and parse_mirror(mirror.toml) == mirror:
+        return mirror.toml  # as its author wrote it
     table: dict[str, Any] = {}
     if len(mirror.urls) == 1:
         table["url"] = mirror.urls[0]
@@ -168,32 +142,3 @@ def _mirror(mirror: Mirror | UnusableMirror) -> Any:
     if mirror.parts:
         table["parts"] = [_mirror(part) for part in mirror.parts]
     return table["url"] if table.keys() == {"url"} else table
-
-
-def _value(value: Any) -> Any:
-    """A plain value as TOML; lists of addresses and tables get a line for each item."""
-    if isinstance(value, Mapping):
-        table: Table = tomlkit.table()
-        for name, item in value.items():
-            table[name] = _value(item)
-        return table
-    if isinstance(value, list | tuple):
-        array = tomlkit.array()
-        for item in value:
-            array.append(_inline(item))
-        return array.multiline(len(value) > 0 and isinstance(value[0], str | dict))
-    return _inline(value)
-
-
-def _inline(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        table = tomlkit.inline_table()
-        for name, item in value.items():
-            table[name] = _inline(item)
-        return table
-    try:
-        return tomlkit.item(value)
-    except ValueError:
-        raise FormatError(
-            "TOML has no such value", expected="text, number, bool, date, list, table", found=value
-        ) from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import BinaryIO
 
 from mlstate.digests import Digest
+from mlstate.errors import ObjectNotFoundError
 from mlstate.objects.interface import ObjectStore
 
 __all__ = ["ChainObjectStore"]
@@ -25,7 +27,8 @@ class ChainObjectStore:
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if no store has it."""
-        return self._having(digest).size(digest)
+        sizes = (store.size(digest) for store in self.stores)
+        return next((size for size in sizes if size is not None), None)
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object in the first store that has it.
@@ -33,14 +36,12 @@ class ChainObjectStore:
         Raises:
             ObjectNotFoundError: None has it.
         """
-        return self._having(digest).open(digest)
+        for store in self.stores[:-1]:
+            with contextlib.suppress(ObjectNotFoundError):
+                return store.open(digest)
+        return self.stores[-1].open(digest)
 
     def locate(self, digest: Digest) -> str:
         """Where the object is, or in the last store would be."""
-        return self._having(digest).locate(digest)
-
-    def _having(self, digest: Digest) -> ObjectStore:
-        for store in self.stores[:-1]:
-            if store.size(digest) is not None:
-                return store
-        return self.stores[-1]
+        having = (store for store in self.stores if store.size(digest) is not None)
+        return next(having, self.stores[-1]).locate(digest)

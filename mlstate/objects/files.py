@@ -21,7 +21,7 @@ from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import IntegrityError
 from mlstate.format import layout
 
-__all__ = ["Publish", "sync_folder", "write_file", "write_in_store"]
+__all__ = ["Publish", "make_folders", "sync_folder", "write_file", "write_in_store"]
 
 _CHUNK = 1 << 20
 
@@ -59,9 +59,9 @@ def write_in_store(
     """
     target = root / name
     temporaries = root / layout.TEMPORARIES
-    _make_folders(root, target.parent)
-    _make_folders(root, temporaries)
-    return write_file(
+    make_folders(root, target.parent)
+    make_folders(root, temporaries)
+    written = write_file(
         target,
         parts,
         temporary=temporaries / uuid.uuid4().hex,
@@ -69,6 +69,13 @@ def write_in_store(
         digest=digest,
         sync_parent=sync_parent,
     )
+    if written and sync_parent:
+        # Those above too: another process may have made a folder and not come as far as this.
+        folder = target.parent
+        while folder != root:
+            folder = folder.parent
+            sync_folder(folder)
+    return written
 
 
 def write_file(
@@ -99,8 +106,9 @@ def write_file(
         IntegrityError: The content has another digest: it changed while it was written.
         OSError: The disk is full, a folder is not writable, and the like. Nothing is left behind.
     """
+    descriptor = _open_new(temporary)
     try:
-        found = _write_temporary(temporary, parts, read_only=read_only)
+        found = _fill(descriptor, parts, read_only=read_only)
         if digest is not None and found != digest:
             raise IntegrityError(
                 "the bytes changed while they were written; nothing was stored under their name",
@@ -121,11 +129,14 @@ def write_file(
     return True
 
 
-def _write_temporary(path: Path, parts: Sequence[Bytes], *, read_only: bool) -> Digest:
-    hasher = Hasher()
+def _open_new(path: Path) -> int:
     # 0o666 less the umask, which the kernel applies: a group can share a store. (mkstemp's 0600
     # would lock the group out, and asking for the umask means changing it for all threads.)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _fill(descriptor: int, parts: Sequence[Bytes], *, read_only: bool) -> Digest:
+    hasher = Hasher()
     try:
         for chunk in _private_chunks(parts):
             hasher.update(chunk)
@@ -144,11 +155,13 @@ def _private_chunks(parts: Sequence[Bytes]) -> Iterator[memoryview]:
     A tensor can be changed by another thread at any time; a file whose bytes are not those of
     its name would spoil every later state that shares the object.
     """
-    buffer = memoryview(bytearray(min(_CHUNK, sum(len(part) for part in parts))))
+    buffer = memoryview(b"")
     for part in parts:
         view = memoryview(part).cast("B")
         for start in range(0, len(view), _CHUNK):
             chunk = view[start : start + _CHUNK]
+            if len(buffer) < len(chunk):
+                buffer = memoryview(bytearray(len(chunk)))
             buffer[: len(chunk)] = chunk
             yield buffer[: len(chunk)]
 
@@ -189,12 +202,19 @@ def _rename_noreplace(temporary: Path, target: Path) -> None:
 
 
 def _claim_and_rename(temporary: Path, target: Path) -> None:
-    """Claim the name with an empty file, then replace that: who claims first wins."""
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-    os.replace(temporary, target)
+    """Claim the name with an empty file, then replace that: who claims first wins.
+
+    The last resort: a crash in between leaves the empty file, which is then a damaged one.
+    """
+    os.close(_open_new(target))
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(target)
+        raise
 
 
-def _make_folders(root: Path, folder: Path) -> None:
+def make_folders(root: Path, folder: Path) -> None:
     """Make a folder of a store and its parents, each durable in the one that holds it.
 
     Args:
@@ -205,8 +225,9 @@ def _make_folders(root: Path, folder: Path) -> None:
         return
     if folder == root:
         root.mkdir(parents=True, exist_ok=True)
+        sync_folder(root.parent)
         return
-    _make_folders(root, folder.parent)
+    make_folders(root, folder.parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder)
     sync_folder(folder.parent)

@@ -32,19 +32,30 @@ def check_folder(root: Path) -> None:
     Raises:
         FormatError: See above.
     """
+    if _check_settings(root):
+        return
+    having = [name for name in (layout.STATES, layout.OBJECTS) if (root / name).exists()]
+    # Settings are made before these: if another process has just begun the store, they are there.
+    if having and not _check_settings(root):
+        raise FormatError(
+            f"this folder is not a store: it has {having[0]}/ but no {layout.SETTINGS}",
+            path=root,
+            remedy="give the store's own folder, or an empty or new one",
+        )
+
+
+def _check_settings(root: Path) -> bool:
+    """Check a store's settings, if there are any."""
     settings = root / layout.SETTINGS
     try:
         layout.check_settings(settings.read_bytes(), str(settings))
-    except NotADirectoryError:
-        raise FormatError("a store is a folder, and this is a file", path=root) from None
     except FileNotFoundError:
-        for name in (layout.STATES, layout.OBJECTS):
-            if (root / name).exists():
-                raise FormatError(
-                    f"this folder is not a store: it has {name}/ but no {layout.SETTINGS}",
-                    path=root,
-                    remedy="give the store's own folder, or an empty or new one",
-                ) from None
+        return False
+    except NotADirectoryError:
+        raise FormatError(
+            "a store is a folder, and this is a file", path=root, remedy="give a folder"
+        ) from None
+    return True
 
 
 def prepare_folder(root: Path) -> None:
@@ -96,10 +107,15 @@ class FolderObjectStore:
             ObjectNotFoundError: It is not here.
         """
         try:
-            # Not buffered: readers take the whole, or map it.
-            return open(self.path(digest), "rb", buffering=0)
+            # Without waiting for a writer, should a pipe be in an object's place.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(self.path(digest), flags)
         except FileNotFoundError:
             raise missing(self, digest) from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise missing(self, digest)
+        return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
 
     def locate(self, digest: Digest) -> str:
         """The path of the object's file."""
@@ -144,7 +160,9 @@ class FolderObjectWriter:
         """Flush each folder that an object was put in or reused from, once."""
         with self._lock:
             touched, self._touched = self._touched, set()
-        for folder in sorted(touched):
+        # Those above them too: another process may have made a folder and not come this far.
+        above = {parent for folder in touched for parent in (folder.parent, self._store.root)}
+        for folder in (*sorted(touched), *sorted(above, reverse=True)):
             sync_folder(folder)
 
     def _touch(self, folder: Path) -> None:

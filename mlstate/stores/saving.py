@@ -23,7 +23,13 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.format import tensor_object
-from mlstate.format.encode import EncodedState, TensorSource, bytes_source, encode_state
+from mlstate.format.encode import (
+    EncodedState,
+    TensorSource,
+    bytes_source,
+    check_sources,
+    encode_state,
+)
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
@@ -151,12 +157,13 @@ class SavingStore(StateView):
             self.get(key)  # says what is there instead
             raise StateNotFoundError("another process deleted this state first", key=key)
 
-    def _save(self, key: StateKey, sources: Sequence[TensorSource], wish: _Wish) -> StateKey:
+    def _save(self, key: StateKey, sources: list[TensorSource], wish: _Wish) -> StateKey:
         with concerning(key):
             check_file_names(wish.files)
             files = {name: FileEntry(Digest.of(_content(wish.files[name]))) for name in wish.files}
             # Of the wish, before anything is written: meta that TOML cannot hold is refused here.
             wanted = _through_toml(StateEntry(key, None, files=files, meta=wish.meta or {}))
+            check_sources(sources)
             existing = self._existing(key, overwrite=wish.overwrite)
             if existing is not None:
                 encoded = encode_state(sources)
@@ -290,7 +297,7 @@ class _SaveAct:
         return False
 
 
-def _sources_of(model: Any) -> Sequence[TensorSource]:
+def _sources_of(model: Any) -> list[TensorSource]:
     if isinstance(model, TensorModel):
         from mlstate.tensors import tensor_sources
 

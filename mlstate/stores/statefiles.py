@@ -5,17 +5,17 @@ A state file knows nothing of tensors; of several savers of one key exactly one 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from mlstate.errors import ManifestError
 from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects.files import Publish, sync_folder, write_in_store
+from mlstate.objects.files import Publish, make_folders, sync_folder, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.states import StateKey, StateType
 
@@ -130,12 +130,16 @@ class FolderStateFiles:
         path = self._path(key)
         if not path.exists():
             return False
-        trash.mkdir(exist_ok=True)
-        target = trash / f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            os.utime(path)  # its age in the trash counts from now
+        make_folders(self.root, trash)
+        name = f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
         try:
-            os.rename(path, target)
+            try:
+                os.utime(path)  # its age in the trash counts from now
+            except PermissionError:  # another member's file: bury a copy of our own
+                write_in_store(self.root, f"{layout.TRASH}/{name}", [path.read_bytes()])
+                path.unlink()
+            else:
+                os.rename(path, trash / name)
         except FileNotFoundError:
             return False
         sync_folder(trash)
@@ -153,8 +157,8 @@ class FolderStateFiles:
                 for name in _names(self.root / folder)
                 if name.lower() == part.lower()
             ]
-        others = [path.rstrip("/") for path in found if path.rstrip("/") != own]
-        return layout.key_of_state_path(others[0]) if others else None
+        keys = (layout.key_of_state_path(path.rstrip("/")) for path in found)
+        return next((other for other in keys if other not in (None, key)), None)
 
     def locate(self, key: StateKey) -> str:
         """The path of the state file."""
@@ -174,6 +178,7 @@ class MemoryStateFiles:
 
     def __init__(self) -> None:
         self._files: dict[StateKey, bytes] = {}
+        self._lock = Lock()
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are here."""
@@ -187,7 +192,11 @@ class MemoryStateFiles:
 
     def create(self, key: StateKey, data: bytes) -> bool:
         """Write a state file that is not there yet; see `StateFiles.create`."""
-        return self._files.setdefault(key, data) is data
+        with self._lock:
+            if key in self._files:
+                return False
+            self._files[key] = data
+            return True
 
     def replace(self, key: StateKey, data: bytes) -> None:
         """Write a state file, whatever is there."""

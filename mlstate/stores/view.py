@@ -181,7 +181,7 @@ class StateView(AbstractStateStore[Any]):
             return load_tensors(
                 model,
                 state.specs,
-                lambda: read_tensors(found.objects, state, shared=not assign),
+                lambda: read_tensors(found.objects, state, shared=True),
                 strict=strict,
                 assign=assign,
                 ignore_mismatched_sizes=ignore_mismatched_sizes,

@@ -159,7 +159,7 @@ def apply_state(
 
     Args:
         model: The model.
-        tensors: All tensors of the state, verified, private.
+        tensors: All tensors of the state, verified, private; equal ones may be one.
         fit: What `compare` said; mismatched names are skipped.
         strict: Refuse what is missing or unexpected; for a model with rules of its own, which
             alone can tell. For all others `Fit.problems` has told before.
@@ -257,12 +257,17 @@ def _assignable(
     """
     ready: dict[str, Any] = {name: given[name] for name in given if name not in own}
     lacking: set[str] = set()
+    taken: set[int] = set()
     for group in _tied_groups(own):
         having = [name for name in group if name in given]
         if not having:
             continue
         # Of different values for names that are one in the model the last wins, as in a copy.
-        loaded = _in_place_of(given[having[-1]], own[having[-1]])
+        source = given[having[-1]]
+        loaded = _in_place_of(source, own[having[-1]])
+        if loaded is source and id(source) in taken:
+            loaded = source.clone()  # equal to another, but not tied to it in the model
+        taken.add(id(source))
         parameters: dict[int, torch.nn.Parameter] = {}
         for name in group:
             target = own[name]

@@ -14,7 +14,7 @@ import torch
 from mlstate.digests import Bytes
 from mlstate.errors import FormatError
 from mlstate.format.dtypes import TensorSpec
-from mlstate.format.encode import EncodedState, OnObject, encode_state
+from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_state
 from mlstate.format.state_object import check_name
 from mlstate.tensors.dtypes import spec_of
 from mlstate.tensors.memory import as_bytes
@@ -58,7 +58,7 @@ def encode_tensors(
     return encode_state(tensor_sources(state_dict), on_object)
 
 
-def tensor_sources(state_dict: Mapping[str, Any]) -> list[_Source]:
+def tensor_sources(state_dict: Mapping[str, Any]) -> list[TensorSource]:
     """Look at every entry of a state dict before anything is hashed or stored.
 
     Raises:
@@ -109,11 +109,13 @@ def _lies_as_stored(tensor: torch.Tensor) -> bool:
 
 def _stored_form(tensor: torch.Tensor) -> torch.Tensor:
     """The value as it is stored: on the CPU, resolved, contiguous, BOOL as 0 and 1."""
-    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.cpu().resolve_conj().resolve_neg()
     if plain.dtype is torch.bool:
         # The memory of a bool can hold other bytes, seen through a view; they all mean true.
-        return plain.view(torch.uint8).ne(0)
-    return plain
+        return plain.view(torch.uint8).ne(0).contiguous()
+    if plain.element_size() == 1:  # torch cannot copy every one of these types
+        return plain.view(torch.uint8).contiguous()
+    return plain.contiguous()
 
 
 def _source(name: object, value: object) -> _Source:
@@ -142,15 +144,34 @@ def _plain_tensor(value: object) -> torch.Tensor:
             found=type(value).__name__,
             remedy="convert it to a plain tensor first, for instance by dequantising",
         )
-    if value.layout is not torch.strided:
+    if value.layout is not torch.strided or value.is_nested:
         raise FormatError(
             "it is not a dense tensor",
             expected=torch.strided,
-            found=value.layout,
+            found="nested" if value.is_nested else value.layout,
             remedy="store to_dense(), or indices and values under names of their own",
         )
     if value.is_meta:
         raise FormatError(
             "it is on the meta device and has no values", remedy="load or initialise the model"
         )
+    if not _has_storage(value):
+        raise FormatError(
+            "its memory is not there, or not all of it",
+            remedy="gather or initialise it first: sharding and transforms give such tensors",
+        )
     return value.detach()
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    """Whether all of a tensor's memory is its own: reading beyond would crash or store garbage."""
+    if not tensor.numel():
+        return True
+    try:
+        if tensor._is_zerotensor() or not tensor.data_ptr():
+            return False
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
+        return (last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    except RuntimeError:  # inside a transform of torch.func there is no memory to speak of
+        return False

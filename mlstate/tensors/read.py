@@ -97,4 +97,5 @@ def _read(objects: ObjectStore, ref: TensorRef) -> torch.Tensor:
             found=bytes(view[8:200]).rstrip(),
         )
     check_values(ref.spec, view[offset:])
-    return as_tensor(raw[offset:], ref.spec)
+    # A storage of the data alone: who saves the tensor elsewhere does not save our header.
+    return as_tensor(torch.frombuffer(view, dtype=torch.uint8, offset=offset), ref.spec)
