@@ -91,6 +91,8 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
     table = {"url": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping):
         raise FormatError("a mirror is an address or a table", found=repr(value))
+    for address in _addresses(table):
+        check_url(address)  # whatever else it is, a credential does not belong into a manifest
     if unknown := sorted(set(table) - _KEYS):
         return UnusableMirror(f"unknown key {', '.join(unknown)}", value)
     parts = [parse_mirror(part) for part in _list(table, "parts")]
@@ -136,14 +138,14 @@ def check_url(address: str) -> str | None:
     match = _SCHEME.match(address)
     if match is None:
         return None
-    if match[1].lower() not in SCHEMES:
-        return f"unknown scheme {match[1]}://"
-    if "@" in re.split(r"[/?#]", address[match.end() :], maxsplit=1)[0] and match[1] != "hf":
+    if "@" in re.split(r"[/?#]", address[match.end() :], maxsplit=1)[0]:
         raise FormatError(
             "an address must not carry a user name or password",
             found=f"{match[1]}://...@...",
             remedy="remove it from the manifest; credentials belong into ~/.netrc",
         )
+    if match[1].lower() not in SCHEMES:
+        return f"unknown scheme {match[1]}://"
     try:
         urlsplit(address)
     except ValueError as error:
@@ -176,6 +178,13 @@ def check_file_names(names: Iterable[str]) -> None:
         for length in range(1, len(parts)):
             if "/".join(parts[:length]) in seen:
                 raise FormatError("a file of a state is a folder of another", found=repr(name))
+
+
+def _addresses(table: Mapping[str, Any]) -> Iterable[str]:
+    values = [table.get("url"), table.get("state")]
+    if isinstance(table.get("urls"), list):
+        values += table["urls"]
+    return [value for value in values if isinstance(value, str)]
 
 
 def _list(table: Mapping[str, Any], key: str) -> list[Any]:

@@ -139,6 +139,13 @@ class StateKey:
     training_id: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.state_type, StateType):
+            raise FormatError(
+                "a state key is made of a StateType and a training id",
+                expected="StateKey(StateType(backend, architecture), training_id)",
+                found=repr(self.state_type),
+                remedy="use StateKey.parse for the text form",
+            )
         _check_part("training_id", self.training_id)
         _check_length(self.parts)
 

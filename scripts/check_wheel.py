@@ -31,9 +31,7 @@ def main(folder: Path) -> None:
         subprocess.run([*install, "--target", str(site), str(wheel)], check=True)
         assert (site / "mlstate" / "py.typed").exists(), "the wheel lacks py.typed"
         environment = {**os.environ, "PYTHONPATH": str(site)}
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM], check=True, cwd=temporary, env=environment
-        )
+        subprocess.run([sys.executable, "-c", PROGRAM], check=True, cwd=temporary, env=environment)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ damages a copy of the store, and shows what happens. Needs no network.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -55,7 +56,9 @@ def main() -> None:
     for state_type in (BERT, StateType("pytorch", "bert-l6-h384-classifier")):
         for key in store.get_state_keys(state_type):
             print(f"  {key}")
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. The store is in {STORE}/: look around.")
+    print(
+        f"\nDone in {time.perf_counter() - started:.0f} s. The store is in {STORE}/: look around."
+    )
 
 
 def published_model() -> Path:
@@ -96,7 +99,9 @@ def load(store: LocalStateStore) -> BertModel:
     print(f"  missing in the state:    {result.missing_keys or 'nothing'}")
     print(f"  unknown to the model:    {result.unexpected_keys}")
     print("  Why strict=False: the published file holds embeddings.position_ids, the numbers 0 to")
-    print("  511, a buffer that today's BertModel computes itself and no longer keeps in its state.")
+    print(
+        "  511, a buffer that today's BertModel computes itself and no longer keeps in its state."
+    )
     print(f"  every byte was verified; digest {result.digest}")
     return model
 
@@ -170,9 +175,7 @@ def fine_tune_new_head(store: LocalStateStore) -> None:
     with torch.no_grad():
         vectors = mean_pooled(store, encoder)
     for _ in range(20):
-        loss = torch.nn.functional.cross_entropy(
-            classifier.head(vectors), torch.tensor([0, 0, 1])
-        )
+        loss = torch.nn.functional.cross_entropy(classifier.head(vectors), torch.tensor([0, 0, 1]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -231,14 +234,12 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-_step = 0
+_numbers = itertools.count(1)
 
 
 def step(title: str) -> None:
     """Announce a step."""
-    global _step
-    _step += 1
-    print(f"\n{_step}. {title}")
+    print(f"\n{next(_numbers)}. {title}")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_a_truncated_and_an_extended_object(store, which):
 
 
 def test_two_swapped_objects(store):
-    state, first, second = objects_of(store, KEY)
+    _, first, second = objects_of(store, KEY)
     a, b = (store.objects.path(digest).read_bytes() for digest in (first, second))
     rewrite(store, first, b)
     rewrite(store, second, a)
@@ -152,7 +152,7 @@ def test_a_damaged_file_of_a_state(store):
 
 
 def test_saving_again_mends_what_is_missing_and_with_verify_what_is_damaged(store):
-    state, first, second = objects_of(store, KEY)
+    _, first, second = objects_of(store, KEY)
     good = store.objects.path(first).read_bytes()
     store.objects.path(second).unlink()
     rewrite(store, first, good[:-1])

@@ -1324,7 +1324,8 @@ def unchanged(text, wanted):
 
 def cut(text):
     """As `blocks`, with either line end and quote."""
-    return blocks(re.sub(r"\[states\.'([^']*)'", r'[states."\1"', text.replace("\r\n", "\n")))
+    text = text.replace("\r\n", "\n").rstrip("\n") + "\n"
+    return blocks(re.sub(r"\[states\.'([^']*)'", r'[states."\1"', text))
 
 
 @settings(max_examples=40, deadline=None)

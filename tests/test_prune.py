@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -200,10 +201,8 @@ def _save_and_delete(folder, worker, seconds, failures):
                 assert same(values(model), values(models[seed]))
             except StateExistsError:
                 pass
-            try:
+            with contextlib.suppress(StateNotFoundError):
                 store.delete(key)
-            except StateNotFoundError:
-                pass
     except BaseException as error:
         failures.put(f"worker {worker}: {error!r}\n{error}")
         raise

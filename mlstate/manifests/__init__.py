@@ -63,11 +63,8 @@ class Manifest:
             ManifestError: There is no such file or folder, one cannot be read, or two give a key
                 different digests.
         """
-        manifests = [
-            cls.parse(file.read_bytes(), str(file))
-            for path in paths
-            for file in _files(Path(path).expanduser())
-        ]
+        files = [file for path in paths for file in _files(Path(path).expanduser())]
+        manifests = [cls.parse(_content(file), str(file)) for file in files]
         if len(manifests) == 1:
             return manifests[0]
         states: dict[StateKey, StateEntry] = {}
@@ -90,7 +87,9 @@ class Manifest:
         """
         from mlstate.manifests.writing import format_manifest  # tomlkit: only who writes needs it
 
-        return format_manifest(ManifestText(self.objects, self.states, self.unknown))
+        text = format_manifest(self._text())
+        parse_manifest(text.encode(), "the new manifest")  # what is written can be read
+        return text
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to a file, whole or not at all.
@@ -109,17 +108,26 @@ class Manifest:
         from mlstate.objects.files import write_file
 
         target = Path(path).resolve()  # a link stays a link
-        try:
-            old = target.read_bytes().decode()
-        except FileNotFoundError:
-            new = self.format()
-        else:
-            wanted = ManifestText(self.objects, self.states, self.unknown)
-            new = edit_manifest(old, str(path), wanted)
+        if target.exists():
+            old = _content(target)
+            new = edit_manifest(old, str(path), self._text())
             if new == old:
                 return
+        else:
+            new = self.format().encode()
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        write_file(target, [new.encode()], temporary=temporary, read_only=False)
+        write_file(target, [new], temporary=temporary, read_only=False)
+
+    def _text(self) -> ManifestText:
+        """What one file is to say; the object mirrors that several had are not lost unsaid."""
+        objects = {self.objects} if self.objects else {e.objects for e in self.states.values()}
+        if len(objects) > 1:
+            raise ManifestError(
+                "states of manifests with different object mirrors do not go into one file",
+                found=" and ".join(map(str, sorted(objects))),
+                remedy="give the new manifest its own objects=",
+            )
+        return ManifestText(next(iter(objects), ()), self.states, self.unknown)
 
 
 def _files(path: Path) -> Iterable[Path]:
@@ -130,7 +138,16 @@ def _files(path: Path) -> Iterable[Path]:
             expected="a .toml file, or a folder with some",
             remedy="check the path",
         )
-    return sorted(path.rglob("*.toml")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*.toml") if not file.is_dir())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError("a manifest cannot be read", path=path, found=error) from error
 
 
 def _conflict(message: str, first: StateEntry, second: StateEntry) -> None:

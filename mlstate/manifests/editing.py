@@ -17,9 +17,15 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable
 
-from mlstate.errors import ManifestError
+from mlstate.errors import FormatError, ManifestError
 from mlstate.manifests.reading import ManifestText, parse_manifest
-from mlstate.manifests.writing import format_state, plain_state, plain_top, toml_value
+from mlstate.manifests.writing import (
+    format_manifest,
+    format_state,
+    plain_state,
+    plain_top,
+    toml_value,
+)
 from mlstate.states import StateKey
 
 __all__ = ["edit_manifest"]
@@ -31,11 +37,11 @@ _STATE = re.compile(
 )
 
 
-def edit_manifest(text: str, origin: str, wanted: ManifestText) -> str:
+def edit_manifest(data: bytes, origin: str, wanted: ManifestText) -> bytes:
     """Change an existing manifest's text so that it says exactly what is wanted.
 
     Args:
-        text: The text as it is.
+        data: The manifest as it is.
         origin: Where it is from, for errors.
         wanted: What it is to say.
 
@@ -43,28 +49,30 @@ def edit_manifest(text: str, origin: str, wanted: ManifestText) -> str:
         ManifestError: The text is not a manifest, or written in a style that cannot be edited.
         FormatError: A value that TOML cannot hold.
     """
-    old = parse_manifest(text.encode(), origin)
+    old = parse_manifest(data, origin)
     before, after = _values(old), _values(wanted)
     if _exact(before) == _exact(after):
-        return text
-    ends = "\r\n" if "\r\n" in text else "\n"
-    blocks = _blocks(text.replace("\r\n", "\n"))
-    if _spoken(blocks) != _exact(before):
+        return data
+    if data == format_manifest(old).encode():
+        return format_manifest(wanted).encode()  # nothing of a person's is in it
+    blocks = _blocks(data.decode())
+    if _exact(_spoken(blocks)) != _exact(before):
         _refuse(origin)
     try:
         edited = "".join(block.whole for block in _edited(blocks, before, after))
-    except (TOMLKitError, ValueError, KeyError, TypeError, AttributeError):
+    except (TOMLKitError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
         _refuse(origin)  # tomlkit cannot change what is written so
     for key in sorted(wanted.states.keys() - old.states.keys()):
         edited = _insert(edited, str(key), format_state(wanted.states[key]))
-    edited = edited.replace("\n", ends)
     try:
         said = _values(parse_manifest(edited.encode(), origin))
     except ManifestError:
         _refuse(origin)
     if _exact(said) != _exact(after):
         _refuse(origin)
-    return edited
+    return edited.encode()
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,9 @@ def _blocks(text: str) -> list[_Block]:
     lead: list[str] = []
     lines: list[str] = []
     for line in _LINE.findall(text):
-        if _HEADER.fullmatch(line):
-            match = _STATE.match(line)
-            next_key = None if match is None else tomllib.loads(f"key = {match[1]}")["key"]
+        # What is open above, a list or a text of several lines, does not stand alone.
+        if _HEADER.fullmatch(line) and _parsed("".join(lines)) is not None:
+            next_key = _state_key(line)
             if next_key is None or next_key != key:
                 above = _comments_at_the_end(lines)
                 cut = len(lines) - len(above)
@@ -104,6 +112,19 @@ def _blocks(text: str) -> list[_Block]:
     return [*blocks, _Block(key, "".join(lead), "".join(lines))]
 
 
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except ValueError:
+        return None
+
+
+def _state_key(header: str) -> str | None:
+    match = _STATE.match(header)
+    said = None if match is None else _parsed(f"key = {match[1]}")
+    return None if said is None else str(said["key"])
+
+
 def _comments_at_the_end(lines: list[str]) -> list[str]:
     count = 0
     while count < len(lines) and lines[-1 - count].lstrip(" \t").startswith("#"):
@@ -111,22 +132,21 @@ def _comments_at_the_end(lines: list[str]) -> list[str]:
     return lines[len(lines) - count :]
 
 
-def _spoken(blocks: list[_Block]) -> Any:
+def _spoken(blocks: list[_Block]) -> dict[str | None, Any] | None:
     """What the blocks say, each read alone; None if they do not stand alone."""
-    values: dict[str | None, Any] = {None: {}}
-    for block in blocks:
+    top = "".join(block.text for block in blocks if block.key is None)
+    texts: list[tuple[str | None, str]] = [(None, top)]
+    texts += [(block.key, f"version = 1\n{block.text}") for block in blocks if block.key]
+    values: dict[str | None, Any] = {}
+    for key, text in texts:
         try:
-            said = tomllib.loads(block.text)
-        except ValueError:
+            said = _values(parse_manifest(text.encode(), "a block"))
+        except ManifestError:
             return None
-        if block.key is None:
-            values[None].update(said)
-        elif block.key in values or said.keys() != {"states"}:
+        if key in values or said.keys() - {None} != {key} - {None}:
             return None
-        else:
-            values[block.key] = said["states"].get(block.key)
-    values[None].pop("version", None)
-    return _exact(values)
+        values[key] = said[key]
+    return values
 
 
 def _values(manifest: ManifestText) -> dict[str | None, Any]:
@@ -144,29 +164,30 @@ def _edited(
     """The blocks without those that are not wanted, and with what differs changed."""
     kept = []
     for block in blocks:
-        if block.key is not None and block.key not in after:
-            continue
-        if block.key is not None:
+        if block.key is None:
+            written = _parsed(block.text) or {}
+            new = after[None].keys() - before[None].keys() if block is blocks[0] else set()
+            said = {name: before[None][name] for name in written if name in before[None]}
+            wanted = {name: after[None][name] for name in {*said, *new} if name in after[None]}
+            kept.append(_changed(block, said, wanted))
+        elif block.key in after:
             said = {"states": {block.key: before[block.key]}}
             wanted = {"states": {block.key: after[block.key]}}
-        else:
-            said = tomllib.loads(block.text)
-            said.pop("version", None)
-            first = block is blocks[0]
-            others = {name for name in after[None] if first and name not in before[None]}
-            wanted = {n: after[None][n] for n in {*said, *others} if n in after[None]}
-        kept.append(_changed(block, said, wanted))
+            kept.append(_changed(block, said, wanted))
     return kept
 
 
 def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Block:
     if _exact(said) == _exact(wanted):
         return block
-    body = block.text.rstrip("\n")
+    text = block.text.replace("\r\n", "\n")
+    body = text.rstrip("\n")
     document = tomlkit.parse(body + "\n")
     _update(document, said, wanted)
-    text = tomlkit.dumps(document).strip("\n") + "\n" + block.text[len(body) + 1 :]
-    return _Block(block.key, block.lead, text)
+    edited = tomlkit.dumps(document).strip("\n") + "\n" + text[len(body) + 1 :]
+    if edited.endswith("\n") and edited.rstrip("\n").rpartition("\n")[2].lstrip().startswith("#"):
+        edited = edited.rstrip("\n") + "\n\n"  # its last comment is not the next table's
+    return _Block(block.key, block.lead, edited.replace("\n", _line_end(block.text)))
 
 
 def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -176,25 +197,39 @@ def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         old = before.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
             _update(table[name], old, value)
+        elif isinstance(value, list) and isinstance(old, list) and old and _begins(value, old):
+            for item in value[len(old) :]:
+                table[name].append(toml_value(item, inline=True))
         elif name not in before or _exact(value) != _exact(old):
             table[name] = toml_value(value, inline=isinstance(table, InlineTable))
 
 
+def _begins(value: list[Any], old: list[Any]) -> bool:
+    return bool(_exact(value[: len(old)]) == _exact(old))
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
 def _insert(text: str, key: str, block: str) -> str:
     """Put a new state before the first that sorts after it, else at the end."""
+    end = _line_end(text)
     blocks = _blocks(text)
+    block = block.replace("\n", end)
     for number, other in enumerate(blocks):
         if other.key is not None and StateKey.parse(other.key) > StateKey.parse(key):
             above = "".join(part.whole for part in blocks[:number])
-            return _apart(above) + block + "\n" + "".join(part.whole for part in blocks[number:])
-    return _apart(text) + block
+            below = "".join(part.whole for part in blocks[number:])
+            return _apart(above, end) + block + end + below
+    return _apart(text, end) + block
 
 
-def _apart(text: str) -> str:
+def _apart(text: str, end: str) -> str:
     """Text that ends with an empty line, so that the next table is set off."""
     if text and not text.endswith("\n"):
-        text += "\n"
-    return text if not text or text.endswith("\n\n") else text + "\n"
+        text += end
+    return text if not text or text.endswith(("\n\n", "\n\r\n")) else text + end
 
 
 def _exact(value: Any) -> Any:

@@ -136,7 +136,7 @@ class _Parser:
                 self.fail("a file has a digest", text, "files", name, found=item)
             table = {"blake3": item} if isinstance(item, str) else dict(item)
             digest = self.digest(table.pop("blake3"), text, "files", name)
-            mirrors = self.mirrors(table.pop("mirrors", []), text, name)
+            mirrors = self.mirrors(table.pop("mirrors", []), text, "files", name)
             entries[name] = FileEntry(digest, mirrors, table)
         return entries
 

@@ -41,7 +41,10 @@ def format_state(entry: StateEntry) -> str:
     """
     document = tomlkit.document()
     states = tomlkit.table(is_super_table=True)
-    states[str(entry.key)] = toml_value(plain_state(entry))
+    table = tomlkit.table(is_super_table=False)  # its header is there even with nothing below
+    for name, value in plain_state(entry).items():
+        table[name] = toml_value(value)
+    states[str(entry.key)] = table
     document["states"] = states
     return tomlkit.dumps(document)
 
@@ -49,7 +52,8 @@ def format_state(entry: StateEntry) -> str:
 def plain_top(manifest: ManifestText) -> dict[str, Any]:
     """What a manifest says of all its states together, as plain values."""
     plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
-    return plain | {name: manifest.unknown[name] for name in sorted(manifest.unknown)}
+    plain |= _sorted(manifest.unknown)
+    return plain
 
 
 def plain_state(entry: StateEntry) -> dict[str, Any]:
@@ -61,12 +65,21 @@ def plain_state(entry: StateEntry) -> dict[str, Any]:
         table["size"] = entry.size
     if entry.mirrors:
         table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
-    table.update((name, entry.unknown[name]) for name in sorted(entry.unknown))
+    table |= _sorted(entry.unknown)
     if entry.files:
         table["files"] = {name: _file(entry.files[name]) for name in sorted(entry.files)}
     if entry.meta:
-        table["meta"] = {name: entry.meta[name] for name in sorted(entry.meta)}
+        table["meta"] = _sorted(entry.meta)
     return table
+
+
+def _sorted(value: Any) -> Any:
+    """A value with the names of its tables in order, so that equal values have one text."""
+    if isinstance(value, Mapping):
+        return {name: _sorted(value[name]) for name in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    return value
 
 
 def toml_value(value: Any, *, inline: bool = False, depth: int = 0) -> Any:
@@ -119,7 +132,8 @@ def _file(entry: FileEntry) -> Any:
     table: dict[str, Any] = {"blake3": str(entry.digest)}
     if entry.mirrors:
         table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
-    return table | {name: entry.unknown[name] for name in sorted(entry.unknown)}
+    table |= _sorted(entry.unknown)
+    return table
 
 
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:
