@@ -87,9 +87,7 @@ class Manifest:
         """
         from mlstate.manifests.writing import format_manifest  # tomlkit: only who writes needs it
 
-        text = format_manifest(self._text())
-        parse_manifest(text.encode(), "the new manifest")  # what is written can be read
-        return text
+        return format_manifest(self._text())
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to a file, whole or not at all.

@@ -11,7 +11,7 @@ import tomlkit
 from mlstate.errors import FormatError
 from mlstate.locations import Mirror, UnusableMirror, parse_mirror
 from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.reading import VERSION, ManifestText
+from mlstate.manifests.reading import VERSION, ManifestText, parse_manifest
 
 __all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
 
@@ -23,14 +23,16 @@ def format_manifest(manifest: ManifestText) -> str:
     """The text of a new manifest: sorted, and so the same for the same content.
 
     Raises:
-        FormatError: A value that TOML cannot hold.
+        FormatError: A value that TOML cannot hold, or one that would be refused when read.
     """
     document = tomlkit.document()
     document["version"] = VERSION
     for name, value in plain_top(manifest).items():
         document[name] = toml_value(value)
     blocks = [format_state(manifest.states[key]) for key in sorted(manifest.states)]
-    return "\n".join([tomlkit.dumps(document), *blocks])
+    text = "\n".join([tomlkit.dumps(document), *blocks])
+    parse_manifest(text.encode(), "the new manifest")  # what is written can be read
+    return text
 
 
 def format_state(entry: StateEntry) -> str:
