@@ -124,6 +124,54 @@ def test_reuse_freshens_an_old_object(store):
     assert len(fresh) == 2  # the weight, and the new state object
 
 
+def test_a_save_puts_again_what_pruning_took_before_the_state_file_named_it(store, monkeypatch):
+    """The last moment: objects were reused, and are gone when the state file is there."""
+    model = net(1)
+    store.save(model, "a", files={"f": b"1"})
+    create = store.states.create
+
+    def prune_then_create(key, data):
+        for path in store.folder.glob("objects/*/*"):
+            path.unlink()
+        return create(key, data)
+
+    monkeypatch.setattr(store.states, "create", prune_then_create)
+    key = store.save(model, "b", files={"f": b"1"})
+    store.load(net(2), key)
+    assert store.files(key)["f"] == b"1"
+
+
+def test_a_key_whose_other_state_is_deleted_during_the_race_is_free(store, monkeypatch):
+    create, calls = store.states.create, []
+
+    def taken_at_first(key, data):
+        calls.append(key)
+        return len(calls) > 1 and create(key, data)
+
+    monkeypatch.setattr(store.states, "create", taken_at_first)
+    key = store.save(net(1), "a")
+    assert len(calls) == 2
+    store.load(net(2), key)
+
+
+def test_the_loser_of_a_race_leaves_orphans_for_pruning_and_nothing_else(store, monkeypatch):
+    other = LocalStateStore(store.folder)
+    create = store.states.create
+
+    def late(key, data):
+        other.save(net(2), "a")
+        return create(key, data)
+
+    monkeypatch.setattr(store.states, "create", late)
+    with pytest.raises(StateExistsError):
+        store.save(net(1), "a")
+    model = net(3)
+    store.load(model, StateKey(LINEAR, "a"))
+    assert same(values(model), values(net(2)))
+    age(store, 15)
+    assert len(store.prune().trashed) == 3
+
+
 def test_a_dry_run_changes_nothing_and_says_what_would_be(store):
     key = store.save(net(1), "a")
     store.delete(key)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mlstate.digests import Digest
+from mlstate.digests import Digest, Hasher
 from mlstate.errors import IntegrityError
 from mlstate.objects.interface import ObjectStore
 
-__all__ = ["check_digest", "check_size", "read_verified"]
+__all__ = ["check_digest", "check_size", "digest_of", "read_verified"]
 
 _REMEDY = "restore this object from a backup, or save the state again with verify=True"
 
@@ -42,6 +42,19 @@ def read_verified(
         data = file.read()
     check_digest(store, digest, Digest.of(data), what=what)
     return data
+
+
+def digest_of(store: ObjectStore, digest: Digest) -> Digest:
+    """The digest of the bytes that an object really has, read piece by piece.
+
+    Raises:
+        ObjectNotFoundError: It is not there.
+    """
+    hasher = Hasher()
+    with store.open(digest) as file:
+        while piece := file.read(1 << 20):
+            hasher.update(piece)
+    return hasher.digest()
 
 
 def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: str) -> None:

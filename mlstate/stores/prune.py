@@ -24,8 +24,8 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.files import write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.states import StateKey
+from mlstate.stores.reading import read_state
 from mlstate.stores.statefiles import FolderStateFiles, parse_state_file
-from mlstate.stores.view import read_state
 
 __all__ = ["PruneReport", "prune_folder"]
 

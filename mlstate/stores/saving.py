@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from mlstate.digests import Bytes, Digest
+from mlstate.digests import Digest
 from mlstate.errors import (
     IncompatibleStateError,
-    IntegrityError,
     ManifestError,
     StateExistsError,
     StateNotFoundError,
@@ -33,7 +31,8 @@ from mlstate.format.encode import (
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
-from mlstate.objects import ObjectWriter, WritableObjectStore, read_verified
+from mlstate.objects import WritableObjectStore
+from mlstate.objects.saveact import SaveAct
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key
 from mlstate.stores.statefiles import StateFiles, format_state_file, parse_state_file
@@ -180,7 +179,7 @@ class SavingStore(StateView):
                     found=variant,
                     remedy="choose another training id",
                 )
-            act = _SaveAct(self.objects, verify=wish.verify)
+            act = SaveAct(self.objects, verify=wish.verify)
             encoded = encode_state(sources, act.take)
             for name, entry in files.items():
                 act.take(entry.digest, [_content(wish.files[name])])
@@ -207,7 +206,7 @@ class SavingStore(StateView):
             absent = [d for d, size in encoded.sizes().items() if self.objects.size(d) != size]
             absent += [f.digest for f in wanted.files.values() if not self.objects.size(f.digest)]
             if absent or wish.verify:
-                act = _SaveAct(self.objects, verify=wish.verify)
+                act = SaveAct(self.objects, verify=wish.verify)
                 self._put_all(act, encoded, wish)
                 act.flush()
         if wish.meta is None or wanted.meta == existing.entry.meta:
@@ -236,14 +235,14 @@ class SavingStore(StateView):
                 raise _exists(winner.entry, entry.pinned_digest, entry)
             return
 
-    def _look_again(self, act: _SaveAct, encoded: EncodedState, wish: _Wish) -> None:
+    def _look_again(self, act: SaveAct, encoded: EncodedState, wish: _Wish) -> None:
         """Pruning may have taken a reused object before the state file named it: put it again."""
-        if any(self.objects.size(digest) != size for digest, size in act.reused.items()):
-            again = _SaveAct(self.objects, verify=False)
+        if act.lost():
+            again = SaveAct(self.objects, verify=False)
             self._put_all(again, encoded, wish)
             again.flush()
 
-    def _put_all(self, act: _SaveAct, encoded: EncodedState, wish: _Wish) -> None:
+    def _put_all(self, act: SaveAct, encoded: EncodedState, wish: _Wish) -> None:
         for digest, source in encoded.sources.items():
             with source.data() as data:
                 act.take(digest, [tensor_object.header(source.spec), data])
@@ -261,40 +260,6 @@ class _Wish:
     meta: Mapping[str, Any] | None
     overwrite: bool
     verify: bool
-
-
-class _SaveAct:
-    """One act of saving: takes each object once, reuses what is there, remembers what it reused."""
-
-    def __init__(self, objects: WritableObjectStore, *, verify: bool) -> None:
-        self._objects = objects
-        self._writer: ObjectWriter = objects.writer()
-        self._verify = verify
-        self._taken: set[Digest] = set()
-        self._lock = Lock()
-        self.reused: dict[Digest, int] = {}
-
-    def take(self, digest: Digest, parts: Sequence[Bytes]) -> None:
-        """Store an object, unless it is there; called from several threads."""
-        with self._lock:
-            if digest in self._taken:
-                return
-            self._taken.add(digest)
-        size = sum(memoryview(part).nbytes for part in parts)
-        if self._writer.reuse(digest, size) and not (self._verify and self._damaged(digest)):
-            self.reused[digest] = size
-        else:
-            self._writer.put(digest, parts)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def _damaged(self, digest: Digest) -> bool:
-        try:
-            read_verified(self._objects, digest, what="an object")
-        except IntegrityError:
-            return True
-        return False
 
 
 def _sources_of(model: Any) -> list[TensorSource]:

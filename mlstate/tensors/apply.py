@@ -9,17 +9,16 @@ from typing import Any, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mlstate.digests import Digest
 from mlstate.errors import IncompatibleStateError
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import LoadResult, TensorModel
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
+from mlstate.tensors.ties import UNINITIALIZED, assignable, tied_groups
 
 __all__ = ["Fit", "apply_state", "compare", "has_own_rules", "load_tensors"]
 
-_UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 _EXTRA_STATE = "_extra_state"
 
 
@@ -61,7 +60,7 @@ class Fit:
         advice = []
         tied = [
             f"{name} (with {other})"
-            for group in _tied_groups(self.own)
+            for group in tied_groups(self.own)
             for name in group
             if name in self.missing
             for other in [next((n for n in group if n not in self.missing), None)]
@@ -134,7 +133,7 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
         if not isinstance(target, torch.Tensor) or name.endswith(_EXTRA_STATE):
             continue
         stored = torch_shape(spec)
-        if not isinstance(target, _UNINITIALIZED) and not _fits(stored, target.shape):
+        if not isinstance(target, UNINITIALIZED) and not _fits(stored, target.shape):
             mismatched[name] = (stored, tuple(target.shape))
         elif torch_dtype(spec) != target.dtype:
             casts.append(name)
@@ -185,7 +184,7 @@ def apply_state(
         )
     tied: set[str] = set()
     if assign:
-        given, tied = _assignable(given, fit.own)
+        given, tied = assignable(given, fit.own)
     guard = _restored_on_error(model, assign=assign) if has_own_rules(model) else nullcontext()
     with guard:
         keys = model.load_state_dict(given, strict=False, assign=assign)
@@ -246,65 +245,6 @@ def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _assignable(
-    given: Mapping[str, torch.Tensor], own: Mapping[str, Any]
-) -> tuple[dict[str, Any], set[str]]:
-    """The tensors as the model is to hold them: its dtype, its device, its parameters, its ties.
-
-    Returns:
-        What to give to torch, and the names among it that the state itself lacks: they are tied to
-        one that it has.
-    """
-    ready: dict[str, Any] = {name: given[name] for name in given if name not in own}
-    lacking: set[str] = set()
-    taken: set[int] = set()
-    for group in _tied_groups(own):
-        having = [name for name in group if name in given]
-        if not having:
-            continue
-        # Of different values for names that are one in the model the last wins, as in a copy.
-        source = given[having[-1]]
-        loaded = _in_place_of(source, own[having[-1]])
-        if loaded is source and id(source) in taken:
-            loaded = source.clone()  # equal to another, but not tied to it in the model
-        taken.add(id(source))
-        parameters: dict[int, torch.nn.Parameter] = {}
-        for name in group:
-            target = own[name]
-            if isinstance(target, torch.nn.Parameter):
-                ready[name] = parameters.setdefault(
-                    id(target), torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
-                )
-            else:
-                ready[name] = loaded
-        lacking.update(name for name in group if name not in given)
-    return ready, lacking
-
-
-def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
-    if not isinstance(target, torch.Tensor):  # an extra state, which takes what it is given
-        return loaded
-    device = loaded.device if target.is_meta else target.device
-    return loaded.to(device=device, dtype=target.dtype)
-
-
-def _tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
-    """Names of a model, those that are one tensor or one memory together."""
-    groups: dict[Any, list[str]] = {}
-    for name, entry in own.items():
-        place: Any = id(entry)
-        if (
-            isinstance(entry, torch.Tensor)
-            and not isinstance(entry, _UNINITIALIZED)
-            and entry.layout is torch.strided
-            and entry.numel()
-            and entry.data_ptr()
-        ):
-            place = (entry.device, entry.data_ptr(), entry.shape, entry.stride(), entry.dtype)
-        groups.setdefault(place, []).append(name)
-    return list(groups.values())
-
-
 @contextmanager
 def _restored_on_error(model: torch.nn.Module, *, assign: bool) -> Iterator[None]:
     """Give a model its tensors back if its load fails half way.
@@ -331,5 +271,5 @@ def _restored_on_error(model: torch.nn.Module, *, assign: bool) -> Iterator[None
 
 def _real_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     for tensor in (*model.parameters(), *model.buffers()):
-        if not isinstance(tensor, _UNINITIALIZED) and not tensor.is_meta:
+        if not isinstance(tensor, UNINITIALIZED) and not tensor.is_meta:
             yield tensor

@@ -1,0 +1,71 @@
+"""From an entry and an object store to what the entry names: verified, and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mlstate.errors import IntegrityError, concerning
+from mlstate.format import tensor_object
+from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject
+from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore, read_verified
+
+__all__ = ["VerifiedFiles", "read_bytes_state", "read_state"]
+
+_UNKNOWN_SIZE = 1 << 30
+"""The largest state object that is read for a state whose size its manifest does not give."""
+
+
+def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
+    """The verified state object of an entry: names, types, shapes, digests. Needs no torch.
+
+    Raises:
+        UnpinnedStateError: The entry gives no digest.
+        IntegrityError: The object is missing, damaged, too large, or not of the size that the
+            entry gives.
+        FormatError: It is not in canonical form.
+    """
+    limit = _UNKNOWN_SIZE if entry.size is None else 8 + MAX_HEADER + entry.size
+    digest = entry.pinned_digest
+    data = read_verified(objects, digest, what="a state object", max_size=limit)
+    state = StateObject.parse(data)
+    if entry.size is not None and entry.size != state.nbytes:
+        raise IntegrityError(
+            "a state has another size than its manifest says",
+            path=entry.origin,
+            expected=f"{entry.size} bytes",
+            found=f"{state.nbytes} bytes",
+        )
+    return state
+
+
+def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
+    """The opaque bytes of a state of the older protocol, verified; these need no torch."""
+    if BYTES_NAME in state.inline:
+        return bytes(state.inline[BYTES_NAME].data)
+    ref = state.refs[BYTES_NAME]
+    size = tensor_object.object_size(ref.spec)
+    data = read_verified(objects, ref.digest, what="a tensor object", max_size=size)
+    return data[tensor_object.DATA_OFFSET :]
+
+
+class VerifiedFiles(Mapping[str, bytes]):
+    """The files of a state, read and verified as they are looked up."""
+
+    def __init__(self, entry: StateEntry, objects: ObjectStore) -> None:
+        self._entry = entry
+        self._objects = objects
+
+    def __getitem__(self, name: str) -> bytes:
+        file = self._entry.files[name]
+        with concerning(self._entry.key):
+            return read_verified(self._objects, file.digest, what=f"the file {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entry.files))
+
+    def __len__(self) -> int:
+        return len(self._entry.files)
+
+    def __repr__(self) -> str:
+        return f"<files of {self._entry.key}: {', '.join(self) or 'none'}>"

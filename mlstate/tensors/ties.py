@@ -1,0 +1,73 @@
+"""Tensors that become a model's own, so that what was one tensor in the model is one again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+__all__ = ["UNINITIALIZED", "assignable", "tied_groups"]
+
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
+"""Entries of lazy modules: they have no shape yet, and take any."""
+
+
+def assignable(
+    given: Mapping[str, torch.Tensor], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """The tensors as the model is to hold them: its dtype, its device, its parameters, its ties.
+
+    Returns:
+        What to give to torch, and the names among it that the state itself lacks: they are tied to
+        one that it has.
+    """
+    ready: dict[str, Any] = {name: given[name] for name in given if name not in own}
+    lacking: set[str] = set()
+    taken: set[int] = set()
+    for group in tied_groups(own):
+        having = [name for name in group if name in given]
+        if not having:
+            continue
+        # Of different values for names that are one in the model the last wins, as in a copy.
+        source = given[having[-1]]
+        loaded = _in_place_of(source, own[having[-1]])
+        if loaded is source and id(source) in taken:
+            loaded = source.clone()  # equal to another, but not tied to it in the model
+        taken.add(id(source))
+        parameters: dict[int, torch.nn.Parameter] = {}
+        for name in group:
+            target = own[name]
+            if isinstance(target, torch.nn.Parameter):
+                ready[name] = parameters.setdefault(
+                    id(target), torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
+                )
+            else:
+                ready[name] = loaded
+        lacking.update(name for name in group if name not in given)
+    return ready, lacking
+
+
+def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
+    if not isinstance(target, torch.Tensor):  # an extra state, which takes what it is given
+        return loaded
+    device = loaded.device if target.is_meta else target.device
+    return loaded.to(device=device, dtype=target.dtype)
+
+
+def tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
+    """Names of a model, those that are one tensor or one memory together."""
+    groups: dict[Any, list[str]] = {}
+    for name, entry in own.items():
+        place: Any = id(entry)
+        if (
+            isinstance(entry, torch.Tensor)
+            and not isinstance(entry, UNINITIALIZED)
+            and entry.layout is torch.strided
+            and entry.numel()
+            and entry.data_ptr()
+        ):
+            place = (entry.device, entry.data_ptr(), entry.shape, entry.stride(), entry.dtype)
+        groups.setdefault(place, []).append(name)
+    return list(groups.values())
