@@ -85,6 +85,12 @@ def test_every_tensor_comes_back_bit_for_bit(a, b):
     assert same(found["b"], b)
 
 
+needs_f4 = pytest.mark.skipif(
+    not hasattr(torch, "float4_e2m1fn_x2"), reason=f"torch {torch.__version__} has no F4"
+)
+
+
+@needs_f4
 def test_torch_has_every_dtype_of_the_format():
     assert set(TORCH_DTYPES) == set(BITS)
 
@@ -412,6 +418,7 @@ def test_a_tensor_of_too_many_dimensions_is_refused_by_name(tmp_path):
     assert error.tensor == "culprit"
 
 
+@needs_f4
 def test_a_scalar_of_two_4_bit_elements_is_refused(tmp_path):
     scalar = of_bytes("F4", b"\x12").reshape(())
     assert refused({"a": torch.ones(9000), "culprit": scalar}, tmp_path).tensor == "culprit"
