@@ -263,3 +263,16 @@ def test_memory_objects_are_read(tmp_path):
     assert file_behind(found) is None
     found.zero_()
     assert torch.equal(read_tensors(objects, state)["weight"], weight)
+
+
+def test_what_cannot_be_mapped_is_read(tmp_path, monkeypatch):
+    """As where there is no /dev/fd, or after as many maps as the kernel allows."""
+    data = written(tmp_path / "file")
+
+    def full(*_, **__):
+        raise RuntimeError("unable to mmap: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch, "from_file", full)
+    tensor = opened(tmp_path / "file")
+    assert file_behind(tensor) is None
+    assert bytes(as_bytes(tensor)) == data

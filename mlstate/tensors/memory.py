@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import stat
@@ -68,9 +69,11 @@ def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
         # By way of the descriptor: it is the file that was looked at, whatever the name has come
         # to mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for
         # each map, and a large model would use up the process's limit).
-        return torch.from_file(
-            f"/dev/fd/{file.fileno()}", shared=False, size=size, dtype=torch.uint8
-        )
+        # Where there is no /dev/fd, or the process may not map any more, the file is read.
+        with contextlib.suppress(RuntimeError):
+            return torch.from_file(
+                f"/dev/fd/{file.fileno()}", shared=False, size=size, dtype=torch.uint8
+            )
     raw = torch.empty(size, dtype=torch.uint8)
     view = as_bytes(raw)
     position = 0
