@@ -30,11 +30,11 @@ class Digest(str):
 
     def __new__(cls, text: str) -> Digest:
         """Check the text."""
-        if not _HEX.fullmatch(text):
+        if not isinstance(text, str) or not _HEX.fullmatch(text):
             raise FormatError(
                 "not a BLAKE3 digest",
                 expected="exactly 64 lower-case hex digits",
-                found=repr(text[:80]),
+                found=repr(text)[:80],
             )
         return super().__new__(cls, text)
 

@@ -39,6 +39,8 @@ class MlstateError(Exception):
         remedy: What to do about it, or None.
     """
 
+    _key_label = "state"
+
     def __init__(
         self,
         message: str,
@@ -66,7 +68,7 @@ class MlstateError(Exception):
         if self.path is not None:
             where = self.path if self.line is None else f"{self.path}, line {self.line}"
         details = [
-            ("state", self.key),
+            (self._key_label, self.key),
             ("tensor", self.tensor),
             ("where", where),
             ("expected", self.expected),
@@ -100,6 +102,8 @@ class FormatError(MlstateError, ValueError):
 
 class ManifestError(FormatError):
     """A manifest that cannot be read or written; `path`, `line` and `key` say where."""
+
+    _key_label = "key"
 
 
 class IntegrityError(MlstateError):

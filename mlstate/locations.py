@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlstate.errors import FormatError
 
-__all__ = ["Mirror", "UnusableMirror", "check_file_names", "check_url", "parse_mirror"]
+__all__ = [
+    "Mirror",
+    "UnusableMirror",
+    "check_file_names",
+    "check_url",
+    "local_path",
+    "parse_mirror",
+]
 
 SCHEMES = frozenset({"http", "https", "file", "s3", "gs", "az", "hf"})
 FORMATS = ("safetensors", "torch", "torch-gzip")
@@ -121,6 +130,22 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
         parts=tuple(part for part in parts if isinstance(part, Mirror)),
         toml=value,
     )
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path of this machine, with ``~`` for the home folder.
+
+    Raises:
+        FormatError: It is an address, of which a path would only make a folder of that name.
+    """
+    text = os.fspath(path)
+    if _SCHEME.match(text):
+        raise FormatError(
+            "this is an address, and a folder or file is needed",
+            found=text.partition("://")[0] + "://...",
+            remedy="this version reads and writes local paths only",
+        )
+    return Path(text).expanduser()
 
 
 def check_url(address: str) -> str | None:

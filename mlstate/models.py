@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mlstate.digests import Digest
-from mlstate.errors import IncompatibleStateError
+from mlstate.errors import FormatError, IncompatibleStateError
 from mlstate.states import StateType
 
 __all__ = [
@@ -70,12 +70,21 @@ def with_state_type(module: _Model, state_type: StateType) -> _Model:
     Returns:
         The same model.
 
+    Raises:
+        FormatError: Not a `StateType`.
+
     Example:
         >>> import torch
         >>> model = with_state_type(torch.nn.Linear(2, 2), StateType("pytorch", "linear"))
         >>> str(model.state_type)
         'pytorch.linear'
     """
+    if not isinstance(state_type, StateType):
+        raise FormatError(
+            "a state type is a StateType",
+            expected="StateType(backend, architecture)",
+            found=repr(state_type),
+        )
     module.state_type = state_type  # type: ignore[attr-defined]
     return module
 

@@ -30,6 +30,7 @@ def _check_part(field: str, value: object) -> None:
             f"{field} is not a valid part of a state key",
             expected="1 to 64 characters out of A-Z a-z 0-9 _ -",
             found=repr(value),
+            remedy="write - for ." if isinstance(value, str) and "." in value else None,
         )
     if value.lower() in _RESERVED:
         raise FormatError(
@@ -108,7 +109,7 @@ class StateType:
         Raises:
             FormatError: The text is not ``backend.architecture[.extra...]``.
         """
-        parts = text.split(".")
+        parts = text.split(".") if isinstance(text, str) else []
         if len(parts) < 2:
             raise FormatError(
                 "not a state type", expected="backend.architecture[.extra...]", found=repr(text)
@@ -161,7 +162,7 @@ class StateKey:
         Raises:
             FormatError: The text is not ``backend.architecture[.extra...].training_id``.
         """
-        parts = text.split(".")
+        parts = text.split(".") if isinstance(text, str) else []
         if len(parts) < 3:
             raise FormatError(
                 "not a state key",

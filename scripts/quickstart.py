@@ -43,6 +43,8 @@ SENTENCES = [
 def main() -> None:
     """Run all steps, in a fresh store."""
     started = time.perf_counter()
+    if STORE.exists():
+        print(f"(the store of an earlier run, {STORE}/, is removed first)")
     for folder in (STORE, STORE.with_name("quickstart-damaged")):
         shutil.rmtree(folder, ignore_errors=True)
     store = LocalStateStore(STORE)
@@ -83,6 +85,7 @@ def adopt(store: LocalStateStore, folder: Path) -> None:
         )
     digest = store.digest(PUBLISHED)
     pinned = Store().digest(PUBLISHED)
+    print("  (a little more: the tokenizer and the config are kept with the weights)")
     print(f"  {len(weights)} tensors are stored as {PUBLISHED}")
     print(f"  state digest             {digest}")
     print(f"  pinned in manifests/     {pinned}")

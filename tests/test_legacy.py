@@ -101,6 +101,16 @@ class Evil:
         return (open, ("/tmp/never", "w"))
 
 
+def test_no_older_state_takes_the_place_of_one_that_is_deleted(folder):
+    store = LocalStateStore(folder)
+    key = store.save(net(4), "plain", overwrite=True)
+    with pytest.raises(ReadOnlyStoreError, match="remove the file"):
+        store.delete(key)
+    (folder / "pytorch.net.plain.pt").unlink()
+    store.delete(key)
+    assert not store.exists(key)
+
+
 def test_nothing_is_run_that_a_pickle_contains(folder):
     import pickle
 

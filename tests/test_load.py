@@ -68,6 +68,21 @@ class TestStrict:
         with pytest.raises(IncompatibleStateError, match=r"head.weight \(with embed.weight\)"):
             store.load(Tied(), KEY)
 
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_a_wrapped_model_is_told_where_to_load(self, store, strict):
+        put(store, net(1))
+        wrapped = typed(nn.DataParallel(net(2)))
+        with pytest.raises(IncompatibleStateError, match=r"load into model\.module"):
+            store.load(wrapped, KEY, strict=strict)
+        put(store, wrapped)
+        with pytest.raises(IncompatibleStateError, match="begin with module, as of a wrapped"):
+            store.load(net(3), KEY, strict=strict)
+
+    def test_a_load_of_nothing_at_all_is_refused_even_if_not_strict(self, store):
+        put(store, {"x": torch.zeros(1)})
+        with pytest.raises(IncompatibleStateError, match="no name in common"):
+            store.load(net(2), KEY, strict=False)
+
     def test_the_counter_that_old_batch_norms_lack_is_not_missing_just_as_in_torch(self, store):
         tensors = values(net(1))
         del tensors["1.num_batches_tracked"]
@@ -204,15 +219,29 @@ class TestTies:
             assert model.head.weight is model.embed.weight
             assert bool((model.head.weight == 1).all())
 
-    def test_of_different_values_for_one_tensor_the_last_wins_as_in_torch(self, store):
-        tensors = values(Tied(1.0)) | {"head.weight": torch.full((90, 60), 5.0)}
+    @pytest.mark.parametrize("rows", [90, 3])  # outside and inside the state object
+    def test_different_values_for_what_is_one_tensor_are_refused_and_without_strict_the_last_wins(
+        self, store, rows
+    ):
+        class Pair(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a = nn.Parameter(torch.zeros(rows, 60))
+                self.b = self.a
+                self.state_type = LINEAR
+
+        tensors = {"a": torch.ones(rows, 60), "b": torch.full((rows, 60), 5.0)}
         put(store, tensors)
-        torchs = Tied()
+        torchs = Pair()
         torchs.load_state_dict(tensors)
         for assign in (False, True):
-            model = Tied()
-            store.load(model, KEY, assign=assign)
+            model = Pair()
+            with pytest.raises(IncompatibleStateError, match="a and b"):
+                store.load(model, KEY, assign=assign)
+            assert not model.a.any()
+            store.load(model, KEY, assign=assign, strict=False)
             assert same(values(model), values(torchs))
+            assert model.a is model.b
 
     def test_buffers_tie_too_and_parameters_that_share_memory(self, store):
         class Shared(nn.Module):

@@ -246,12 +246,39 @@ def test_any_bytes_are_a_manifest_or_a_manifest_error(data):
 @pytest.mark.parametrize("version", ["0", "-1", "2", "1.0", "true", '"1"', "[1]", "2026-01-01"])
 def test_another_version_is_refused(version):
     error = refusal(f"# a comment\nversion = {version}\n")
-    assert (error.key, error.path, error.expected) == ("version", "here.toml", 1)
+    assert (error.key, error.path, error.expected) == ("version", "here.toml", "version = 1")
 
 
 def test_a_manifest_without_version_is_refused():
     error = refusal('[states."p.r.a"]\n')
-    assert (error.key, error.expected, error.found) == ("version", 1, None)
+    assert (error.key, error.expected, error.found) == ("version", "version = 1", "None")
+
+
+def test_a_key_without_quotes_is_refused_with_the_remedy():
+    error = refusal("version = 1\n[states.pytorch.net.imagenet]\nsize = 1\n")
+    assert (error.key, error.line) == ("pytorch", 2)
+    assert "quoted" in error.remedy
+
+
+def test_a_mistyped_digest_is_named_when_it_is_missed():
+    entry = parse(HEAD + f'[states."p.r.a"]\nblak3 = "{D[1]}"\n').states[A]
+    with pytest.raises(UnpinnedStateError, match="blak3"):
+        _ = entry.pinned_digest
+
+
+@pytest.mark.parametrize(
+    "states", [{A: D[1]}, {"p.r.a": state(A)}, {B: state(A)}, [state(A)], None]
+)
+def test_a_manifest_is_made_of_entries_under_their_own_keys(states):
+    with pytest.raises(FormatError):
+        Manifest(states)
+
+
+def test_an_address_is_no_path_of_a_manifest():
+    with pytest.raises(FormatError, match="local paths only"):
+        Manifest.read("s3://bucket/manifests")
+    with pytest.raises(FormatError):
+        manifest(state(A)).write("https://h/m.toml")
 
 
 def test_a_higher_version_is_refused_before_its_content_is_judged():

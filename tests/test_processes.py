@@ -186,6 +186,14 @@ def test_a_store_on_a_read_only_mount_loads(read_only):
         store.save(net(2), "b")
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/x", "https://host/x"])
+def test_an_address_is_no_folder(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FormatError, match="local paths only"):
+        LocalStateStore(address)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_folder_that_is_no_store_is_refused_untouched(tmp_path):
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects" / "mine").write_text("x")

@@ -206,6 +206,20 @@ def test_foreign_files_are_left_alone(store):
     assert all(path.exists() for path in foreign)
 
 
+def test_a_folder_that_is_no_store_yet_is_nobodys_to_prune(tmp_path):
+    for name in ("tmp/" + "f" * 32, "tmp/run.log", "trash/x.y.z.toml." + "0" * 32):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
+    store = LocalStateStore(tmp_path)
+    age(store, 1000)
+    before = sorted(tmp_path.rglob("*"))
+    assert store.prune().swept == []
+    assert sorted(tmp_path.rglob("*")) == before
+    store.save(net(1), "a")
+    store.prune()
+    assert (tmp_path / "tmp" / "run.log").exists()  # no name of ours
+
+
 def test_a_state_that_cannot_be_read_stops_pruning_before_anything_is_removed(store):
     key = store.save(net(1), "a")
     gone = store.save(net(2), "b")

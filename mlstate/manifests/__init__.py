@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mlstate.errors import ManifestError
+from mlstate.errors import FormatError, ManifestError
+from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, StateEntry
 from mlstate.manifests.reading import ManifestText, parse_manifest
 from mlstate.states import StateKey
@@ -41,6 +42,15 @@ class Manifest:
     objects: tuple[str, ...] = ()
     unknown: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.states, Mapping) or not all(
+            isinstance(entry, StateEntry) and entry.key == key for key, entry in self.states.items()
+        ):
+            raise FormatError(
+                "a manifest is made of entries, each under its own key",
+                expected="{key: store.get(key).entry for key in ...}",
+            )
+
     @classmethod
     def parse(cls, data: bytes, origin: str) -> Manifest:
         """Read a manifest's content.
@@ -63,7 +73,7 @@ class Manifest:
             ManifestError: There is no such file or folder, one cannot be read, or two give a key
                 different digests.
         """
-        files = [file for path in paths for file in _files(Path(path).expanduser())]
+        files = [file for path in paths for file in _files(local_path(path))]
         manifests = [cls.parse(_content(file), str(file)) for file in files]
         if len(manifests) == 1:
             return manifests[0]
@@ -105,7 +115,7 @@ class Manifest:
         from mlstate.manifests.editing import edit_manifest
         from mlstate.objects.files import write_file
 
-        target = Path(path).resolve()  # a link stays a link
+        target = local_path(path).resolve()  # a link stays a link
         if target.exists():
             old = _content(target)
             new = edit_manifest(old, str(path), self._text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -68,10 +69,12 @@ class StateEntry:
             UnpinnedStateError: There is none.
         """
         if self.digest is None:
+            near = get_close_matches("blake3", self.unknown)
             raise UnpinnedStateError(
                 "this state has no digest in its manifest, so it could not be verified",
                 key=self.key,
                 path=self.origin,
+                found=f"{near[0]}, which is no name of a manifest" if near else None,
                 remedy="pin it: write its state digest into the manifest as blake3",
             )
         return self.digest

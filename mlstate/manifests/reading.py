@@ -70,12 +70,17 @@ class _Parser:
         table = dict(self.table)
         version = table.pop("version", None)
         if type(version) is not int or version < 1:
-            self.fail("a manifest says its version", "version", expected=VERSION, found=version)
+            self.fail(
+                "this manifest does not say its version",
+                "version",
+                expected=f"version = {VERSION}",
+                found=repr(version),
+            )
         if version > VERSION:
             self.fail(
                 "this manifest is of a higher version",
                 "version",
-                expected=VERSION,
+                expected=f"version = {VERSION}",
                 found=version,
                 remedy="install a newer mlstate",
             )
@@ -101,6 +106,13 @@ class _Parser:
         return tuple(value)
 
     def entry(self, text: str, value: Any, objects: tuple[str, ...]) -> StateEntry:
+        if "." not in text and isinstance(value, dict):
+            self.fail(
+                "not a state key",
+                text,
+                found=f"states.{text}",
+                remedy='a key with dots is quoted: [states."backend.architecture.training_id"]',
+            )
         key = self.checked(lambda: StateKey.parse(text), text)
         if not isinstance(value, dict):
             self.fail("a state is a table", text, found=type(value).__name__)

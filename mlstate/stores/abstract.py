@@ -14,7 +14,14 @@ from mlstate.errors import FormatError, IncompatibleStateError
 from mlstate.models import LoadResult, state_type_of
 from mlstate.states import StateKey, StateType
 
-__all__ = ["AbstractStateStore", "DeletingStore", "DescribedStore", "check_compatible", "check_key"]
+__all__ = [
+    "AbstractStateStore",
+    "DeletingStore",
+    "DescribedStore",
+    "check_compatible",
+    "check_key",
+    "check_state_type",
+]
 
 ModelT = TypeVar("ModelT")
 
@@ -114,6 +121,20 @@ def check_key(key: object) -> None:
             "a state is named by a StateKey",
             found=repr(key),
             remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
+        )
+
+
+def check_state_type(state_type: object) -> None:
+    """Refuse what is no type, such as a model or its type's text form.
+
+    Raises:
+        FormatError: It is not a `StateType`.
+    """
+    if not isinstance(state_type, StateType):
+        raise FormatError(
+            "states are listed by a StateType",
+            expected="StateType(backend, architecture), for instance model.state_type",
+            found=type(state_type).__name__,
         )
 
 

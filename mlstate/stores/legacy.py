@@ -72,6 +72,7 @@ class LegacyFolder:
         try:
             encoded = encode_tensors(state_dict, objects.put)
         except FormatError as error:
+            error.message = "this checkpoint is no flat mapping from names to plain tensors"
             error.path = path
             raise
         objects.put(encoded.digest, [encoded.data])

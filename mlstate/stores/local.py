@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from mlstate.errors import ReadOnlyStoreError
+from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune import PruneReport, prune_folder
 from mlstate.stores.saving import SavingStore
@@ -46,7 +47,7 @@ class LocalStateStore(SavingStore):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = local_path(folder)
         self._state_files = FolderStateFiles(self.folder)
         self._folder = FolderObjectStore(self.folder)
         super().__init__(self._state_files, self._folder)
@@ -57,6 +58,8 @@ class LocalStateStore(SavingStore):
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted by fields."""
+        if state_type is not None:
+            check_state_type(state_type)
         return sorted({*self.states.keys(state_type), *self._legacy.keys(state_type)})
 
     def exists(self, state_key: StateKey) -> bool:
@@ -78,11 +81,13 @@ class LocalStateStore(SavingStore):
 
         Raises:
             StateNotFoundError: There is no such state.
-            ReadOnlyStoreError: It is a checkpoint of the predecessor.
+            ReadOnlyStoreError: A checkpoint of the predecessor has this key. It is not deleted,
+                and would take the place of a newer state that was.
         """
-        if not super().exists(key) and self._legacy.exists(key):
+        check_key(key)
+        if self._legacy.exists(key):
             raise ReadOnlyStoreError(
-                "a checkpoint of the older layout is not deleted by mlstate",
+                "a checkpoint of the older layout has this key, and mlstate does not delete it",
                 key=key,
                 path=self._legacy.path(key),
                 remedy="remove the file",

@@ -8,12 +8,13 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from mlstate import settings
 from mlstate.digests import Digest
-from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError
+from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, StateNotFoundError
+from mlstate.locations import local_path
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.objects import ChainObjectStore, FolderObjectStore, ObjectStore
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_key
+from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.view import Found, StateView
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model"]
@@ -51,6 +52,8 @@ class ManifestStore(StateView):
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted; unpinned ones too."""
+        if state_type is not None:
+            check_state_type(state_type)
         return sorted(
             key
             for key in self.manifest.states
@@ -91,6 +94,17 @@ class Store(ManifestStore):
     def __init__(self, cache: _CacheLike | None = None) -> None:
         manifest = Manifest.read(_shipped_manifests(), *settings.extra_manifests())
         self._init(manifest, cache, "Store()")
+
+    def get(self, key: StateKey) -> Found:
+        """Find a state that is to be there; see `StateView.get`."""
+        try:
+            return super().get(key)
+        except StateNotFoundError as error:
+            error.remedy = (
+                f"{error.remedy}; Store() knows the manifests that come with mlstate and those "
+                "that MLSTATE_MANIFESTS names"
+            )
+            raise
 
 
 def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:
@@ -133,7 +147,7 @@ class _Cache(ChainObjectStore):
 
 def _open_cache(cache: _CacheLike | None) -> ObjectStore:
     if isinstance(cache, str | os.PathLike):
-        return _Cache([FolderObjectStore(Path(cache).expanduser())])
+        return _Cache([FolderObjectStore(local_path(cache))])
     if cache is not None:
         return _Cache([cache.objects if isinstance(cache, StateView) else cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]

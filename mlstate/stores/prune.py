@@ -30,6 +30,7 @@ from mlstate.stores.statefiles import FolderStateFiles, parse_state_file
 __all__ = ["PruneReport", "prune_folder"]
 
 _TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"[0-9a-f]{32}")
 _TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 
 
@@ -70,6 +71,8 @@ def prune_folder(
             nobody knows what it names. Nothing was removed.
     """
     check_folder(objects.root)
+    if not (objects.root / layout.SETTINGS).exists():
+        return PruneReport()  # no store yet: whatever is there is somebody else's
     return _Pruning(states, objects, grace_seconds, dry_run).run()
 
 
@@ -107,7 +110,7 @@ class _Pruning:
 
     def now(self) -> float:
         """The time by the clock that dates the files: that of the file server."""
-        if self.dry_run or not self.objects.root.is_dir():
+        if self.dry_run:
             return time.time()
         name = f"{layout.TEMPORARIES}/{uuid.uuid4().hex}"
         write_in_store(self.objects.root, name, [b""], sync_parent=False)
@@ -199,7 +202,8 @@ class _Pruning:
 
     def sweep(self) -> None:
         """Delete temporaries of crashed writers and state files deleted long ago."""
-        leftovers = [*_files(self.objects.root / layout.TEMPORARIES)]
+        temporaries = _files(self.objects.root / layout.TEMPORARIES)
+        leftovers = [path for path in temporaries if _TEMPORARY.fullmatch(path.name)]
         leftovers += [path for path in _files(self.trash) if _TRASHED_STATE.fullmatch(path.name)]
         for path in leftovers:
             if not self.is_fresh(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mlstate.errors import IntegrityError, concerning
+from mlstate.errors import IntegrityError, StateNotFoundError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject
 from mlstate.manifests import StateEntry
@@ -57,6 +57,13 @@ class VerifiedFiles(Mapping[str, bytes]):
         self._objects = objects
 
     def __getitem__(self, name: str) -> bytes:
+        if name not in self._entry.files:
+            raise StateNotFoundError(
+                "this state has no file of this name",
+                key=self._entry.key,
+                path=name,
+                expected=", ".join(self) or "it has no files",
+            )
         file = self._entry.files[name]
         with concerning(self._entry.key):
             return read_verified(self._objects, file.digest, what=f"the file {name!r}")

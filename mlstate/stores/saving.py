@@ -14,6 +14,7 @@ from typing import Any
 
 from mlstate.digests import Digest
 from mlstate.errors import (
+    FormatError,
     IncompatibleStateError,
     ManifestError,
     StateExistsError,
@@ -34,7 +35,7 @@ from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import WritableObjectStore
 from mlstate.objects.saveact import SaveAct
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_key
+from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.statefiles import StateFiles, format_state_file, parse_state_file
 from mlstate.stores.view import Found, StateView
 
@@ -60,6 +61,8 @@ class SavingStore(StateView):
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted by fields."""
+        if state_type is not None:
+            check_state_type(state_type)
         return sorted(self.states.keys(state_type))
 
     def exists(self, state_key: StateKey) -> bool:
@@ -158,6 +161,7 @@ class SavingStore(StateView):
 
     def _save(self, key: StateKey, sources: list[TensorSource], wish: _Wish) -> StateKey:
         with concerning(key):
+            _check_wish(wish.files, wish.meta)
             check_file_names(wish.files)
             files = {name: FileEntry(Digest.of(_content(wish.files[name]))) for name in wish.files}
             # Of the wish, before anything is written: meta that TOML cannot hold is refused here.
@@ -174,8 +178,8 @@ class SavingStore(StateView):
                     raise _exists(existing.entry, encoded.digest, wanted)
             elif variant := self.states.case_variant(key):
                 raise StateExistsError(
-                    "a state whose key differs only in case is there; one file system in two "
-                    "cannot tell them apart",
+                    "a state whose key differs only in case is there; many file systems cannot "
+                    "tell them apart",
                     found=variant,
                     remedy="choose another training id",
                 )
@@ -276,7 +280,34 @@ def _sources_of(model: Any) -> list[TensorSource]:
 
 
 def _content(content: Content) -> bytes:
-    return content if isinstance(content, bytes) else Path(content).read_bytes()
+    if isinstance(content, bytes):
+        return content
+    try:
+        return Path(content).read_bytes()
+    except OSError as error:
+        error.add_note("in files=, a text is the path of a file; give its content as bytes")
+        raise
+
+
+def _check_wish(files: object, meta: object) -> None:
+    """Refuse files and meta of the wrong kind, before anything is looked at.
+
+    Raises:
+        FormatError: They are no mappings, or a file is neither bytes nor a path.
+    """
+    if not isinstance(files, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, bytes | str | os.PathLike)
+        for name, value in files.items()
+    ):
+        raise FormatError(
+            "files is a mapping from names to contents",
+            expected='for instance {"labels.json": b"[]", "config.json": "path/to/config.json"}',
+            found=files,
+        )
+    if meta is not None and not isinstance(meta, Mapping):
+        raise FormatError(
+            "meta is a mapping", expected='for instance {"license": "MIT"}', found=repr(meta)
+        )
 
 
 def _same(stored: StateEntry, digest: Digest, wanted: StateEntry) -> bool:
@@ -288,15 +319,15 @@ def _digests(entry: StateEntry) -> dict[str, Digest]:
 
 
 def _exists(stored: StateEntry, digest: Digest, wanted: StateEntry) -> StateExistsError:
-    what, expected, found = "weights", f"state digest {digest}", f"state digest {stored.digest}"
+    what, yours, theirs = "weights", str(digest), str(stored.digest)
     if stored.digest == digest:
-        what, expected, found = "files", str(_digests(wanted)), str(_digests(stored))
+        what, yours, theirs = "files", str(_digests(wanted)), str(_digests(stored))
     return StateExistsError(
         f"this key has other {what} already; nothing was changed",
         key=stored.key,
         path=stored.origin,
-        expected=expected,
-        found=found,
+        expected=f"{yours}, yours",
+        found=f"{theirs}, stored",
         remedy="choose another training id, or overwrite=True",
     )
 

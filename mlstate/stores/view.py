@@ -72,7 +72,7 @@ class StateView(AbstractStateStore[Any]):
         if found is not None:
             return found
         names = [str(other) for other in self.get_state_keys(key.state_type)]
-        near = get_close_matches(str(key), names, n=3)
+        near = get_close_matches(str(key), names, n=3, cutoff=0.85)
         raise StateNotFoundError(
             "there is no such state here",
             key=key,

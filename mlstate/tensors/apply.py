@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +15,7 @@ from mlstate.errors import IncompatibleStateError
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import LoadResult, TensorModel
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
+from mlstate.tensors.memory import as_bytes
 from mlstate.tensors.ties import UNINITIALIZED, assignable, tied_groups
 
 __all__ = ["Fit", "apply_state", "compare", "has_own_rules", "load_tensors"]
@@ -28,6 +29,7 @@ class Fit:
 
     Attributes:
         own: The model's entries.
+        common: Names in both.
         missing: Names of the model that the state lacks.
         unexpected: Names of the state that the model lacks.
         mismatched: Names in both whose shapes differ, with the stored shape and the model's own.
@@ -35,6 +37,7 @@ class Fit:
     """
 
     own: Mapping[str, Any]
+    common: set[str]
     missing: list[str]
     unexpected: list[str]
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -43,6 +46,8 @@ class Fit:
     def problems(self, *, strict: bool, ignore_mismatched_sizes: bool) -> list[str]:
         """What forbids the load, in sentences; nothing if it may go on."""
         lines = []
+        if self.strangers and not strict:
+            lines.append("the state and the model have no name in common")
         if strict and self.missing:
             lines.append(f"missing in the state: {_some(self.missing)}")
         if strict and self.unexpected:
@@ -55,8 +60,15 @@ class Fit:
             lines.append(f"of another shape: {_some(shapes)}")
         return lines
 
-    def remedy(self) -> str:
+    @property
+    def strangers(self) -> bool:
+        """Whether there are names on both sides, and none in common."""
+        return bool(self.own) and bool(self.unexpected) and not self.common
+
+    def remedy(self, *, strict: bool) -> str:
         """What to do about the problems."""
+        if self.strangers:
+            return self._prefix() or "look at both sides' names: this is another architecture"
         advice = []
         tied = [
             f"{name} (with {other})"
@@ -68,11 +80,30 @@ class Fit:
         ]
         if tied:
             advice.append(f"tied in this model, and so loaded all the same: {_some(tied)}")
-        if self.missing or self.unexpected:
+        if strict and (self.missing or self.unexpected):
             advice.append("strict=False loads the names that both have")
         if self.mismatched:
             advice.append("ignore_mismatched_sizes=True skips what does not fit")
         return "; ".join(advice)
+
+    def _prefix(self) -> str | None:
+        """Wrappers (DataParallel, torch.compile) put a name of their own before every name."""
+        wrapper = _first_part(self.own)
+        if wrapper and {f"{wrapper}.{name}" for name in self.unexpected} & self.own.keys():
+            return f"the model's names all begin with {wrapper}: load into model.{wrapper}"
+        wrapper = _first_part(self.unexpected)
+        if wrapper and {f"{wrapper}.{name}" for name in self.own} & set(self.unexpected):
+            return (
+                f"the state's names all begin with {wrapper}, as of a wrapped model: take it off "
+                "with load_state_dict and save_state_dict"
+            )
+        return None
+
+
+def _first_part(names: Iterable[str]) -> str | None:
+    """What all names begin with, up to a dot, if they do."""
+    firsts = {name.partition(".")[0] for name in names}
+    return firsts.pop() if len(firsts) == 1 else None
 
 
 def load_tensors(
@@ -101,18 +132,40 @@ def load_tensors(
     """
     fit = compare(model, specs)
     # Names that a model's own rules may translate are for those rules to judge.
-    judge_names = strict and not has_own_rules(model)
-    if problems := fit.problems(
-        strict=judge_names, ignore_mismatched_sizes=ignore_mismatched_sizes
-    ):
+    own_rules = has_own_rules(model)
+    problems = fit.problems(
+        strict=strict and not own_rules, ignore_mismatched_sizes=ignore_mismatched_sizes
+    )
+    if problems and not (own_rules and fit.strangers):
         raise IncompatibleStateError(
             f"the state does not fit this {type(model).__name__}; nothing was loaded",
             found="; ".join(problems),
-            remedy=fit.remedy(),
+            remedy=fit.remedy(strict=strict),
         )
-    result = apply_state(model, read(), fit, strict=strict, assign=assign)
+    tensors = read()
+    if strict and (torn := [group for group in tied_groups(fit.own) if _differ(group, tensors)]):
+        raise IncompatibleStateError(
+            "names that are one tensor in the model have different values in the state; nothing "
+            "was loaded",
+            found="; ".join(" and ".join(group) for group in torn),
+            remedy="untie them in the model; with strict=False the last of them wins, as in torch",
+        )
+    result = apply_state(model, tensors, fit, strict=strict, assign=assign)
     result.digest = digest
     return result
+
+
+def _differ(group: list[str], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether names that a model has tied have different values in a state, bit for bit."""
+    having = [tensors[name] for name in group if name in tensors]
+    return any(
+        other is not having[0]
+        and (
+            (other.dtype, other.shape) != (having[0].dtype, having[0].shape)
+            or as_bytes(other) != as_bytes(having[0])
+        )
+        for other in having[1:]
+    )
 
 
 def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
@@ -139,6 +192,7 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
             casts.append(name)
     return Fit(
         own,
+        specs.keys() & own.keys(),
         [name for name in own if name not in specs and name not in filled_in],
         sorted(specs.keys() - own.keys()),
         mismatched,

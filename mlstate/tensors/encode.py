@@ -64,6 +64,12 @@ def tensor_sources(state_dict: Mapping[str, Any]) -> list[TensorSource]:
     Raises:
         FormatError: An entry is not a plain tensor; the error names it and says what to do.
     """
+    if not isinstance(state_dict, Mapping):
+        raise FormatError(
+            "a state dict is a mapping from names to tensors",
+            found=type(state_dict).__name__,
+            remedy="of a model, give model.state_dict()",
+        )
     if sys.byteorder != "little":
         raise FormatError("only little-endian machines are supported")
     return [_source(name, value) for name, value in state_dict.items()]
@@ -126,6 +132,8 @@ def _source(name: object, value: object) -> _Source:
     except FormatError as error:
         error.tensor = name if isinstance(name, str) else repr(name)
         error.message = f"this entry of the state dict cannot be stored: {error.message}"
+        if isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) for v in value.values()):
+            error.remedy = f"if the weights are inside, give state_dict[{name!r}]"
         raise
 
 

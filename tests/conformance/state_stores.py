@@ -155,6 +155,28 @@ class StateStoreSuite:
             with pytest.raises(FormatError, match=r"StateKey.parse\('pytorch.net.a'\)"):
                 use()
 
+    def test_what_is_of_the_wrong_kind_is_refused_with_a_word(self, store):
+        model = net(1)
+        key = store.save(model, "a")
+        for wrong in (
+            lambda: store.get_state_keys("pytorch.net"),
+            lambda: store.get_state_keys(model),
+            lambda: store.save_state_dict(model, StateKey(LINEAR, "b")),
+            lambda: store.save_state_dict([], StateKey(LINEAR, "b")),
+            lambda: store.load(model, key, digest=b"0" * 64),
+            lambda: store.save(model, "b", files=["f.txt"]),
+            lambda: store.save(model, "b", files={"f": {}}),
+            lambda: store.save(model, "b", meta="MIT"),
+            lambda: store.save(model, "v1.0"),
+        ):
+            with pytest.raises(FormatError):
+                wrong()
+        with pytest.raises(StateNotFoundError, match="no file of this name"):
+            store.files(key)["x.json"]
+        with pytest.raises(FormatError, match=r"state_dict\['model'\]"):
+            store.save_state_dict({"model": values(model), "epoch": 1}, StateKey(LINEAR, "b"))
+        assert store.get_state_keys() == [key]
+
     def test_meta_and_all_keys(self, store):
         key = store.save(net(1), "a", meta={"license": "MIT"})
         other = store.save_state_dict({}, StateKey.parse("jax.x.y"))
