@@ -12,7 +12,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -214,22 +215,15 @@ def damage_a_copy(store: LocalStateStore) -> None:
     shutil.rmtree(copy)
 
 
-class measured:  # noqa: N801  # reads as a word: with measured(store, tensors)
+@contextmanager
+def measured(store: LocalStateStore, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Tell what a save added on disk, against a file of its own."""
-
-    def __init__(self, store: LocalStateStore, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.folder = store.folder
-        self.alone = sum(tensor.nbytes for tensor in tensors.values())
-
-    def __enter__(self) -> None:
-        """Look before."""
-        self.before = size_of(self.folder)
-
-    def __exit__(self, *error: object) -> None:
-        """Look after, and tell."""
-        added = size_of(self.folder) - self.before
-        print(f"  a file of its own:       {self.alone / 1e6:6.1f} MB")
-        print(f"  added to the store:      {added / 1e6:6.1f} MB")
+    before = size_of(store.folder)
+    yield
+    added = size_of(store.folder) - before
+    alone = sum(tensor.nbytes for tensor in tensors.values())
+    print(f"  a file of its own:       {alone / 1e6:6.1f} MB")
+    print(f"  added to the store:      {added / 1e6:6.1f} MB")
 
 
 def size_of(folder: Path) -> int:

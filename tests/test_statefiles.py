@@ -167,7 +167,7 @@ def test_they_behave_as_a_dictionary_does(state_files, steps):
         else:
             assert state_files.remove(key) is (expected.pop(key, None) is not None)
         assert sorted(state_files.keys()) == sorted(expected)
-    assert {key: state_files.read(key) for key in state_files.keys()} == expected  # noqa: SIM118
+    assert {key: state_files.read(key) for key in state_files.keys(None)} == expected
 
 
 @pytest.mark.parametrize(

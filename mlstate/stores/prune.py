@@ -123,7 +123,7 @@ class _Pruning:
     def live(self) -> set[Digest]:
         """Every object that a state names, or named until it was deleted a short while ago."""
         named: set[Digest] = set()
-        for key in self.states.keys():  # noqa: SIM118  # no mapping
+        for key in self.states.keys(None):
             data = self.states.read(key)
             if data is not None:
                 with concerning(key):
