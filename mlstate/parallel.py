@@ -43,8 +43,12 @@ def for_each(work: Callable[[_T], None], items: Iterable[_T], threads: int = THR
         helper.start()
     try:
         run()
-    finally:
         for helper in helpers:
             helper.join()
+    except BaseException as error:  # Ctrl-C: the helpers take no further item
+        errors.append(error)
+        for helper in helpers:
+            helper.join()
+        raise
     if errors:
         raise errors[0]

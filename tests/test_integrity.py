@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import warnings
@@ -196,6 +197,28 @@ def test_a_state_file_that_cannot_be_read_fails_alone_and_can_be_overwritten(sto
         store.save(net(1), "a")
     store.save(net(1), "a", overwrite=True)
     store.load(net(3), KEY)
+
+
+def test_a_state_file_that_is_no_file_is_refused_and_waits_for_nobody(store):
+    path = store.folder / "states/pytorch/net/a.toml"
+    path.unlink()
+    for make, unmake in (
+        (lambda: path.symlink_to("/nowhere/a.toml"), path.unlink),
+        (path.mkdir, path.rmdir),
+        (lambda: os.mkfifo(path), path.unlink),
+        (lambda: path.write_bytes(b"#" * (1 << 25)), path.unlink),
+    ):
+        make()
+        for use in (
+            lambda: store.load(net(3), KEY),
+            lambda: store.save(net(1), "a"),
+            store.prune,
+        ):
+            with pytest.raises(ManifestError) as caught:
+                use()
+            assert caught.value.path == str(path)
+        store.load(net(3), OTHER)
+        unmake()
 
 
 def test_a_state_file_of_another_size_is_refused(store):

@@ -314,7 +314,181 @@ class TestAssign:
         assert same(torch.load(tmp_path / "x.pt"), values(net(1, width=5000)))
 
 
+class TestRefusedHalfWay:
+    """A model that torch or its own rules refuse late has its values as before, bit for bit."""
+
+    def refused(self, store, model, match=None, **options):
+        before = values(model)
+        with pytest.raises(IncompatibleStateError, match=match):
+            store.load(model, KEY, **options)
+        assert same(values(model), before)
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_a_state_dict_that_leaves_names_out(self, store, assign):
+        class Partial(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(80, 80), nn.Linear(80, 80)
+                self.state_type = LINEAR
+
+            def state_dict(self, *arguments, **options):
+                full = super().state_dict(*arguments, **options)
+                return {name: t for name, t in full.items() if name.startswith("a.")}
+
+        put(store, Partial())
+        self.refused(store, Partial(), match="b.weight", assign=assign)
+        model = Partial()
+        assert store.load(model, KEY, strict=False, assign=assign).missing_keys == []
+        assert same(values(model), store.load_state_dict(KEY))
+
+    def test_a_state_dict_method_without_options(self, store):
+        class Plain(nn.Linear):
+            state_type = LINEAR
+
+            def state_dict(self):
+                return {name: t.detach() for name, t in self.named_parameters()}
+
+        model = Plain(80, 80)
+        store.save(model, "a")
+        for assign in (False, True):
+            other = Plain(80, 80)
+            store.load(other, KEY, assign=assign)
+            assert same(values(other), values(model))
+
+    def test_memory_that_cannot_be_written(self, store):
+        class Expanded(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("a", torch.zeros(3))
+                self.register_buffer("b", torch.zeros(1).expand(3))
+                self.state_type = LINEAR
+
+        put(store, {"a": torch.ones(3), "b": torch.ones(3)})
+        self.refused(store, Expanded(), match="copied into: b")
+        with torch.inference_mode():
+            frozen = net(2)
+        put(store, net(1))
+        self.refused(store, frozen, match="nothing can be copied into")
+
+    @pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no F4")
+    def test_four_bits_cannot_be_cast(self, store):
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("a", torch.zeros(4))
+                self.register_buffer("b", torch.zeros(2, 2))
+                self.state_type = LINEAR
+
+        packed = torch.ones(2, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        put(store, {"a": torch.ones(4), "b": packed})
+        self.refused(store, Two(), match="copied into: b")
+
+    def test_a_parameter_of_its_own_kind_that_refuses(self, store):
+        class Refusing(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, function, types, arguments=(), options=None):
+                if function is torch.Tensor.copy_ and cls.armed:
+                    raise RuntimeError("not for me")
+                return super().__torch_function__(function, types, arguments, options or {})
+
+        Refusing.armed = False
+        model = typed(nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 80)))
+        put(store, {name: tensor + 1 for name, tensor in model.state_dict().items()})
+        kept = model[1].weight.detach().as_subclass(Refusing)
+        model[1].weight = nn.Parameter(kept)
+        before = model[0].weight.detach().clone()
+        Refusing.armed = True
+        with pytest.raises((IncompatibleStateError, RuntimeError)):
+            store.load(model, KEY)
+        Refusing.armed = False
+        assert torch.equal(model[0].weight, before)
+
+    def test_lazy_modules_are_lazy_again(self, store):
+        def make():
+            return typed(nn.ModuleDict({"lazy": nn.LazyLinear(80), "z": nn.Linear(2, 2)}))
+
+        put(store, {"lazy.weight": torch.ones(80, 70), "lazy.bias": torch.ones(80)})
+        model = make()
+        with pytest.raises(IncompatibleStateError, match=r"z\.weight"):
+            store.load(model, KEY)
+        assert isinstance(model["lazy"].weight, nn.parameter.UninitializedParameter)
+        store.load(model, KEY, strict=False)
+        assert model["lazy"](torch.zeros(1, 70)).shape == (1, 80)
+
+
 class TestUncommonModules:
+    def test_modules_that_migrate_older_versions_leave_todays_alone(self, store):
+        class Versioned(nn.Linear):
+            _version = 2
+            state_type = LINEAR
+
+            def _load_from_state_dict(self, state_dict, prefix, metadata, *rest):
+                if (metadata.get("version") or 1) < 2:
+                    state_dict[prefix + "weight"] = state_dict[prefix + "weight"].t()
+                super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+
+        model = Versioned(80, 80)
+        put(store, model)
+        for assign in (False, True):
+            other = Versioned(80, 80)
+            store.load(other, KEY, assign=assign)
+            assert same(values(other), values(model))
+
+    def test_extra_states_that_are_nothing_yet_are_not_tied(self, store):
+        class Calibrated(nn.Module):
+            def __init__(self, value):
+                super().__init__()
+                self.value = value
+
+            def get_extra_state(self):
+                return self.value
+
+            def set_extra_state(self, state):
+                self.value = state
+
+        put(store, nn.Sequential(Calibrated(torch.tensor([1.0])), Calibrated(torch.tensor([2.0]))))
+        for assign in (False, True):
+            model = typed(nn.Sequential(Calibrated(None), Calibrated(None)))
+            store.load(model, KEY, assign=assign)
+            assert [part.value.item() for part in model] == [1.0, 2.0]
+
+    def test_equal_tensors_that_a_hook_renames_stay_two(self, store):
+        class Renaming(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a = nn.Parameter(torch.zeros(100, 100))
+                self.b = nn.Parameter(torch.zeros(100, 100))
+                self.state_type = LINEAR
+                self.register_load_state_dict_pre_hook(self.rename)
+
+            def rename(self, module, state_dict, prefix, *rest):
+                for name in "ab":
+                    state_dict[name] = state_dict.pop(f"old_{name}")
+
+        put(store, {"old_a": torch.ones(100, 100), "old_b": torch.ones(100, 100)})
+        model = Renaming()
+        store.load(model, KEY, assign=True)
+        with torch.no_grad():
+            model.a.add_(1)
+        assert bool((model.b == 1).all())
+
+    def test_a_post_hook_may_forgive_what_is_missing(self, store):
+        model = net(1)
+        tensors = values(model)
+        del tensors["0.bias"]
+        put(store, tensors)
+        other = net(2)
+        other.register_load_state_dict_post_hook(lambda _, keys: keys.missing_keys.clear())
+        assert store.load(other, KEY).missing_keys == []
+        assert torch.equal(other[0].weight, model[0].weight)
+
+    @pytest.mark.parametrize("width", [80, 5000])
+    def test_a_default_device_does_not_matter(self, store, width):
+        put(store, {**values(net(1, width=width)), "empty": torch.zeros(0)})
+        with torch.device("meta"):
+            tensors = store.load_state_dict(KEY)
+        assert same(tensors, {**values(net(1, width=width)), "empty": torch.zeros(0)})
+
     def test_lazy_modules_take_the_stored_shapes(self, store):
         put(store, nn.Linear(70, 300))
         for assign in (False, True):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import mlstate.objects.folder
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, ObjectNotFoundError
 from mlstate.objects import (
@@ -253,7 +254,7 @@ def test_another_members_old_object_is_not_reused_but_can_be_replaced():
 
 def test_a_first_save_is_not_refused_because_another_first_save_was_faster(folder, monkeypatch):
     """The settings and the objects of the other appear between two looks at the folder."""
-    look = Path.read_bytes
+    look = mlstate.objects.folder.read_small
     others = []
 
     def look_too_early(path):
@@ -265,7 +266,7 @@ def test_a_first_save_is_not_refused_because_another_first_save_was_faster(folde
                 put(FolderObjectStore(path.parent), b"the other's")
             raise
 
-    monkeypatch.setattr(Path, "read_bytes", look_too_early)
+    monkeypatch.setattr(mlstate.objects.folder, "read_small", look_too_early)
     try:
         put(folder)
     except FormatError as error:

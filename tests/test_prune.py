@@ -99,9 +99,8 @@ def test_an_object_in_the_trash_that_a_state_names_is_put_back(store):
     trash = store.folder / "trash"
     trash.mkdir()
     os.rename(store.objects.path(digest), trash / f"{digest}.{'0' * 32}")
-    with pytest.raises(IntegrityError):
-        store.prune()  # who cannot read a state does not know what it needs
-    assert (trash / f"{digest}.{'0' * 32}").exists()
+    assert store.prune().restored == [digest]
+    store.load(net(2), key)
 
 
 def test_a_tensor_object_in_the_trash_that_a_state_names_is_put_back(store):
@@ -113,6 +112,58 @@ def test_a_tensor_object_in_the_trash_that_a_state_names_is_put_back(store):
     age(store, 1000)
     assert store.prune().restored == [digest]
     store.load(net(2), key)
+
+
+def test_what_was_saved_anew_is_never_replaced_by_what_lies_in_the_trash(store):
+    """The trashed one may be damaged: nobody looked."""
+    key = store.save(net(1), "a")
+    store.delete(key)
+    path = max(store.folder.glob("objects/*/*"), key=lambda path: path.stat().st_size)
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    age(store, 1000)
+    store.prune()
+    store.save(net(1), "b")
+    store.prune()
+    store.load(net(2), StateKey(LINEAR, "b"))
+
+
+def test_what_was_overwritten_lives_on_for_the_grace_period(store, monkeypatch):
+    """A load that has read the old state file finds its objects."""
+    key = store.save(net(1), "a")
+    age(store, 1000)
+    find, other = store.find, LocalStateStore(store.folder)
+
+    def overwritten_meanwhile(key):
+        found = find(key)
+        other.save(net(2), "a", overwrite=True)
+        other.prune()
+        return found
+
+    monkeypatch.setattr(store, "find", overwritten_meanwhile)
+    model = net(3)
+    store.load(model, key)
+    assert same(values(model), values(net(1)))
+
+
+def test_new_meta_for_the_same_weights_is_as_safe_as_any_save(store, monkeypatch):
+    key = store.save(net(1), "a")
+    age(store, 1000)
+    replace, other = store.states.replace, LocalStateStore(store.folder)
+
+    def overwritten_and_pruned_meanwhile(key, data):
+        other.save(net(2), "a", overwrite=True)
+        age(other, 1000)
+        other.prune()
+        replace(key, data)
+
+    monkeypatch.setattr(store.states, "replace", overwritten_and_pruned_meanwhile)
+    store.save(net(1), "a", meta={"x": 1}, overwrite=True)
+    model = net(3)
+    store.load(model, key)
+    assert same(values(model), values(net(1)))
+    assert store.meta(key) == {"x": 1}
 
 
 def test_reuse_freshens_an_old_object(store):

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,53 @@ from enum import Enum
 from pathlib import Path
 
 from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.errors import IntegrityError
+from mlstate.errors import FormatError, IntegrityError
 from mlstate.format import layout
 
-__all__ = ["Publish", "make_folders", "sync_folder", "write_file", "write_in_store"]
+__all__ = [
+    "Publish",
+    "create_exclusively",
+    "make_folders",
+    "read_small",
+    "sync_folder",
+    "write_file",
+    "write_in_store",
+]
+
+SMALL = 16 << 20
+"""The largest text of a store that is read, in bytes: a state file, the settings."""
+
+
+def read_small(path: Path, error: type[FormatError] = FormatError) -> bytes:
+    """Read a text of a store, whatever is in its place.
+
+    Args:
+        path: The file.
+        error: What to raise if it cannot be such a text.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        FormatError: It is no file, a link that leads nowhere, or too large.
+    """
+    try:
+        # Without waiting for a writer, should a pipe be in its place.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise error("a link leads nowhere", path=path, found=os.readlink(path)) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:
+        os.close(descriptor)
+        raise error(
+            "this is no text of a store",
+            path=path,
+            expected=f"a file of at most {SMALL} bytes",
+            found=f"{stat.filemode(found.st_mode)}, {found.st_size} bytes",
+        )
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(SMALL)
+
 
 _CHUNK = 1 << 20
 
@@ -119,7 +163,7 @@ def write_file(
             )
         if publish is Publish.REPLACE:
             os.replace(temporary, target)
-        elif not _create(temporary, target):
+        elif not create_exclusively(temporary, target):
             return False
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -171,8 +215,14 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _create(temporary: Path, target: Path) -> bool:
-    """Publish under a name that must be free, by the first of three ways that works here."""
+def create_exclusively(temporary: Path, target: Path) -> bool:
+    """Give a file a name that must be free, by the first of three ways that works here.
+
+    The old name may stay; whose it is removes it.
+
+    Returns:
+        False if the name is taken; what bears it stays as it is.
+    """
     for way in (os.link, _rename_noreplace, _claim_and_rename):
         try:
             way(temporary, target)

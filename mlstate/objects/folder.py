@@ -13,7 +13,7 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.files import Publish, sync_folder, write_in_store
+from mlstate.objects.files import Publish, read_small, sync_folder, write_in_store
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
 
@@ -48,7 +48,7 @@ def _check_settings(root: Path) -> bool:
     """Check a store's settings, if there are any."""
     settings = root / layout.SETTINGS
     try:
-        layout.check_settings(settings.read_bytes(), str(settings))
+        layout.check_settings(read_small(settings), str(settings))
     except FileNotFoundError:
         return False
     except NotADirectoryError:

@@ -21,7 +21,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, MlstateError, concerning
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import write_in_store
+from mlstate.objects.files import create_exclusively, sync_folder, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.states import StateKey
 from mlstate.stores.reading import read_state
@@ -92,6 +92,7 @@ class _Pruning:
         self.limit = self.now() - grace_seconds
 
     def run(self) -> PruneReport:
+        self.rescue_state_objects()
         earlier = list(self.trashed_objects())
         live = self.live()
         moved = list(self.move_unnamed(live))
@@ -187,10 +188,24 @@ class _Pruning:
             if match := _TRASHED_OBJECT.fullmatch(path.name):
                 yield path, Digest(match[1])
 
+    def rescue_state_objects(self) -> None:
+        """Put back state objects that a pruning took and was killed: they say what is needed."""
+        trashed = {digest: path for path, digest in self.trashed_objects()}
+        for key in self.states.keys(None) if trashed else ():
+            data = self.states.read(key)
+            if data is not None:
+                digest = parse_state_file(data, key, self.states.locate(key)).digest
+                if digest in trashed and self.objects.size(digest) is None:
+                    self.put_back(trashed.pop(digest), digest)
+
     def put_back(self, path: Path, digest: Digest) -> None:
+        """Put an object back from trash/, unless a save has written it anew."""
         if not self.dry_run:
+            target = self.objects.path(digest)
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path, self.objects.path(digest))
+                create_exclusively(path, target)
+                path.unlink(missing_ok=True)
+                sync_folder(target.parent)
         self.report.trashed.pop(digest, None)
         self.report.restored.append(digest)
 

@@ -170,9 +170,12 @@ class SavingStore(StateView):
             existing = self._existing(key, overwrite=wish.overwrite)
             if existing is not None:
                 encoded = encode_state(sources)
-                here = existing.objects is self.objects
-                if _same(existing.entry, encoded.digest, wanted) and (here or not wish.overwrite):
+                other_meta = wish.meta is not None and wanted.meta != existing.entry.meta
+                renew = wish.overwrite and (other_meta or existing.objects is not self.objects)
+                if _same(existing.entry, encoded.digest, wanted) and not renew:
                     self._keep(existing, encoded, wanted, wish)
+                    if other_meta:
+                        _warn_of_meta(key)
                     return key
                 if not wish.overwrite:
                     raise _exists(existing.entry, encoded.digest, wanted)
@@ -205,7 +208,7 @@ class SavingStore(StateView):
     def _keep(
         self, existing: Found, encoded: EncodedState, wanted: StateEntry, wish: _Wish
     ) -> None:
-        """The same weights and files again: mend what is missing of them, and see to the meta."""
+        """The same weights and files again: mend what is missing of them."""
         if existing.objects is self.objects:
             absent = [d for d, size in encoded.sizes().items() if self.objects.size(d) != size]
             absent += [f.digest for f in wanted.files.values() if not self.objects.size(f.digest)]
@@ -213,18 +216,6 @@ class SavingStore(StateView):
                 act = SaveAct(self.objects, verify=wish.verify)
                 self._put_all(act, encoded, wish)
                 act.flush()
-        if wish.meta is None or wanted.meta == existing.entry.meta:
-            return
-        if wish.overwrite:
-            self.states.replace(
-                wanted.key, format_state_file(replace(existing.entry, meta=wanted.meta))
-            )
-            return
-        warnings.warn(
-            f"{wanted.key} is stored already with the same weights and other meta: the stored "
-            "meta stays; overwrite=True replaces it",
-            stacklevel=4,
-        )
 
     def _publish(self, entry: StateEntry, wish: _Wish) -> None:
         data = format_state_file(entry)
@@ -276,6 +267,14 @@ def _sources_of(model: Any) -> list[TensorSource]:
     raise IncompatibleStateError(
         f"this {type(model).__name__} has no state to save",
         expected="state_dict() and load_state_dict(), or get_state() and set_state()",
+    )
+
+
+def _warn_of_meta(key: StateKey) -> None:
+    warnings.warn(
+        f"{key} is stored already with the same weights and other meta: the stored meta stays; "
+        "overwrite=True replaces it",
+        stacklevel=4,
     )
 
 

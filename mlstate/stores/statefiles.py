@@ -15,7 +15,7 @@ from typing import Protocol
 from mlstate.errors import ManifestError
 from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects.files import Publish, make_folders, sync_folder, write_in_store
+from mlstate.objects.files import Publish, make_folders, read_small, sync_folder, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.states import StateKey, StateType
 
@@ -109,7 +109,7 @@ class FolderStateFiles:
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
         try:
-            return self._path(key).read_bytes()
+            return read_small(self._path(key), ManifestError)
         except FileNotFoundError:
             return None
 
@@ -121,6 +121,13 @@ class FolderStateFiles:
     def replace(self, key: StateKey, data: bytes) -> None:
         """Write a state file, whatever is there."""
         prepare_folder(self.root)
+        try:
+            old = self._path(key).read_bytes()
+        except OSError:
+            old = None
+        if old is not None:
+            # What it names lives on for the grace period: somebody may just be reading it.
+            self._bury(key, old)
         write_in_store(self.root, layout.state_path(key), [data])
 
     def remove(self, key: StateKey) -> bool:
@@ -131,20 +138,22 @@ class FolderStateFiles:
         if not path.exists():
             return False
         make_folders(self.root, trash)
-        name = f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
         try:
             try:
                 os.utime(path)  # its age in the trash counts from now
             except PermissionError:  # another member's file: bury a copy of our own
-                write_in_store(self.root, f"{layout.TRASH}/{name}", [path.read_bytes()])
+                self._bury(key, path.read_bytes())
                 path.unlink()
             else:
-                os.rename(path, trash / name)
+                os.rename(path, trash / _trash_name(key))
         except FileNotFoundError:
             return False
         sync_folder(trash)
         sync_folder(path.parent)
         return True
+
+    def _bury(self, key: StateKey, data: bytes) -> None:
+        write_in_store(self.root, f"{layout.TRASH}/{_trash_name(key)}", [data])
 
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs in case only: one file where names ignore case."""
@@ -214,6 +223,10 @@ class MemoryStateFiles:
     def locate(self, key: StateKey) -> str:
         """A name for the state file's place."""
         return f"memory:{key}"
+
+
+def _trash_name(key: StateKey) -> str:
+    return f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
 
 
 def _names(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import torch
 
+from mlstate.errors import IntegrityError
 from mlstate.format.dtypes import TensorSpec
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
 
@@ -72,16 +73,24 @@ def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
         # Where there is no /dev/fd, or the process may not map any more, the file is read.
         with contextlib.suppress(RuntimeError):
             return torch.from_file(
-                f"/dev/fd/{file.fileno()}", shared=False, size=size, dtype=torch.uint8
+                f"/dev/fd/{file.fileno()}",
+                shared=False,
+                size=size,
+                dtype=torch.uint8,
+                device="cpu",  # whatever the default device is
             )
-    raw = torch.empty(size, dtype=torch.uint8)
+    raw = torch.empty(size, dtype=torch.uint8, device="cpu")
     view = as_bytes(raw)
     position = 0
     file.seek(0)
     while position < size:
         count = file.readinto(view[position:])  # type: ignore[attr-defined]
         if not count:
-            raise EOFError(f"the file ends at {position} of {size} bytes")
+            raise IntegrityError(
+                "a file was cut short while it was read",
+                expected=f"{size} bytes",
+                found=f"{position} bytes",
+            )
         position += count
     return raw
 

@@ -71,7 +71,7 @@ def _inline(name: str, entry: InlineTensor) -> torch.Tensor:
     raw = (
         torch.frombuffer(bytearray(entry.data), dtype=torch.uint8)
         if entry.data
-        else torch.empty(0, dtype=torch.uint8)
+        else torch.empty(0, dtype=torch.uint8, device="cpu")
     )
     try:
         return as_tensor(raw, entry.spec)

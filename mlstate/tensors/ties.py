@@ -23,9 +23,12 @@ def assignable(
         What to give to torch, and the names among it that the state itself lacks: they are tied to
         one that it has.
     """
-    ready: dict[str, Any] = {name: given[name] for name in given if name not in own}
+    ready: dict[str, Any] = {}
     lacking: set[str] = set()
     taken: set[int] = set()
+    for name in given.keys() - own.keys():  # hooks of the model may know these
+        ready[name] = given[name].clone() if id(given[name]) in taken else given[name]
+        taken.add(id(given[name]))
     for group in tied_groups(own):
         having = [name for name in group if name in given]
         if not having:
@@ -60,7 +63,7 @@ def tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
     """Names of a model, those that are one tensor or one memory together."""
     groups: dict[Any, list[str]] = {}
     for name, entry in own.items():
-        place: Any = id(entry)
+        place: Any = id(entry) if isinstance(entry, torch.Tensor) else name
         if (
             isinstance(entry, torch.Tensor)
             and not isinstance(entry, UNINITIALIZED)

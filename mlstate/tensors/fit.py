@@ -1,0 +1,214 @@
+"""How a state fits a model, by names, shapes and dtypes alone: compared before a byte is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+
+from mlstate.format.dtypes import TensorSpec
+from mlstate.models import TensorModel
+from mlstate.tensors.dtypes import TORCH_DTYPES, torch_dtype, torch_shape
+from mlstate.tensors.ties import UNINITIALIZED, tied_groups
+
+__all__ = ["Fit", "compare", "has_own_rules", "some"]
+
+_EXTRA_STATE = "_extra_state"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a state fits a model, by names, shapes and dtypes alone.
+
+    Attributes:
+        own: The model's entries.
+        common: Names in both.
+        missing: Names of the model that the state lacks.
+        unexpected: Names of the state that the model lacks.
+        mismatched: Names in both whose shapes differ, with the stored shape and the model's own.
+        cast: Names in both whose dtypes differ.
+    """
+
+    own: Mapping[str, Any]
+    common: set[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    cast: list[str]
+
+    def problems(self, *, strict: bool, ignore_mismatched_sizes: bool) -> list[str]:
+        """What forbids the load, in sentences; nothing if it may go on."""
+        lines = []
+        if self.strangers and not strict:
+            lines.append("the state and the model have no name in common")
+        if strict and self.missing:
+            lines.append(f"missing in the state: {some(self.missing)}")
+        if strict and self.unexpected:
+            lines.append(f"unknown to the model: {some(self.unexpected)}")
+        if not ignore_mismatched_sizes and self.mismatched:
+            shapes = [
+                f"{name} (stored {list(stored)}, model {list(own)})"
+                for name, (stored, own) in self.mismatched.items()
+            ]
+            lines.append(f"of another shape: {some(shapes)}")
+        return lines
+
+    def unwritable(self, specs: Mapping[str, TensorSpec]) -> list[str]:
+        """Entries of the model that torch cannot copy into, in a sentence; or nothing."""
+        names = [
+            name
+            for name in self.common - self.mismatched.keys()
+            for entry in [self.own[name]]
+            if isinstance(entry, torch.Tensor)
+            and not isinstance(entry, UNINITIALIZED)
+            and (
+                (entry.is_inference() and not torch.is_inference_mode_enabled())
+                or any(size > 1 and not step for size, step in zip(*_layout(entry), strict=True))
+                or (name in self.cast and "F4" in (specs[name].dtype, _dtype_name(entry)))
+            )
+        ]
+        return [f"nothing can be copied into: {some(sorted(names))}"] if names else []
+
+    @property
+    def strangers(self) -> bool:
+        """Whether there are names on both sides, and none in common."""
+        return bool(self.own) and bool(self.unexpected) and not self.common
+
+    def remedy(self, *, strict: bool) -> str:
+        """What to do about the problems."""
+        if self.strangers:
+            return self._prefix() or "look at both sides' names: this is another architecture"
+        advice = []
+        tied = [
+            f"{name} (with {other})"
+            for group in tied_groups(self.own)
+            for name in group
+            if name in self.missing
+            for other in [next((n for n in group if n not in self.missing), None)]
+            if other is not None
+        ]
+        if tied:
+            advice.append(f"tied in this model, and so loaded all the same: {some(tied)}")
+        if strict and (self.missing or self.unexpected):
+            advice.append("strict=False loads the names that both have")
+        if self.mismatched:
+            advice.append("ignore_mismatched_sizes=True skips what does not fit")
+        return "; ".join(advice)
+
+    def _prefix(self) -> str | None:
+        """Wrappers (DataParallel, torch.compile) put a name of their own before every name."""
+        wrapper = _first_part(self.own)
+        if wrapper and {f"{wrapper}.{name}" for name in self.unexpected} & self.own.keys():
+            return f"the model's names all begin with {wrapper}: load into model.{wrapper}"
+        wrapper = _first_part(self.unexpected)
+        if wrapper and {f"{wrapper}.{name}" for name in self.own} & set(self.unexpected):
+            return (
+                f"the state's names all begin with {wrapper}, as of a wrapped model: take it off "
+                "with load_state_dict and save_state_dict"
+            )
+        return None
+
+
+def _layout(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides; other layouts than strided have none that matter here."""
+    strided = tensor.layout is torch.strided
+    return (tuple(tensor.shape), tensor.stride()) if strided else ((), ())
+
+
+def _dtype_name(tensor: torch.Tensor) -> str | None:
+    return next((name for name, dtype in TORCH_DTYPES.items() if dtype == tensor.dtype), None)
+
+
+def _first_part(names: Iterable[str]) -> str | None:
+    """What all names begin with, up to a dot, if they do."""
+    firsts = {name.partition(".")[0] for name in names}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
+    """Compare a state's names, shapes and dtypes with a model's, as torch's own load would.
+
+    Args:
+        model: The model.
+        specs: Every name of the state with its type and shape.
+
+    Raises:
+        FormatError: A stored element type that this torch lacks.
+    """
+    own = _entries(model)
+    filled_in = _filled_in_by_torch(model)
+    mismatched, casts = {}, []
+    for name, spec in specs.items():
+        target = own.get(name)
+        if not isinstance(target, torch.Tensor) or name.endswith(_EXTRA_STATE):
+            continue
+        stored = torch_shape(spec)
+        if not isinstance(target, UNINITIALIZED) and not _fits(stored, target.shape):
+            mismatched[name] = (stored, tuple(target.shape))
+        elif torch_dtype(spec) != target.dtype:
+            casts.append(name)
+    return Fit(
+        own,
+        specs.keys() & own.keys(),
+        [name for name in own if name not in specs and name not in filled_in],
+        sorted(specs.keys() - own.keys()),
+        mismatched,
+        casts,
+    )
+
+
+def has_own_rules(model: TensorModel) -> bool:
+    """Whether a model loads by rules of its own: hooks, or an overridden method.
+
+    Such a model may rename what it is given, so only its own load can say what is missing.
+    """
+    if not isinstance(model, torch.nn.Module):
+        return False
+    if type(model).load_state_dict is not torch.nn.Module.load_state_dict:
+        return True
+    known = (torch.nn.Module._load_from_state_dict, _NormBase._load_from_state_dict)
+    return any(
+        module._load_state_dict_pre_hooks
+        or module._load_state_dict_post_hooks
+        or module._state_dict_hooks
+        or module._state_dict_pre_hooks
+        or type(module)._load_from_state_dict not in known
+        or type(module).state_dict is not torch.nn.Module.state_dict
+        for module in model.modules()
+    )
+
+
+def _entries(model: TensorModel) -> Mapping[str, Any]:
+    """A model's entries: the parameters themselves, so that it can be seen which names are one."""
+    if not isinstance(model, torch.nn.Module):
+        return model.state_dict()
+    if type(model).state_dict is torch.nn.Module.state_dict:
+        return cast(Mapping[str, Any], model.state_dict(keep_vars=True))
+    themselves: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    themselves |= dict(model.named_buffers(remove_duplicate=False))
+    return {name: themselves.get(name, entry) for name, entry in model.state_dict().items()}
+
+
+def _filled_in_by_torch(model: TensorModel) -> set[str]:
+    """Names that torch does not miss: checkpoints older than this counter of BatchNorm lack it."""
+    if not isinstance(model, torch.nn.Module):
+        return set()
+    return {
+        f"{prefix}.num_batches_tracked" if prefix else "num_batches_tracked"
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NormBase)
+    }
+
+
+def _fits(stored: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    # torch takes a tensor of one dimension for a scalar: that is how version 0.3 wrote scalars.
+    return stored == tuple(own) or (not own and len(stored) == 1 and stored[0] > 0)
+
+
+def some(names: list[str], most: int = 8) -> str:
+    """Names for a message, the first few of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
