@@ -294,6 +294,23 @@ class TestAssign:
         store.load(again, KEY)
         assert same(values(again), values(net(1, width=5000)))
 
+    def test_a_buffer_and_a_part_of_it_are_not_parted(self, store):
+        class Parts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                whole = torch.zeros(4)
+                self.register_buffer("whole", whole)
+                self.register_buffer("part", whole[:2])
+                self.register_buffer("beside", torch.zeros(8)[4:])
+                self.state_type = LINEAR
+
+        put(store, {"whole": torch.ones(4), "part": torch.ones(2), "beside": torch.ones(4)})
+        model = Parts()
+        with pytest.raises(IncompatibleStateError, match=r"assign=True would part: part, whole"):
+            store.load(model, KEY, assign=True)
+        store.load(model, KEY)
+        assert bool((model.whole == 1).all())
+
     def test_what_required_gradients_does_so_afterwards(self, store):
         put(store, net(1))
         model = net(2)

@@ -15,7 +15,7 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.models import LoadResult, TensorModel
 from mlstate.tensors.fit import Fit, compare, has_own_rules, some
 from mlstate.tensors.memory import as_bytes
-from mlstate.tensors.ties import UNINITIALIZED, assignable, tied_groups
+from mlstate.tensors.ties import UNINITIALIZED, assignable, overlapping, tied_groups
 
 __all__ = ["apply_state", "load_tensors"]
 
@@ -54,6 +54,8 @@ def load_tensors(
     )
     if not assign:
         problems += fit.unwritable(specs)
+    elif parts := overlapping(fit.own):
+        problems.append(f"of memory that overlaps, which assign=True would part: {some(parts)}")
     if problems and not (own_rules and fit.strangers):
         raise IncompatibleStateError(
             f"the state does not fit this {type(model).__name__}; nothing was loaded",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-__all__ = ["UNINITIALIZED", "assignable", "tied_groups"]
+__all__ = ["UNINITIALIZED", "assignable", "overlapping", "tied_groups"]
 
 UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 """Entries of lazy modules: they have no shape yet, and take any."""
@@ -59,18 +60,38 @@ def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
     return loaded.to(device=device, dtype=target.dtype)
 
 
+def overlapping(own: Mapping[str, Any]) -> list[str]:
+    """Names of a model whose memory overlaps without being the same: a buffer and a part of it."""
+    spans = []
+    for group in tied_groups(own):
+        entry = own[group[0]]
+        if _has_place(entry):
+            steps = zip(entry.shape, entry.stride(), strict=True)
+            last = sum((size - 1) * step for size, step in steps)
+            start = entry.data_ptr()
+            end = start + (last + 1) * entry.element_size()
+            spans.append((str(entry.device), start, end, group[0]))
+    spans.sort()
+    pairs = itertools.pairwise(spans)
+    return sorted({n for a, b in pairs if a[0] == b[0] and b[1] < a[2] for n in (a[3], b[3])})
+
+
+def _has_place(entry: Any) -> bool:
+    return (
+        isinstance(entry, torch.Tensor)
+        and not isinstance(entry, UNINITIALIZED)
+        and entry.layout is torch.strided
+        and entry.numel() > 0
+        and entry.data_ptr() != 0
+    )
+
+
 def tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
     """Names of a model, those that are one tensor or one memory together."""
     groups: dict[Any, list[str]] = {}
     for name, entry in own.items():
         place: Any = id(entry) if isinstance(entry, torch.Tensor) else name
-        if (
-            isinstance(entry, torch.Tensor)
-            and not isinstance(entry, UNINITIALIZED)
-            and entry.layout is torch.strided
-            and entry.numel()
-            and entry.data_ptr()
-        ):
+        if _has_place(entry):
             place = (entry.device, entry.data_ptr(), entry.shape, entry.stride(), entry.dtype)
         groups.setdefault(place, []).append(name)
     return list(groups.values())
