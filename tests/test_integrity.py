@@ -221,6 +221,15 @@ def test_a_state_file_that_is_no_file_is_refused_and_waits_for_nobody(store):
         unmake()
 
 
+def test_whatever_is_in_a_state_files_place_can_be_overwritten(store):
+    path = store.folder / "states/pytorch/net/a.toml"
+    for make in (lambda: path.symlink_to("/nowhere/a.toml"), lambda: os.mkfifo(path)):
+        path.unlink()
+        make()
+        store.save(net(1), "a", overwrite=True)
+        store.load(net(3), KEY)
+
+
 def test_a_state_file_of_another_size_is_refused(store):
     path = store.folder / "states/pytorch/net/a.toml"
     text = path.read_text()

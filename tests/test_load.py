@@ -489,6 +489,29 @@ class TestUncommonModules:
             model.a.add_(1)
         assert bool((model.b == 1).all())
 
+    def test_rules_of_its_own_do_not_excuse_a_model_from_the_rest(self, store):
+        """Names may be translated; memory that overlaps is parted all the same."""
+
+        class Renaming(nn.Module):
+            def __init__(self):
+                super().__init__()
+                whole = torch.zeros(4)
+                self.register_buffer("whole", whole)
+                self.register_buffer("part", whole[:2])
+                self.state_type = LINEAR
+                self.register_load_state_dict_pre_hook(self.rename)
+
+            def rename(self, module, state_dict, *rest):
+                for name in ("whole", "part"):
+                    state_dict[name] = state_dict.pop(f"old_{name}")
+
+        put(store, {"old_whole": torch.ones(4), "old_part": torch.ones(2)})
+        with pytest.raises(IncompatibleStateError, match="would part"):
+            store.load(Renaming(), KEY, assign=True)
+        model = Renaming()
+        store.load(model, KEY)
+        assert bool((model.whole == 1).all())
+
     def test_a_post_hook_may_forgive_what_is_missing(self, store):
         model = net(1)
         tensors = values(model)

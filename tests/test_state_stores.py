@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from mlstate import LocalStateStore, MemoryStateStore
+from mlstate import AbstractStateStore, LocalStateStore, ManifestStore, MemoryStateStore
+from mlstate.stores.abstract import DeletingStore, DescribedStore
 from tests.conformance.state_stores import StateStoreSuite
+
+
+def test_what_they_can_beyond_the_three_methods_are_protocols(tmp_path):
+    for store in (MemoryStateStore(), LocalStateStore(tmp_path)):
+        assert isinstance(store, AbstractStateStore)
+        assert isinstance(store, DeletingStore)
+        assert isinstance(store, DescribedStore)
+    manifest = tmp_path / "m.toml"
+    manifest.write_text("version = 1")
+    assert isinstance(ManifestStore(manifest), DescribedStore)
+    assert not isinstance(ManifestStore(manifest), DeletingStore)
 
 
 class TestMemory(StateStoreSuite):

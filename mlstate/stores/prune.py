@@ -21,7 +21,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, MlstateError, concerning
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import create_exclusively, sync_folder, write_in_store
+from mlstate.objects.files import create_exclusively, make_folders, sync_folder, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.states import StateKey
 from mlstate.stores.reading import read_state
@@ -202,6 +202,7 @@ class _Pruning:
         """Put an object back from trash/, unless a save has written it anew."""
         if not self.dry_run:
             target = self.objects.path(digest)
+            make_folders(self.objects.root, target.parent)
             with contextlib.suppress(FileNotFoundError):
                 create_exclusively(path, target)
                 path.unlink(missing_ok=True)

@@ -211,7 +211,8 @@ class SavingStore(StateView):
         """The same weights and files again: mend what is missing of them."""
         if existing.objects is self.objects:
             absent = [d for d, size in encoded.sizes().items() if self.objects.size(d) != size]
-            absent += [f.digest for f in wanted.files.values() if not self.objects.size(f.digest)]
+            files = {file.digest for file in wanted.files.values()}
+            absent += [digest for digest in files if self.objects.size(digest) is None]
             if absent or wish.verify:
                 act = SaveAct(self.objects, verify=wish.verify)
                 self._put_all(act, encoded, wish)

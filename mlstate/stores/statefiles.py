@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
-from mlstate.errors import ManifestError
+from mlstate.errors import FormatError, ManifestError
 from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.files import Publish, make_folders, read_small, sync_folder, write_in_store
@@ -122,8 +122,8 @@ class FolderStateFiles:
         """Write a state file, whatever is there."""
         prepare_folder(self.root)
         try:
-            old = self._path(key).read_bytes()
-        except OSError:
+            old = read_small(self._path(key))
+        except (OSError, FormatError):  # nothing there, or nothing that names objects
             old = None
         if old is not None:
             # What it names lives on for the grace period: somebody may just be reading it.

@@ -47,16 +47,15 @@ def load_tensors(
         IncompatibleStateError: The state does not fit; the model is as it was.
     """
     fit = compare(model, specs)
-    # Names that a model's own rules may translate are for those rules to judge.
-    own_rules = has_own_rules(model)
-    problems = fit.problems(
-        strict=strict and not own_rules, ignore_mismatched_sizes=ignore_mismatched_sizes
-    )
+    problems = fit.problems_of_shapes(ignore_mismatched_sizes=ignore_mismatched_sizes)
+    if not has_own_rules(model):
+        # Names that a model's own rules may translate are for those rules to judge.
+        problems = fit.problems_of_names(strict=strict) + problems
     if not assign:
         problems += fit.unwritable(specs)
     elif parts := overlapping(fit.own):
         problems.append(f"of memory that overlaps, which assign=True would part: {some(parts)}")
-    if problems and not (own_rules and fit.strangers):
+    if problems:
         raise IncompatibleStateError(
             f"the state does not fit this {type(model).__name__}; nothing was loaded",
             found="; ".join(problems),
@@ -103,7 +102,7 @@ def apply_state(
         tensors: All tensors of the state, verified, private; equal ones may be one.
         fit: What `compare` said; mismatched names are skipped.
         strict: Refuse what is missing or unexpected; for a model with rules of its own, which
-            alone can tell. For all others `Fit.problems` has told before.
+            alone can tell. For all others `Fit.problems_of_names` has told before.
         assign: Make the tensors the model's own instead of copying from them.
 
     Returns:

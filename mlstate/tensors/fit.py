@@ -39,8 +39,8 @@ class Fit:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     cast: list[str]
 
-    def problems(self, *, strict: bool, ignore_mismatched_sizes: bool) -> list[str]:
-        """What forbids the load, in sentences; nothing if it may go on."""
+    def problems_of_names(self, *, strict: bool) -> list[str]:
+        """What the names forbid, in sentences; nothing if the load may go on."""
         lines = []
         if self.strangers and not strict:
             lines.append("the state and the model have no name in common")
@@ -48,6 +48,11 @@ class Fit:
             lines.append(f"missing in the state: {some(self.missing)}")
         if strict and self.unexpected:
             lines.append(f"unknown to the model: {some(self.unexpected)}")
+        return lines
+
+    def problems_of_shapes(self, *, ignore_mismatched_sizes: bool) -> list[str]:
+        """What the shapes forbid, in a sentence; or nothing."""
+        lines = []
         if not ignore_mismatched_sizes and self.mismatched:
             shapes = [
                 f"{name} (stored {list(stored)}, model {list(own)})"

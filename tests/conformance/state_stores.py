@@ -18,6 +18,7 @@ from mlstate.errors import (
     StateExistsError,
     StateNotFoundError,
 )
+from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from tests.models import LINEAR, BytesModel, NoModule, net, same, values
 
 
@@ -54,6 +55,17 @@ class StateStoreSuite:
     def test_saving_the_same_again_changes_nothing(self, store):
         key = store.save(net(1), "a", files={"f": b"1"})
         assert store.save(net(1), "a", files={"f": b"1"}) == key
+
+    def test_saving_the_same_again_does_not_even_begin_to_write(self, store, monkeypatch):
+        files = {"f": b"1", "empty": b""}
+        store.save(net(1), "a", files=files)
+
+        def writer(*_):
+            raise AssertionError("nothing is to be written")
+
+        for kind in (FolderObjectStore, MemoryObjectStore):
+            monkeypatch.setattr(kind, "writer", writer)
+        store.save(net(1), "a", files=files)
 
     def test_other_weights_under_a_key_are_refused(self, store):
         key = store.save(net(1), "a")
