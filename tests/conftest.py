@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.servers.fixtures import *  # noqa: F403
+
 
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path_factory, monkeypatch):

@@ -1,0 +1,95 @@
+"""The servers as fixtures: started for one test, most as factories, as tests need options."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from tests.servers.chaos import Chaos
+from tests.servers.hub import Hub
+from tests.servers.liar import Liar
+from tests.servers.nginx import Nginx
+from tests.servers.ports import MissingProgramError
+from tests.servers.recording import RecordingServer
+from tests.servers.tls import certificate
+
+__all__ = [
+    "http",
+    "hub",
+    "recording_server",
+    "start_chaos",
+    "start_liar",
+    "start_nginx",
+    "start_recording",
+    "tls",
+]
+
+
+@pytest.fixture
+def http() -> Iterator[urllib3.PoolManager]:
+    """A client without retries and without a look at the environment."""
+    with urllib3.PoolManager(timeout=5, retries=False) as pool:
+        yield pool
+
+
+@pytest.fixture
+def recording_server() -> Iterator[RecordingServer]:
+    """A `RecordingServer` with no files yet: put them into its ``files``."""
+    with RecordingServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A `Hub` without repositories: `Hub.add` them; its options may be set at any time."""
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture
+def start_recording() -> Iterator[Callable[..., RecordingServer]]:
+    """Start a `RecordingServer`, as often as a test needs."""
+    with ExitStack() as stack:
+        yield lambda *options, **named: stack.enter_context(RecordingServer(*options, **named))
+
+
+@pytest.fixture
+def start_nginx() -> Iterator[Callable[..., Nginx]]:
+    """Start an `Nginx` on a folder, as often as a test needs; skip where there is none."""
+    with ExitStack() as stack:
+
+        def start(folder: Path, **options: object) -> Nginx:
+            try:
+                return stack.enter_context(Nginx(folder, **options))  # type: ignore[arg-type]
+            except MissingProgramError as missing:
+                pytest.skip(str(missing))
+
+        yield start
+
+
+@pytest.fixture
+def start_chaos() -> Iterator[Callable[..., Chaos]]:
+    """Start a `Chaos` proxy before a server's URL, as often as a test needs."""
+    with ExitStack() as stack:
+        yield lambda *options, **named: stack.enter_context(Chaos(*options, **named))
+
+
+@pytest.fixture
+def start_liar() -> Iterator[Callable[..., Liar]]:
+    """Start a `Liar` about some bytes, as often as a test needs."""
+    with ExitStack() as stack:
+        yield lambda *options, **named: stack.enter_context(Liar(*options, **named))
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """A `certificate`: what a client is to trust, and what ``start_recording(tls=...)`` takes."""
+    try:
+        return certificate(tmp_path_factory.mktemp("tls"))
+    except MissingProgramError as missing:
+        pytest.skip(str(missing))

@@ -1,0 +1,53 @@
+"""Free ports, programs that may be missing, and waiting until a server answers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["HOST", "MissingProgramError", "closed_port", "free_port", "program", "wait_for"]
+
+HOST = "127.0.0.1"
+
+
+class MissingProgramError(RuntimeError):
+    """A server's program is not installed here."""
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program, also where a normal user's PATH has no sbin."""
+    folders = [os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
+    if (path := shutil.which(name, path=os.pathsep.join(folders))) is None:
+        raise MissingProgramError(f"{name} is not installed (apt-get install {package})")
+    return path
+
+
+def free_port() -> int:
+    """A port that nobody listens at now; somebody else may be faster, so be ready to retry."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else can take in the meantime."""
+    with socket.socket() as held:
+        held.bind((HOST, 0))
+        yield held.getsockname()[1]
+
+
+def wait_for(port: int, seconds: float = 10) -> bool:
+    """Whether a port answers within some seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((HOST, port)) == 0:
+                return True
+        time.sleep(0.01)
+    return False
