@@ -11,15 +11,19 @@ from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
+    "FetchError",
     "FormatError",
     "IncompatibleStateError",
     "IntegrityError",
     "ManifestError",
     "MlstateError",
+    "NoRangesError",
     "ObjectNotFoundError",
+    "OfflineError",
     "ReadOnlyStoreError",
     "StateExistsError",
     "StateNotFoundError",
+    "TransportError",
     "UnpinnedStateError",
     "concerning",
 ]
@@ -137,12 +141,72 @@ class ReadOnlyStoreError(MlstateError, NotImplementedError):
     """This store, or this state of it, cannot be written."""
 
 
+class OfflineError(MlstateError, ConnectionError):
+    """Something is not in the cache, and the network may not be used."""
+
+
+class TransportError(MlstateError, ConnectionError):
+    """One attempt to read from one place failed.
+
+    Attributes:
+        transient: Whether the same may work a little later.
+        retry_after: The seconds that the server asks to wait, or None.
+        status: The HTTP status, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        retry_after: float | None = None,
+        status: int | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.transient = transient
+        self.retry_after = retry_after
+        self.status = status
+
+
+class NoRangesError(TransportError):
+    """A server gives the whole resource or nothing."""
+
+
+class FetchError(MlstateError, ConnectionError):
+    """What is missing could not be had from any mirror.
+
+    Attributes:
+        attempts: Each mirror that was tried, with the reason why it did not do.
+    """
+
+    def __init__(
+        self, message: str, *, attempts: tuple[tuple[str, str], ...] = (), **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        tried = [f"  tried: {_brief(place)}: {_brief(reason)}" for place, reason in self.attempts]
+        return "\n".join([super().__str__(), *tried])
+
+
 @contextmanager
-def concerning(key: object) -> Iterator[None]:
-    """Say of an error that passes which state it is about, unless it says so itself."""
+def concerning(
+    key: object | None = None, *, tensor: str | None = None, path: object | None = None
+) -> Iterator[None]:
+    """Say of an error that passes what it is about, unless it says so itself.
+
+    Args:
+        key: The state.
+        tensor: The tensor.
+        path: The place.
+    """
     try:
         yield
     except MlstateError as error:
-        if error.key is None:
-            error.key = key
+        error.key = key if error.key is None else error.key
+        error.tensor = tensor if error.tensor is None else error.tensor
+        if error.path is None and path is not None:
+            error.path = str(path)
         raise

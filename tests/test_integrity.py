@@ -25,7 +25,7 @@ from mlstate.errors import (
 from mlstate.format import tensor_object
 from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
-from mlstate.stores.reading import read_state
+from mlstate.reading import read_state
 from tests.models import LINEAR, net, same, values
 
 KEY, OTHER = StateKey(LINEAR, "a"), StateKey(LINEAR, "b")

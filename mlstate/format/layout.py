@@ -3,7 +3,7 @@
 mlstate.toml                                              version and requirements
 objects/ab/cdef...                                        an object, by its digest
 states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
-tmp/ trash/                                               temporaries, removed things
+tmp/ trash/ roots/                temporaries, removed things, what a cache keeps and why
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ from mlstate.errors import FormatError
 from mlstate.states import StateKey, StateType
 
 __all__ = [
+    "DAMAGED_SUFFIX",
+    "DONE_SUFFIX",
+    "LOCK_SUFFIX",
     "NEW_SETTINGS",
     "OBJECTS",
+    "PARTIAL_SUFFIX",
+    "ROOTS",
     "SETTINGS",
+    "STAGED_SUFFIX",
     "STATES",
     "STATE_SUFFIX",
     "TEMPORARIES",
@@ -35,7 +41,15 @@ OBJECTS = "objects"
 STATES = "states"
 TEMPORARIES = "tmp"
 TRASH = "trash"
+ROOTS = "roots"
 STATE_SUFFIX = ".toml"
+
+# Names in tmp/ that a later run looks for. All begin with 64 hex digits.
+STAGED_SUFFIX = ".staged"
+PARTIAL_SUFFIX = ".partial"
+DONE_SUFFIX = ".done"
+DAMAGED_SUFFIX = ".damaged"
+LOCK_SUFFIX = ".lock"
 
 VERSION = 1
 NEW_SETTINGS = b"version = 1\nrequires = []\n"

@@ -27,7 +27,9 @@ __all__ = [
     "create_exclusively",
     "make_folders",
     "read_small",
+    "seal",
     "sync_folder",
+    "write_all",
     "write_file",
     "write_in_store",
 ]
@@ -184,10 +186,11 @@ def _fill(descriptor: int, parts: Sequence[Bytes], *, read_only: bool) -> Digest
     try:
         for chunk in _private_chunks(parts):
             hasher.update(chunk)
-            _write_all(descriptor, chunk)
+            write_all(descriptor, chunk)
         if read_only:
-            os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o7777 & ~0o222)
-        _sync(descriptor)
+            seal(descriptor, sync=True)
+        else:
+            _sync(descriptor)
     finally:
         os.close(descriptor)
     return hasher.digest()
@@ -210,7 +213,15 @@ def _private_chunks(parts: Sequence[Bytes]) -> Iterator[memoryview]:
             yield buffer[: len(chunk)]
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
+def seal(descriptor: int, *, sync: bool) -> None:
+    """Make a complete file read-only, and durable if that is asked for."""
+    os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o7777 & ~0o222)
+    if sync:
+        _sync(descriptor)
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of it, however many calls that takes."""
     while len(data):
         data = data[os.write(descriptor, data) :]
 

@@ -23,15 +23,22 @@ from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.files import create_exclusively, make_folders, sync_folder, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
+from mlstate.objects.roots import read_roots
+from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
-from mlstate.stores.reading import read_state
 from mlstate.stores.statefiles import FolderStateFiles, parse_state_file
 
 __all__ = ["PruneReport", "prune_folder"]
 
 _TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
-_TEMPORARY = re.compile(r"[0-9a-f]{32}")
 _TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+_DAMAGED = re.compile(rf"[0-9a-f]{{64}}{layout.DAMAGED_SUFFIX}\.[0-9a-f]{{32}}")
+_FETCHED = "|".join(
+    map(re.escape, (layout.STAGED_SUFFIX, layout.PARTIAL_SUFFIX, layout.LOCK_SUFFIX))
+)
+_TEMPORARY = re.compile(
+    rf"([0-9a-f]{{32}}|[0-9a-f]{{64}}({_FETCHED}))({re.escape(layout.DONE_SUFFIX)})?"
+)
 
 
 @dataclass
@@ -42,7 +49,8 @@ class PruneReport:
         trashed: Objects moved to trash/, with their sizes in bytes.
         restored: Objects put back from trash/.
         deleted: Objects deleted from trash/, with their sizes in bytes.
-        swept: Other leftovers deleted: temporaries and old deleted state files, by path.
+        swept: Other leftovers deleted: temporaries, old deleted state files, and damaged objects
+            that a fetch set aside, by path.
     """
 
     trashed: dict[Digest, int] = field(default_factory=dict)
@@ -129,6 +137,11 @@ class _Pruning:
             if data is not None:
                 with concerning(key):
                     named |= self.named_by(data, key, self.states.locate(key))
+        for root in read_roots(self.objects.root):
+            named |= {root.digest, *root.files}
+            with contextlib.suppress(MlstateError):  # a cache need not be whole
+                state = read_state_object(root.digest, self.objects)
+                named |= {ref.digest for ref in state.refs.values()}
         for path in _files(self.trash):
             match = _TRASHED_STATE.fullmatch(path.name)
             if match and self.is_fresh(path):
@@ -220,7 +233,11 @@ class _Pruning:
         """Delete temporaries of crashed writers and state files deleted long ago."""
         temporaries = _files(self.objects.root / layout.TEMPORARIES)
         leftovers = [path for path in temporaries if _TEMPORARY.fullmatch(path.name)]
-        leftovers += [path for path in _files(self.trash) if _TRASHED_STATE.fullmatch(path.name)]
+        leftovers += [
+            path
+            for path in _files(self.trash)
+            if _TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name)
+        ]
         for path in leftovers:
             if not self.is_fresh(path):
                 self.report.swept.append(str(path))

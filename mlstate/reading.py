@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, StateNotFoundError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, read_verified
 
-__all__ = ["VerifiedFiles", "read_bytes_state", "read_state"]
+__all__ = [
+    "VerifiedFiles",
+    "read_bytes_state",
+    "read_state",
+    "read_state_object",
+    "state_object_limit",
+]
 
 _UNKNOWN_SIZE = 1 << 30
 """The largest state object that is read for a state whose size its manifest does not give."""
@@ -25,10 +32,7 @@ def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
             entry gives.
         FormatError: It is not in canonical form.
     """
-    limit = _UNKNOWN_SIZE if entry.size is None else 8 + MAX_HEADER + entry.size
-    digest = entry.pinned_digest
-    data = read_verified(objects, digest, what="a state object", max_size=limit)
-    state = StateObject.parse(data)
+    state = read_state_object(entry.pinned_digest, objects, state_object_limit(entry))
     if entry.size is not None and entry.size != state.nbytes:
         raise IntegrityError(
             "a state has another size than its manifest says",
@@ -37,6 +41,24 @@ def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
             found=f"{state.nbytes} bytes",
         )
     return state
+
+
+def read_state_object(
+    digest: Digest, objects: ObjectStore, max_size: int = _UNKNOWN_SIZE
+) -> StateObject:
+    """The verified state object with a digest.
+
+    Raises:
+        IntegrityError: The object is missing, damaged or too large.
+        FormatError: It is not in canonical form.
+    """
+    data = read_verified(objects, digest, what="a state object", max_size=max_size)
+    return StateObject.parse(data)
+
+
+def state_object_limit(entry: StateEntry) -> int:
+    """The most bytes that the state object of an entry can have."""
+    return _UNKNOWN_SIZE if entry.size is None else 8 + MAX_HEADER + entry.size
 
 
 def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
@@ -50,11 +72,18 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
 
 
 class VerifiedFiles(Mapping[str, bytes]):
-    """The files of a state, read and verified as they are looked up."""
+    """The files of a state, read and verified as they are looked up.
 
-    def __init__(self, entry: StateEntry, objects: ObjectStore) -> None:
+    Args:
+        entry: What is said of the state.
+        objects: Where the files are.
+        bring: Called before one is read, to bring what is missing.
+    """
+
+    def __init__(self, entry: StateEntry, objects: ObjectStore, bring: Callable[[], None]) -> None:
         self._entry = entry
         self._objects = objects
+        self._bring = bring
 
     def __getitem__(self, name: str) -> bytes:
         if name not in self._entry.files:
@@ -66,6 +95,7 @@ class VerifiedFiles(Mapping[str, bytes]):
             )
         file = self._entry.files[name]
         with concerning(self._entry.key):
+            self._bring()
             return read_verified(self._objects, file.digest, what=f"the file {name!r}")
 
     def __iter__(self) -> Iterator[str]:

@@ -1,0 +1,133 @@
+"""A large object that arrives in segments, in any order, over several runs of a program.
+
+The segments go to their places in ``tmp/<name>.partial``; beside it ``<name>.partial.done`` has a
+byte for each segment, set when the segment is there. A process that is killed loses the segments
+that were under way, no more. Nobody trusts the two files: the whole is hashed before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import uuid
+from pathlib import Path
+from threading import Lock
+
+from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.format import layout
+from mlstate.objects.locks import try_lock
+from mlstate.parallel import THREADS
+
+__all__ = ["SEGMENT", "Partial"]
+
+SEGMENT = 16 << 20
+"""Bytes that are marked as done together: what a killed process may have to fetch again."""
+
+_WINDOW = 64 << 20
+
+
+class Partial:
+    """One large object that is being put together.
+
+    Where another process is at work on the same object, or the file system knows no locks, this
+    one works on a copy of its own, which no later run finds: slower, and right.
+
+    Args:
+        folder: The store's tmp/.
+        name: 64 hex digits by which a later run finds it.
+        size: Its size in bytes.
+
+    Attributes:
+        resumed: Whether segments of an earlier run are in it.
+    """
+
+    def __init__(self, folder: Path, name: str, size: int) -> None:
+        self.size = size
+        self._lock = Lock()
+        self.path = folder / f"{name}{layout.PARTIAL_SUFFIX}"
+        own = _open_own(self.path)
+        if own is None:
+            self.path = folder / uuid.uuid4().hex
+            own = os.open(self.path, _FLAGS | os.O_EXCL, 0o666)
+        self.descriptor = own
+        self._marks_path = self.path.with_name(f"{self.path.name}{layout.DONE_SUFFIX}")
+        self._marks = os.open(self._marks_path, _FLAGS, 0o666)
+        count = -(-size // SEGMENT)
+        done = os.pread(self._marks, count, 0)
+        if os.fstat(self.descriptor).st_size != size or len(done) != count:
+            done = bytes(count)
+            os.ftruncate(self._marks, 0)
+            os.pwrite(self._marks, done, 0)
+            os.ftruncate(self.descriptor, 0)
+            os.ftruncate(self.descriptor, size)
+        self._done = bytearray(done)
+        self.resumed = any(self._done)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The segments that are not there yet: start and stop, in bytes."""
+        return [
+            (index * SEGMENT, min((index + 1) * SEGMENT, self.size))
+            for index, done in enumerate(self._done)
+            if not done
+        ]
+
+    def write(self, position: int, data: Bytes) -> None:
+        """Put bytes in their place; called from several threads."""
+        view = memoryview(data).cast("B")
+        while view:
+            count = os.pwrite(self.descriptor, view, position)
+            view, position = view[count:], position + count
+
+    def done(self, start: int) -> bool:
+        """Mark the segment that begins here as complete.
+
+        Returns:
+            Whether it was the last that was missing: true once.
+        """
+        index = start // SEGMENT
+        with self._lock:
+            self._done[index] = 1
+            os.pwrite(self._marks, b"\x01", index)
+            return all(self._done)
+
+    def digest(self) -> Digest:
+        """The digest of the whole, read once from front to back."""
+        hasher = Hasher(THREADS)
+        for start in range(0, self.size, _WINDOW):  # so much of the file is mapped at once
+            length = min(_WINDOW, self.size - start)
+            with mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=start) as window:
+                hasher.update(window)
+        return hasher.digest()
+
+    def finished(self) -> None:
+        """The object has another name now: remove what stood beside it."""
+        self._marks_path.unlink(missing_ok=True)
+        self.close()
+
+    def discard(self) -> None:
+        """Remove it."""
+        for path in (self._marks_path, self.path):
+            path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; a later run may go on."""
+        descriptors, self.descriptor, self._marks = (self.descriptor, self._marks), -1, -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+
+
+def _open_own(path: Path) -> int | None:
+    """Open a file that no other process has for its own; None if one has, or nobody can tell."""
+    descriptor = os.open(path, _FLAGS, 0o666)
+    # Who held the lock before may have published the file meanwhile: then it is an object.
+    with contextlib.suppress(FileNotFoundError):
+        if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    os.close(descriptor)
+    return None
