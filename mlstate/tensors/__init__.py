@@ -1,7 +1,7 @@
 """Tensors in and out of objects: the only layer that imports torch."""
 
 from mlstate.tensors.apply import load_tensors
-from mlstate.tensors.checkpoints import load_checkpoint
+from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
 from mlstate.tensors.read import read_tensors
 
@@ -9,6 +9,7 @@ __all__ = [
     "encode_tensors",
     "load_checkpoint",
     "load_tensors",
+    "open_checkpoint",
     "read_tensors",
     "state_digest",
     "tensor_sources",

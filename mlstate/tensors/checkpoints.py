@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import gzip as gzips
 import io
-from collections.abc import Mapping
-from typing import Any
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
 from mlstate.errors import FormatError
 
-__all__ = ["load_checkpoint"]
+__all__ = ["load_checkpoint", "open_checkpoint"]
+
+_CHUNK = 1 << 20
+_ZIP = b"PK\x03\x04"
+_REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 
 
 def load_checkpoint(data: bytes, path: str) -> dict[str, Any]:
@@ -26,21 +40,206 @@ def load_checkpoint(data: bytes, path: str) -> dict[str, Any]:
     Raises:
         FormatError: Not a checkpoint, one that holds more than plain data, or no mapping.
     """
+    return dict(_state_dict(_unpickle(io.BytesIO(data), path, mmap=False), path))
+
+
+def open_checkpoint(
+    path: Path,
+    *,
+    gzip: bool = False,
+    select: str | None = None,
+    origin: str,
+    max_bytes: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint file, with ``weights_only=True`` and mapped where possible.
+
+    A file in today's format (zip, torch 1.6 and newer) is mapped, so that a tensor takes memory
+    only while it is read; nobody may change the file as long as the tensors are in use. The older
+    format is read into memory. Nothing is verified here.
+
+    Args:
+        path: The file.
+        gzip: Whether it is compressed. Then it is decompressed first, into a temporary file
+            beside it that has no name and goes with the last tensor.
+        select: The dotted path of the state dict inside. At each step the longest key that
+            matches is taken, so keys may have dots themselves.
+        origin: Where it is from, for errors.
+        max_bytes: The most that a compressed file may become; no more is written to the disk.
+            None is no limit.
+
+    Returns:
+        Name -> plain CPU tensor, under the file's own names.
+
+    Raises:
+        FormatError: Not a checkpoint, one that holds more than plain data, damaged or too large
+            when decompressed; nothing where `select` leads; or entries that are no tensors.
+    """
+    with _plain_file(path, gzip, origin, max_bytes) as file:
+        zipped = file.read(len(_ZIP)) == _ZIP
+        if zipped:
+            _check_zip(file, origin)
+        file.seek(0)
+        # Mapping needs a name. This one is the open file's, whatever the path has come to mean.
+        name = f"/dev/fd/{file.fileno()}"
+        mapped = zipped and os.path.exists(name)
+        loaded = _unpickle(name if mapped else file, origin, mmap=mapped)
+    if select is not None:
+        loaded = _selected(loaded, select, origin)
+    return _tensors(_state_dict(loaded, origin), origin)
+
+
+@contextmanager
+def _plain_file(path: Path, gzip: bool, origin: str, max_bytes: int | None) -> Iterator[BinaryIO]:
+    """The open file, or the open temporary file with what is in it, at its start."""
+    if not gzip:
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile(dir=path.parent) as temporary:
+        try:
+            with gzips.open(path) as compressed:
+                _copy(compressed, temporary, origin, max_bytes)
+        except (gzips.BadGzipFile, EOFError, zlib.error) as error:
+            raise FormatError(
+                "this file is damaged, or is not compressed with gzip",
+                path=origin,
+                found=error,
+            ) from None
+        temporary.flush()
+        temporary.seek(0)
+        yield temporary
+
+
+def _copy(source: Any, target: Any, origin: str, max_bytes: int | None) -> None:
+    size = 0
+    while chunk := source.read(_CHUNK):
+        size += len(chunk)
+        if max_bytes is not None and size > max_bytes:
+            raise FormatError(
+                "this file is larger than it may be when decompressed",
+                path=origin,
+                expected=f"at most {max_bytes} bytes",
+                found="more",
+            )
+        target.write(chunk)
+
+
+def _check_zip(file: BinaryIO, origin: str) -> None:
+    """Refuse archives that torch.save did not write, before torch reads them.
+
+    It stores entries as they are. A compressed one could not be mapped, and its text, which is
+    read whole, could be of any size.
+    """
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error) as error:
+        raise FormatError(
+            "this file is a damaged or incomplete checkpoint", path=origin, found=error
+        ) from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise FormatError(
+            "this file is a TorchScript archive, which is a program and not a checkpoint",
+            path=origin,
+            remedy="if you trust it, torch.jit.load it and save its state_dict()",
+        )
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise FormatError(
+                "this archive has compressed entries, which torch.save does not write",
+                path=origin,
+                found=entry.filename,
+            )
+
+
+def _unpickle(source: Any, origin: str, *, mmap: bool) -> object:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except (MemoryError, OSError):
         raise
     except Exception as error:  # torch promises no type for what is damaged or hostile
+        # Not its text, which advises to switch the protection off.
+        refused = _REFUSED.search(str(error))
         raise FormatError(
             "this file is not a checkpoint of plain tensors",
-            path=path,
-            found=type(error).__name__,  # torch's text advises to switch the protection off
+            path=origin,
+            found=f"a pickled {refused[1]}" if refused else type(error).__name__,
         ) from None
+
+
+def _state_dict(loaded: object, origin: str) -> Mapping[Any, Any]:
     if not isinstance(loaded, Mapping):
         raise FormatError(
             "this checkpoint holds no state dict",
-            path=path,
+            path=origin,
             expected="a mapping from names to tensors",
             found=type(loaded).__name__,
         )
-    return dict(loaded)
+    return loaded
+
+
+def _selected(loaded: object, select: str, origin: str) -> object:
+    """What lies under a dotted path."""
+    here, left = loaded, select
+    while True:
+        keys = here if isinstance(here, Mapping) else {}
+        # From the whole of what is left to its first part.
+        parts = left.split(".")
+        heads = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        head = next((head for head in heads if head in keys), None)
+        if head is None:
+            near = get_close_matches(select, _inside(loaded), n=1) or _inside(loaded)
+            raise FormatError(
+                "the checkpoint has nothing where select leads",
+                path=origin,
+                expected=select,
+                found=_some(keys) if isinstance(here, Mapping) else type(here).__name__,
+                remedy=f"select one of: {', '.join(near)}" if near else None,
+            )
+        here = keys[head]
+        if head == left:
+            return here
+        left = left[len(head) + 1 :]
+
+
+def _tensors(state_dict: Mapping[Any, Any], origin: str) -> dict[str, torch.Tensor]:
+    """All entries as tensors: parameters become plain ones; what else there is, is refused."""
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            inside = _inside(state_dict)
+            raise FormatError(
+                "this entry of the checkpoint is no tensor",
+                path=origin,
+                tensor=name if isinstance(name, str) else repr(name),
+                expected="a mapping from names to tensors",
+                found=type(value).__name__,
+                remedy=f"select the state dict inside: {', '.join(inside)}" if inside else None,
+            )
+    return {
+        name: value.detach() if type(value) is torch.nn.Parameter else value
+        for name, value in state_dict.items()
+    }
+
+
+def _inside(loaded: object, most: int = 5) -> list[str]:
+    """Dotted paths of mappings with a tensor in them: the first few, those further up first."""
+    paths: list[str] = []
+    queue = deque([("", loaded)])
+    seen = {id(loaded)}  # a pickle can put one mapping into another many times, or into itself
+    while queue and len(paths) < most:
+        path, mapping = queue.popleft()
+        if not isinstance(mapping, Mapping):
+            continue
+        if path and any(isinstance(entry, torch.Tensor) for entry in mapping.values()):
+            paths.append(path)
+            continue
+        for key, value in mapping.items():
+            if isinstance(key, str) and id(value) not in seen:
+                seen.add(id(value))
+                queue.append((f"{path}.{key}" if path else key, value))
+    return paths
+
+
+def _some(keys: Mapping[Any, Any], most: int = 8) -> str:
+    names = [key if isinstance(key, str) else repr(key) for key in list(keys)[:most]]
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return (", ".join(names) + more) if names else "an empty mapping"
