@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -28,7 +28,7 @@ __all__ = [
     "make_folders",
     "read_small",
     "seal",
-    "sync_folder",
+    "sync_path",
     "write_all",
     "write_file",
     "write_in_store",
@@ -84,7 +84,7 @@ class Publish(Enum):
 def write_in_store(
     root: Path,
     name: str,
-    parts: Sequence[Bytes],
+    parts: Iterable[Bytes],
     *,
     publish: Publish = Publish.REPLACE,
     digest: Digest | None = None,
@@ -120,13 +120,13 @@ def write_in_store(
         folder = target.parent
         while folder != root:
             folder = folder.parent
-            sync_folder(folder)
+            sync_path(folder)
     return written
 
 
 def write_file(
     target: Path,
-    parts: Sequence[Bytes],
+    parts: Iterable[Bytes],
     *,
     temporary: Path,
     publish: Publish = Publish.REPLACE,
@@ -171,7 +171,7 @@ def write_file(
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
     if sync_parent:
-        sync_folder(target.parent)
+        sync_path(target.parent)
     return True
 
 
@@ -181,7 +181,7 @@ def _open_new(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
-def _fill(descriptor: int, parts: Sequence[Bytes], *, read_only: bool) -> Digest:
+def _fill(descriptor: int, parts: Iterable[Bytes], *, read_only: bool) -> Digest:
     hasher = Hasher()
     try:
         for chunk in _private_chunks(parts):
@@ -196,7 +196,7 @@ def _fill(descriptor: int, parts: Sequence[Bytes], *, read_only: bool) -> Digest
     return hasher.digest()
 
 
-def _private_chunks(parts: Sequence[Bytes]) -> Iterator[memoryview]:
+def _private_chunks(parts: Iterable[Bytes]) -> Iterator[memoryview]:
     """The content through a buffer of our own, so that what is hashed is what is written.
 
     A tensor can be changed by another thread at any time; a file whose bytes are not those of
@@ -286,17 +286,17 @@ def make_folders(root: Path, folder: Path) -> None:
         return
     if folder == root:
         root.mkdir(parents=True, exist_ok=True)
-        sync_folder(root.parent)
+        sync_path(root.parent)
         return
     make_folders(root, folder.parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder)
-    sync_folder(folder.parent)
+    sync_path(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def sync_path(path: Path) -> None:
+    """Make durable what a file holds, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _sync(descriptor)
     finally:

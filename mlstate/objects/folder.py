@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -13,7 +13,7 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.files import Publish, read_small, sync_folder, write_in_store
+from mlstate.objects.files import Publish, read_small, sync_path, write_in_store
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
 
@@ -150,7 +150,7 @@ class FolderObjectWriter:
         self._touch(path.parent)
         return True
 
-    def put(self, digest: Digest, parts: Sequence[Bytes]) -> None:
+    def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object; see `ObjectWriter.put`."""
         name = layout.object_path(digest)
         write_in_store(self._store.root, name, parts, digest=digest, sync_parent=False)
@@ -163,7 +163,7 @@ class FolderObjectWriter:
         # Those above them too: another process may have made a folder and not come this far.
         above = {parent for folder in touched for parent in (folder.parent, self._store.root)}
         for folder in (*sorted(touched), *sorted(above, reverse=True)):
-            sync_folder(folder)
+            sync_path(folder)
 
     def _touch(self, folder: Path) -> None:
         with self._lock:

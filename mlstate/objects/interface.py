@@ -6,7 +6,7 @@ with. An object store knows bytes and digests, nothing of tensors, states or key
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from mlstate.digests import Bytes, Digest
@@ -47,7 +47,7 @@ class ObjectWriter(Protocol):
             False if it is not here, has another size, or cannot be kept: then `put` it.
         """
 
-    def put(self, digest: Digest, parts: Sequence[Bytes]) -> None:
+    def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object, replacing whatever bears its name.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
@@ -48,7 +48,7 @@ class MemoryObjectStore:
         """Take an object that is here; see `ObjectWriter.reuse`."""
         return self.size(digest) == size
 
-    def put(self, digest: Digest, parts: Sequence[Bytes]) -> None:
+    def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Keep a copy of an object; see `ObjectWriter.put`."""
         data = b"".join(parts)
         found = Digest.of(data)

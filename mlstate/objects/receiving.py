@@ -19,7 +19,7 @@ from pathlib import Path
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import IntegrityError
 from mlstate.format import layout
-from mlstate.objects.files import make_folders, seal, sync_folder, write_all
+from mlstate.objects.files import make_folders, seal, sync_path, write_all
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
 from mlstate.objects.partial import Partial
 
@@ -84,7 +84,7 @@ class Receiver:
     def publish_staged(self, staged: Staged) -> None:
         """Give a staged object the name of its digest."""
         if self.durable:
-            sync_file(staged.path)
+            sync_path(staged.path)
         self._publish(staged.path, staged.digest)
 
     def publish(self, path: Path, descriptor: int, digest: Digest) -> None:
@@ -116,7 +116,7 @@ class Receiver:
         if self.durable and touched:
             above = {folder.parent for folder in touched} | {self.store.root}
             for folder in (*sorted(touched), *sorted(above, reverse=True)):
-                sync_folder(folder)
+                sync_path(folder)
 
     def _publish(self, path: Path, digest: Digest) -> None:
         target = self.store.path(digest)
@@ -212,11 +212,3 @@ def check_arrived(found: Digest, expected: Digest) -> None:
             "wrong bytes came; nothing of them was stored", expected=expected, found=found
         )
 
-
-def sync_file(path: Path) -> None:
-    """Flush a complete file to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        seal(descriptor, sync=True)
-    finally:
-        os.close(descriptor)

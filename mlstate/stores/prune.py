@@ -21,7 +21,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, MlstateError, concerning
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import create_exclusively, make_folders, sync_folder, write_in_store
+from mlstate.objects.files import create_exclusively, make_folders, sync_path, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.objects.roots import read_roots
 from mlstate.reading import read_state, read_state_object
@@ -219,7 +219,7 @@ class _Pruning:
             with contextlib.suppress(FileNotFoundError):
                 create_exclusively(path, target)
                 path.unlink(missing_ok=True)
-                sync_folder(target.parent)
+                sync_path(target.parent)
         self.report.trashed.pop(digest, None)
         self.report.restored.append(digest)
 

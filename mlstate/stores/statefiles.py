@@ -15,7 +15,7 @@ from typing import Protocol
 from mlstate.errors import FormatError, ManifestError
 from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects.files import Publish, make_folders, read_small, sync_folder, write_in_store
+from mlstate.objects.files import Publish, make_folders, read_small, sync_path, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.states import StateKey, StateType
 
@@ -148,8 +148,8 @@ class FolderStateFiles:
                 os.rename(path, trash / _trash_name(key))
         except FileNotFoundError:
             return False
-        sync_folder(trash)
-        sync_folder(path.parent)
+        sync_path(trash)
+        sync_path(path.parent)
         return True
 
     def _bury(self, key: StateKey, data: bytes) -> None:
