@@ -20,7 +20,11 @@ if TYPE_CHECKING:
         ManifestStore,
         MemoryStateStore,
         Store,
+        bundle,
         load_pretrained_model,
+        lock,
+        manifest_of,
+        unbundle,
     )
     from mlstate.tensors import state_digest
 
@@ -38,8 +42,12 @@ __all__ = [
     "StateKey",
     "StateType",
     "Store",
+    "bundle",
     "load_pretrained_model",
+    "lock",
+    "manifest_of",
     "state_digest",
+    "unbundle",
     "with_state_type",
 ]
 
@@ -55,8 +63,12 @@ _HOMES = {
     "StateKey": "mlstate.states",
     "StateType": "mlstate.states",
     "Store": "mlstate.stores",
+    "bundle": "mlstate.stores",
     "load_pretrained_model": "mlstate.stores",
+    "lock": "mlstate.stores",
+    "manifest_of": "mlstate.stores",
     "state_digest": "mlstate.tensors",
+    "unbundle": "mlstate.stores",
     "with_state_type": "mlstate.models",
 }
 

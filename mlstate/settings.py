@@ -3,6 +3,7 @@
 MLSTATE_CACHE            the folder for what was fetched; by default the user's cache folder
 MLSTATE_READONLY_CACHES  folders that are looked at before it, never written
 MLSTATE_MANIFESTS        manifests (files or folders) that `Store()` reads beside its own
+MLSTATE_OFFLINE          whether sockets are forbidden: unset, empty, 0, false and no mean online
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cache_folder", "extra_manifests", "readonly_caches"]
+__all__ = ["cache_folder", "extra_manifests", "offline", "readonly_caches"]
 
 
 def cache_folder() -> Path:
@@ -30,6 +31,11 @@ def readonly_caches() -> list[Path]:
 def extra_manifests() -> list[Path]:
     """MLSTATE_MANIFESTS, in order."""
     return _paths("MLSTATE_MANIFESTS")
+
+
+def offline() -> bool:
+    """MLSTATE_OFFLINE."""
+    return os.environ.get("MLSTATE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
 def _paths(variable: str) -> list[Path]:

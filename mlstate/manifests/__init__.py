@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from mlstate.manifests.entries import FileEntry, StateEntry
 from mlstate.manifests.reading import ManifestText, parse_manifest
 from mlstate.states import StateKey
 
-__all__ = ["FileEntry", "Manifest", "StateEntry"]
+__all__ = ["FileEntry", "Manifest", "StateEntry", "manifest_files"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Manifest:
             ManifestError: There is no such file or folder, one cannot be read, or two give a key
                 different digests.
         """
-        files = [file for path in paths for file in _files(local_path(path))]
+        files = [file for path in paths for file in manifest_files(local_path(path))]
         manifests = [cls.parse(_content(file), str(file)) for file in files]
         if len(manifests) == 1:
             return manifests[0]
@@ -138,7 +138,12 @@ class Manifest:
         return ManifestText(next(iter(objects), ()), self.states, self.unknown)
 
 
-def _files(path: Path) -> Iterable[Path]:
+def manifest_files(path: Path) -> list[Path]:
+    """The files of a manifest: itself, or of a folder all ``*.toml``, recursively, sorted.
+
+    Raises:
+        ManifestError: There is no such file or folder.
+    """
     if not path.exists():
         raise ManifestError(
             "there is no manifest here",

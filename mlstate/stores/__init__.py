@@ -1,10 +1,12 @@
 """Stores: what users hold, with `get_state_keys`, `load` and `save`."""
 
 from mlstate.stores.abstract import AbstractStateStore
+from mlstate.stores.bundles import bundle, unbundle
 from mlstate.stores.list import AbstractListStateStore
 from mlstate.stores.local import LocalStateStore
-from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model
+from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model, manifest_of
 from mlstate.stores.memory import MemoryStateStore
+from mlstate.stores.pinning import lock
 from mlstate.stores.prune import PruneReport
 
 __all__ = [
@@ -15,5 +17,9 @@ __all__ = [
     "MemoryStateStore",
     "PruneReport",
     "Store",
+    "bundle",
     "load_pretrained_model",
+    "lock",
+    "manifest_of",
+    "unbundle",
 ]

@@ -2,49 +2,74 @@
 
 from __future__ import annotations
 
-import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mlstate import settings
-from mlstate.digests import Digest
-from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, StateNotFoundError
-from mlstate.locations import local_path
-from mlstate.manifests import Manifest
-from mlstate.models import state_type_of
-from mlstate.objects import ChainObjectStore, FolderObjectStore, ObjectStore
+from mlstate.errors import IntegrityError, ReadOnlyStoreError, StateNotFoundError
+from mlstate.fetch import FetchReport, OnProgress
+from mlstate.manifests import Manifest, StateEntry
+from mlstate.models import LoadResult, state_type_of
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
-from mlstate.stores.view import Found, StateView
+from mlstate.stores.caches import CacheLike, PathLike, make_fetcher, open_cache
+from mlstate.stores.view import Found, StateView, check_list
 
-__all__ = ["ManifestStore", "Store", "load_pretrained_model"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
 
 _Model = TypeVar("_Model")
-_PathLike = str | os.PathLike[str]
-_CacheLike = _PathLike | StateView | ObjectStore
+_Result = TypeVar("_Result")
 
 
 class ManifestStore(StateView):
     """A read-only view over the states that a manifest lists.
 
-    The manifest says which state a key is, by digest; the bytes come from the cache.
+    The manifest says which state a key is, by digest. The bytes come from the cache; what is
+    missing there is fetched from the mirrors that the manifest lists, once, and verified.
 
     Args:
         path: A manifest, or a folder of manifests.
-        cache: Where the bytes are: the folder of a store or cache, a store, or an object store.
-            By default the folders of MLSTATE_READONLY_CACHES and then MLSTATE_CACHE.
+        cache: Where the bytes are, and where fetched ones go: the folder of a store or cache, a
+            store, or an object store. By default the folders of MLSTATE_READONLY_CACHES, which are
+            only read, and then MLSTATE_CACHE.
+        offline: Open no socket, whatever is missing. By default as MLSTATE_OFFLINE says.
+        progress: Called with a `mlstate.fetch.Progress` now and then while something is fetched;
+            or True, for a bar on the terminal.
 
     Raises:
         ManifestError: A manifest cannot be read, or two contradict each other.
         FormatError: The cache is no store, or one of a newer version.
     """
 
-    def __init__(self, path: _PathLike, cache: _CacheLike | None = None) -> None:
-        self._init(Manifest.read(path), cache, f"ManifestStore({str(path)!r})")
+    def __init__(
+        self,
+        path: PathLike,
+        cache: CacheLike | None = None,
+        *,
+        offline: bool | None = None,
+        progress: OnProgress | bool | None = None,
+    ) -> None:
+        name = f"ManifestStore({str(path)!r})"
+        self._init(Manifest.read(path), cache, name, offline=offline, progress=progress)
 
-    def _init(self, manifest: Manifest, cache: _CacheLike | None, name: str) -> None:
+    def _init(
+        self,
+        manifest: Manifest,
+        cache: CacheLike | None,
+        name: str,
+        *,
+        offline: bool | None,
+        progress: OnProgress | bool | None,
+    ) -> None:
         self.manifest = manifest
-        self.objects = _open_cache(cache)
+        self.objects = open_cache(cache)
+        self._fetcher = make_fetcher(self.objects, offline=offline, progress=progress)
         self._name = name
 
     def __repr__(self) -> str:
@@ -70,6 +95,78 @@ class ManifestStore(StateView):
         entry = self.manifest.states.get(key)
         return None if entry is None else Found(entry, self.objects)
 
+    def fetch(self, key: StateKey, *, names: Sequence[str] | None = None) -> FetchReport:
+        """Bring what is missing of a state into the cache, without loading it.
+
+        What is there is judged by name and size, and not read. Needs no torch, unless a mirror is a
+        torch checkpoint.
+
+        Args:
+            key: The state.
+            names: The tensors that are needed; all by default.
+
+        Returns:
+            How many bytes came, and how many were there already.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            UnpinnedStateError: The manifest gives no digest.
+            ObjectNotFoundError: Something is missing, and no mirror is listed.
+            OfflineError: Something is missing, and the network may not be used.
+            FetchError: Something is missing, and no mirror could give it; it lists them all.
+        """
+        return self._fetcher.fetch(self.get(key).entry, check_list(names))
+
+    def bring(
+        self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
+    ) -> None:
+        """Fetch what is missing; see `StateView.bring`."""
+        self._fetcher.fetch(entry, names, files=files)
+
+    def load(self, model: Any, state_key: StateKey, **options: Any) -> LoadResult:
+        """Load a state into a model; see `StateView.load`, which has the options.
+
+        What is missing in the cache is fetched. What is damaged there is set aside, kept in the
+        cache's trash/, and fetched again; a warning says so.
+
+        Raises:
+            FetchError: Something is missing, and no mirror could give it.
+            OfflineError: Something is missing, and the network may not be used.
+            MlstateError: As `StateView.load`.
+        """
+        return self._repaired(
+            state_key, lambda: super(ManifestStore, self).load(model, state_key, **options)
+        )
+
+    def load_state_dict(
+        self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of a state, without a model; see `StateView.load_state_dict`.
+
+        Missing ones are fetched, those of `names` alone, and damaged ones fetched again.
+
+        Raises:
+            MlstateError: As `load`.
+        """
+        return self._repaired(
+            key, lambda: super(ManifestStore, self).load_state_dict(key, names, device)
+        )
+
+    def _repaired(self, key: StateKey, read: Callable[[], _Result]) -> _Result:
+        try:
+            return read()
+        except IntegrityError:
+            aside = self._fetcher.repair(self.get(key).entry)
+            if not aside:
+                raise
+        result = read()
+        warnings.warn(
+            f"{key} was damaged in the cache and has been fetched again; the damaged objects are "
+            f"kept: {', '.join(aside)}",
+            stacklevel=3,
+        )
+        return result
+
     def save(self, model: Any, training_id: str) -> NoReturn:
         """Not possible here.
 
@@ -81,19 +178,61 @@ class ManifestStore(StateView):
         )
 
 
+def manifest_of(
+    store: StateView, keys: Iterable[StateKey] | None = None, *, objects: Sequence[str] = ()
+) -> Manifest:
+    """The states of a store as a manifest, to be written, shared and committed.
+
+    Args:
+        store: Any store that knows its states by digest.
+        keys: Which; all by default.
+        objects: Object mirrors for all of them: addresses under which a copy of the store's
+            folder can be read. By default each state keeps the mirrors that it has.
+
+    Returns:
+        The manifest; write it with `Manifest.write`.
+
+    Raises:
+        StateNotFoundError: There is no such state.
+
+    Example:
+        >>> import torch
+        >>> from mlstate import MemoryStateStore
+        >>> store = MemoryStateStore()
+        >>> key = StateKey.parse("pytorch.linear.ones")
+        >>> _ = store.save_state_dict({"weight": torch.ones(2)}, key)
+        >>> manifest = manifest_of(store, objects=["https://cdn.example.org/weights"])
+        >>> manifest.states[key].digest == store.digest(key)
+        True
+    """
+    chosen = store.get_state_keys() if keys is None else list(keys)
+    entries = {key: store.get(key).entry for key in chosen}
+    if objects:
+        entries = {key: replace(e, objects=tuple(objects)) for key, e in entries.items()}
+    return Manifest(entries, tuple(objects))
+
+
 class Store(ManifestStore):
     """The default store: the manifests that mlstate ships and those of MLSTATE_MANIFESTS.
 
     Args:
         cache: As for `ManifestStore`.
+        offline: As for `ManifestStore`.
+        progress: As for `ManifestStore`.
 
     Raises:
         ManifestError: A manifest cannot be read, or two contradict each other.
     """
 
-    def __init__(self, cache: _CacheLike | None = None) -> None:
+    def __init__(
+        self,
+        cache: CacheLike | None = None,
+        *,
+        offline: bool | None = None,
+        progress: OnProgress | bool | None = None,
+    ) -> None:
         manifest = Manifest.read(_shipped_manifests(), *settings.extra_manifests())
-        self._init(manifest, cache, "Store()")
+        self._init(manifest, cache, "Store()", offline=offline, progress=progress)
 
     def get(self, key: StateKey) -> Found:
         """Find a state that is to be there; see `StateView.get`."""
@@ -128,27 +267,3 @@ def _shipped_manifests() -> Path:
     package = Path(__file__).parents[1]
     installed = package / "_manifests"
     return installed if installed.is_dir() else package.parent / "manifests"  # a source checkout
-
-
-class _Cache(ChainObjectStore):
-    """Where a manifest's states are looked for; what is not there is said to be not cached."""
-
-    def open(self, digest: Digest) -> BinaryIO:
-        try:
-            return super().open(digest)
-        except ObjectNotFoundError as error:
-            error.message = "an object is not in the cache"
-            error.remedy = (
-                "save or copy the state into the cache, or give cache= (or MLSTATE_CACHE, "
-                "MLSTATE_READONLY_CACHES) a folder that has it; this version does not fetch"
-            )
-            raise
-
-
-def _open_cache(cache: _CacheLike | None) -> ObjectStore:
-    if isinstance(cache, str | os.PathLike):
-        return _Cache([FolderObjectStore(local_path(cache))])
-    if cache is not None:
-        return _Cache([cache.objects if isinstance(cache, StateView) else cache])
-    folders = [*settings.readonly_caches(), settings.cache_folder()]
-    return _Cache([FolderObjectStore(folder) for folder in folders])

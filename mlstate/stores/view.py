@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlstate.digests import Digest
@@ -19,9 +21,10 @@ from mlstate.format.state_object import BYTES_NAME
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore
+from mlstate.reading import VerifiedFiles, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, check_compatible, check_key
-from mlstate.stores.reading import VerifiedFiles, read_bytes_state, read_state
+from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +83,19 @@ class StateView(AbstractStateStore[Any]):
             remedy=f"did you mean {' or '.join(near)}?" if near else _what_is_here(names),
         )
 
+    def bring(
+        self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
+    ) -> None:
+        """Make sure that the objects of a state are there, before they are read.
+
+        A store of its own has them; a view over mirrors fetches what is missing.
+
+        Args:
+            entry: What is said of the state.
+            names: The tensors that are needed; all by default.
+            files: Whether the state's files are needed, too.
+        """
+
     def digest(self, key: StateKey) -> Digest:
         """The state digest of a state: exactly which weights are these?
 
@@ -115,7 +131,8 @@ class StateView(AbstractStateStore[Any]):
         Raises:
             StateNotFoundError: There is no such state.
         """
-        return VerifiedFiles(*self.get(key))
+        found = self.get(key)
+        return VerifiedFiles(*found, lambda: self.bring(found.entry, ()))
 
     def load(
         self,
@@ -164,6 +181,7 @@ class StateView(AbstractStateStore[Any]):
         pinned = found.entry.pinned_digest
         with concerning(state_key):
             check_pin(pinned, digest)
+            self.bring(found.entry)
             state = read_state(*found)
             if BYTES_NAME in state.specs and isinstance(model, BytesModel):
                 model.set_state(read_bytes_state(state, found.objects))
@@ -207,10 +225,50 @@ class StateView(AbstractStateStore[Any]):
 
         found = self.get(key)
         with concerning(key):
+            self.bring(found.entry, check_list(names), files=names is None)
             state = read_state(*found)
             wanted = check_names(names, state.specs)
             tensors = read_tensors(found.objects, state, wanted)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def materialize(
+        self,
+        key: StateKey,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a state as a plain folder: for `from_pretrained`, vLLM, stock safetensors.
+
+        It holds ``model.safetensors`` and the state's files. All is verified before the first file
+        gets its name. Blocks are shared with the store where the file system can (btrfs, XFS). A
+        folder that holds an earlier state is brought up to date: files that are right already are
+        not touched, those of the earlier state are replaced, or removed where this one has none.
+
+        Args:
+            key: The state.
+            folder: The folder; made if it is missing.
+            max_shard_size: Split the tensors over several files of at most so many bytes, with an
+                index, as transformers does: a number, or for instance ``"5GB"``.
+            overwrite: Replace files that mlstate did not write or that were changed since, and
+                remove weights that a tool would read instead.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StateExistsError: Such a file is in the way; nothing was changed.
+            IntegrityError: Bytes are damaged or missing; the folder is as it was.
+            FormatError: The state holds no tensors, or a file of it has the name of a weights file.
+            StateNotFoundError: There is no such state.
+        """
+        found = self.get(key)
+        with concerning(key):
+            self.bring(found.entry)
+            return materialize_state(
+                found, folder, max_shard_size=max_shard_size, overwrite=overwrite
+            )
 
 
 def check_pin(found: Digest, wanted: str | None) -> None:
@@ -235,11 +293,7 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
         StateNotFoundError: One is not there; near misses are named.
         FormatError: A single text instead of a list.
     """
-    if names is None:
-        return None
-    if isinstance(names, str):
-        raise FormatError("names is a list of names", expected=[names], found=repr(names))
-    for name in names:
+    for name in check_list(names) or ():
         if name not in having:
             near = get_close_matches(name, having, n=3)
             raise StateNotFoundError(
@@ -247,7 +301,18 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
                 tensor=name,
                 remedy=f"did you mean {' or '.join(near)}?" if near else None,
             )
-    return list(names)
+    return None if names is None else list(names)
+
+
+def check_list(names: Sequence[str] | None) -> Sequence[str] | None:
+    """Refuse a single text where a list of names is needed.
+
+    Raises:
+        FormatError: It is a text.
+    """
+    if isinstance(names, str):
+        raise FormatError("names is a list of names", expected=[names], found=repr(names))
+    return names
 
 
 def _what_is_here(names: list[str], most: int = 5) -> str:

@@ -1,0 +1,102 @@
+"""From what a mirror gives as its address to the files behind it: shards of an index, of a repo."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from mlstate.errors import FormatError
+from mlstate.fetch.ground import Ground
+from mlstate.fetch.plainfile import read_exactly
+from mlstate.format import canonical
+from mlstate.locations import Mirror, check_file_names
+from mlstate.transport.hub import parse_hub_address
+
+__all__ = ["addresses_of", "hub_weights"]
+
+INDEX = ".safetensors.index.json"
+
+_MAX_INDEX = 100_000_000
+_WEIGHTS = {
+    "safetensors": ("model.safetensors", f"model{INDEX}", "adapter_model.safetensors"),
+    "torch": ("pytorch_model.bin",),
+    "torch-gzip": (),
+}
+
+
+def addresses_of(mirror: Mirror, ground: Ground) -> list[str]:
+    """The addresses of all files of a mirror, or of one part of one.
+
+    An address that ends in ``.safetensors.index.json`` stands for the shards that it lists, and
+    one of a whole repository on the hub for the weights in it.
+
+    Raises:
+        TransportError: An index or a repository cannot be read.
+        FormatError: It does not say what it should.
+    """
+    found = []
+    for given in mirror.urls:
+        address = given
+        if given.startswith("hf://") and parse_hub_address(given).path is None:
+            listing = ground.transports.hub_files(given)
+            name = hub_weights(listing.files, mirror.format, given)
+            address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
+        if _path(address).endswith(INDEX):
+            found.extend(_shards(address, ground))
+        else:
+            found.append(address)
+    return found
+
+
+def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
+    """The file of a repository that has, or lists, its weights.
+
+    Raises:
+        FormatError: There is none by a usual name.
+    """
+    usual = _WEIGHTS[form]
+    for name in usual:
+        if name in files:
+            return name
+    raise FormatError(
+        "this repository has no weights under a usual name",
+        path=address,
+        expected=" or ".join(usual) or "the path of a file",
+        found=", ".join(sorted(files)[:20]) or "no files",
+        remedy="give the path of the file after the revision",
+    )
+
+
+def _shards(address: str, ground: Ground) -> list[str]:
+    with ground.open(address).read() as stream:
+        text = read_exactly(stream, _MAX_INDEX + 1)
+    if len(text) > _MAX_INDEX:
+        raise FormatError("an index of shards is too long", path=address)
+    index = canonical.loads(text, "an index of shards")
+    shards = index.get("weight_map")
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(name, str) for name in shards.values())
+    ):
+        raise FormatError(
+            "an index of shards has no weight_map", path=address, found=json.dumps(index)[:200]
+        )
+    names = sorted(set(shards.values()))
+    check_file_names(names)
+    return [_beside(address, name) for name in names]
+
+
+def _path(address: str) -> str:
+    return urlsplit(address).path if "://" in address else address
+
+
+def _beside(address: str, name: str) -> str:
+    """The address of another file in the same folder; a query (a token of a signed URL) stays."""
+    if "://" not in address:
+        return posixpath.join(posixpath.dirname(address), name)
+    split = urlsplit(address)
+    name = quote(name) if split.scheme in ("http", "https") else name
+    path = posixpath.join(posixpath.dirname(split.path), name)
+    return urlunsplit(split._replace(path=path))

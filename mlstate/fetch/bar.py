@@ -1,0 +1,55 @@
+"""A progress bar for a terminal, by rich."""
+
+from __future__ import annotations
+
+import sys
+
+from mlstate.errors import MlstateError
+from mlstate.fetch.progress import OnProgress, Progress
+
+__all__ = ["terminal_bar"]
+
+
+def terminal_bar() -> OnProgress | None:
+    """Shows progress on the terminal of standard error; None if that is no terminal.
+
+    Raises:
+        MlstateError: The package rich is not installed.
+    """
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bars
+    except ModuleNotFoundError:
+        raise MlstateError(
+            "progress=True needs the package rich", remedy="pip install 'mlstate[progress]'"
+        ) from None
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+    def show(progress: Progress) -> None:
+        if progress.ended:
+            bars.stop()
+            for task in bars.task_ids:
+                bars.remove_task(task)
+            return
+        if not bars.task_ids:
+            bars.add_task(progress.what)
+            bars.start()
+        bars.update(bars.task_ids[0], completed=progress.done, total=progress.total)
+
+    return show

@@ -1,0 +1,117 @@
+"""A whole file into tmp/, for what can only be read when it is complete: a torch checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import FormatError, NoRangesError
+from mlstate.fetch.plan import Piece
+from mlstate.fetch.runs import Reader
+from mlstate.fetch.segments import LARGE, DamagedPartialError, Segments
+from mlstate.objects.partial import Partial
+from mlstate.objects.receiving import Arriving, Receiver, Staged
+from mlstate.transport import Resource
+
+__all__ = ["Downloaded", "download", "fill"]
+
+
+class Downloaded:
+    """A file in tmp/ that came from somewhere.
+
+    Attributes:
+        path: Where it lies.
+        resumed: Whether an earlier run brought it, or a part of it.
+    """
+
+    def __init__(self, staged: Staged, *, resumed: bool) -> None:
+        self._staged = staged
+        self.path: Path = staged.path
+        self.resumed = resumed
+
+    def blame(self) -> None:
+        """It is not what it should be.
+
+        Raises:
+            DamagedPartialError: That may be due to an earlier run; another try begins anew.
+        """
+        if self.resumed:
+            self.discard()
+            raise DamagedPartialError from None
+
+    def discard(self) -> None:
+        """Remove it."""
+        self._staged.discard()
+
+
+def download(
+    resource: Resource, receiver: Receiver, reader: Reader, *, max_bytes: int
+) -> Downloaded:
+    """Bring a file, or the rest of it.
+
+    Args:
+        resource: Where it is.
+        receiver: Whose tmp/ it goes to.
+        reader: Reads the streams.
+        max_bytes: The most bytes that it may have.
+
+    Raises:
+        TransportError: It could not be had.
+        FormatError: It is larger than that.
+    """
+    size = resource.size()
+    if size is not None and size > max_bytes:
+        raise _too_large(resource, max_bytes, f"{size} bytes")
+    reader.meter.expect(size)
+    name = Digest.of(f"download\n{resource.address}\n{size}".encode())
+    if size is not None and (staged := receiver.staged(name, size)):
+        return Downloaded(staged, resumed=True)
+    if size is not None and size >= LARGE:
+        try:
+            return _by_ranges(resource, receiver, reader, name, size)
+        except NoRangesError:
+            pass
+    with resource.read() as stream, receiver.arriving() as arriving:
+        if size is None:
+            fill(reader.some(stream, max_bytes + 1), arriving)
+            if arriving.size > max_bytes:
+                raise _too_large(resource, max_bytes, "more")
+        else:
+            reader.feed(stream, 0, [Piece(0, size, partial(fill, arriving=arriving))])
+        return Downloaded(arriving.stage(name), resumed=False)
+
+
+def _by_ranges(
+    resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int
+) -> Downloaded:
+    segments = Segments(receiver)
+    found: list[Downloaded] = []
+
+    def complete(whole: Partial) -> None:
+        resumed = whole.resumed
+        found.append(Downloaded(receiver.stage_partial(whole, name, name), resumed=resumed))
+
+    try:
+        pieces = segments.pieces(name, size, complete)
+        reader.all(partial(reader.read_run, resource, (piece,)) for piece in pieces)
+    finally:
+        segments.close()
+    return found[0]
+
+
+def fill(chunks: Iterator[Bytes], arriving: Arriving) -> None:
+    """Write all that comes."""
+    for chunk in chunks:
+        arriving.write(chunk)
+
+
+def _too_large(resource: Resource, most: int, found: str) -> FormatError:
+    return FormatError(
+        "this file is much larger than the state, or than what is allowed",
+        path=resource.address,
+        expected=f"at most {most} bytes",
+        found=found,
+        remedy="if that is right, give a larger max_size",
+    )

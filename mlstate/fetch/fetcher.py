@@ -1,0 +1,224 @@
+"""From a manifest's entry to verified objects in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from mlstate.digests import Digest
+from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
+from mlstate.fetch.damage import damaged_objects
+from mlstate.fetch.hubstates import any_on_hub, settled_on_hub
+from mlstate.fetch.needs import Needs, needs_of
+from mlstate.fetch.progress import Meter, OnProgress
+from mlstate.fetch.run import Run
+from mlstate.format import layout
+from mlstate.manifests import StateEntry
+from mlstate.objects.cache import Cache
+from mlstate.objects.locks import one_at_a_time
+from mlstate.objects.receiving import Receiver
+from mlstate.objects.roots import note_use
+from mlstate.objects.verified import check_digest, digest_of
+from mlstate.transport import Retries, Transports
+
+__all__ = ["MAX_SIZE", "FetchReport", "Fetcher"]
+
+CONNECTIONS = 16
+"""Requests at once: with 50 ms of latency each, 76 objects come as fast as one file (measured)."""
+MAX_SIZE = 1 << 40
+"""The most bytes that are taken of a state whose size nobody gives."""
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """What a fetch did.
+
+    Attributes:
+        digest: The state digest.
+        fetched: Bytes of tensors, objects and files that came.
+        spared: Bytes of tensor data of the state that were in the cache already.
+    """
+
+    digest: Digest
+    fetched: int
+    spared: int
+
+
+class Fetcher:
+    """Brings states into a cache.
+
+    Args:
+        cache: What is there already, and where the rest goes.
+        transports: Makes what opens addresses, for one fetch.
+        retries: How often and how patiently to try again what may pass.
+        connections: How many requests are under way at once.
+        durable: Flush every object to the disk.
+        max_size: The most bytes of tensor data to take of a state whose size nobody gives.
+        on_progress: Whom to tell how far it is.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        transports: Callable[[], Transports],
+        *,
+        retries: Retries | None = None,
+        connections: int = CONNECTIONS,
+        durable: bool = True,
+        max_size: int = MAX_SIZE,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.cache = cache
+        self.transports = transports
+        self.retries = Retries() if retries is None else retries
+        self.connections = connections
+        self.durable = durable
+        self.max_size = max_size
+        self.on_progress = on_progress
+
+    def fetch(
+        self, entry: StateEntry, names: Collection[str] | None = None, *, files: bool = True
+    ) -> FetchReport:
+        """Bring what is missing of a state. What is there costs a look at names and sizes.
+
+        Args:
+            entry: What a manifest says of it.
+            names: The tensors that are needed; all by default.
+            files: Whether the state's files are needed, too.
+
+        Raises:
+            UnpinnedStateError: The entry gives no digest.
+            ObjectNotFoundError: Something is missing, and no mirror is listed.
+            OfflineError: Something is missing, and the network may not be used.
+            FetchError: Something is missing, and no mirror could give it.
+            ReadOnlyStoreError: Something is missing, and the cache takes nothing.
+            OSError: The disk is full, the cache cannot be written, and the like.
+        """
+        digest = entry.pinned_digest
+        with concerning(entry.key):
+            needs = needs_of(entry, self.cache, names, files=files)
+            if not needs:
+                if self.cache.own is not None:
+                    note_use(self.cache.own.root, digest)
+                return FetchReport(digest, 0, needs.present)
+            if not _has_mirrors(entry):
+                raise _no_mirrors(entry, needs, self.cache)
+            with self._run(entry, digest) as run:
+                run.fetch(names, files=files)
+            return FetchReport(digest, run.meter.done, run.spared)
+
+    def pin(self, entry: StateEntry) -> StateEntry:
+        """Bring a state that has no digest or no size yet, and say what they are.
+
+        Args:
+            entry: What a manifest says of it.
+
+        Returns:
+            The entry with digest and size.
+
+        Raises:
+            MlstateError: As `fetch`.
+        """
+        with concerning(entry.key):
+            if entry.digest is not None:
+                self.fetch(entry, files=False)
+                state = needs_of(entry, self.cache, None, files=False).state
+                return entry if state is None else replace(entry, size=state.nbytes)
+            if not entry.mirrors:
+                raise ObjectNotFoundError(
+                    "an unpinned state has no mirrors to be pinned from",
+                    path=entry.origin,
+                    remedy="give it a mirror, or its digest",
+                )
+            identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
+            with self._run(entry, identity) as run:
+                digest, state = run.pin(identity, self.max_size)
+            return replace(entry, digest=digest, size=state.nbytes)
+
+    def settle(self, entry: StateEntry) -> StateEntry:
+        """Say exactly where on the hub a state is from: by commit, with its config and tokenizer.
+
+        A branch moves on; the digest of a state does not. An entry whose mirrors are not on the hub
+        is returned as it is.
+
+        Args:
+            entry: What a manifest says of a state.
+
+        Returns:
+            The entry with the commit in its mirrors; with the files of the repository, if a mirror
+            names a whole repository and the entry has no files.
+
+        Raises:
+            MlstateError: As `fetch`.
+        """
+        if not any_on_hub(entry):
+            return entry
+        identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
+        with concerning(entry.key), self._run(entry, identity) as run:
+            settled, files = settled_on_hub(entry, run.transports)
+            pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
+        return replace(settled, files=settled.files or pinned)
+
+    def repair(self, entry: StateEntry) -> list[str]:
+        """Set aside what is damaged of a state in the cache, and bring it again.
+
+        Args:
+            entry: What a manifest says of it.
+
+        Returns:
+            Where the damaged objects are now; none if nothing is damaged.
+
+        Raises:
+            IntegrityError: Something is damaged and no mirror is listed; it stays where it is.
+            MlstateError: As `fetch`.
+        """
+        aside: list[str] = []
+        with concerning(entry.key):
+            # Twice at the most: a damaged state object hides what else is damaged.
+            while damaged := damaged_objects(entry, self.cache):
+                if not _has_mirrors(entry):
+                    first = damaged[0]
+                    found = digest_of(self.cache, first)
+                    check_digest(self.cache, first, found, what="an object of the cache")
+                aside += [self.cache.set_aside(digest) for digest in damaged]
+                self.fetch(entry)
+        return aside
+
+    @contextmanager
+    def _run(self, entry: StateEntry, identity: Digest) -> Iterator[Run]:
+        """Fetch alone, where locks work: who comes second finds what the first has brought."""
+        if self.cache.own is None:
+            raise ReadOnlyStoreError(
+                "something is missing, and this cache does not take what is fetched",
+                path=self.cache.stores[-1].locate(identity),
+                remedy="give a folder as cache=",
+            )
+        receiver = Receiver(self.cache.own, durable=self.durable)
+        lock = self.cache.own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
+        with one_at_a_time(lock) as alive:
+            meter = Meter(str(entry.key), self.on_progress, alive)
+            try:
+                with self.transports() as transports:
+                    yield Run(self, transports, entry, receiver, meter)
+            finally:
+                meter.end()
+
+
+def _has_mirrors(entry: StateEntry) -> bool:
+    of_files = any(file.mirrors for file in entry.files.values())
+    return bool(entry.mirrors or entry.objects or of_files)
+
+
+def _no_mirrors(entry: StateEntry, needs: Needs, cache: Cache) -> ObjectNotFoundError:
+    assert entry.digest is not None
+    return ObjectNotFoundError(
+        "a state is not in the cache, and its manifest lists no mirrors",
+        path=cache.locate(entry.digest),
+        expected=entry.digest,
+        found=f"missing: {needs.in_words()}",
+        remedy=(
+            "add mirrors to the manifest, or give cache= (or MLSTATE_CACHE, "
+            "MLSTATE_READONLY_CACHES) a folder that has it"
+        ),
+    )

@@ -1,0 +1,306 @@
+"""Where the tensors of a state go as they arrive: by a known digest, or until one is known.
+
+`KnownGathering` has the state object: it knows the digest of every tensor, and each is published
+as soon as it is whole and right. `UnknownGathering` has none: it stages what comes, makes the
+state object of it, and only if that has the right digest is anything published.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from threading import Lock
+
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import FormatError, IntegrityError, concerning
+from mlstate.fetch.plainfile import FileTensor
+from mlstate.fetch.plan import Piece
+from mlstate.fetch.segments import LARGE, DamagedPartialError, Segments, Take
+from mlstate.format import tensor_object
+from mlstate.format.dtypes import TensorSpec
+from mlstate.format.encode import TensorSource
+from mlstate.format.state_object import (
+    INLINE_LIMIT,
+    InlineTensor,
+    StateObject,
+    TensorRef,
+    check_name,
+)
+from mlstate.objects.partial import Partial
+from mlstate.objects.receiving import Arriving, Receiver, Staged
+from mlstate.parallel import for_each
+
+__all__ = ["Gathering", "KnownGathering", "UnknownGathering"]
+
+_BOOLS = bytes([0, *[1] * 255])
+
+
+class Gathering(abc.ABC):
+    """Takes tensors by name, from files and from memory. Used by several threads."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self._segments = Segments(receiver)
+        self._lock = Lock()
+
+    @abc.abstractmethod
+    def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
+        """Look at what a file holds, before its data comes.
+
+        Args:
+            specs: What it holds, under the names of the state.
+            where: What it is, for errors.
+
+        Returns:
+            The names whose data is wanted.
+
+        Raises:
+            FormatError: It cannot be the state.
+        """
+
+    @abc.abstractmethod
+    def knows(self, name: str) -> bool:
+        """Whether something of this name may be wanted; what is not may be anything."""
+
+    def pieces(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
+        """What is wanted of a tensor in a file that can be read in any order.
+
+        A large one is opened when the first of its pieces is asked for.
+        """
+        if tensor.spec.nbytes < LARGE:
+            yield from self.whole(name, tensor)
+            return
+        yield from self._segments.pieces(
+            self._identity_of(name, tensor.spec),
+            tensor_object.object_size(tensor.spec),
+            lambda partial: self._take_partial(name, tensor.spec, partial),
+            head=tensor_object.header(tensor.spec),
+            start=tensor.start,
+            convert=lambda chunks: values(tensor.spec, chunks),
+        )
+
+    def whole(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
+        """What is wanted of a tensor in a file that is read from front to back: all at once."""
+        yield Piece(
+            tensor.start,
+            tensor.start + tensor.spec.nbytes,
+            lambda chunks: self._take_whole(name, tensor.spec, chunks),
+        )
+
+    def take(self, source: TensorSource) -> None:
+        """Take a tensor that is here already."""
+        with source.data() as data:
+            self._take_whole(source.name, source.spec, iter([data]))
+
+    @abc.abstractmethod
+    def complete(self) -> None:
+        """All files of a mirror were read: decide.
+
+        Raises:
+            IntegrityError: What came is not the state; nothing of it was kept.
+        """
+
+    def close(self) -> None:
+        """Let go of what is not finished; a later run may go on."""
+        self._segments.close()
+
+    @abc.abstractmethod
+    def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None: ...
+
+    @abc.abstractmethod
+    def _take_partial(self, name: str, spec: TensorSpec, partial: Partial) -> None: ...
+
+    @abc.abstractmethod
+    def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
+        """By what a later run finds what is here of a tensor."""
+
+
+class KnownGathering(Gathering):
+    """Tensors whose digests are known.
+
+    Args:
+        receiver: Where they go.
+        refs: The tensors of the state that are missing, by name.
+    """
+
+    def __init__(self, receiver: Receiver, refs: Mapping[str, TensorRef]) -> None:
+        super().__init__(receiver)
+        self._refs = refs
+        self.missing: set[Digest] = {ref.digest for ref in refs.values()}
+
+    def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
+        """The first name of each missing tensor that the file has; see `Gathering.expect`."""
+        wanted: dict[Digest, str] = {}
+        for name, ref in self._refs.items():
+            if name in specs and ref.digest in self.missing and ref.digest not in wanted:
+                if specs[name] != ref.spec:
+                    raise FormatError(
+                        "this file has another tensor under a name of the state",
+                        path=where,
+                        tensor=name,
+                        expected=ref.spec,
+                        found=specs[name],
+                    )
+                wanted[ref.digest] = name
+        return list(wanted.values())
+
+    def knows(self, name: str) -> bool:
+        """Whether a missing tensor has this name."""
+        return name in self._refs
+
+    def complete(self) -> None:
+        """Nothing to decide: each tensor was published when it was right."""
+
+    def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
+        digest = self._refs[name].digest
+        with concerning(tensor=name), self.receiver.arriving() as arriving:
+            _fill(arriving, spec, chunks)
+            arriving.publish(digest)
+        self._came(digest)
+
+    def _take_partial(self, name: str, spec: TensorSpec, partial: Partial) -> None:
+        digest = self._refs[name].digest
+        with concerning(tensor=name):
+            self._segments.publish(partial, digest)
+        self._came(digest)
+
+    def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
+        return self._refs[name].digest
+
+    def _came(self, digest: Digest) -> None:
+        with self._lock:
+            self.missing.discard(digest)
+
+
+class UnknownGathering(Gathering):
+    """Tensors of a state whose state object is not at hand.
+
+    Args:
+        receiver: Where they go.
+        identity: What the state is: its digest; or, of an unpinned one, where it is from. What an
+            earlier run staged for the same is used again.
+        expected: The state digest; None if any will do.
+        size: The bytes of tensor data that the state has; None if unknown.
+        max_size: The most bytes of tensor data that are taken if `size` is unknown.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        identity: str,
+        expected: Digest | None,
+        size: int | None,
+        max_size: int,
+    ) -> None:
+        super().__init__(receiver)
+        self._identity = identity
+        self._expected = expected
+        self._most = max_size if size is None else size
+        self._exactly = size
+        self._specs: dict[str, TensorSpec] = {}
+        self._inline: dict[str, InlineTensor] = {}
+        self._staged: dict[str, Staged] = {}
+        self._reused = False
+        self.state: StateObject | None = None
+        self.digest: Digest | None = None
+
+    def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
+        """All that the file holds, but for what an earlier run has staged."""
+        with concerning(path=where):
+            for name in specs:
+                check_name(name)
+            if both := self._specs.keys() & specs.keys():
+                raise FormatError("two files have a tensor of the same name", tensor=min(both))
+            self._specs.update(specs)
+            total = sum(spec.nbytes for spec in self._specs.values())
+            if total > self._most:
+                raise FormatError(
+                    "this is more than the state",
+                    expected=f"at most {self._most} bytes of tensors",
+                    found=f"{total} bytes",
+                    remedy=None if self._exactly else "if that is right, give a larger max_size",
+                )
+        return [name for name in specs if not self._have(name, specs[name])]
+
+    def _have(self, name: str, spec: TensorSpec) -> bool:
+        if spec.nbytes < INLINE_LIMIT:
+            return False
+        staged = self.receiver.staged(
+            self._identity_of(name, spec), tensor_object.object_size(spec)
+        )
+        if staged is None:
+            return False
+        self._staged[name] = staged
+        self._reused = True
+        return True
+
+    def knows(self, name: str) -> bool:
+        """Always: what comes must be exactly the state."""
+        return True
+
+    def complete(self) -> None:
+        """Make the state object of what came, and publish all if it is the right one."""
+        try:
+            refs = {n: TensorRef(self._specs[n], s.digest) for n, s in self._staged.items()}
+            state = StateObject(self._inline, refs)
+            data = state.encode()
+            digest = Digest.of(data)
+            if self._expected is not None and digest != self._expected:
+                raise IntegrityError(
+                    "what came is another state; nothing of it was stored",
+                    expected=self._expected,
+                    found=digest,
+                )
+        except (IntegrityError, FormatError):
+            self.discard()
+            if self._reused:
+                raise DamagedPartialError from None
+            raise
+        for_each(self.receiver.publish_staged, self._staged.values())
+        with self.receiver.arriving() as arriving:
+            arriving.write(data)
+            arriving.publish(digest)
+        self.state, self.digest = state, digest
+
+    def discard(self) -> None:
+        """Remove what was staged."""
+        for staged in self._staged.values():
+            staged.discard()
+        self._staged.clear()
+
+    def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
+        if spec.nbytes < INLINE_LIMIT:
+            data = b"".join(values(spec, chunks))
+            with self._lock:
+                self._inline[name] = InlineTensor(spec, data)
+            return
+        with self.receiver.arriving() as arriving:
+            _fill(arriving, spec, chunks)
+            self._keep(name, arriving.stage(self._identity_of(name, spec)))
+
+    def _take_partial(self, name: str, spec: TensorSpec, partial: Partial) -> None:
+        self._reused = self._reused or partial.resumed
+        identity = self._identity_of(name, spec)
+        self._keep(name, self.receiver.stage_partial(partial, identity, partial.digest()))
+
+    def _keep(self, name: str, staged: Staged) -> None:
+        with self._lock:
+            self._staged[name] = staged
+
+    def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
+        return Digest.of(f"{self._identity}\n{spec}\n{name}".encode())
+
+
+def values(spec: TensorSpec, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
+    """The bytes that stand for the values: of BOOL, 1 for whatever is not 0."""
+    if spec.dtype != "BOOL":
+        yield from chunks
+    else:
+        for chunk in chunks:
+            yield bytes(chunk).translate(_BOOLS)
+
+
+def _fill(arriving: Arriving, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
+    for chunk in itertools.chain([tensor_object.header(spec)], values(spec, chunks)):
+        arriving.write(chunk)

@@ -1,0 +1,157 @@
+"""A plain safetensors file somewhere: which tensors it holds, and where in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlstate.errors import FormatError, concerning
+from mlstate.format import canonical
+from mlstate.format.dtypes import TensorSpec
+from mlstate.format.state_object import MAX_HEADER
+from mlstate.transport import Resource, Stream
+
+__all__ = ["FileTensor", "PlainFile", "parse_header", "read_header", "read_plain_file"]
+
+_LENGTH = 8
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor in a file: what it is, and where its data begins."""
+
+    spec: TensorSpec
+    start: int
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A safetensors file, by its header.
+
+    Attributes:
+        resource: Where it is.
+        tensors: What it holds, in the order of the data.
+        data_start: Where the first tensor's data begins.
+        size: The size of the whole file that the header gives.
+    """
+
+    resource: Resource
+    tensors: Mapping[str, FileTensor]
+    data_start: int
+    size: int
+
+
+def read_plain_file(resource: Resource, expected_header: int) -> PlainFile:
+    """Read a file's header by ranges.
+
+    Args:
+        resource: The file.
+        expected_header: How long the header may well be, in bytes: so much is asked for first.
+
+    Raises:
+        NoRangesError: The server gives the whole file only.
+        TransportError: It cannot be read.
+        FormatError: It is no safetensors file.
+    """
+    with resource.read(0, _LENGTH + expected_header) as stream:
+        head = read_exactly(stream, min(_LENGTH, stream.length or _LENGTH))
+        length = _header_length(head, resource, stream.total)
+        have = min(length, expected_header)
+        text = read_exactly(stream, have)
+        total = stream.total
+    if have < length:
+        with resource.read(_LENGTH + have, _LENGTH + length) as stream:
+            text += read_exactly(stream, length - have)
+    return parse_header(text, resource, total)
+
+
+def read_header(resource: Resource, stream: Stream) -> PlainFile:
+    """Read the header from the front of a stream of the whole file.
+
+    Raises:
+        TransportError: It cannot be read.
+        FormatError: It is no safetensors file.
+    """
+    head = read_exactly(stream, _LENGTH)
+    length = _header_length(head, resource, stream.total)
+    return parse_header(read_exactly(stream, length), resource, stream.total)
+
+
+def read_exactly(stream: Stream, size: int) -> bytes:
+    """The next bytes of a stream, as many as that or, at its end, fewer."""
+    parts = []
+    while size and (data := stream.read(min(size, 1 << 20))):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
+    length = int.from_bytes(head, "little")
+    most = MAX_HEADER if total is None else min(MAX_HEADER, total - _LENGTH)
+    if len(head) < _LENGTH or not 2 <= length <= most:
+        raise FormatError(
+            "this is not a safetensors file",
+            path=resource.address,
+            expected=f"a header of 2 to {max(most, 2)} bytes",
+            found=f"it begins with {head!r}",
+        )
+    return length
+
+
+def parse_header(text: bytes, resource: Resource, total: int | None) -> PlainFile:
+    """Read a header: every tensor's type, shape and place, as the format of the file demands.
+
+    Raises:
+        FormatError: It is not valid, has gaps or overlaps, or an element type that cannot be kept.
+    """
+    with concerning(path=resource.address):
+        entries = canonical.loads(text, "the header of a safetensors file")
+        entries.pop(_METADATA, None)
+        data_start = _LENGTH + len(text)
+        places = sorted((_place(name, entry), name) for name, entry in entries.items())
+        position = 0
+        tensors = {}
+        for (start, stop), name in places:
+            spec = _spec(name, entries[name])
+            if start != position or stop - start != spec.nbytes:
+                raise FormatError(
+                    "a tensor's place in a safetensors file is not right",
+                    tensor=name,
+                    expected=f"bytes {position} to {position + spec.nbytes}",
+                    found=f"bytes {start} to {stop}",
+                )
+            position = stop
+            tensors[name] = FileTensor(spec, data_start + start)
+        size = data_start + position
+        if total is not None and total != size:
+            raise FormatError(
+                "a safetensors file has another length than its header says",
+                expected=f"{size} bytes",
+                found=f"{total} bytes",
+            )
+    return PlainFile(resource, tensors, data_start, size)
+
+
+def _place(name: str, entry: Any) -> tuple[int, int]:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or any(type(offset) is not int for offset in offsets)
+    ):
+        raise FormatError("a tensor's entry is malformed", tensor=name, found=entry)
+    return (offsets[0], offsets[1])
+
+
+def _spec(name: str, entry: dict[str, Any]) -> TensorSpec:
+    shape = entry.get("shape")
+    try:
+        if not isinstance(shape, list):
+            raise FormatError("a tensor has no shape", found=entry)
+        return TensorSpec(entry.get("dtype"), tuple(shape))  # type: ignore[arg-type]  # it checks
+    except FormatError as error:
+        error.tensor = name
+        raise

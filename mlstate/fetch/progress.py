@@ -1,0 +1,85 @@
+"""How far a fetch is: counted from many threads, told now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+
+__all__ = ["Meter", "OnProgress", "Progress"]
+
+_INTERVAL = 0.1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fetch is.
+
+    Attributes:
+        done: Bytes that came.
+        total: Bytes that will have come at the end, as far as known; or None.
+        rate: Bytes a second, since the beginning.
+        what: What is being fetched: a state's key.
+        ended: Whether this is the last time: all came, or it failed.
+    """
+
+    done: int
+    total: int | None
+    rate: float
+    what: str
+    ended: bool = False
+
+
+OnProgress = Callable[[Progress], None]
+"""Told now and then, at most ten times a second, and at the end; from any thread, one at a time."""
+
+
+class Meter:
+    """Counts bytes and tells of them.
+
+    Args:
+        what: What is being fetched.
+        on_progress: Whom to tell; nobody by default.
+        alive: Called now and then while bytes come.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        on_progress: OnProgress | None = None,
+        alive: Callable[[], None] | None = None,
+    ) -> None:
+        self._what = what
+        self._on_progress = on_progress
+        self._alive = alive
+        self._lock = Lock()
+        self._began = time.monotonic()
+        self._told = 0.0
+        self.total: int | None = None
+        self.done = 0
+
+    def add(self, count: int) -> None:
+        """Bytes came."""
+        with self._lock:
+            self.done += count
+            now = time.monotonic()
+            if now - self._told >= _INTERVAL:
+                self._told = now
+                self._tell(now)
+
+    def expect(self, total: int | None) -> None:
+        """Say how many bytes are still to come."""
+        self.total = None if total is None else self.done + total
+
+    def end(self) -> None:
+        """Tell for the last time."""
+        with self._lock:
+            self._tell(time.monotonic(), ended=True)
+
+    def _tell(self, now: float, *, ended: bool = False) -> None:
+        if self._alive is not None:
+            self._alive()
+        if self._on_progress is not None:
+            rate = self.done / max(now - self._began, 1e-9)
+            self._on_progress(Progress(self.done, self.total, rate, self._what, ended))

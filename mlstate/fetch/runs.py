@@ -1,0 +1,112 @@
+"""Reading what was planned: many requests at once, each stream into the pieces that want it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from mlstate.digests import Bytes
+from mlstate.errors import TransportError
+from mlstate.fetch.plan import Piece
+from mlstate.fetch.progress import Meter
+from mlstate.fetch.segments import Take
+from mlstate.parallel import for_each
+from mlstate.transport import Resource, Retries, Stream, retrying
+
+__all__ = ["CHUNK", "Reader"]
+
+CHUNK = 1 << 20
+"""The most bytes of a stream that are in memory at once, for each connection."""
+
+_PATIENCE = 1.0
+
+
+class Reader:
+    """Reads streams of one mirror, and ends them all when one fails.
+
+    Args:
+        retries: How often and how patiently to try again what may pass.
+        meter: Counts what comes.
+        connections: How many streams are read at once.
+    """
+
+    def __init__(self, retries: Retries, meter: Meter, connections: int) -> None:
+        self._retries = retries
+        self._connections = connections
+        self._stopped = threading.Event()
+        self.meter = meter
+
+    def patient(self, resource: Resource) -> Resource:
+        """The same resource; what may pass is tried again."""
+        return retrying(resource, self._retries, self._stopped.is_set)
+
+    def read_run(self, resource: Resource, run: Sequence[Piece[Take]]) -> None:
+        """Read one range into its pieces.
+
+        Raises:
+            NoRangesError: The server gives the whole resource only.
+            TransportError: It could not be read.
+            IntegrityError: What came was not what it should be.
+        """
+        start, stop = run[0].start, run[-1].stop
+        with resource.read(start, stop) as stream:
+            self.feed(stream, start, run)
+
+    def feed(self, stream: Stream, position: int, pieces: Iterable[Piece[Take]]) -> None:
+        """Give pieces their bytes, in order, from a stream that is at ``position``.
+
+        Raises:
+            TransportError: The stream ended before the last piece.
+        """
+        for piece in pieces:
+            for _ in self.chunks(stream, piece.start - position):
+                pass  # bytes that nobody wants: a gap
+            piece.want(self.chunks(stream, piece.stop - piece.start))
+            position = piece.stop
+
+    def chunks(self, stream: Stream, size: int) -> Iterator[Bytes]:
+        """The next bytes of a stream, exactly as many, piece by piece."""
+        while size:
+            if self._stopped.is_set():
+                raise StoppedError
+            data = stream.read(min(size, CHUNK))
+            if not data:
+                raise TransportError("the reply ended early", transient=True)
+            self.meter.add(len(data))
+            size -= len(data)
+            yield data
+
+    def some(self, stream: Stream, most: int) -> Iterator[Bytes]:
+        """What a stream of unknown length gives, up to so many bytes."""
+        while most and (data := stream.read(min(most, CHUNK))):
+            if self._stopped.is_set():
+                raise StoppedError
+            self.meter.add(len(data))
+            most -= len(data)
+            yield data
+
+    def all(self, work: Iterable[Callable[[], None]]) -> None:
+        """Do pieces of work at once; the first error ends them all.
+
+        Raises:
+            Exception: That error.
+        """
+
+        def do(call: Callable[[], None]) -> None:
+            try:
+                call()
+            except StoppedError:
+                pass  # another one failed, and says why
+            except BaseException:
+                self._stopped.set()
+                raise
+
+        try:
+            for_each(do, work, self._connections, patience=_PATIENCE)
+        except BaseException:
+            self._stopped.set()
+            raise
+
+
+class StoppedError(Exception):
+    """Somebody else failed; this stream is not needed any more."""
