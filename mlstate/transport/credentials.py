@@ -1,0 +1,177 @@
+"""What to send to which host: tokens and logins of this user. Looked up, never kept elsewhere.
+
+MLSTATE_TOKEN_<HOST>  a token; in the host "." is written "_" and "-" is written "__"
+MLSTATE_CONFIG        a TOML file (by default config.toml in the user's config folder), whose table
+                      [tokens] has a token for each "host" or "host:port"
+HF_TOKEN              the token for the Hugging Face hub, at HF_ENDPOINT
+NETRC                 the logins, by default ~/.netrc; only a host's own entry counts
+
+A credential is sent over https only, or to this machine itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import netrc
+import os
+import re
+import threading
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mlstate.errors import FormatError
+from mlstate.transport.addresses import Url
+
+__all__ = ["Credentials", "hub_endpoint", "token_variable"]
+
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+_LINE = re.compile(r"at line (\d+)")
+
+
+def hub_endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, or the public one; without a slash at the end."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def token_variable(host: str) -> str:
+    """The environment variable that holds a host's token."""
+    return "MLSTATE_TOKEN_" + host.replace("-", "__").replace(".", "_").upper()
+
+
+class Credentials:
+    """The credentials of this user, as environment and files have them; each file is read once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logins: Mapping[str, tuple[str, str]] | None = None
+        self._tokens: Mapping[str, str] | None = None
+
+    def authorization(self, url: Url, via: Sequence[Url] = ()) -> str | None:
+        """The value of the Authorization header for a request, or None.
+
+        Args:
+            url: Where the request goes.
+            via: The addresses that redirected to it. An entry that names a host without a port
+                does not follow a redirect to another port of that host: who may redirect there
+                need not be who runs it.
+
+        Raises:
+            FormatError: A token or the config file is malformed.
+        """
+        if url.scheme != "https" and not url.is_loopback:
+            return None
+        any_port = all(_same_server(before, url) for before in via if before.host == url.host)
+        token = self._token(url, any_port)
+        if token is not None:
+            return f"Bearer {token}"
+        if any_port and (login := self._netrc().get(url.host)):
+            return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
+        return None
+
+    def _token(self, url: Url, any_port: bool) -> str | None:
+        tokens = self._config()
+        host = f"[{url.host}]" if ":" in url.host else url.host
+        if (token := tokens.get(f"{host}:{url.port}")) is not None:
+            return token
+        if any_port:
+            variable = token_variable(url.host)
+            # A "_" in a host name could pass for the "." of another.
+            if "_" not in url.host and (token := os.environ.get(variable)):
+                return _checked(token, variable)
+            if (token := tokens.get(host, tokens.get(url.host))) is not None:
+                return token
+        return _hub_token(url)
+
+    def _config(self) -> Mapping[str, str]:
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = _read_config()
+            return self._tokens
+
+    def _netrc(self) -> Mapping[str, tuple[str, str]]:
+        with self._lock:
+            if self._logins is None:
+                self._logins = _read_netrc()
+            return self._logins
+
+
+def _same_server(before: Url, url: Url) -> bool:
+    upgraded = (before.scheme, before.port, url.scheme, url.port) == ("http", 80, "https", 443)
+    return upgraded or before.origin == url.origin
+
+
+def _checked(token: str, where: str) -> str:
+    """A token without the space around it; http.client would show one with a line break in it."""
+    token = token.strip()
+    if not _TOKEN.fullmatch(token):
+        raise FormatError("a token is empty or has characters that no token has", path=where)
+    return token
+
+
+def _hub_token(url: Url) -> str | None:
+    if url.origin != Url.parse(hub_endpoint()).origin:
+        return None
+    if token := os.environ.get("HF_TOKEN"):
+        return _checked(token, "HF_TOKEN")
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return None if token is None else _checked(token, "the token file of huggingface_hub")
+
+
+def _config_path() -> Path:
+    if chosen := os.environ.get("MLSTATE_CONFIG"):
+        return Path(chosen).expanduser()
+    from platformdirs import user_config_path
+
+    return user_config_path("mlstate", appauthor=False) / "config.toml"
+
+
+def _read_config() -> dict[str, str]:
+    path = _config_path()
+    try:
+        table: Any = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if os.environ.get("MLSTATE_CONFIG"):
+            raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
+        return {}
+    except UnicodeDecodeError:
+        raise FormatError("the config file is not UTF-8", path=path) from None
+    except tomllib.TOMLDecodeError as error:
+        line = _LINE.search(str(error))  # the rest of the message is not shown: it may quote
+        raise FormatError(
+            "the config file is not TOML", path=path, line=int(line[1]) if line else None
+        ) from None
+    tokens = table.get("tokens", {})
+    if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
+        raise FormatError(
+            "[tokens] of the config file is not a table of texts",
+            path=path,
+            expected='"host" = "token", with the host in quotes',
+        )
+    return {host.lower(): _checked(token, str(path)) for host, token in tokens.items()}
+
+
+def _read_netrc() -> dict[str, tuple[str, str]]:
+    path = Path(os.environ.get("NETRC") or "~/.netrc")
+    try:
+        hosts = netrc.netrc(path.expanduser()).hosts
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: no home folder
+        return {}
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
+        # What the parser says may quote a password.
+        line = getattr(error, "lineno", None)
+        where = f"{path}, line {line}" if line else f"{path}"
+        warnings.warn(f"{where}: cannot be read, so no login of it is used", stacklevel=2)
+        return {}
+    return {
+        host.lower(): (login or "", password or "")
+        for host, (login, _, password) in hosts.items()
+        if host != "default"  # the entry for all hosts: a mirror is not to be told it
+    }

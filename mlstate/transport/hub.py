@@ -1,0 +1,277 @@
+"""The Hugging Face hub: ``hf://org/repo@revision/path``.
+
+Names of revisions are resolved to their commit once, and files are read by their commit, so that
+all files of a state are of one moment. What the hub's own cache on this machine has is read there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from mlstate.errors import FormatError, OfflineError, TransportError
+from mlstate.locations import check_file_names
+from mlstate.transport.credentials import hub_endpoint
+from mlstate.transport.interface import Resource, Stream
+from mlstate.transport.local import LocalResource
+
+__all__ = ["Hub", "HubAddress", "HubListing", "HubResource", "parse_hub_address"]
+
+MAX_ANSWER = 1 << 26  # bytes of JSON
+FORM = "hf://org/repo@revision/path"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_KINDS = ("datasets", "models", "spaces")  # how other addresses on the hub begin
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A model's repository on the hub at a revision, or a file of it.
+
+    Attributes:
+        repo: ``"org/repo"``.
+        revision: A branch, a tag, or a whole commit.
+        path: The file, or None.
+    """
+
+    repo: str
+    revision: str = "main"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        names = self.repo.split("/")
+        if len(names) != 2 or names[0] in _KINDS or not all(map(_is_name, names)):
+            raise FormatError(
+                "not a repository of a model on the hub", expected=FORM, found=repr(self.repo)
+            )
+        parts = self.revision.split("/")
+        if (
+            not self.revision.isprintable()
+            or any(part in ("", ".", "..") for part in parts)
+            or re.search(r"[\s\\~^:?*\[]", self.revision)
+        ):
+            raise FormatError(
+                "not a revision of a repository", expected=FORM, found=repr(self.revision)
+            )
+        if self.path is not None:
+            check_file_names([self.path])
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is one that can never change."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        path = "" if self.path is None else f"/{self.path}"
+        return f"hf://{self.repo}@{quote(self.revision, safe='')}{path}"
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """What a repository has at a revision.
+
+    Attributes:
+        commit: The commit that the revision is.
+        files: The paths of its files, as the hub gives them.
+    """
+
+    commit: str
+    files: tuple[str, ...]
+
+
+def parse_hub_address(text: str) -> HubAddress:
+    """Read ``hf://org/repo[@revision][/path]``; a ``/`` in a revision is written ``%2F``.
+
+    Raises:
+        FormatError: It is not of this form.
+    """
+    if text[:5].lower() != "hf://":
+        raise FormatError("not an address on the hub", expected=FORM, found=repr(text))
+    org, _, rest = text[5:].partition("/")
+    name, slash, path = rest.partition("/")
+    repo, at, revision = name.partition("@")
+    try:
+        revision = unquote(revision, errors="strict") if at else "main"
+    except UnicodeDecodeError:
+        raise FormatError("not a revision of a repository", expected=FORM) from None
+    return HubAddress(f"{org}/{repo}", revision, path if slash else None)
+
+
+class Hub:
+    """The hub at HF_ENDPOINT.
+
+    Args:
+        connect: Makes a resource of a web address; the second argument is how errors name it.
+        offline: No socket is opened: only what the hub's cache on this machine has can be read.
+    """
+
+    def __init__(self, connect: Callable[[str, str], Resource], *, offline: bool) -> None:
+        self._connect = connect
+        self._offline = offline
+        self._lock = threading.Lock()
+        self._listings: dict[tuple[str, str, str], HubListing] = {}
+        self._asking: dict[tuple[str, str, str], threading.Lock] = {}
+
+    @property
+    def offline(self) -> bool:
+        """Whether sockets are not allowed; HF_HUB_OFFLINE says so, too."""
+        said = os.environ.get("HF_HUB_OFFLINE", "").upper()
+        return self._offline or said in ("1", "ON", "YES", "TRUE")
+
+    def listing(self, address: HubAddress) -> HubListing:
+        """The commit and the files of a revision. Asked once.
+
+        Raises:
+            TransportError: The hub does not say.
+            OfflineError: Sockets are not allowed.
+        """
+        if self.offline:
+            raise _offline_error(address)
+        endpoint = hub_endpoint()
+        key = (endpoint, address.repo, address.revision)
+        with self._lock:
+            asking = self._asking.setdefault(key, threading.Lock())
+        if key not in self._listings and asking.acquire(blocking=False):
+            try:
+                if key not in self._listings:
+                    self._listings[key] = self._ask(endpoint, address)
+            finally:
+                asking.release()
+        with asking:
+            listing = self._listings.get(key)
+        if listing is None:  # who asked failed; all others try at once, not one after the other
+            listing = self._listings[key] = self._ask(endpoint, address)
+        return listing
+
+    def file(self, address: HubAddress, commit: str) -> Resource:
+        """A file by its commit, on the web."""
+        url = f"{hub_endpoint()}/{address.repo}/resolve/{commit}/{quote(address.path or '')}"
+        return self._connect(url, str(address))
+
+    def _ask(self, endpoint: str, address: HubAddress) -> HubListing:
+        name = str(HubAddress(address.repo, address.revision))
+        url = f"{endpoint}/api/models/{address.repo}/revision/{quote(address.revision, safe='')}"
+        pieces, size = [], 0
+        with explained_by_hub(), self._connect(url, name).read() as stream:
+            while data := stream.read(1 << 18):
+                pieces.append(data)
+                size += len(data)
+                if size > MAX_ANSWER:
+                    raise TransportError("the hub's answer is too long", path=name)
+        try:
+            answer = json.loads(b"".join(pieces))
+            commit = answer["sha"]
+            files = tuple(file["rfilename"] for file in answer.get("siblings", ()))
+            valid = _COMMIT.fullmatch(commit) and all(isinstance(file, str) for file in files)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            valid = None
+        if not valid or (address.is_commit and commit != address.revision):
+            raise TransportError("the hub's answer makes no sense", path=name)
+        return HubListing(commit, files)
+
+
+class HubResource:
+    """A file on the hub, or of the hub's cache on this machine."""
+
+    def __init__(self, hub: Hub, address: HubAddress) -> None:
+        self.address = str(address)
+        self._hub = hub
+        self._where = address
+        self._lock = threading.Lock()
+        self._found: Resource | None = None
+
+    def __repr__(self) -> str:
+        return f"HubResource({self.address!r})"
+
+    def size(self) -> int | None:
+        """The size in bytes. Asked once, and remembered.
+
+        Raises:
+            TransportError: It cannot be had.
+            OfflineError: Sockets are not allowed, and the hub's cache does not have the file.
+        """
+        with explained_by_hub():
+            return self._find().size()
+
+    @contextmanager
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Stream]:
+        """Begin to read a range, or all.
+
+        Raises:
+            NoRangesError: The server gives the whole file only.
+            TransportError: It cannot be had, or the reply is not what was asked for.
+            OfflineError: Sockets are not allowed, and the hub's cache does not have the file.
+        """
+        with ExitStack() as stack:
+            with explained_by_hub():
+                stream = stack.enter_context(self._find().read(start, stop))
+            yield stream
+
+    def _find(self) -> Resource:
+        if self._found is None:
+            found = self._look()
+            with self._lock:  # all threads use the same
+                self._found = self._found or found
+        return self._found
+
+    def _look(self) -> Resource:
+        where, hub = self._where, self._hub
+        if where.is_commit or hub.offline:
+            if cached := _cached(where, where.revision):
+                return LocalResource(cached, self.address)
+            if hub.offline:
+                raise _offline_error(where)
+            return hub.file(where, where.revision)
+        commit = hub.listing(where).commit
+        if cached := _cached(where, commit):
+            return LocalResource(cached, self.address)
+        return hub.file(where, commit)
+
+
+@contextmanager
+def explained_by_hub() -> Iterator[None]:
+    """Say what to do about a refusal of the hub."""
+    try:
+        yield
+    except TransportError as error:
+        if error.status in (401, 403):
+            error.remedy = (
+                "put a token that may read this repository into HF_TOKEN; if it is gated, accept "
+                "its terms on the hub's website; and check the name"
+            )
+        raise
+
+
+def _offline_error(address: HubAddress) -> OfflineError:
+    return OfflineError(
+        "this is not in the hub's cache on this machine, and the network may not be used",
+        path=address,
+        remedy="allow the network (unset MLSTATE_OFFLINE and HF_HUB_OFFLINE)",
+    )
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def _cached(address: HubAddress, revision: str) -> Path | None:
+    """Where huggingface_hub's cache has a file, or None."""
+    if find_spec("huggingface_hub") is None or address.path is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(address.repo, address.path, revision=revision)
+    except (HFValidationError, OSError):
+        return None
+    return Path(found) if isinstance(found, str) else None

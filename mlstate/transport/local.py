@@ -1,0 +1,141 @@
+"""Files of this machine as resources."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote
+
+from mlstate.errors import TransportError
+from mlstate.transport.interface import Stream
+
+__all__ = ["LocalResource", "check_range", "file_path"]
+
+CHUNK = 1 << 20  # at most so much at once, whatever is asked for
+
+
+def file_path(address: str, base: Path | None) -> Path:
+    """The path that an address without a scheme, or a ``file://`` URL, stands for.
+
+    A path is taken as it is; a URL is percent-decoded, as `pathlib.Path.as_uri` encodes.
+
+    Raises:
+        TransportError: A file URL of another machine.
+    """
+    if address[:7].lower() != "file://":
+        return (base or Path()) / address
+    host, slash, rest = address[7:].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise TransportError(
+            "a file URL names no file of this machine",
+            path=address,
+            expected="file:///absolute/path",
+            remedy="write a relative path without file://",
+        )
+    return Path(unquote("/" + rest))
+
+
+def check_range(start: int, stop: int | None) -> None:
+    """Refuse a range that no file has.
+
+    Raises:
+        ValueError: It begins before 0, or ends before it begins.
+    """
+    if start < 0 or (stop is not None and stop < start):
+        raise ValueError(f"not a range: {start} to {stop}")
+
+
+class LocalResource:
+    """A regular file. A fifo, a device or a folder is refused, and never waited for."""
+
+    def __init__(self, path: Path, address: str | None = None) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self.address = str(path) if address is None else address
+
+    def __repr__(self) -> str:
+        return f"LocalResource({self.address!r})"
+
+    def size(self) -> int:
+        """The size in bytes.
+
+        Raises:
+            TransportError: There is no such regular file, or it may not be read.
+        """
+        with self._open() as (_, size):
+            return size
+
+    @contextmanager
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Stream]:
+        """Begin to read a range, or all.
+
+        Raises:
+            TransportError: There is no such file, it is shorter, or it changed since the last read.
+        """
+        check_range(start, stop)
+        with self._open() as (descriptor, size):
+            end = size if stop is None else stop
+            if max(start, end) > size:
+                raise TransportError(
+                    "the file is shorter than what is asked of it",
+                    path=self.address,
+                    expected=f"{max(start, end)} bytes or more",
+                    found=f"{size} bytes",
+                )
+            yield _LocalStream(self.address, descriptor, start, end - start, size)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[int, int]]:
+        """The file, opened, and its size."""
+        try:
+            # O_NONBLOCK: a fifo without a writer would be waited for.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            reason = getattr(error, "strerror", None) or "not a possible path"
+            raise TransportError("a file cannot be read", path=self.address, found=reason) from None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise TransportError("not a regular file", path=self.address)
+            seen = (status.st_size, status.st_mtime_ns)
+            if self._seen not in (None, seen):
+                raise TransportError("the file changed while it was read", path=self.address)
+            self._seen = seen
+            yield descriptor, status.st_size
+        finally:
+            os.close(descriptor)
+
+
+class _LocalStream:
+    def __init__(self, address: str, descriptor: int, start: int, length: int, total: int) -> None:
+        self.length = length
+        self.total = total
+        self._address = address
+        self._descriptor = descriptor
+        self._position = start
+        self._end = start + length
+
+    def read(self, size: int) -> bytes:
+        if size < 1:
+            raise ValueError("size is at least 1")
+        wanted = min(size, self._end - self._position, CHUNK)
+        if not wanted:
+            return b""
+        try:
+            data = os.pread(self._descriptor, wanted, self._position)
+        except OSError as error:
+            raise TransportError(
+                "a file cannot be read on", path=self._address, found=error.strerror
+            ) from None
+        if not data:
+            raise TransportError(
+                "the file became shorter while it was read",
+                path=self._address,
+                expected=f"{self._end} bytes or more",
+                found=f"{self._position} bytes",
+            )
+        self._position += len(data)
+        return data
