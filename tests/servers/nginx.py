@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 from urllib.request import ProxyHandler, build_opener
 
-from tests.servers.ports import HOST, free_port, program, wait_for
+from tests.servers.ports import HOST, MissingProgramError, free_port, program, wait_for
 
 __all__ = ["KINDS", "Nginx", "Served"]
 
@@ -32,9 +32,14 @@ KINDS = {
     "auth": "with ranges, for `user` and `password` alone (Basic)",
     "busy": "503 with Retry-After: 1 while `busy` is set, else with ranges",
     "gzip": "compressed, for clients that accept it",
+    "far": "with ranges, each request answered `latency` seconds late",
 }
 REST = "^/[^/]+/(.*)$"
+# The module that can wait before it answers; nginx-light brings it.
+ECHO = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
+FAR = "location ~ ^/far/(.*)$ {{ echo_sleep {latency}; echo_exec /plain/$1; }}"
 CONFIG = """
+{module}
 {user}
 daemon off;
 worker_processes {workers};
@@ -81,6 +86,7 @@ http {{
       if (-f {home}/busy) {{ return 503; }}
     }}
     location /gzip/ {{ alias {folder}/; gzip on; }}
+    {far}
   }}
 }}
 """
@@ -118,11 +124,16 @@ class Nginx:
         redirect_to: str = "http://127.0.0.1:9/",
         user: str = "user",
         password: str = "password",
+        latency: float = 0,
     ) -> None:
         command = program("nginx", "nginx-light")
         self.folder = folder.resolve()
         self.user, self.password = user, password
+        if latency and not ECHO.exists():
+            raise MissingProgramError(f"{ECHO.name} of nginx is not installed")
         self._options: Mapping[str, object] = {
+            "module": f"load_module {ECHO};" if latency else "",
+            "far": FAR.format(latency=latency) if latency else "",
             "workers": workers,
             "limit_rate": limit_rate,
             "redirect_to": redirect_to,

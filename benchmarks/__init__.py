@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against peers in one run, for whoever wants to see for themselves."""
