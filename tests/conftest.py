@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
 from tests.servers.fixtures import *  # noqa: F403
@@ -9,6 +12,15 @@ from tests.servers.fixtures import *  # noqa: F403
 
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path_factory, monkeypatch):
-    for variable in ("MLSTATE_READONLY_CACHES", "MLSTATE_MANIFESTS"):
-        monkeypatch.delenv(variable, raising=False)
+    for name in list(os.environ):
+        if name.startswith(("MLSTATE_", "HF_")) or name.upper().endswith(
+            ("_PROXY", "_CA_BUNDLE", "NETRC")
+        ):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MLSTATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home))
+    if hub := sys.modules.get("huggingface_hub"):  # which read its settings when it was imported
+        monkeypatch.setattr(hub, "get_token", lambda: None)

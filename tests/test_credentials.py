@@ -23,11 +23,7 @@ CONTENT = bytes(range(256)) * 20
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path_factory):
-    """No credential and no proxy of the user who runs the tests."""
-    for name in list(os.environ):
-        if name.upper().endswith("_PROXY") or name.startswith(("MLSTATE_TOKEN_", "HF_")):
-            monkeypatch.delenv(name)
-    monkeypatch.delenv("MLSTATE_CONFIG", raising=False)
+    """A home without any credential."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))

@@ -29,19 +29,6 @@ CONTENT = bytes(range(256)) * 800
 SIGNATURE = "X-Amz-Signature=c0ffee"
 
 
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch, tmp_path_factory):
-    """No credential, no proxy and no setting of the user who runs the tests."""
-    for name in list(os.environ):
-        if name.upper().endswith("_PROXY") or name.startswith(("MLSTATE_TOKEN_", "HF_")):
-            monkeypatch.delenv(name)
-    for name in ("MLSTATE_CONFIG", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
-
-
 @pytest.fixture
 def web():
     with Transports(read_timeout=5) as transports:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,13 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch, tmp_path, hub):
-    """The hub of the test, an empty cache, and nobody logged in."""
-    for name in list(os.environ):
-        if name.upper().endswith("_PROXY") or name.startswith(("MLSTATE_TOKEN_", "HF_")):
-            monkeypatch.delenv(name)
-    monkeypatch.delenv("MLSTATE_CONFIG", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    """The hub of the test, and an empty cache of the hub's own client."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -39,7 +39,7 @@ def addresses_of(mirror: Mirror, ground: Ground) -> list[str]:
     for given in mirror.urls:
         address = given
         if given.startswith("hf://") and parse_hub_address(given).path is None:
-            listing = ground.transports.hub_files(given)
+            listing = ground.hub_files(given)
             name = hub_weights(listing.files, mirror.format, given)
             address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
         if _path(address).endswith(INDEX):

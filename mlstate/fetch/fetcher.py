@@ -156,7 +156,7 @@ class Fetcher:
             return entry
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
         with concerning(entry.key), self._run(entry, identity) as run:
-            settled, files = settled_on_hub(entry, run.transports)
+            settled, files = settled_on_hub(entry, run.ground())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
 
@@ -175,8 +175,9 @@ class Fetcher:
         """
         aside: list[str] = []
         with concerning(entry.key):
-            # Twice at the most: a damaged state object hides what else is damaged.
-            while damaged := damaged_objects(entry, self.cache):
+            again = True
+            while again and (damaged := damaged_objects(entry, self.cache)):
+                again = entry.digest in damaged  # it hid what else is damaged
                 if not _has_mirrors(entry):
                     first = damaged[0]
                     found = digest_of(self.cache, first)

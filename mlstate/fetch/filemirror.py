@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from mlstate.fetch.ground import Ground
 from mlstate.fetch.names import translate_all
 from mlstate.fetch.plainfile import FileTensor, PlainFile, read_header, read_plain_file
 from mlstate.fetch.segments import LARGE, Take
-from mlstate.fetch.sums import check_sha256
+from mlstate.fetch.sums import SummedStream, check_sha256
 from mlstate.locations import Mirror
-from mlstate.transport import Resource, Stream
+from mlstate.transport import Resource
 
 __all__ = ["USUAL_HEADER", "FileMirror"]
 
@@ -125,7 +124,7 @@ class FileMirror:
         """Read a whole file once, from front to back."""
         reader = self._ground.reader
         with resource.read() as raw:
-            stream = _Summed(raw) if self._check_sums and part.sha256 is not None else raw
+            stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
             plain = _named(part, read_header(resource, stream))
             if plain.file.size > self._ground.max_bytes:
                 raise _too_large(resource, plain.file.size, self._ground.max_bytes)
@@ -143,7 +142,7 @@ class FileMirror:
                 raise FormatError(
                     "a safetensors file goes on after its last tensor", path=resource.address
                 )
-            if isinstance(stream, _Summed) and part.sha256 is not None:
+            if isinstance(stream, SummedStream) and part.sha256 is not None:
                 stream.check(part.sha256, resource.address)
 
     def _gather_checkpoint(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
@@ -167,10 +166,12 @@ class FileMirror:
             )
             specs = {source.name: source.spec for source in sources}
             wanted = set(gathering.expect(specs, resource.address))
+            if file.resumed:
+                gathering.distrust()
             for source in sources:
                 if source.name in wanted:
                     gathering.take(source)
-        except IntegrityError:
+        except (IntegrityError, FormatError):
             file.blame()
             raise
         finally:
@@ -189,39 +190,3 @@ def _too_large(resource: Resource, size: int, most: int) -> FormatError:
         expected=f"at most {most} bytes",
         found=f"{size} bytes",
     )
-
-
-class _Summed:
-    """A stream whose SHA-256 is computed as it is read."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._hasher = hashlib.sha256()
-
-    @property
-    def length(self) -> int | None:
-        return self._stream.length
-
-    @property
-    def total(self) -> int | None:
-        return self._stream.total
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._hasher.update(data)
-        return data
-
-    def check(self, digits: str, where: str) -> None:
-        """Refuse a file with another sum.
-
-        Raises:
-            IntegrityError: It has another.
-        """
-        found = self._hasher.hexdigest()
-        if not found.startswith(digits):
-            raise IntegrityError(
-                "a file has another SHA-256 than its mirror says",
-                path=where,
-                expected=digits,
-                found=found,
-            )

@@ -101,6 +101,9 @@ class Gathering(abc.ABC):
             IntegrityError: What came is not the state; nothing of it was kept.
         """
 
+    def distrust(self) -> None:
+        """Something that an earlier run left goes into it: damage may be due to that."""
+
     def close(self) -> None:
         """Let go of what is not finished; a later run may go on."""
         self._segments.close()
@@ -239,6 +242,10 @@ class UnknownGathering(Gathering):
         """Always: what comes must be exactly the state."""
         return True
 
+    def distrust(self) -> None:
+        """See `Gathering.distrust`."""
+        self._reused = True
+
     def complete(self) -> None:
         """Make the state object of what came, and publish all if it is the right one."""
         try:
@@ -253,8 +260,9 @@ class UnknownGathering(Gathering):
                     found=digest,
                 )
         except (IntegrityError, FormatError):
+            reused = self._reused
             self.discard()
-            if self._reused:
+            if reused:
                 raise DamagedPartialError from None
             raise
         for_each(self.receiver.publish_staged, self._staged.values())
@@ -264,10 +272,12 @@ class UnknownGathering(Gathering):
         self.state, self.digest = state, digest
 
     def discard(self) -> None:
-        """Remove what was staged."""
+        """Remove what was staged, and be ready to begin anew."""
         for staged in self._staged.values():
             staged.discard()
-        self._staged.clear()
+        for known in (self._specs, self._inline, self._staged):
+            known.clear()
+        self._reused = False
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         if spec.nbytes < INLINE_LIMIT:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mlstate.fetch.runs import Reader
 from mlstate.objects.receiving import Receiver
 from mlstate.transport import Resource, Transports
+from mlstate.transport.hub import HubListing
 
 __all__ = ["Ground"]
 
@@ -33,3 +34,7 @@ class Ground:
     def open(self, address: str) -> Resource:
         """A resource that tries again what may pass."""
         return self.reader.patient(self.transports.open(address, base=self.base))
+
+    def hub_files(self, address: str) -> HubListing:
+        """The commit and the files of a repository on the hub; what may pass is tried again."""
+        return self.reader.patiently(lambda: self.transports.hub_files(address))

@@ -6,9 +6,9 @@ import posixpath
 from dataclasses import replace
 
 from mlstate.fetch.addresses import INDEX, hub_weights
+from mlstate.fetch.ground import Ground
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
-from mlstate.transport import Transports
 from mlstate.transport.hub import HubAddress, parse_hub_address
 
 __all__ = ["any_on_hub", "companions", "settled_on_hub"]
@@ -25,9 +25,7 @@ def any_on_hub(entry: StateEntry) -> bool:
     return any(url.startswith(_SCHEME) for part in parts for url in part.urls)
 
 
-def settled_on_hub(
-    entry: StateEntry, transports: Transports
-) -> tuple[StateEntry, dict[str, Mirror]]:
+def settled_on_hub(entry: StateEntry, ground: Ground) -> tuple[StateEntry, dict[str, Mirror]]:
     """An entry whose mirrors on the hub name a commit and a file.
 
     Returns:
@@ -49,7 +47,7 @@ def settled_on_hub(
         if not url.startswith(_SCHEME):
             return url
         where = parse_hub_address(url)
-        listing = transports.hub_files(str(replace(where, path=None)))
+        listing = ground.hub_files(str(replace(where, path=None)))
         exact = HubAddress(where.repo, listing.commit, where.path)
         if exact.path is None:
             if not files:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlstate.errors import FormatError, concerning
-from mlstate.format import canonical
+from mlstate.errors import FormatError, TransportError, concerning
 from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.transport import Resource, Stream
@@ -55,8 +56,8 @@ def read_plain_file(resource: Resource, expected_header: int) -> PlainFile:
         TransportError: It cannot be read.
         FormatError: It is no safetensors file.
     """
-    with resource.read(0, _LENGTH + expected_header) as stream:
-        head = read_exactly(stream, min(_LENGTH, stream.length or _LENGTH))
+    with _front(resource, _LENGTH + expected_header) as stream:
+        head = read_exactly(stream, _LENGTH)
         length = _header_length(head, resource, stream.total)
         have = min(length, expected_header)
         text = read_exactly(stream, have)
@@ -65,6 +66,23 @@ def read_plain_file(resource: Resource, expected_header: int) -> PlainFile:
         with resource.read(_LENGTH + have, _LENGTH + length) as stream:
             text += read_exactly(stream, length - have)
     return parse_header(text, resource, total)
+
+
+@contextmanager
+def _front(resource: Resource, stop: int) -> Iterator[Stream]:
+    """The first bytes of a file, or all of one that is shorter.
+
+    Hardly any is, so its size is asked for only when the range turns out not to be there.
+    """
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(resource.read(0, stop))
+        except TransportError as error:
+            size = resource.size() if error.status is None and not error.transient else None
+            if size is None or size >= stop:
+                raise
+            stream = stack.enter_context(resource.read(0, size))
+        yield stream
 
 
 def read_header(resource: Resource, stream: Stream) -> PlainFile:
@@ -108,7 +126,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> PlainFil
         FormatError: It is not valid, has gaps or overlaps, or an element type that cannot be kept.
     """
     with concerning(path=resource.address):
-        entries = canonical.loads(text, "the header of a safetensors file")
+        entries = _entries(text)
         entries.pop(_METADATA, None)
         data_start = _LENGTH + len(text)
         places = sorted((_place(name, entry), name) for name, entry in entries.items())
@@ -133,6 +151,26 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> PlainFil
                 found=f"{total} bytes",
             )
     return PlainFile(resource, tensors, data_start, size)
+
+
+def _entries(text: bytes) -> dict[str, Any]:
+    try:
+        entries = json.loads(text.decode(), object_pairs_hook=_once)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FormatError("the header of a safetensors file is not JSON", found=error) from None
+    if not isinstance(entries, dict):
+        raise FormatError("the header of a safetensors file is not a JSON object")
+    return entries
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object without a name that is there twice: which one counts, readers do not agree."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise FormatError("the header of a safetensors file has a name twice")
+    return entries
 
 
 def _place(name: str, entry: Any) -> tuple[int, int]:

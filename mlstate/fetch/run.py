@@ -67,7 +67,7 @@ class Run:
         meter: Meter,
     ) -> None:
         self._fetcher = fetcher
-        self.transports = transports
+        self._transports = transports
         self._entry = entry
         self._receiver = receiver
         self.meter = meter
@@ -224,12 +224,12 @@ class Run:
         header: int = USUAL_HEADER,
     ) -> None:
         def gather(ground: Ground) -> None:
-            FileMirror(mirror, ground, header=header, check_sums=check_sums).gather(gathering)
+            try:
+                FileMirror(mirror, ground, header=header, check_sums=check_sums).gather(gathering)
+            finally:
+                gathering.close()
 
-        try:
-            self._try(_name(mirror), gather, max_bytes)
-        finally:
-            gathering.close()
+        self._try(_name(mirror), gather, max_bytes)
 
     def _try(
         self, place: str, work: Callable[[Ground], None], max_bytes: int | None = None
@@ -239,9 +239,9 @@ class Run:
             return False
         try:
             try:
-                work(self._ground(max_bytes))
+                work(self.ground(max_bytes))
             except DamagedPartialError:
-                work(self._ground(max_bytes))
+                work(self.ground(max_bytes))
         except DamagedPartialError:
             self._note_failure(place, "what came of it is damaged, again and again")
         except OfflineError as error:
@@ -253,12 +253,13 @@ class Run:
             return True
         return False
 
-    def _ground(self, max_bytes: int | None) -> Ground:
+    def ground(self, max_bytes: int | None = None) -> Ground:
+        """What an attempt at a mirror needs."""
         fetcher, entry = self._fetcher, self._entry
         most = 4 * (entry.size or 0) + _ROOM if max_bytes is None else max_bytes
         base = Path(entry.origin).parent if entry.origin else None
         reader = Reader(fetcher.retries, self.meter, fetcher.connections)
-        return Ground(self.transports, reader, self._receiver, base, most)
+        return Ground(self._transports, reader, self._receiver, base, most)
 
     def _pass_over(self, mirror: UnusableMirror) -> None:
         self._attempts.append((str(mirror.toml), mirror.reason))

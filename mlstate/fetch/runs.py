@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from mlstate.digests import Bytes
 from mlstate.errors import TransportError
@@ -11,9 +12,11 @@ from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.segments import Take
 from mlstate.parallel import for_each
-from mlstate.transport import Resource, Retries, Stream, retrying
+from mlstate.transport import Resource, Retries, Stream, retried, retrying
 
 __all__ = ["CHUNK", "Reader"]
+
+_T = TypeVar("_T")
 
 CHUNK = 1 << 20
 """The most bytes of a stream that are in memory at once, for each connection."""
@@ -39,6 +42,10 @@ class Reader:
     def patient(self, resource: Resource) -> Resource:
         """The same resource; what may pass is tried again."""
         return retrying(resource, self._retries, self._stopped.is_set)
+
+    def patiently(self, call: Callable[[], _T]) -> _T:
+        """Call; what may pass is tried again."""
+        return retried(call, self._retries, self._stopped.is_set)
 
     def read_run(self, resource: Resource, run: Sequence[Piece[Take]]) -> None:
         """Read one range into its pieces.

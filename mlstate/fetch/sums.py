@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 
 from mlstate.errors import FormatError, IntegrityError
+from mlstate.transport import Stream
 
-__all__ = ["check_sha256"]
+__all__ = ["SummedStream", "check_sha256"]
 
 
 def check_sha256(path: Path, digits: str, origin: str) -> None:
@@ -27,7 +28,46 @@ def check_sha256(path: Path, digits: str, origin: str) -> None:
             "sha256 is 1 to 64 lower-case hex digits", path=origin, found=repr(digits)
         )
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
+
+
+class SummedStream:
+    """A stream whose SHA-256 is computed as it is read.
+
+    Args:
+        stream: The stream.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._hasher = hashlib.sha256()
+
+    @property
+    def length(self) -> int | None:
+        """As the stream has it."""
+        return self._stream.length
+
+    @property
+    def total(self) -> int | None:
+        """As the stream has it."""
+        return self._stream.total
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; see `Stream.read`."""
+        data = self._stream.read(size)
+        self._hasher.update(data)
+        return data
+
+    def check(self, digits: str, origin: str) -> None:
+        """Compare the sum of all that was read; as `check_sha256`.
+
+        Raises:
+            IntegrityError: It is another.
+        """
+        _compare(self._hasher.hexdigest(), digits, origin)
+
+
+def _compare(found: str, digits: str, origin: str) -> None:
     if found[: len(digits)] != digits:
         raise IntegrityError(
             "a file does not have the SHA-256 that its mirror gives",

@@ -15,20 +15,22 @@ _POLL = 0.05
 _PATIENCE = 60.0
 
 
-def try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool | None:
     """Lock a file for this process, without waiting.
 
     Returns:
-        False if another process has it, or if no locks are to be had here.
+        False if another process has it; None if no locks are to be had here.
     """
     try:
         import fcntl
     except ImportError:  # not on this platform
-        return False
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks: nobody is worth waiting for
+        return None
     return True
 
 
@@ -47,7 +49,10 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
     Yields:
         What to call now and then, to show that the work goes on.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _open(path)
+    if descriptor is None:
+        yield lambda: None
+        return
     try:
         _wait(descriptor, patience)
         last = [0.0]
@@ -59,18 +64,28 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
                     os.utime(descriptor)
 
         alive()
-        yield alive
+        try:
+            yield alive
+        finally:
+            # Who waits for this very file goes on; who comes now makes a new one. Should both
+            # then work at once, work is done twice, which is all that can go wrong.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
     finally:
-        # Who waits for this very file goes on; who comes now makes a new one. Should both then
-        # work at once, work is done twice, which is all that can go wrong.
-        with contextlib.suppress(OSError):
-            os.unlink(path)
         os.close(descriptor)
+
+
+def _open(path: Path) -> int | None:
+    """Open a lock file. Another member's may be there to read alone, or not at all."""
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            return os.open(path, flags | os.O_CLOEXEC, 0o666)
+    return None
 
 
 def _wait(descriptor: int, patience: float) -> None:
     heard, sign = time.monotonic(), os.fstat(descriptor).st_mtime_ns
-    while not try_lock(descriptor):
+    while try_lock(descriptor) is False:
         time.sleep(_POLL)
         now = os.fstat(descriptor).st_mtime_ns
         if now != sign:

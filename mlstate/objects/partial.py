@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 import uuid
 from pathlib import Path
 from threading import Lock
@@ -47,11 +48,13 @@ class Partial:
         self._lock = Lock()
         self.path = folder / f"{name}{layout.PARTIAL_SUFFIX}"
         own = _open_own(self.path)
+        found_again = own is not None
         if own is None:
             self.path = folder / uuid.uuid4().hex
             own = os.open(self.path, _FLAGS | os.O_EXCL, 0o666)
         self.descriptor = own
         self._marks_path = self.path.with_name(f"{self.path.name}{layout.DONE_SUFFIX}")
+        self._remove: tuple[Path, ...] = () if found_again else (self._marks_path, self.path)
         self._marks = os.open(self._marks_path, _FLAGS, 0o666)
         count = -(-size // SEGMENT)
         done = os.pread(self._marks, count, 0)
@@ -102,17 +105,19 @@ class Partial:
 
     def finished(self) -> None:
         """The object has another name now: remove what stood beside it."""
-        self._marks_path.unlink(missing_ok=True)
+        self._remove = (self._marks_path,)  # under the old name there may be another process's
         self.close()
 
     def discard(self) -> None:
         """Remove it."""
-        for path in (self._marks_path, self.path):
-            path.unlink(missing_ok=True)
+        self._remove = (self._marks_path, self.path)
         self.close()
 
     def close(self) -> None:
-        """Let go of it; a later run may go on."""
+        """Let go of it; a later run may go on, if it can find it."""
+        remove, self._remove = self._remove, ()
+        for path in remove:
+            path.unlink(missing_ok=True)
         descriptors, self.descriptor, self._marks = (self.descriptor, self._marks), -1, -1
         for descriptor in descriptors:
             if descriptor >= 0:
@@ -124,10 +129,23 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 def _open_own(path: Path) -> int | None:
     """Open a file that no other process has for its own; None if one has, or nobody can tell."""
-    descriptor = os.open(path, _FLAGS, 0o666)
+    try:
+        descriptor = _open(path)
+    except PermissionError:  # another member's
+        return None
     # Who held the lock before may have published the file meanwhile: then it is an object.
     with contextlib.suppress(FileNotFoundError):
         if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
     os.close(descriptor)
     return None
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, _FLAGS, 0o666)
+    except PermissionError:
+        # A run that was killed right before the end may have made it read-only already.
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(path, stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
+        return os.open(path, _FLAGS, 0o666)

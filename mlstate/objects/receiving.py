@@ -211,4 +211,3 @@ def check_arrived(found: Digest, expected: Digest) -> None:
         raise IntegrityError(
             "wrong bytes came; nothing of them was stored", expected=expected, found=found
         )
-

@@ -98,8 +98,8 @@ class ManifestStore(StateView):
     def fetch(self, key: StateKey, *, names: Sequence[str] | None = None) -> FetchReport:
         """Bring what is missing of a state into the cache, without loading it.
 
-        What is there is judged by name and size, and not read. Needs no torch, unless a mirror is a
-        torch checkpoint.
+        Tensors that are there are judged by name and size, and not read. Needs no torch, unless a
+        mirror is a torch checkpoint.
 
         Args:
             key: The state.
@@ -115,7 +115,8 @@ class ManifestStore(StateView):
             OfflineError: Something is missing, and the network may not be used.
             FetchError: Something is missing, and no mirror could give it; it lists them all.
         """
-        return self._fetcher.fetch(self.get(key).entry, check_list(names))
+        entry = self.get(key).entry
+        return self._repaired(key, lambda: self._fetcher.fetch(entry, check_list(names)))
 
     def bring(
         self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.opening import Transports
-from mlstate.transport.retry import Retries, retrying
+from mlstate.transport.retry import Retries, retried, retrying
 
-__all__ = ["Resource", "Retries", "Stream", "Transports", "retrying"]
+__all__ = ["Resource", "Retries", "Stream", "Transports", "retried", "retrying"]
