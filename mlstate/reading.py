@@ -76,14 +76,12 @@ class VerifiedFiles(Mapping[str, bytes]):
 
     Args:
         entry: What is said of the state.
-        objects: Where the files are.
-        bring: Called before one is read, to bring what is missing.
+        read: Reads one of them, verified.
     """
 
-    def __init__(self, entry: StateEntry, objects: ObjectStore, bring: Callable[[], None]) -> None:
+    def __init__(self, entry: StateEntry, read: Callable[[str], bytes]) -> None:
         self._entry = entry
-        self._objects = objects
-        self._bring = bring
+        self._read = read
 
     def __getitem__(self, name: str) -> bytes:
         if name not in self._entry.files:
@@ -93,10 +91,8 @@ class VerifiedFiles(Mapping[str, bytes]):
                 path=name,
                 expected=", ".join(self) or "it has no files",
             )
-        file = self._entry.files[name]
         with concerning(self._entry.key):
-            self._bring()
-            return read_verified(self._objects, file.digest, what=f"the file {name!r}")
+            return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entry.files))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from mlstate.digests import Bytes
-from mlstate.errors import TransportError
+from mlstate.errors import IntegrityError, TransportError
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.segments import Take
@@ -74,9 +74,7 @@ class Reader:
     def chunks(self, stream: Stream, size: int) -> Iterator[Bytes]:
         """The next bytes of a stream, exactly as many, piece by piece."""
         while size:
-            if self._stopped.is_set():
-                raise StoppedError
-            data = stream.read(min(size, CHUNK))
+            data = self._read(stream, min(size, CHUNK))
             if not data:
                 raise TransportError("the reply ended early", transient=True)
             self.meter.add(len(data))
@@ -85,34 +83,59 @@ class Reader:
 
     def some(self, stream: Stream, most: int) -> Iterator[Bytes]:
         """What a stream of unknown length gives, up to so many bytes."""
-        while most and (data := stream.read(min(most, CHUNK))):
-            if self._stopped.is_set():
-                raise StoppedError
+        while most and (data := self._read(stream, min(most, CHUNK))):
             self.meter.add(len(data))
             most -= len(data)
             yield data
 
+    def _read(self, stream: Stream, size: int) -> bytes:
+        self._check_stopped()
+        data = stream.read(size)
+        self._check_stopped()  # that may have taken long, and what takes the bytes may be gone
+        return data
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError
+
     def all(self, work: Iterable[Callable[[], None]]) -> None:
         """Do pieces of work at once; the first error ends them all.
 
+        After Ctrl-C threads that wait for a slow network are left behind.
+
         Raises:
-            Exception: That error.
+            BaseException: That error.
         """
+        errors: list[BaseException] = []
 
         def do(call: Callable[[], None]) -> None:
             try:
                 call()
             except StoppedError:
                 pass  # another one failed, and says why
+            except IntegrityError:
+                raise  # begin nothing new; what is under way is verified, too, and is kept
             except BaseException:
                 self._stopped.set()
                 raise
 
+        def do_all() -> None:
+            try:
+                for_each(do, work, self._connections)
+            except BaseException as error:
+                errors.append(error)
+
+        # This thread does nothing but wait, so that Ctrl-C finds it ready, whatever a server does.
+        waited_for = threading.Thread(target=do_all, daemon=True)
+        waited_for.start()
         try:
-            for_each(do, work, self._connections, patience=_PATIENCE)
+            waited_for.join()
         except BaseException:
             self._stopped.set()
+            waited_for.join(_PATIENCE)
             raise
+        if errors:
+            raise errors[0]
 
 
 class StoppedError(Exception):

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mlstate import settings
-from mlstate.errors import IntegrityError, ReadOnlyStoreError, StateNotFoundError
-from mlstate.fetch import FetchReport, OnProgress
-from mlstate.manifests import Manifest, StateEntry
-from mlstate.models import LoadResult, state_type_of
+from mlstate.errors import ReadOnlyStoreError, StateNotFoundError
+from mlstate.fetch import OnProgress
+from mlstate.manifests import Manifest
+from mlstate.models import state_type_of
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.caches import CacheLike, PathLike, make_fetcher, open_cache
-from mlstate.stores.view import Found, StateView, check_list
-
-if TYPE_CHECKING:
-    import torch
+from mlstate.stores.fetching import FetchingView
+from mlstate.stores.view import Found, StateView
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
 
 _Model = TypeVar("_Model")
-_Result = TypeVar("_Result")
 
 
-class ManifestStore(StateView):
+class ManifestStore(FetchingView):
     """A read-only view over the states that a manifest lists.
 
     The manifest says which state a key is, by digest. The bytes come from the cache; what is
@@ -67,9 +63,9 @@ class ManifestStore(StateView):
         offline: bool | None,
         progress: OnProgress | bool | None,
     ) -> None:
+        opened = open_cache(cache)
+        super().__init__(make_fetcher(opened, offline=offline, progress=progress))
         self.manifest = manifest
-        self.objects = open_cache(cache)
-        self._fetcher = make_fetcher(self.objects, offline=offline, progress=progress)
         self._name = name
 
     def __repr__(self) -> str:
@@ -94,79 +90,6 @@ class ManifestStore(StateView):
         """Find a state; see `StateView.find`."""
         entry = self.manifest.states.get(key)
         return None if entry is None else Found(entry, self.objects)
-
-    def fetch(self, key: StateKey, *, names: Sequence[str] | None = None) -> FetchReport:
-        """Bring what is missing of a state into the cache, without loading it.
-
-        Tensors that are there are judged by name and size, and not read. Needs no torch, unless a
-        mirror is a torch checkpoint.
-
-        Args:
-            key: The state.
-            names: The tensors that are needed; all by default.
-
-        Returns:
-            How many bytes came, and how many were there already.
-
-        Raises:
-            StateNotFoundError: There is no such state.
-            UnpinnedStateError: The manifest gives no digest.
-            ObjectNotFoundError: Something is missing, and no mirror is listed.
-            OfflineError: Something is missing, and the network may not be used.
-            FetchError: Something is missing, and no mirror could give it; it lists them all.
-        """
-        entry = self.get(key).entry
-        return self._repaired(key, lambda: self._fetcher.fetch(entry, check_list(names)))
-
-    def bring(
-        self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
-    ) -> None:
-        """Fetch what is missing; see `StateView.bring`."""
-        self._fetcher.fetch(entry, names, files=files)
-
-    def load(self, model: Any, state_key: StateKey, **options: Any) -> LoadResult:
-        """Load a state into a model; see `StateView.load`, which has the options.
-
-        What is missing in the cache is fetched. What is damaged there is set aside, kept in the
-        cache's trash/, and fetched again; a warning says so.
-
-        Raises:
-            FetchError: Something is missing, and no mirror could give it.
-            OfflineError: Something is missing, and the network may not be used.
-            MlstateError: As `StateView.load`.
-        """
-        return self._repaired(
-            state_key, lambda: super(ManifestStore, self).load(model, state_key, **options)
-        )
-
-    def load_state_dict(
-        self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
-    ) -> dict[str, torch.Tensor]:
-        """The tensors of a state, without a model; see `StateView.load_state_dict`.
-
-        Missing ones are fetched, those of `names` alone, and damaged ones fetched again.
-
-        Raises:
-            MlstateError: As `load`.
-        """
-        return self._repaired(
-            key, lambda: super(ManifestStore, self).load_state_dict(key, names, device)
-        )
-
-    def _repaired(self, key: StateKey, read: Callable[[], _Result]) -> _Result:
-        try:
-            return read()
-        except IntegrityError:
-            aside = self._fetcher.repair(self.get(key).entry)
-            if not aside:
-                raise
-        result = read()
-        warnings.warn(
-            f"{key} was damaged in the cache and has been fetched again; the damaged objects are "
-            f"kept: {', '.join(aside)}",
-            stacklevel=3,
-        )
-        return result
 
     def save(self, model: Any, training_id: str) -> NoReturn:
         """Not possible here.

@@ -20,7 +20,7 @@ from mlstate.errors import (
 from mlstate.format.state_object import BYTES_NAME
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
-from mlstate.objects import ObjectStore
+from mlstate.objects import ObjectStore, read_verified
 from mlstate.reading import VerifiedFiles, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, check_compatible, check_key
@@ -132,7 +132,20 @@ class StateView(AbstractStateStore[Any]):
             StateNotFoundError: There is no such state.
         """
         found = self.get(key)
-        return VerifiedFiles(*found, lambda: self.bring(found.entry, ()))
+        return VerifiedFiles(found.entry, lambda name: self.read_file(found, name))
+
+    def read_file(self, found: Found, name: str) -> bytes:
+        """A file of a state, verified.
+
+        Args:
+            found: The state.
+            name: One of its files.
+
+        Raises:
+            IntegrityError: It is damaged or missing.
+        """
+        file = found.entry.files[name]
+        return read_verified(found.objects, file.digest, what=f"the file {name!r}")
 
     def load(
         self,

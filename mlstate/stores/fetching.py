@@ -1,0 +1,116 @@
+"""Reading states whose bytes are elsewhere: fetched into a cache, once, and mended there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mlstate.errors import IntegrityError
+from mlstate.fetch import Fetcher, FetchReport
+from mlstate.manifests import StateEntry
+from mlstate.models import LoadResult
+from mlstate.states import StateKey
+from mlstate.stores.view import Found, StateView, check_list
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FetchingView"]
+
+_Result = TypeVar("_Result")
+
+
+class FetchingView(StateView):
+    """A store that says of each state where its bytes are, and fetches what the cache lacks.
+
+    Args:
+        fetcher: Brings missing objects into the cache.
+    """
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        self.objects = fetcher.cache
+
+    def fetch(self, key: StateKey, *, names: Sequence[str] | None = None) -> FetchReport:
+        """Bring what is missing of a state into the cache, without loading it.
+
+        Tensors that are there are judged by name and size, and not read. Needs no torch, unless a
+        mirror is a torch checkpoint.
+
+        Args:
+            key: The state.
+            names: The tensors that are needed; all by default.
+
+        Returns:
+            How many bytes came, and how many were there already.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            UnpinnedStateError: The manifest gives no digest.
+            ObjectNotFoundError: Something is missing, and no mirror is listed.
+            OfflineError: Something is missing, and the network may not be used.
+            FetchError: Something is missing, and no mirror could give it; it lists them all.
+        """
+        entry = self.get(key).entry
+        return self._repaired(entry, lambda: self._fetcher.fetch(entry, check_list(names)))
+
+    def bring(
+        self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
+    ) -> None:
+        """Fetch what is missing; see `StateView.bring`."""
+        self._fetcher.fetch(entry, names, files=files)
+
+    def load(self, model: Any, state_key: StateKey, **options: Any) -> LoadResult:
+        """Load a state into a model; see `StateView.load`, which has the options.
+
+        What is missing in the cache is fetched. What is damaged there is set aside, kept in the
+        cache's trash/, and fetched again; a warning says so.
+
+        Raises:
+            FetchError: Something is missing, and no mirror could give it.
+            OfflineError: Something is missing, and the network may not be used.
+            MlstateError: As `StateView.load`.
+        """
+        entry = self.get(state_key).entry
+        load = super().load
+        return self._repaired(entry, lambda: load(model, state_key, **options))
+
+    def load_state_dict(
+        self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of a state, without a model; see `StateView.load_state_dict`.
+
+        Missing ones are fetched, those of `names` alone, and damaged ones fetched again.
+
+        Raises:
+            MlstateError: As `load`.
+        """
+        entry = self.get(key).entry
+        load = super().load_state_dict
+        return self._repaired(entry, lambda: load(key, names, device))
+
+    def read_file(self, found: Found, name: str) -> bytes:
+        """A file of a state, fetched if it is missing; see `StateView.read_file`."""
+        read = super().read_file
+
+        def bring_and_read() -> bytes:
+            self.bring(found.entry, ())
+            return read(found, name)
+
+        return self._repaired(found.entry, bring_and_read)
+
+    def _repaired(self, entry: StateEntry, read: Callable[[], _Result]) -> _Result:
+        try:
+            return read()
+        except IntegrityError:
+            aside = self._fetcher.repair(entry)
+            if not aside:
+                raise
+        result = read()
+        warnings.warn(
+            f"{entry.key} was damaged in the cache and has been fetched again; the damaged objects "
+            f"are kept: {', '.join(aside)}",
+            stacklevel=4,
+        )
+        return result
