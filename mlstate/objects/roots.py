@@ -20,7 +20,7 @@ from mlstate.errors import FormatError
 from mlstate.format import layout
 from mlstate.objects.files import read_small, write_in_store
 
-__all__ = ["Root", "note_use", "read_roots", "write_root"]
+__all__ = ["Root", "forget_root", "note_use", "read_roots", "write_root"]
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _NOTED = 3600.0
@@ -65,6 +65,11 @@ def note_use(folder: Path, digest: Digest) -> None:
     with contextlib.suppress(OSError):
         if time.time() - path.stat().st_mtime > _NOTED:
             os.utime(path)
+
+
+def forget_root(folder: Path, digest: Digest) -> None:
+    """No longer keep a state."""
+    _path(folder, digest).unlink(missing_ok=True)
 
 
 def read_roots(folder: Path) -> Iterator[Root]:

@@ -14,6 +14,7 @@ from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
+from mlstate.stores.cacheprune import CachePruneReport, prune_cache
 from mlstate.stores.caches import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.fetching import FetchingView
 from mlstate.stores.view import Found, StateView
@@ -90,6 +91,39 @@ class ManifestStore(FetchingView):
         """Find a state; see `StateView.find`."""
         entry = self.manifest.states.get(key)
         return None if entry is None else Found(entry, self.objects)
+
+    def prune(
+        self,
+        *,
+        max_size: int | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+    ) -> CachePruneReport:
+        """Make room in the cache: whole states, those first that were not used for longest.
+
+        What is taken away is fetched again when it is needed, as long as a mirror has it. States
+        that somebody saved in the folder are not touched, nor what they need.
+
+        Args:
+            max_size: The bytes that the fetched states that stay may need in all. No limit by
+                default.
+            older_than: The seconds since its last use after which a state goes. No limit by
+                default.
+            dry_run: Change nothing, say what would be done.
+
+        Returns:
+            What was taken away.
+
+        Raises:
+            ReadOnlyStoreError: The cache is no folder.
+            MlstateError: A state that was saved in the folder cannot be read, so nobody knows what
+                it needs. Nothing was removed.
+        """
+        if self._fetcher.cache.own is None:
+            raise ReadOnlyStoreError("this cache is no folder that can be pruned", path=self)
+        return prune_cache(
+            self._fetcher.cache.own, max_size=max_size, older_than=older_than, dry_run=dry_run
+        )
 
     def save(self, model: Any, training_id: str) -> NoReturn:
         """Not possible here.

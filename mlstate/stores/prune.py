@@ -13,7 +13,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def prune_folder(
     *,
     grace_seconds: float = GRACE_SECONDS,
     dry_run: bool = False,
+    forgotten: Collection[Digest] = (),
 ) -> PruneReport:
     """Prune a store's folder.
 
@@ -73,6 +74,7 @@ def prune_folder(
         objects: Its objects.
         grace_seconds: What is younger is spared, named or not.
         dry_run: Change nothing, say what would be done.
+        forgotten: Fetched states that a cache need not keep.
 
     Raises:
         MlstateError: The folder is no store of this version, or a state cannot be read, so that
@@ -81,7 +83,7 @@ def prune_folder(
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there is somebody else's
-    return _Pruning(states, objects, grace_seconds, dry_run).run()
+    return _Pruning(states, objects, grace_seconds, dry_run, forgotten).run()
 
 
 class _Pruning:
@@ -91,7 +93,9 @@ class _Pruning:
         objects: FolderObjectStore,
         grace_seconds: float,
         dry_run: bool,
+        forgotten: Collection[Digest],
     ) -> None:
+        self.forgotten = forgotten
         self.states = states
         self.objects = objects
         self.dry_run = dry_run
@@ -138,6 +142,8 @@ class _Pruning:
                 with concerning(key):
                     named |= self.named_by(data, key, self.states.locate(key))
         for root in read_roots(self.objects.root):
+            if root.digest in self.forgotten:
+                continue
             named |= {root.digest, *root.files}
             with contextlib.suppress(MlstateError):  # a cache need not be whole
                 state = read_state_object(root.digest, self.objects)
