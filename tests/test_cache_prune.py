@@ -86,6 +86,20 @@ def test_without_a_limit_nothing_goes(store):
     assert cached(store) == KEYS
 
 
+def test_what_is_used_again_before_it_is_gone_is_kept_again(store, tmp_path):
+    age_objects(tmp_path / "cache", hours=0)
+    assert len(store.prune(max_size=0).states) == 3  # the objects are too young to go
+    store.load_state_dict(KEYS[1])
+    age_objects(tmp_path / "cache", hours=10)
+    store.prune()
+    assert cached(store) == [KEYS[1]]
+
+
+def test_a_store_that_serves_as_a_cache_is_not_told_what_to_keep(store, tmp_path):
+    ManifestStore(tmp_path / "weights.toml", cache=tmp_path / "source").load_state_dict(KEYS[0])
+    assert not (tmp_path / "source" / "roots").exists()
+
+
 def test_what_has_just_been_fetched_is_not_taken_from_under_a_fetch(store, tmp_path):
     age_objects(tmp_path / "cache", hours=0)
     report = store.prune(max_size=0)

@@ -18,6 +18,7 @@ from mlstate import (
     Store,
     load_pretrained_model,
 )
+from mlstate.digests import Digest
 from mlstate.errors import (
     ManifestError,
     ObjectNotFoundError,
@@ -134,12 +135,21 @@ def test_the_default_store_has_what_is_shipped_and_what_the_environment_names(
 
 def test_manifests_that_contradict_each_other_are_refused(manifest, monkeypatch, tmp_path):
     other = tmp_path / "other.toml"
-    Manifest({KEY: StateEntry(KEY, None)}).write(other)
+    Manifest({KEY: StateEntry(KEY, Digest("0" * 64))}).write(other)
     monkeypatch.setenv("MLSTATE_MANIFESTS", os.pathsep.join([str(manifest), str(other)]))
     with pytest.raises(ManifestError) as caught:
         Store()
     assert str(manifest) in str(caught.value)
     assert str(other) in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("a.toml", "b.toml"), ("b.toml", "a.toml")])
+def test_who_pins_a_state_decides_for_who_only_lists_it(local, tmp_path, names):
+    folder = tmp_path / "several"
+    folder.mkdir()
+    Manifest({KEY: StateEntry(KEY, None)}).write(folder / names[0])
+    Manifest({KEY: local.get(KEY).entry}).write(folder / names[1])
+    assert ManifestStore(folder, cache=local.folder).digest(KEY) == local.digest(KEY)
 
 
 def test_the_shipped_manifests_are_as_mlstate_writes_them():

@@ -7,10 +7,21 @@ import sys
 from mlstate.errors import MlstateError
 from mlstate.fetch.progress import OnProgress, Progress
 
-__all__ = ["terminal_bar"]
+__all__ = ["listener"]
 
 
-def terminal_bar() -> OnProgress | None:
+def listener(progress: OnProgress | bool | None) -> OnProgress | None:
+    """Whom to tell: what the caller gave; for True, a bar on the terminal.
+
+    Raises:
+        MlstateError: The package rich is not installed, and there is a terminal.
+    """
+    if isinstance(progress, bool):
+        return _terminal_bar() if progress else None
+    return progress
+
+
+def _terminal_bar() -> OnProgress | None:
     """Shows progress on the terminal of standard error; None if that is no terminal.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from threading import Lock
 
 from mlstate.digests import Digest
@@ -15,11 +16,19 @@ from mlstate.reading import read_state
 __all__ = ["damaged_objects"]
 
 
-def damaged_objects(entry: StateEntry, objects: ObjectStore) -> list[Digest]:
+def damaged_objects(
+    entry: StateEntry, objects: ObjectStore, names: Collection[str] | None, *, files: bool
+) -> list[Digest]:
     """The objects of a state whose bytes are not those that their digests name.
 
-    What is missing is not damaged. If the state object is damaged it is the only one that is
-    named: it would say what the others are.
+    What is missing is not damaged. If the state object is damaged no tensors are named: it would
+    say what they are.
+
+    Args:
+        entry: What a manifest says of the state.
+        objects: Where the objects are.
+        names: The tensors to look at; None: all.
+        files: Whether to look at the state's files, too.
 
     Raises:
         UnpinnedStateError: The entry gives no digest.
@@ -36,9 +45,11 @@ def damaged_objects(entry: StateEntry, objects: ObjectStore) -> list[Digest]:
             with lock:
                 damaged.append(digest)
 
-    look(entry.pinned_digest)
-    if not damaged and objects.size(entry.pinned_digest) is not None:
-        state = read_state(entry, objects)
-        named = {ref.digest for ref in state.refs.values()}
-        for_each(look, sorted(named | {file.digest for file in entry.files.values()}))
+    named = {file.digest for file in entry.files.values()} if files else set()
+    if names is None or names:
+        look(entry.pinned_digest)
+        if not damaged and objects.size(entry.pinned_digest) is not None:
+            refs = read_state(entry, objects).refs
+            named |= {ref.digest for name, ref in refs.items() if names is None or name in names}
+    for_each(look, sorted(named))
     return sorted(damaged)

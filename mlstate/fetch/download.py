@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ class Downloaded:
 
 
 def download(
-    resource: Resource, receiver: Receiver, reader: Reader, *, max_bytes: int
+    resource: Resource, receiver: Receiver, reader: Reader, *, max_bytes: int, resume: bool = True
 ) -> Downloaded:
     """Bring a file, or the rest of it.
 
@@ -56,6 +57,8 @@ def download(
         receiver: Whose tmp/ it goes to.
         reader: Reads the streams.
         max_bytes: The most bytes that it may have.
+        resume: Whether to use what an earlier run left. If nobody can tell whether the whole is
+            right, it might be of another version of the file.
 
     Raises:
         TransportError: It could not be had.
@@ -65,7 +68,8 @@ def download(
     if size is not None and size > max_bytes:
         raise _too_large(resource, max_bytes, f"{size} bytes")
     reader.meter.expect(size)
-    name = Digest.of(f"download\n{resource.address}\n{size}".encode())
+    run = "" if resume else uuid.uuid4().hex
+    name = Digest.of(f"download\n{resource.address}\n{size}\n{run}".encode())
     if size is not None and (staged := receiver.staged(name, size)):
         return Downloaded(staged, resumed=True)
     if size is not None and size >= LARGE:
@@ -86,6 +90,9 @@ def download(
 def _by_ranges(
     resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int
 ) -> Downloaded:
+    with resource.read(0, 1) as stream:  # no ranges: better known before many are asked for,
+        while stream.read(1):  # as the first failure ends all that this reader does
+            pass
     segments = Segments(receiver)
     found: list[Downloaded] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,8 +37,9 @@ class FetchReport:
 
     Attributes:
         digest: The state digest.
-        fetched: Bytes of tensors, objects and files that came.
-        spared: Bytes of tensor data of the state that were in the cache already.
+        fetched: Bytes that came: of tensors, of objects, of files.
+        spared: Bytes of the state's tensors that were in the cache already (of those of 16 KiB and
+            more; smaller ones are inside the state object).
     """
 
     digest: Digest
@@ -100,11 +102,12 @@ class Fetcher:
             needs = needs_of(entry, self.cache, names, files=files)
             if not needs:
                 if self.cache.own is not None:
-                    note_use(self.cache.own.root, digest)
+                    keys = [file.digest for file in entry.files.values()]
+                    note_use(self.cache.own.root, digest, str(entry.key), keys)
                 return FetchReport(digest, 0, needs.present)
             if not _has_mirrors(entry):
                 raise _no_mirrors(entry, needs, self.cache)
-            with self._run(entry, digest) as run:
+            with self._run(entry, digest, needs.in_words()) as run:
                 run.fetch(names, files=files)
             return FetchReport(digest, run.meter.done, run.spared)
 
@@ -133,7 +136,7 @@ class Fetcher:
                 )
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
             with self._run(entry, identity) as run:
-                digest, state = run.pin(identity, self.max_size)
+                digest, state = run.pin(self.max_size)
             return replace(entry, digest=digest, size=state.nbytes)
 
     def settle(self, entry: StateEntry) -> StateEntry:
@@ -160,11 +163,15 @@ class Fetcher:
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
 
-    def repair(self, entry: StateEntry) -> list[str]:
+    def repair(
+        self, entry: StateEntry, names: Collection[str] | None = None, *, files: bool = True
+    ) -> list[str]:
         """Set aside what is damaged of a state in the cache, and bring it again.
 
         Args:
             entry: What a manifest says of it.
+            names: The tensors to look at; all by default.
+            files: Whether to look at the state's files, too.
 
         Returns:
             Where the damaged objects are now; none if nothing is damaged.
@@ -176,27 +183,32 @@ class Fetcher:
         aside: list[str] = []
         with concerning(entry.key):
             again = True
-            while again and (damaged := damaged_objects(entry, self.cache)):
-                again = entry.digest in damaged  # it hid what else is damaged
-                if not _has_mirrors(entry):
-                    first = damaged[0]
-                    found = digest_of(self.cache, first)
-                    check_digest(self.cache, first, found, what="an object of the cache")
+            while again and (damaged := damaged_objects(entry, self.cache, names, files=files)):
+                for digest in () if _has_mirrors(entry) else damaged:
+                    if self.cache.copies(digest) == 1:
+                        found = digest_of(self.cache, digest)
+                        check_digest(self.cache, digest, found, what="an object of the cache")
                 aside += [self.cache.set_aside(digest) for digest in damaged]
-                self.fetch(entry)
+                # The state object hid what else is damaged; and a second copy may be, too.
+                again = entry.digest in damaged or any(map(self.cache.copies, damaged))
+                self.fetch(entry, names, files=files)
         return aside
 
     @contextmanager
-    def _run(self, entry: StateEntry, identity: Digest) -> Iterator[Run]:
+    def _run(
+        self, entry: StateEntry, identity: Digest, missing: str | None = None
+    ) -> Iterator[Run]:
         """Fetch alone, where locks work: who comes second finds what the first has brought."""
-        if self.cache.own is None:
+        own = self.cache.own
+        if own is None or (own.root.exists() and not os.access(own.root, os.W_OK)):
             raise ReadOnlyStoreError(
                 "something is missing, and this cache does not take what is fetched",
-                path=self.cache.stores[-1].locate(identity),
-                remedy="give a folder as cache=",
+                path=self.cache.stores[-1].locate(identity) if own is None else own.root,
+                found=None if missing is None else f"missing: {missing}",
+                remedy="give a folder that can be written as cache= (or MLSTATE_CACHE)",
             )
-        receiver = Receiver(self.cache.own, durable=self.durable)
-        lock = self.cache.own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
+        receiver = Receiver(own, durable=self.durable)
+        lock = own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
         with one_at_a_time(lock) as alive:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:

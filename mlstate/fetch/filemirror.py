@@ -41,16 +41,25 @@ class FileMirror:
         mirror: Which.
         ground: What the fetch shares.
         header: How long a header may well be, in bytes.
+        beside: Bytes that were read already beside those of tensors; they, too, count when ranges
+            are joined at the cost of bytes that nobody wants.
         check_sums: Whether a file's SHA-256 is to be checked where the mirror gives it; who knows
             the state digest need not. That of a torch checkpoint always is.
     """
 
     def __init__(
-        self, mirror: Mirror, ground: Ground, *, header: int = USUAL_HEADER, check_sums: bool
+        self,
+        mirror: Mirror,
+        ground: Ground,
+        *,
+        header: int = USUAL_HEADER,
+        beside: int = 0,
+        check_sums: bool,
     ) -> None:
         self._mirror = mirror
         self._ground = ground
         self._header = header
+        self._beside = beside
         self._check_sums = check_sums
 
     def gather(self, gathering: Gathering) -> None:
@@ -117,7 +126,8 @@ class FileMirror:
                     yield partial(reader.read_run, resource, (piece,))
             else:
                 small.extend(pieces)
-        for run in plan.join(small, spent=plain.file.data_start):
+        spent = self._beside + max(plain.file.data_start, self._header)
+        for run in plan.join(small, spent=spent):
             yield partial(reader.read_run, resource, run)
 
     def _stream(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
@@ -126,10 +136,11 @@ class FileMirror:
         with resource.read() as raw:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
             plain = _named(part, read_header(resource, stream))
-            if plain.file.size > self._ground.max_bytes:
-                raise _too_large(resource, plain.file.size, self._ground.max_bytes)
             specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
             names = set(gathering.expect(specs, resource.address))
+            nbytes = plain.file.size - plain.file.data_start
+            if nbytes > self._ground.max_bytes:  # of tensors that are not the state's
+                raise _too_large(resource, nbytes, self._ground.max_bytes)
             pieces = [
                 piece
                 for name, tensor in plain.tensors.items()
@@ -149,7 +160,13 @@ class FileMirror:
         from mlstate.tensors import open_checkpoint, tensor_sources
 
         ground = self._ground
-        file = download(resource, ground.receiver, ground.reader, max_bytes=ground.max_bytes)
+        file = download(
+            resource,
+            ground.receiver,
+            ground.reader,
+            max_bytes=ground.max_bytes,
+            resume=part.sha256 is not None or not self._check_sums,
+        )
         try:
             if part.sha256 is not None:
                 check_sha256(file.path, part.sha256, resource.address)

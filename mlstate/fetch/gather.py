@@ -259,16 +259,18 @@ class UnknownGathering(Gathering):
                     expected=self._expected,
                     found=digest,
                 )
+            for_each(self.receiver.sync_staged, self._staged.values())
         except (IntegrityError, FormatError):
             reused = self._reused
             self.discard()
             if reused:
                 raise DamagedPartialError from None
             raise
-        for_each(self.receiver.publish_staged, self._staged.values())
+        # First: a run that is killed in between leaves what tells the next one what is there.
         with self.receiver.arriving() as arriving:
             arriving.write(data)
             arriving.publish(digest)
+        for_each(self.receiver.publish_staged, self._staged.values())
         self.state, self.digest = state, digest
 
     def discard(self) -> None:

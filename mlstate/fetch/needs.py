@@ -24,7 +24,7 @@ class Needs:
         state: The state object, if it is there, and if tensors are needed.
         refs: The tensors that are missing, by name; of an unknown state none can be named.
         files: The files that are missing, by name.
-        present: Bytes of tensor data that are there.
+        present: Bytes of tensor data that are there, those inside the state object not counted.
         tensors: Whether tensors are needed at all.
     """
 
@@ -62,7 +62,12 @@ class Needs:
 
 
 def needs_of(
-    entry: StateEntry, objects: ObjectStore, names: Collection[str] | None, *, files: bool
+    entry: StateEntry,
+    objects: ObjectStore,
+    names: Collection[str] | None,
+    *,
+    files: bool,
+    state: StateObject | None = None,
 ) -> Needs:
     """Look for a state in a cache.
 
@@ -71,6 +76,7 @@ def needs_of(
         objects: The cache.
         names: The tensors that are needed; None: all.
         files: Whether the state's files are needed, too.
+        state: The state object, if it was read before.
 
     Raises:
         UnpinnedStateError: The entry gives no digest.
@@ -84,7 +90,7 @@ def needs_of(
     if names is not None and not names:
         return Needs(None, {}, lacking, tensors=False)
     try:
-        state = read_state(entry, objects)
+        state = state or read_state(entry, objects)
     except ObjectNotFoundError:
         return Needs(None, {}, lacking)
     wanted = state.specs if names is None else names
@@ -94,8 +100,7 @@ def needs_of(
         for digest, size in Needs(state, refs).objects.items()
         if objects.size(digest) != size
     }
-    present = sum(tensor.spec.nbytes for name, tensor in state.inline.items() if name in wanted)
-    present += sum(ref.spec.nbytes for ref in refs.values() if ref.digest not in missing)
+    present = sum(ref.spec.nbytes for ref in refs.values() if ref.digest not in missing)
     refs = {name: ref for name, ref in refs.items() if ref.digest in missing}
     return Needs(state, refs, lacking, present)
 

@@ -69,8 +69,9 @@ class Meter:
                 self._tell(now)
 
     def expect(self, total: int | None) -> None:
-        """Say how many bytes are still to come."""
-        self.total = None if total is None else self.done + total
+        """Say how many bytes are still to come; None if nobody knows, as of small files."""
+        if total is not None:
+            self.total = self.done + total
 
     def end(self) -> None:
         """Tell for the last time."""
@@ -82,4 +83,5 @@ class Meter:
             self._alive()
         if self._on_progress is not None:
             rate = self.done / max(now - self._began, 1e-9)
-            self._on_progress(Progress(self.done, self.total, rate, self._what, ended))
+            total = self.total and max(self.total, self.done)
+            self._on_progress(Progress(self.done, total, rate, self._what, ended))

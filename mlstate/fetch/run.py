@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from mlstate.objects.receiving import Receiver
 from mlstate.objects.roots import write_root
 from mlstate.reading import state_object_limit
 from mlstate.transport import Transports
+from mlstate.transport.hub import parse_hub_address
 
 if TYPE_CHECKING:
     from mlstate.fetch.fetcher import Fetcher
@@ -72,9 +74,11 @@ class Run:
         self._receiver = receiver
         self.meter = meter
         self.spared = 0
+        self._beside = 0  # bytes of a state object that came, of which little may be new
         self._attempts: list[tuple[str, str]] = []
         self._failed: set[str] = set()
         self._offline = False
+        self._state: StateObject | None = None
         self._mirrors: list[Mirror] = []
         for mirror in entry.mirrors:
             if isinstance(mirror, Mirror):
@@ -92,6 +96,10 @@ class Run:
         Raises:
             MlstateError: As `Fetcher.fetch`.
         """
+        # First: whatever a killed run leaves belongs to a state that the cache keeps.
+        keys = {file.digest for file in self._entry.files.values()}
+        digest = self._entry.pinned_digest
+        write_root(self._receiver.store.root, digest, str(self._entry.key), keys)
         if self._needs(names).lacks_state:
             self._bring_state_object()
         self.spared = self._needs(names).present
@@ -102,15 +110,11 @@ class Run:
         left = self._needs(names, files=files)
         if left:
             raise self._failure("what is missing could not be fetched", left.in_words())
-        digest, named = self._entry.pinned_digest, self._entry.files.values()
-        keys = {file.digest for file in named}
-        write_root(self._receiver.store.root, digest, str(self._entry.key), keys)
 
-    def pin(self, identity: Digest, max_size: int) -> tuple[Digest, StateObject]:
+    def pin(self, max_size: int) -> tuple[Digest, StateObject]:
         """Bring a state of which nobody knows the digest, and say what it is.
 
         Args:
-            identity: By what a later run finds what this one brought.
             max_size: The most bytes of tensor data.
 
         Raises:
@@ -118,12 +122,15 @@ class Run:
         """
         size = self._entry.size
         for mirror in self._mirrors:
+            identity = _fixed(mirror) or uuid.uuid4().hex
             gathering = UnknownGathering(self._receiver, identity, None, size, max_size)
             self._gather(mirror, gathering, max_bytes=max_size, check_sums=True)
             if gathering.digest is not None and gathering.state is not None:
                 self._receiver.flush()
                 write_root(self._receiver.store.root, gathering.digest, str(self._entry.key), ())
                 return gathering.digest, gathering.state
+            if _fixed(mirror) is None:
+                gathering.discard()
         raise self._failure("no mirror of an unpinned state could be read", None)
 
     def pin_file(self, name: str, mirror: Mirror) -> FileEntry:
@@ -142,7 +149,10 @@ class Run:
         return FileEntry(found[0], (mirror,))
 
     def _needs(self, names: Collection[str] | None, *, files: bool = False) -> Needs:
-        return needs_of(self._entry, self._fetcher.cache, names, files=files)
+        cache = self._fetcher.cache
+        needs = needs_of(self._entry, cache, names, files=files, state=self._state)
+        self._state = needs.state or self._state
+        return needs
 
     def _bring_state_object(self) -> None:
         digest, limit = self._entry.pinned_digest, state_object_limit(self._entry)
@@ -162,6 +172,8 @@ class Run:
             with self._receiver.arriving() as arriving:
                 arriving.write(data)
                 arriving.publish(digest)
+            self.meter.add(len(data))
+            self._beside = len(data)
 
         places = [(address, from_objects) for address in self._entry.objects]
         places += [(m.state, beside) for m in self._mirrors if m.state is not None]
@@ -203,14 +215,16 @@ class Run:
                 elif self._try(_name(mirror), partial(_bring, mirror, file.digest)):
                     break
             else:
-                self._attempts.append((f"the file {name}", "no mirror of it could give it"))
+                if file.mirrors:
+                    self._attempts.append((f"the file {name}", "no mirror of it could give it"))
 
     def _from_objects(self, address: str, wanted: dict[Digest, int | None]) -> None:
         def gather(ground: Ground) -> None:
             mirror = ObjectMirror(address, ground)
             mirror.gather(wanted)
-            if mirror.lacking:
-                raise TransportError(f"it lacks {len(mirror.lacking)} of {len(wanted)} objects")
+            if mirror.lacking:  # which says nothing of what else it has
+                lacks = f"it lacks {len(mirror.lacking)} of {len(wanted)} objects"
+                self._attempts.append((_shown(address), lacks))
 
         self._try(address, gather)
 
@@ -224,8 +238,11 @@ class Run:
         header: int = USUAL_HEADER,
     ) -> None:
         def gather(ground: Ground) -> None:
+            files = FileMirror(
+                mirror, ground, header=header, beside=self._beside, check_sums=check_sums
+            )
             try:
-                FileMirror(mirror, ground, header=header, check_sums=check_sums).gather(gathering)
+                files.gather(gathering)
             finally:
                 gathering.close()
 
@@ -262,11 +279,13 @@ class Run:
         return Ground(self._transports, reader, self._receiver, base, most)
 
     def _pass_over(self, mirror: UnusableMirror) -> None:
-        self._attempts.append((str(mirror.toml), mirror.reason))
+        toml = mirror.toml
+        place = toml if isinstance(toml, str) else toml.get("url", toml.get("urls", "a mirror"))
+        self._attempts.append((_shown(str(place)), mirror.reason))
 
     def _note_failure(self, place: str, reason: str) -> None:
         self._failed.add(place)
-        self._attempts.append((place, reason))
+        self._attempts.append((_shown(place), reason))
 
     def _failure(self, message: str, missing: str | None) -> MlstateError:
         found = None if missing is None else f"missing: {missing}"
@@ -296,6 +315,26 @@ def _name(mirror: Mirror) -> str:
     return first.urls[0] + (f" and {more} more" if more else "")
 
 
+def _shown(address: str) -> str:
+    """An address without its query, which may be a signature."""
+    return address.partition("?")[0] if "://" in address else address
+
+
+def _fixed(mirror: Mirror) -> str | None:
+    """What a mirror is, if its files can never change; else None.
+
+    Of a state without a digest nobody could tell a mixture from the whole. So what one run left
+    is used by a later one only if it must be of the same files.
+    """
+    parts = mirror.parts or (mirror,)
+    fixed = all(
+        part.sha256 is None and url.startswith("hf://") and parse_hub_address(url).is_commit
+        for part in parts
+        for url in part.urls
+    )
+    return repr(mirror) if fixed else None
+
+
 def _reason(error: MlstateError) -> str:
     said = [error.message]
     for label in ("tensor", "expected", "found", "remedy"):
@@ -307,4 +346,4 @@ def _reason(error: MlstateError) -> str:
 def _header_of(state: StateObject) -> int:
     """How long the header of a plain file of this state may well be, in bytes."""
     names = [*state.inline, *state.refs]
-    return 256 + sum(len(name.encode()) + 120 for name in names)
+    return 256 + sum(len(name.encode()) + 100 for name in names)

@@ -69,6 +69,8 @@ class Manifest:
     def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
         """Read a file, a folder of ``*.toml`` files (recursively, in sorted order), or several.
 
+        Of a state that several list the first is taken; but one with a digest before one without.
+
         Raises:
             ManifestError: There is no such file or folder, one cannot be read, or two give a key
                 different digests.
@@ -82,7 +84,9 @@ class Manifest:
         for manifest in manifests:
             for key, entry in manifest.states.items():
                 first = states.setdefault(key, entry)
-                if first.digest != entry.digest:
+                if first.digest is None:
+                    states[key] = entry  # who pins a state decides for who only lists it
+                elif entry.digest not in (None, first.digest):
                     _conflict("two manifests give one state different digests", first, entry)
                 same = folded.setdefault(str(key).lower(), key)
                 if same != key:

@@ -55,6 +55,10 @@ class Cache(ChainObjectStore):
         having = (store for store in self._asked(digest) if store.size(digest) is not None)
         return next(having, self.stores[-1]).locate(digest)
 
+    def copies(self, digest: Digest) -> int:
+        """How many of the stores have an object."""
+        return sum(store.size(digest) is not None for store in self._asked(digest))
+
     def set_aside(self, digest: Digest) -> str:
         """Take a damaged object out of the way; it is kept, and no longer served.
 

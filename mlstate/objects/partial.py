@@ -133,10 +133,13 @@ def _open_own(path: Path) -> int | None:
         descriptor = _open(path)
     except PermissionError:  # another member's
         return None
+    locked = try_lock(descriptor)
     # Who held the lock before may have published the file meanwhile: then it is an object.
     with contextlib.suppress(FileNotFoundError):
-        if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        if locked and os.path.samestat(os.fstat(descriptor), os.stat(path)):
             return descriptor
+        if locked is None and not os.fstat(descriptor).st_size:
+            path.unlink()  # nobody can ever use it
     os.close(descriptor)
     return None
 

@@ -73,19 +73,37 @@ class Receiver:
             found = path.stat()
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return None
-            hasher = Hasher()
-            with path.open("rb", buffering=0) as file:
-                while piece := file.read(1 << 20):
-                    hasher.update(piece)
+            digest = _digest_of(path)
         except FileNotFoundError:
             return None
-        return Staged(path, hasher.digest())
+        return Staged(path, digest, _which(found))
+
+    def sync_staged(self, staged: Staged) -> None:
+        """Do what takes long before `publish_staged`: flush it to the disk.
+
+        Raises:
+            IntegrityError: Another process, which did not wait for this one, took it away or put
+                other bytes in its place.
+        """
+        try:
+            found = staged.path.stat()
+            if _which(found) != staged.which:
+                check_arrived(_digest_of(staged.path), staged.digest)
+            if self.durable:
+                sync_path(staged.path)
+        except FileNotFoundError:
+            self._check_published(staged)
 
     def publish_staged(self, staged: Staged) -> None:
-        """Give a staged object the name of its digest."""
-        if self.durable:
-            sync_path(staged.path)
-        self._publish(staged.path, staged.digest)
+        """Give a staged object the name of its digest.
+
+        Raises:
+            IntegrityError: Another process took it away.
+        """
+        try:
+            self._publish(staged.path, staged.digest)
+        except FileNotFoundError:
+            self._check_published(staged)
 
     def publish(self, path: Path, descriptor: int, digest: Digest) -> None:
         """Give a complete temporary, still open, the name of its digest."""
@@ -95,9 +113,9 @@ class Receiver:
     def stage(self, path: Path, descriptor: int, name: str, digest: Digest) -> Staged:
         """Keep a complete temporary, still open, under a name for a later decision."""
         seal(descriptor, sync=False)
-        target = self._staged_path(name)
+        target, found = self._staged_path(name), os.fstat(descriptor)
         os.replace(path, target)
-        return Staged(target, digest)
+        return Staged(target, digest, _which(found))
 
     def publish_partial(self, partial: Partial, digest: Digest) -> None:
         """Give a complete partial object the name of its digest."""
@@ -125,16 +143,22 @@ class Receiver:
             self._touched.add(target.parent)
         os.replace(path, target)
 
+    def _check_published(self, staged: Staged) -> None:
+        """Where locks do not work, another process may have been faster."""
+        if self.store.size(staged.digest) is None:
+            raise IntegrityError("what came was removed before it was complete", path=staged.path)
+
     def _staged_path(self, name: str) -> Path:
         return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
 
 
 class Staged:
-    """A complete object in tmp/, and the digest that its bytes have."""
+    """A complete object in tmp/, the digest that its bytes have, and which file it is."""
 
-    def __init__(self, path: Path, digest: Digest) -> None:
+    def __init__(self, path: Path, digest: Digest, which: tuple[int, ...]) -> None:
         self.path = path
         self.digest = digest
+        self.which = which
 
     def discard(self) -> None:
         """Remove it."""
@@ -211,3 +235,16 @@ def check_arrived(found: Digest, expected: Digest) -> None:
         raise IntegrityError(
             "wrong bytes came; nothing of them was stored", expected=expected, found=found
         )
+
+
+def _which(found: os.stat_result) -> tuple[int, ...]:
+    """Which file this is: another in its place may get the same inode, but later."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _digest_of(path: Path) -> Digest:
+    hasher = Hasher()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            hasher.update(piece)
+    return hasher.digest()

@@ -59,12 +59,27 @@ def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) 
     write_in_store(folder, f"{layout.ROOTS}/{digest}", [data], sync_parent=False)
 
 
-def note_use(folder: Path, digest: Digest) -> None:
-    """Note that a state is used, if that can be noted and was not within the last hour."""
+def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> None:
+    """Note that a state is used, if that can be noted and was not within the last hour.
+
+    A state that a cache holds and does not keep, since somebody pruned it a while ago, is kept
+    again. Not so in a folder that somebody saves into: what is kept there is for its owner to say.
+
+    Args:
+        folder: The cache's folder.
+        digest: The state digest.
+        key: The key that it is used for.
+        files: The digests of its files.
+    """
     path = _path(folder, digest)
     with contextlib.suppress(OSError):
-        if time.time() - path.stat().st_mtime > _NOTED:
-            os.utime(path)
+        try:
+            if time.time() - path.stat().st_mtime > _NOTED:
+                os.utime(path)
+        except FileNotFoundError:
+            held = (folder / layout.object_path(digest)).exists()
+            if held and not (folder / layout.STATES).exists():
+                write_root(folder, digest, key, files)
 
 
 def forget_root(folder: Path, digest: Digest) -> None:

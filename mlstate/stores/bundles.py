@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 from mlstate import settings
 from mlstate.digests import Digest, Hasher
-from mlstate.errors import FormatError, concerning
+from mlstate.errors import FormatError, IntegrityError, concerning
+from mlstate.fetch.bar import listener
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
@@ -46,7 +47,7 @@ def bundle(
     keys: Iterable[StateKey],
     path: _PathLike,
     *,
-    progress: OnProgress | None = None,
+    progress: OnProgress | bool | None = None,
 ) -> None:
     """Write states, with all their tensors and files, into one uncompressed tar.
 
@@ -57,7 +58,7 @@ def bundle(
         store: Where the states are.
         keys: Which ones.
         path: The tar to write; one that is there is replaced once the new one is whole.
-        progress: Told how many bytes are written.
+        progress: Told how many bytes are written; True: a bar on the terminal.
 
     Raises:
         StateNotFoundError: There is no such state.
@@ -65,7 +66,30 @@ def bundle(
         UnpinnedStateError: The manifest gives no digest for a state.
         FormatError: No keys.
     """
-    target = local_path(path)
+    keys = _checked(keys)
+    try:
+        _write(store, keys, local_path(path), listener(progress))
+    except IntegrityError:
+        mended = [store.mend(store.get(key).entry) for key in keys]
+        if not any(mended):
+            raise
+        _write(store, keys, local_path(path), listener(progress))
+
+
+def _checked(keys: Iterable[StateKey]) -> list[StateKey]:
+    if isinstance(keys, StateKey | str):
+        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
+    listed = list(keys)
+    for key in listed:
+        check_key(key)
+    if not listed:
+        raise FormatError("a bundle of nothing", expected="at least one state key")
+    return listed
+
+
+def _write(
+    store: StateView, keys: list[StateKey], target: Path, progress: OnProgress | None
+) -> None:
     states, items = _contents(store, keys)
     meter = Meter(f"bundle {target.name}", progress)
     meter.expect(sum(item.size for item in items.values()))
@@ -101,16 +125,13 @@ class _Item:
 
 
 def _contents(
-    store: StateView, keys: Iterable[StateKey]
+    store: StateView, keys: list[StateKey]
 ) -> tuple[dict[StateKey, bytes], dict[Digest, _Item]]:
     """The state files, and the objects in the order of the bundle: state objects first."""
-    if isinstance(keys, StateKey | str):
-        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
     states: dict[StateKey, bytes] = {}
     first: dict[Digest, _Item] = {}
     second: dict[Digest, _Item] = {}
     for key in keys:
-        check_key(key)
         entry, objects = store.get(key)
         with concerning(key):
             store.bring(entry)
@@ -124,8 +145,6 @@ def _contents(
             for name, file in entry.files.items():
                 size = _size(objects, file.digest)
                 second[file.digest] = _Item(objects, size, f"the file {name!r}", key)
-    if not states:
-        raise FormatError("a bundle of nothing", expected="at least one state key")
     items = {digest: first[digest] for digest in sorted(first)}
     items |= {digest: second[digest] for digest in sorted(second.keys() - first.keys())}
     return states, items
@@ -165,7 +184,7 @@ def unbundle(
     target: SavingStore | _PathLike | None = None,
     *,
     overwrite: bool = False,
-    progress: OnProgress | None = None,
+    progress: OnProgress | bool | None = None,
 ) -> list[StateKey]:
     """Bring the states of a bundle into a store, all of them verified, or none.
 
@@ -181,7 +200,7 @@ def unbundle(
         target: Where to: a store, or its folder. By default the cache, where every
             `mlstate.ManifestStore` finds what it needs.
         overwrite: Replace other states that have the same keys.
-        progress: Told how many bytes are read.
+        progress: Told how many bytes are read; True: a bar on the terminal.
 
     Returns:
         The keys, sorted.
@@ -204,7 +223,7 @@ def unbundle(
         else:
             file = stack.enter_context(local_path(path).open("rb"))
             tar = TarReader(file, str(path), seekable=file.seekable())
-        meter = Meter(f"unbundle {Path(tar.origin).name}", progress)
+        meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
         keys = Unbundling(tar, store, meter, overwrite=overwrite).run()
     meter.end()
     return keys

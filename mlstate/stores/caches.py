@@ -7,6 +7,7 @@ from functools import partial
 
 from mlstate import settings
 from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
+from mlstate.fetch.bar import listener
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.cache import Cache
@@ -49,9 +50,5 @@ def make_fetcher(
         max_size: The most bytes of tensor data to take of a state whose size nobody gives.
     """
     forbidden = settings.offline() if offline is None else offline
-    if isinstance(progress, bool):
-        from mlstate.fetch.bar import terminal_bar
-
-        progress = terminal_bar() if progress else None
     transports = partial(Transports, offline=forbidden)
-    return Fetcher(cache, transports, max_size=max_size, on_progress=progress)
+    return Fetcher(cache, transports, max_size=max_size, on_progress=listener(progress))

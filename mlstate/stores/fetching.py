@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlstate.errors import IntegrityError
+from mlstate.errors import FetchError, IntegrityError, OfflineError
 from mlstate.fetch import Fetcher, FetchReport
 from mlstate.manifests import StateEntry
 from mlstate.models import LoadResult
@@ -40,7 +42,7 @@ class FetchingView(StateView):
 
         Args:
             key: The state.
-            names: The tensors that are needed; all by default.
+            names: The tensors that are needed; all by default, and the state's files.
 
         Returns:
             How many bytes came, and how many were there already.
@@ -53,7 +55,11 @@ class FetchingView(StateView):
             FetchError: Something is missing, and no mirror could give it; it lists them all.
         """
         entry = self.get(key).entry
-        return self._repaired(entry, lambda: self._fetcher.fetch(entry, check_list(names)))
+        wanted = check_list(names)
+        fetch = self._fetcher.fetch
+        return self._repaired(
+            entry, lambda: fetch(entry, wanted, files=wanted is None), wanted, files=wanted is None
+        )
 
     def bring(
         self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
@@ -88,7 +94,10 @@ class FetchingView(StateView):
         """
         entry = self.get(key).entry
         load = super().load_state_dict
-        return self._repaired(entry, lambda: load(key, names, device))
+        wanted = check_list(names)
+        return self._repaired(
+            entry, lambda: load(key, wanted, device), wanted, files=wanted is None
+        )
 
     def read_file(self, found: Found, name: str) -> bytes:
         """A file of a state, fetched if it is missing; see `StateView.read_file`."""
@@ -98,19 +107,64 @@ class FetchingView(StateView):
             self.bring(found.entry, ())
             return read(found, name)
 
-        return self._repaired(found.entry, bring_and_read)
+        return self._repaired(found.entry, bring_and_read, (), stacklevel=6)
 
-    def _repaired(self, entry: StateEntry, read: Callable[[], _Result]) -> _Result:
+    def materialize(self, key: StateKey, folder: str | os.PathLike[str], **options: Any) -> Path:
+        """Write a state as a plain folder; see `StateView.materialize`, which has the options.
+
+        Raises:
+            MlstateError: As `load`, and as `StateView.materialize`.
+        """
+        entry = self.get(key).entry
+        write = super().materialize
+        return self._repaired(entry, lambda: write(key, folder, **options))
+
+    def mend(
+        self,
+        entry: StateEntry,
+        names: Sequence[str] | None = None,
+        *,
+        files: bool = True,
+        stacklevel: int = 5,
+    ) -> bool:
+        """Set aside what is damaged of a state in the cache, and fetch it again; warns if it did.
+
+        Args:
+            entry: What is said of the state.
+            names: The tensors to look at; all by default.
+            files: Whether to look at the state's files, too.
+            stacklevel: Whom the warning concerns: as for `warnings.warn`.
+
+        Raises:
+            IntegrityError: Something is damaged and no mirror is listed; it stays where it is.
+            MlstateError: As `fetch`.
+        """
+        aside = self._fetcher.repair(entry, names, files=files)
+        if aside:
+            warnings.warn(
+                f"{entry.key} was damaged in the cache and has been fetched again; the damaged "
+                f"objects are kept: {', '.join(aside)}",
+                stacklevel=stacklevel,
+            )
+        return bool(aside)
+
+    def _repaired(
+        self,
+        entry: StateEntry,
+        read: Callable[[], _Result],
+        names: Sequence[str] | None = None,
+        *,
+        files: bool = True,
+        stacklevel: int = 4,
+    ) -> _Result:
         try:
             return read()
-        except IntegrityError:
-            aside = self._fetcher.repair(entry)
-            if not aside:
+        except IntegrityError as error:
+            try:
+                mended = self.mend(entry, names, files=files, stacklevel=stacklevel)
+            except (FetchError, OfflineError) as failure:
+                error.remedy = f"fetch it again when that is possible; now: {failure.message}"
+                raise error from failure
+            if not mended:
                 raise
-        result = read()
-        warnings.warn(
-            f"{entry.key} was damaged in the cache and has been fetched again; the damaged objects "
-            f"are kept: {', '.join(aside)}",
-            stacklevel=4,
-        )
-        return result
+        return read()

@@ -96,6 +96,17 @@ class StateView(AbstractStateStore[Any]):
             files: Whether the state's files are needed, too.
         """
 
+    def mend(self, entry: StateEntry) -> bool:
+        """Replace what is damaged of a state, where that is possible: in a cache, from a mirror.
+
+        Args:
+            entry: What is said of the state.
+
+        Returns:
+            Whether something was replaced, so that it is worth to read again.
+        """
+        return False
+
     def digest(self, key: StateKey) -> Digest:
         """The state digest of a state: exactly which weights are these?
 
