@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from mlstate import Manifest
+from mlstate.locations import Mirror
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+TOML = re.compile(r"^```toml\n(.*?)^```", re.M | re.S)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/fetching.md"])
 def test_every_block_runs(name, tmp_path):
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks
@@ -27,6 +31,19 @@ def test_every_block_runs(name, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    if name == "docs/fetching.md":  # there, this comment is what is printed
+        promised = [line for line in program.read_text().split("\n") if line.endswith("  # True")]
+        told = done.stdout.split("\n")
+        assert (told.count("True"), told.count("False")) == (len(promised), 0)
+
+
+def test_every_manifest_of_the_page_about_fetching_is_one():
+    manifests = TOML.findall((ROOT / "docs" / "fetching.md").read_text())
+    read = [Manifest.parse(text.encode(), "the page") for text in manifests]
+    mirrors = [mirror for one in read for entry in one.states.values() for mirror in entry.mirrors]
+    assert len(read) == 4
+    assert mirrors
+    assert all(isinstance(mirror, Mirror) for mirror in mirrors)
 
 
 def test_the_quickstart_tells_what_it_did(tmp_path):
