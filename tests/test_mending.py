@@ -52,7 +52,7 @@ def test_it_is_mended_and_a_warning_says_so(way, source, tmp_path):
     with pytest.warns(UserWarning, match="was damaged in the cache"):
         WAYS[way](store, tmp_path)
     digest = path.parent.name + path.name
-    assert path.read_bytes() == source.objects.open(digest).read()
+    assert path.read_bytes() == source.objects.path(digest).read_bytes()
     assert len(list((tmp_path / "cache" / "trash").glob(f"{digest}.damaged.*"))) == 1
     WAYS[way](store, tmp_path)  # and without a warning
     if way == "bundle":
