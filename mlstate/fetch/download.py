@@ -64,6 +64,8 @@ def download(
         TransportError: It could not be had.
         FormatError: It is larger than that.
     """
+    # Known before many are asked for at once: the first that fails ends them all.
+    ranges = _gives_ranges(resource)
     size = resource.size()
     if size is not None and size > max_bytes:
         raise _too_large(resource, max_bytes, f"{size} bytes")
@@ -72,11 +74,8 @@ def download(
     name = Digest.of(f"download\n{resource.address}\n{size}\n{run}".encode())
     if size is not None and (staged := receiver.staged(name, size)):
         return Downloaded(staged, resumed=True)
-    if size is not None and size >= LARGE:
-        try:
-            return _by_ranges(resource, receiver, reader, name, size)
-        except NoRangesError:
-            pass
+    if ranges and size is not None and size >= LARGE:
+        return _by_ranges(resource, receiver, reader, name, size)
     with resource.read() as stream, receiver.arriving() as arriving:
         if size is None:
             fill(reader.some(stream, max_bytes + 1), arriving)
@@ -87,12 +86,19 @@ def download(
         return Downloaded(arriving.stage(name), resumed=False)
 
 
+def _gives_ranges(resource: Resource) -> bool:
+    try:
+        with resource.read(0, 1) as stream:
+            while stream.read(1):
+                pass
+    except NoRangesError:
+        return False
+    return True
+
+
 def _by_ranges(
     resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int
 ) -> Downloaded:
-    with resource.read(0, 1) as stream:  # no ranges: better known before many are asked for,
-        while stream.read(1):  # as the first failure ends all that this reader does
-            pass
     segments = Segments(receiver)
     found: list[Downloaded] = []
 

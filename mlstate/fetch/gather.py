@@ -42,6 +42,7 @@ class Gathering(abc.ABC):
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self._segments = Segments(receiver)
+        self._reused = False
         self._lock = Lock()
 
     @abc.abstractmethod
@@ -103,6 +104,7 @@ class Gathering(abc.ABC):
 
     def distrust(self) -> None:
         """Something that an earlier run left goes into it: damage may be due to that."""
+        self._reused = True
 
     def close(self) -> None:
         """Let go of what is not finished; a later run may go on."""
@@ -204,7 +206,6 @@ class UnknownGathering(Gathering):
         self._specs: dict[str, TensorSpec] = {}
         self._inline: dict[str, InlineTensor] = {}
         self._staged: dict[str, Staged] = {}
-        self._reused = False
         self.state: StateObject | None = None
         self.digest: Digest | None = None
 
@@ -241,10 +242,6 @@ class UnknownGathering(Gathering):
     def knows(self, name: str) -> bool:
         """Always: what comes must be exactly the state."""
         return True
-
-    def distrust(self) -> None:
-        """See `Gathering.distrust`."""
-        self._reused = True
 
     def complete(self) -> None:
         """Make the state object of what came, and publish all if it is the right one."""

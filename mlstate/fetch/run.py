@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
+_EMPTY = Digest.of(b"")
 _ROOM = 1 << 30
 """What a file may have beside the state, where all of it must be read: bytes."""
 
@@ -209,6 +210,10 @@ class Run:
             if missing:
                 self._from_objects(address, {file.digest: None for file in missing.values()})
         for name, file in self._needs((), files=True).files.items():
+            if file.digest == _EMPTY:  # nobody needs to send it, and not everybody can
+                with self._receiver.arriving() as arriving:
+                    arriving.publish(_EMPTY)
+                continue
             for mirror in file.mirrors:
                 if isinstance(mirror, UnusableMirror):
                     self._pass_over(mirror)

@@ -75,6 +75,6 @@ class StateEntry:
                 key=self.key,
                 path=self.origin,
                 found=f"{near[0]}, which is no name of a manifest" if near else None,
-                remedy="pin it: write its state digest into the manifest as blake3",
+                remedy="pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest",
             )
         return self.digest

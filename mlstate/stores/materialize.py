@@ -1,4 +1,4 @@
-"""A state as a plain folder, which `from_pretrained`, vLLM and safetensors open as it is."""
+"""A state as a plain folder, which `from_pretrained` and stock safetensors open as it is."""
 
 from __future__ import annotations
 

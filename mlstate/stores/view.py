@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,14 +74,7 @@ class StateView(AbstractStateStore[Any]):
         found = self.find(key)
         if found is not None:
             return found
-        names = [str(other) for other in self.get_state_keys(key.state_type)]
-        near = get_close_matches(str(key), names, n=3, cutoff=0.85)
-        raise StateNotFoundError(
-            "there is no such state here",
-            key=key,
-            path=self,
-            remedy=f"did you mean {' or '.join(near)}?" if near else _what_is_here(names),
-        )
+        raise not_found(key, self, self.get_state_keys(key.state_type))
 
     def bring(
         self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
@@ -263,7 +256,7 @@ class StateView(AbstractStateStore[Any]):
         max_shard_size: int | str | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write a state as a plain folder: for `from_pretrained`, vLLM, stock safetensors.
+        """Write a state as a plain folder: for `from_pretrained`, stock safetensors, and the like.
 
         It holds ``model.safetensors`` and the state's files. All is verified before the first file
         gets its name. Blocks are shared with the store where the file system can (btrfs, XFS). A
@@ -293,6 +286,24 @@ class StateView(AbstractStateStore[Any]):
             return materialize_state(
                 found, folder, max_shard_size=max_shard_size, overwrite=overwrite
             )
+
+
+def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> StateNotFoundError:
+    """The error that a store has no such state.
+
+    Args:
+        key: The state.
+        store: The store.
+        having: The states of this type that are there.
+    """
+    names = [str(other) for other in having]
+    near = get_close_matches(str(key), names, n=3, cutoff=0.85)
+    return StateNotFoundError(
+        "there is no such state here",
+        key=key,
+        path=store,
+        remedy=f"did you mean {' or '.join(near)}?" if near else _what_is_here(names),
+    )
 
 
 def check_pin(found: Digest, wanted: str | None) -> None:
