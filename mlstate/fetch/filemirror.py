@@ -14,7 +14,7 @@ from mlstate.fetch.download import download
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.ground import Ground
 from mlstate.fetch.names import translate_all
-from mlstate.fetch.plainfile import FileTensor, PlainFile, read_header, read_plain_file
+from mlstate.fetch.remotefile import FileTensor, RemoteFile, read_header, read_remote_file
 from mlstate.fetch.segments import LARGE, Take
 from mlstate.fetch.sums import SummedStream, check_sha256
 from mlstate.locations import Mirror
@@ -30,7 +30,7 @@ USUAL_HEADER = 64 << 10
 class _Plain:
     """A safetensors file whose header was read, with its tensors under the names of the state."""
 
-    file: PlainFile
+    file: RemoteFile
     tensors: dict[str, FileTensor]
 
 
@@ -90,7 +90,7 @@ class FileMirror:
                 whole.append((part, resource))
                 return
             try:
-                headed[index] = _named(part, read_plain_file(resource, self._header))
+                headed[index] = _named(part, read_remote_file(resource, self._header))
             except NoRangesError:
                 whole.append((part, resource))
 
@@ -195,7 +195,7 @@ class FileMirror:
             file.discard()
 
 
-def _named(part: Mirror, file: PlainFile) -> _Plain:
+def _named(part: Mirror, file: RemoteFile) -> _Plain:
     names = translate_all(part, file.tensors)
     return _Plain(file, {name: file.tensors[old] for name, old in names.items()})
 

@@ -14,8 +14,8 @@ from threading import Lock
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, IntegrityError, concerning
-from mlstate.fetch.plainfile import FileTensor
 from mlstate.fetch.plan import Piece
+from mlstate.fetch.remotefile import FileTensor
 from mlstate.fetch.segments import LARGE, DamagedPartialError, Segments, Take
 from mlstate.format import tensor_object
 from mlstate.format.dtypes import TensorSpec

@@ -6,7 +6,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, concerning
 from mlstate.fetch.download import fill
 from mlstate.fetch.ground import Ground
-from mlstate.fetch.plainfile import read_exactly
+from mlstate.fetch.remotefile import read_exactly
 from mlstate.objects.receiving import check_arrived
 from mlstate.transport import Resource
 

@@ -1,4 +1,4 @@
-"""A plain safetensors file somewhere: which tensors it holds, and where in it."""
+"""A safetensors file somewhere: which tensors it holds, and where in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.transport import Resource, Stream
 
-__all__ = ["FileTensor", "PlainFile", "parse_header", "read_header", "read_plain_file"]
+__all__ = ["FileTensor", "RemoteFile", "parse_header", "read_header", "read_remote_file"]
 
 _LENGTH = 8
 _METADATA = "__metadata__"
@@ -28,7 +28,7 @@ class FileTensor:
 
 
 @dataclass(frozen=True)
-class PlainFile:
+class RemoteFile:
     """A safetensors file, by its header.
 
     Attributes:
@@ -44,7 +44,7 @@ class PlainFile:
     size: int
 
 
-def read_plain_file(resource: Resource, expected_header: int) -> PlainFile:
+def read_remote_file(resource: Resource, expected_header: int) -> RemoteFile:
     """Read a file's header by ranges.
 
     Args:
@@ -85,7 +85,7 @@ def _front(resource: Resource, stop: int) -> Iterator[Stream]:
         yield stream
 
 
-def read_header(resource: Resource, stream: Stream) -> PlainFile:
+def read_header(resource: Resource, stream: Stream) -> RemoteFile:
     """Read the header from the front of a stream of the whole file.
 
     Raises:
@@ -119,7 +119,7 @@ def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
     return length
 
 
-def parse_header(text: bytes, resource: Resource, total: int | None) -> PlainFile:
+def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFile:
     """Read a header: every tensor's type, shape and place, as the format of the file demands.
 
     Raises:
@@ -150,7 +150,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> PlainFil
                 expected=f"{size} bytes",
                 found=f"{total} bytes",
             )
-    return PlainFile(resource, tensors, data_start, size)
+    return RemoteFile(resource, tensors, data_start, size)
 
 
 def _entries(text: bytes) -> dict[str, Any]:
