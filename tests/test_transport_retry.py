@@ -128,7 +128,12 @@ def test_it_is_a_resource_with_streams(tmp_path):
 
 def test_progress_starts_the_count_anew_and_standing_still_does_not():
     inner = Fragile(bytes(100), [1] * 50)
-    assert everything(patient(inner, attempts=2)) == bytes(100)
+    retries = Retries(2, enough=1)
+    assert everything(retrying(inner, retries, sleep=lambda seconds: None)) == bytes(100)
+    inner = Fragile(bytes(100), [1] * 50)
+    with pytest.raises(TransportError, match="broken"):
+        everything(patient(inner, attempts=4))
+    assert len(inner.readings) == 4
     inner = Fragile(bytes(100), [10, -1, -1, -1, -1, -1, -1])
     with pytest.raises(TransportError, match="broken"):
         everything(patient(inner, attempts=4))

@@ -29,14 +29,17 @@ class Retries:
     together do not come back together.
 
     Attributes:
-        attempts: How many in all, as long as nothing at all comes.
+        attempts: How many in all, as long as next to nothing comes.
         first: The most seconds to wait after the first.
         most: The most seconds to wait after any.
+        enough: The bytes that must have come for the count to begin anew. Fewer, again and again,
+            are what a server gives that is as good as dead: it would be asked for ever.
     """
 
     attempts: int = 5
     first: float = 0.5
     most: float = 30.0
+    enough: int = 1 << 16
 
     def delay(self, failures: int, retry_after: float | None) -> float:
         """The seconds to wait after so many failures in a row."""
@@ -59,6 +62,7 @@ class _Patience:
         self._stop = stop
         self._sleep = sleep
         self._failures = 0
+        self._came = 0  # bytes since the count began
 
     def outlast(self, call: Callable[[], _T], tidy: Callable[[], None] | None = None) -> _T:
         """Call until it works; after a failure tidy up before the wait."""
@@ -70,8 +74,10 @@ class _Patience:
                     tidy()
                 self._wait(error)
 
-    def progress(self) -> None:
-        self._failures = 0
+    def progress(self, size: int) -> None:
+        self._came += size
+        if self._came >= self._retries.enough:
+            self._failures = self._came = 0
 
     def _wait(self, error: TransportError) -> None:
         """Wait until the next attempt; raises the error if there is to be none."""
@@ -162,7 +168,7 @@ class _RetryingStream:
     def read(self, size: int) -> bytes:
         data = self._patience.outlast(lambda: self._next(size), self._break_off)
         if data:
-            self._patience.progress()
+            self._patience.progress(len(data))
             self._done += len(data)
         return data
 
