@@ -17,7 +17,6 @@ def for_each(
     work: Callable[[_T], None],
     items: Iterable[_T],
     threads: int = THREADS,
-    patience: float | None = None,
 ) -> None:
     """Call ``work`` on every item, on several threads that take the next item as they come free.
 
@@ -29,8 +28,6 @@ def for_each(
         items: With what. An iterator is asked for the next item when a thread comes free, by one
             thread at a time.
         threads: How many threads work, this one included.
-        patience: The seconds to wait for the others after Ctrl-C. By default, until each has done
-            its item; where that may take long (a slow network), they are left behind.
 
     Raises:
         BaseException: The first error of any call; items not yet begun are then left out.
@@ -61,7 +58,7 @@ def for_each(
     except BaseException as error:  # Ctrl-C: the helpers take no further item
         errors.append(error)
         for helper in helpers:
-            helper.join(patience)
+            helper.join()
         raise
     if errors:
         raise errors[0]

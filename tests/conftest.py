@@ -13,7 +13,7 @@ from tests.servers.fixtures import *  # noqa: F403
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path_factory, monkeypatch):
     for name in list(os.environ):
-        if name.startswith(("MLSTATE_", "HF_")) or name.upper().endswith(
+        if name.startswith(("MLSTATE_", "HF_", "AWS_")) or name.upper().endswith(
             ("_PROXY", "_CA_BUNDLE", "NETRC")
         ):
             monkeypatch.delenv(name)
@@ -22,5 +22,8 @@ def own_environment(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(home / "aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "aws-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     if hub := sys.modules.get("huggingface_hub"):  # which read its settings when it was imported
         monkeypatch.setattr(hub, "get_token", lambda: None)

@@ -53,14 +53,14 @@ def _terminal_bar() -> OnProgress | None:
     )
 
     def show(progress: Progress) -> None:
+        if not bars.task_ids and not progress.ended:
+            bars.add_task(progress.what)
+            bars.start()
+        for task in bars.task_ids:
+            bars.update(task, completed=progress.done, total=progress.total)
         if progress.ended:
             bars.stop()
             for task in bars.task_ids:
                 bars.remove_task(task)
-            return
-        if not bars.task_ids:
-            bars.add_task(progress.what)
-            bars.start()
-        bars.update(bars.task_ids[0], completed=progress.done, total=progress.total)
 
     return show

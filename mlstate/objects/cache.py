@@ -67,14 +67,18 @@ class Cache(ChainObjectStore):
         Returns:
             Where it is now.
         """
-        store = next(store for store in self._asked(digest) if store.size(digest) is not None)
+        having = (store for store in self._asked(digest) if store.size(digest) is not None)
+        store = next(having, self.stores[-1])
         if store is not self.own:
             self._damaged.add((store, digest))
             return store.locate(digest)
         trash = self.own.root / layout.TRASH
         make_folders(self.own.root, trash)
         target = trash / f"{digest}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}"
-        os.replace(self.own.path(digest), target)
+        try:
+            os.replace(self.own.path(digest), target)
+        except FileNotFoundError:
+            return f"{self.own.path(digest)} (another process has set it aside)"
         return str(target)
 
     def _asked(self, digest: Digest) -> list[ObjectStore]:

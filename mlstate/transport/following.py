@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from urllib3 import BaseHTTPResponse
 
-from mlstate.errors import OfflineError, TransportError
+from mlstate.errors import TransportError
 from mlstate.transport.addresses import Url
 from mlstate.transport.credentials import Credentials
 from mlstate.transport.session import Session, let_go
 
-__all__ = ["Place", "Web"]
+__all__ = ["USUAL", "Place", "Web"]
 
 REDIRECTS = 10
 _MOVED = frozenset({301, 302, 303, 307, 308})
@@ -28,7 +28,7 @@ def _agent() -> str:
         return "mlstate"
 
 
-_USUAL = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _agent()}
+USUAL = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _agent()}
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,12 @@ class Web:
     def __init__(
         self,
         *,
-        offline: bool,
         connections: int,
         connect_timeout: float,
         read_timeout: float,
         low_speed: float,
         low_speed_seconds: float,
     ) -> None:
-        self.offline = offline
         self.low_speed = low_speed
         self.low_speed_seconds = low_speed_seconds
         self._begin = partial(
@@ -125,11 +123,10 @@ class Web:
 
         Raises:
             TransportError: There is no reply, or a redirect is not followed.
-            OfflineError: Sockets are not allowed.
         """
-        session = self._begun(address)
+        session = self._begun()
         while True:
-            sent = {**_USUAL, **headers}
+            sent = {**USUAL, **headers}
             if authorization := self._credentials.authorization(place.url, place.via):
                 sent["Authorization"] = authorization
             reply = session.get(place.url, sent, address)
@@ -146,13 +143,7 @@ class Web:
         if session is not None:
             session.close()
 
-    def _begun(self, address: str) -> Session:
-        if self.offline:
-            raise OfflineError(
-                "the network is needed, and may not be used",
-                path=address,
-                remedy="allow the network (unset MLSTATE_OFFLINE), or put it into the cache before",
-            )
+    def _begun(self) -> Session:
         with self._lock:
             if self._closed:
                 raise ValueError("these transports are closed")

@@ -53,7 +53,6 @@ class HttpResource:
 
         Raises:
             TransportError: It cannot be had.
-            OfflineError: Sockets are not allowed.
         """
         if self._size is None and not self._size_asked:
             # Not HEAD, which servers refuse more often, and which a signature may not cover.
@@ -76,7 +75,6 @@ class HttpResource:
         Raises:
             NoRangesError: The server gives the whole file only. Nothing of it was read.
             TransportError: It cannot be had, or the reply is not what was asked for.
-            OfflineError: Sockets are not allowed.
         """
         check_range(start, stop)
         if start == stop:  # HTTP has no words for it

@@ -13,6 +13,7 @@ from mlstate.transport.addresses import Url
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
 from mlstate.transport.interface import Resource
 from mlstate.transport.local import LocalResource, file_path
+from mlstate.transport.offline import OfflineResource
 
 if TYPE_CHECKING:
     from mlstate.transport.following import Web
@@ -120,16 +121,17 @@ class Transports:
         self.close()
 
     def _connect(self, text: str, address: str | None = None) -> Resource:
+        url = Url.parse(text)
+        if self._offline:
+            return OfflineResource(url.shown if address is None else address)
         from mlstate.transport.following import Web
         from mlstate.transport.http import HttpResource
 
-        url = Url.parse(text)
         with self._lock:
             if self._closed:
                 raise ValueError("these transports are closed")
             if self._web is None:
                 self._web = Web(
-                    offline=self._offline,
                     connections=self._connections,
                     connect_timeout=self._connect_timeout,
                     read_timeout=self._read_timeout,
