@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mlstate.stores import (
         AbstractListStateStore,
         AbstractStateStore,
+        GitHUBReleaseStore,
+        GitHubReleaseStore,
         LocalStateStore,
         ManifestStore,
         MemoryStateStore,
@@ -33,6 +35,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AbstractListStateStore",
     "AbstractStateStore",
+    "GitHUBReleaseStore",
+    "GitHubReleaseStore",
     "LoadResult",
     "LocalStateStore",
     "Manifest",
@@ -54,6 +58,8 @@ __all__ = [
 _HOMES = {
     "AbstractListStateStore": "mlstate.stores",
     "AbstractStateStore": "mlstate.stores",
+    "GitHUBReleaseStore": "mlstate.stores",
+    "GitHubReleaseStore": "mlstate.stores",
     "LoadResult": "mlstate.models",
     "LocalStateStore": "mlstate.stores",
     "Manifest": "mlstate.manifests",

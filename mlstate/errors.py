@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
+    "AccessError",
     "FetchError",
     "FormatError",
     "IncompatibleStateError",
     "IntegrityError",
+    "LimitError",
     "ManifestError",
     "MlstateError",
     "NoRangesError",
     "ObjectNotFoundError",
     "OfflineError",
+    "RateLimitError",
     "ReadOnlyStoreError",
     "StateExistsError",
     "StateNotFoundError",
@@ -141,6 +144,14 @@ class ReadOnlyStoreError(MlstateError, NotImplementedError):
     """This store, or this state of it, cannot be written."""
 
 
+class AccessError(MlstateError, PermissionError):
+    """A credential is missing, wrong or expired, or does not allow this."""
+
+
+class LimitError(MlstateError, ValueError):
+    """More than a service takes: too large, or too many."""
+
+
 class OfflineError(MlstateError, ConnectionError):
     """Something is not in the cache, and the network may not be used."""
 
@@ -167,6 +178,18 @@ class TransportError(MlstateError, ConnectionError):
         self.transient = transient
         self.retry_after = retry_after
         self.status = status
+
+
+class RateLimitError(TransportError):
+    """A service allows no more requests for now.
+
+    Attributes:
+        reset: When it will allow some again, in seconds since the epoch; or None.
+    """
+
+    def __init__(self, message: str, *, reset: float | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.reset = reset
 
 
 class NoRangesError(TransportError):

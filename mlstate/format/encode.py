@@ -24,7 +24,7 @@ from mlstate.format.state_object import (
     TensorRef,
     check_bytes_state,
 )
-from mlstate.parallel import for_each
+from mlstate.parallel import THREADS, for_each
 
 __all__ = [
     "EncodedState",
@@ -108,7 +108,7 @@ class EncodedState:
 
 
 def encode_state(
-    sources: Iterable[TensorSource], on_object: OnObject | None = None
+    sources: Iterable[TensorSource], on_object: OnObject | None = None, threads: int = THREADS
 ) -> EncodedState:
     """Hash every tensor and make the state object.
 
@@ -116,6 +116,7 @@ def encode_state(
         sources: The tensors of the state; each name once.
         on_object: Called for each tensor object, from several threads; equal tensors may bring
             the same object twice.
+        threads: How many tensors to take at once.
 
     Raises:
         FormatError: A name or a set of names that the format does not allow.
@@ -145,7 +146,7 @@ def encode_state(
             refs[source.name] = TensorRef(source.spec, digest)
 
     # The largest first, so that the threads end together.
-    for_each(encode, sorted(large.values(), key=lambda tied: -tied[0].spec.nbytes))
+    for_each(encode, sorted(large.values(), key=lambda tied: -tied[0].spec.nbytes), threads)
     state = StateObject(inline, refs)
     data = state.encode()
     return EncodedState(state, data, Digest.of(data), by_digest)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import ObjectNotFoundError
-from mlstate.objects.interface import ObjectWriter, WritableObjectStore
+from mlstate.objects.interface import ObjectStore, ObjectWriter, WritableObjectStore
 from mlstate.objects.verified import digest_of
+from mlstate.parallel import THREADS, for_each
 
-__all__ = ["SaveAct"]
+__all__ = ["SaveAct", "absent"]
 
 
 class SaveAct:
@@ -19,10 +20,14 @@ class SaveAct:
     Args:
         objects: Where to store.
         verify: Read what is there before it is reused, and write it again if it is damaged.
+        threads: How many objects to look at at once.
     """
 
-    def __init__(self, objects: WritableObjectStore, *, verify: bool) -> None:
+    def __init__(
+        self, objects: WritableObjectStore, *, verify: bool, threads: int = THREADS
+    ) -> None:
         self._objects = objects
+        self._threads = threads
         self._writer: ObjectWriter = objects.writer()
         self._verify = verify
         self._taken: set[Digest] = set()
@@ -47,10 +52,32 @@ class SaveAct:
 
     def lost(self) -> bool:
         """Whether something that was reused is gone since: pruning was at work."""
-        return any(self._objects.size(digest) != size for digest, size in self._reused.items())
+        return bool(absent(self._objects, self._reused, self._threads))
 
     def _damaged(self, digest: Digest) -> bool:
         try:
             return digest_of(self._objects, digest) != digest
         except ObjectNotFoundError:
             return True
+
+
+def absent(
+    objects: ObjectStore, sizes: Mapping[Digest, int | None], threads: int = THREADS
+) -> list[Digest]:
+    """Which of these objects are not there, or have another size.
+
+    Args:
+        objects: Where to look.
+        sizes: The objects, each with its size in bytes, or None if any size will do.
+        threads: How many to look at at once.
+    """
+    found: list[Digest] = []
+
+    def look(item: tuple[Digest, int | None]) -> None:
+        digest, expected = item
+        size = objects.size(digest)
+        if size is None or (expected is not None and size != expected):
+            found.append(digest)
+
+    for_each(look, sizes.items(), threads)
+    return found

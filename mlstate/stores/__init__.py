@@ -2,6 +2,7 @@
 
 from mlstate.stores.abstract import AbstractStateStore
 from mlstate.stores.bundles import bundle, unbundle
+from mlstate.stores.github import GitHUBReleaseStore, GitHubReleaseStore
 from mlstate.stores.list import AbstractListStateStore
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model, manifest_of
@@ -12,6 +13,8 @@ from mlstate.stores.prune import PruneReport
 __all__ = [
     "AbstractListStateStore",
     "AbstractStateStore",
+    "GitHUBReleaseStore",
+    "GitHubReleaseStore",
     "LocalStateStore",
     "ManifestStore",
     "MemoryStateStore",

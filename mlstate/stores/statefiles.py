@@ -25,6 +25,7 @@ __all__ = [
     "StateFiles",
     "format_state_file",
     "parse_state_file",
+    "trash_name",
 ]
 
 
@@ -145,7 +146,7 @@ class FolderStateFiles:
                 self._bury(key, path.read_bytes())
                 path.unlink()
             else:
-                os.rename(path, trash / _trash_name(key))
+                os.rename(path, trash / trash_name(key))
         except FileNotFoundError:
             return False
         sync_path(trash)
@@ -153,7 +154,7 @@ class FolderStateFiles:
         return True
 
     def _bury(self, key: StateKey, data: bytes) -> None:
-        write_in_store(self.root, f"{layout.TRASH}/{_trash_name(key)}", [data])
+        write_in_store(self.root, f"{layout.TRASH}/{trash_name(key)}", [data])
 
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs in case only: one file where names ignore case."""
@@ -225,7 +226,8 @@ class MemoryStateFiles:
         return f"memory:{key}"
 
 
-def _trash_name(key: StateKey) -> str:
+def trash_name(key: StateKey) -> str:
+    """A name in trash/ for a state file that is taken away."""
     return f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
 
 

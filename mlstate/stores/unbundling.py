@@ -196,7 +196,7 @@ class Unbundling:
         self._taken.add(digest)
         for entry in heads:
             with concerning(entry.key):
-                for name, ref in read_state(entry, self._store.objects).refs.items():
+                for name, ref in read_state(entry, self._store.target).refs.items():
                     self._want(name, ref.digest, tensor_object.object_size(ref.spec))
 
     def _want(self, name: str, digest: Digest, size: int) -> None:
@@ -229,7 +229,7 @@ class Unbundling:
     def _objects(self) -> ObjectWriter:
         # Not before there is something to write: a refused bundle makes no store.
         if self._writer is None:
-            self._writer = self._store.objects.writer()
+            self._writer = self._store.target.writer()
         return self._writer
 
     def _pieces(self, member: Member) -> Iterator[bytes]:
@@ -257,10 +257,10 @@ class Unbundling:
     def _look_again(self) -> None:
         """Pruning may have taken a reused object before a state file named it."""
         for digest, size in self._reused.items():
-            if self._store.objects.size(digest) != size:
+            if self._store.target.size(digest) != size:
                 raise ObjectNotFoundError(
                     "an object was pruned while a bundle that has it was read",
-                    path=self._store.objects.locate(digest),
+                    path=self._store.target.locate(digest),
                     expected=digest,
                     remedy="read the bundle again: that brings what is missing",
                 )

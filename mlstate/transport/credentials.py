@@ -26,7 +26,7 @@ from typing import Any
 from mlstate.errors import FormatError
 from mlstate.transport.addresses import Url
 
-__all__ = ["Credentials", "hub_endpoint", "token_variable"]
+__all__ = ["Credentials", "checked_token", "hub_endpoint", "token_variable"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _LINE = re.compile(r"at line (\d+)")
@@ -81,7 +81,7 @@ class Credentials:
             variable = token_variable(url.host)
             # A "_" in a host name could pass for the "." of another.
             if "_" not in url.host and (token := os.environ.get(variable)):
-                return _checked(token, variable)
+                return checked_token(token, variable)
             if (token := tokens.get(host, tokens.get(url.host))) is not None:
                 return token
         return _hub_token(url)
@@ -104,7 +104,7 @@ def _same_server(before: Url, url: Url) -> bool:
     return upgraded or before.origin == url.origin
 
 
-def _checked(token: str, where: str) -> str:
+def checked_token(token: str, where: str) -> str:
     """A token without the space around it; http.client would show one with a line break in it."""
     token = token.strip()
     if not _TOKEN.fullmatch(token):
@@ -116,13 +116,13 @@ def _hub_token(url: Url) -> str | None:
     if url.origin != Url.parse(hub_endpoint()).origin:
         return None
     if token := os.environ.get("HF_TOKEN"):
-        return _checked(token, "HF_TOKEN")
+        return checked_token(token, "HF_TOKEN")
     if find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import get_token
 
     token = get_token()
-    return None if token is None else _checked(token, "the token file of huggingface_hub")
+    return None if token is None else checked_token(token, "the token file of huggingface_hub")
 
 
 def _config_path() -> Path:
@@ -155,7 +155,7 @@ def _read_config() -> dict[str, str]:
             path=path,
             expected='"host" = "token", with the host in quotes',
         )
-    return {host.lower(): _checked(token, str(path)) for host, token in tokens.items()}
+    return {host.lower(): checked_token(token, str(path)) for host, token in tokens.items()}
 
 
 def _read_netrc() -> dict[str, tuple[str, str]]:

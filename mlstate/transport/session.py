@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, T
 from urllib3 import exceptions as problems
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from mlstate.digests import Bytes
 from mlstate.errors import TransportError
 from mlstate.transport.addresses import Url
 
@@ -115,7 +116,7 @@ class _Route:
 
 
 class Session:
-    """Sends GET requests, from any thread. Follows nothing, retries nothing, keeps no cookies."""
+    """Sends requests, from any thread. Follows nothing, retries nothing, keeps no cookies."""
 
     def __init__(self, *, connections: int, connect_timeout: float, read_timeout: float) -> None:
         self._session = requests.Session()
@@ -127,23 +128,43 @@ class Session:
         self._lock = threading.Lock()
 
     def get(self, url: Url, headers: Mapping[str, str], address: str) -> BaseHTTPResponse:
+        """Send a GET request; see `send`."""
+        return self.send("GET", url, headers, address)
+
+    def send(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        address: str,
+        *,
+        body: bytes | Iterable[Bytes] | None = None,
+        patience: float | None = None,
+    ) -> BaseHTTPResponse:
         """Send a request and wait for the headers of its reply.
 
         Args:
+            method: What to do.
             url: Where to.
-            headers: All of them.
+            headers: All of them; with a body of parts its Content-Length, too.
             address: What an error calls the resource.
+            body: What to send along. Parts are asked for one by one, as the network takes them.
+            patience: The seconds to wait for the reply, if not the usual.
 
         Raises:
             TransportError: There is no reply.
         """
         route = self._route(url, address)
+        timeout = self._timeout
+        if patience is not None:
+            timeout = Timeout(connect=timeout.connect_timeout, read=patience)
         with explained(address), _discreet():
             return route.pool.urlopen(
-                "GET",
+                method,
                 url.secret_text if route.absolute else url.target,
+                body=body,  # type: ignore[arg-type]  # views are sent, too
                 headers=headers,
-                timeout=self._timeout,
+                timeout=timeout,
                 retries=False,
                 redirect=False,
                 assert_same_host=False,

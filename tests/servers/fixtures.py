@@ -10,17 +10,26 @@ from pathlib import Path
 import pytest
 import urllib3
 
+from tests.servers.ceph import Ceph
 from tests.servers.chaos import Chaos
+from tests.servers.github import GitHub
 from tests.servers.hub import Hub
 from tests.servers.liar import Liar
+from tests.servers.moto import Moto
 from tests.servers.nginx import Nginx
 from tests.servers.ports import MissingProgramError
+from tests.servers.rclone import Rclone
 from tests.servers.recording import RecordingServer
+from tests.servers.s3 import S3Server
 from tests.servers.tls import certificate
 
 __all__ = [
+    "ceph",
+    "github",
     "http",
     "hub",
+    "moto",
+    "rclone",
     "recording_server",
     "start_chaos",
     "start_liar",
@@ -41,6 +50,19 @@ def http() -> Iterator[urllib3.PoolManager]:
 def recording_server() -> Iterator[RecordingServer]:
     """A `RecordingServer` with no files yet: put them into its ``files``."""
     with RecordingServer() as server:
+        yield server
+
+
+@pytest.fixture
+def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+    """A `GitHub` with the repository ``org/models``, and its token in the environment."""
+    for name in ("GITHUB_TOKEN", "GH_API_BASIC_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+    with GitHub() as server:
+        server.add()
+        monkeypatch.setenv("GITHUB_API_URL", server.api_url)
+        monkeypatch.setenv("GITHUB_SERVER_URL", server.web.url)
+        monkeypatch.setenv("GH_TOKEN", server.token)
         yield server
 
 
@@ -93,3 +115,30 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]
         return certificate(tmp_path_factory.mktemp("tls"))
     except MissingProgramError as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """A `Moto` for all tests of a process: each makes a bucket of its own."""
+    yield from _serving(Moto)
+
+
+@pytest.fixture(scope="session")
+def rclone() -> Iterator[S3Server]:
+    """An `Rclone` for all tests of a process: each makes a bucket of its own."""
+    yield from _serving(Rclone)
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    """A `Ceph` for all tests of a process: each makes a bucket of its own."""
+    yield from _serving(Ceph)
+
+
+def _serving(kind: Callable[[], S3Server]) -> Iterator[S3Server]:
+    try:
+        server = kind()
+    except MissingProgramError as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
