@@ -18,7 +18,7 @@ import torch
 
 from mlstate import StateKey
 from mlstate.format import layout
-from mlstate.objects.partial import SEGMENT
+from mlstate.objects.partial import BLOCK, SEGMENT
 from tests.fetching import Published, check_cache, manifest_store, publish, start_child
 from tests.fetching import write_manifest as write
 from tests.models import same
@@ -100,7 +100,7 @@ class Scene:
                 if path.suffix == layout.DONE_SUFFIX:
                     size = path.with_suffix("").stat().st_size
                     marks = enumerate(path.read_bytes())
-                    count += sum(min(SEGMENT, size - i * SEGMENT) for i, done in marks if done)
+                    count += sum(min(BLOCK, size - i * BLOCK) for i, done in marks if done)
                 elif path.suffix == layout.STAGED_SUFFIX or "objects" in path.parts:
                     count += path.stat().st_size if path.is_file() else 0
         return count
@@ -165,12 +165,27 @@ def test_after_kill_9_what_was_complete_is_not_fetched_again(scene: Scene, way: 
     assert [path.name for path in (scene.cache / "tmp").iterdir()] == []
 
 
+def test_what_every_stream_had_brought_when_it_was_killed_is_not_fetched_again(
+    scene: Scene, start_nginx
+):
+    """As of one large tensor from a slow server: all of its streams are half way through."""
+    slow = start_nginx(scene.published.folder, limit_rate=2 << 20).url("", "slow").rstrip("/")
+    child = scene.start(FETCH, scene.manifest("ranges", slow), scene.cache, KEY)
+    wait_until(lambda: scene.complete() >= scene.published.nbytes // 3)
+    child.kill()
+    child.communicate()
+    scene.gate.opened.set()
+    complete = scene.complete()
+    assert complete < scene.published.nbytes - BLOCK
+    assert scene.again("ranges") <= scene.published.nbytes - complete + 100_000
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_partial_that_was_damaged_meanwhile_is_noticed(scene: Scene, way: str):
     scene.killed(way)
     (partial,) = (scene.cache / "tmp").glob(f"*{layout.PARTIAL_SUFFIX}")
     marks = partial.with_name(partial.name + layout.DONE_SUFFIX).read_bytes()
-    flip(partial, marks.index(1) * SEGMENT + SEGMENT // 2)
+    flip(partial, marks.index(1) * BLOCK + BLOCK // 2)
     assert scene.again(way) > scene.published.tensors["big"].nbytes
     assert [path.name for path in (scene.cache / "tmp").iterdir()] == []
 

@@ -48,6 +48,7 @@ def receiver(store: FolderObjectStore) -> Receiver:
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partials, "SEGMENT", SMALL_SEGMENT)
+    monkeypatch.setattr(partials, "BLOCK", SMALL_SEGMENT)
 
 
 def temporaries(store: FolderObjectStore) -> list[str]:
@@ -158,6 +159,7 @@ def test_any_order_of_segments_in_any_number_of_runs_makes_the_same_object(
 ):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(partials, "SEGMENT", SMALL_SEGMENT)
+        patch.setattr(partials, "BLOCK", SMALL_SEGMENT)
         store = FolderObjectStore(folder)
         cuts = sorted(data.draw(st.lists(st.integers(0, 6), min_size=runs, max_size=runs)))
         shares = [order[a:b] for a, b in zip([0, *cuts], [*cuts, 6], strict=True)]
@@ -185,7 +187,34 @@ def put(partial: partials.Partial, start: int, stop: int) -> bool:
     middle = (start + stop) // 2
     partial.write(middle, DATA[middle:stop])
     partial.write(start, DATA[start:middle])
-    return partial.done(start)
+    partial.mark(start, stop)
+    return partial.claim()
+
+
+@given(cuts=st.lists(st.integers(0, 23_000), max_size=8), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_is_marked_is_there_and_what_is_missing_is_asked_for_in_bounded_ranges(
+    cuts: list[int], data: st.DataObject
+):
+    block, segment, size = 1000, 4000, 22_500
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(partials, "SEGMENT", segment)
+        patch.setattr(partials, "BLOCK", block)
+        partial = Receiver(FolderObjectStore(folder), durable=False).partial(NAME, size)
+        there: set[int] = set()
+        for cut in cuts:  # streams that were broken off
+            start = data.draw(st.integers(0, 22)) * block
+            stop = min(max(cut, start), size)
+            partial.mark(start, stop)
+            blocks = range(start // block, stop // block if stop < size else 23)
+            there.update(blocks)
+        missing = partial.missing()
+        assert all(0 < stop - start <= segment for start, stop in missing)
+        covered = [at for start, stop in missing for at in range(start // block, -(-stop // block))]
+        assert covered == [at for at in range(23) if at not in there]
+        assert partial.claim() == (not missing)
+        assert not partial.claim()
+        partial.discard()
 
 
 def test_a_partial_of_another_size_begins_anew(receiver: Receiver, small_segments: None):
@@ -253,7 +282,7 @@ from mlstate.objects.receiving import Receiver
 folder, way, user = sys.argv[1], sys.argv[2], int(sys.argv[3])
 data = sys.stdin.buffer.read()
 digest, name = Digest.of(data), "ab" * 32
-partial.SEGMENT = 4096
+partial.SEGMENT = partial.BLOCK = 4096
 if user:
     os.setgroups([]); os.setgid(user); os.setuid(user)
 def receive():
@@ -274,7 +303,7 @@ def receive():
         whole = receiver.partial(name, len(data))
         for start, stop in whole.missing():
             whole.write(start, data[start:stop])
-            whole.done(start)
+            whole.mark(start, stop)
         assert whole.digest() == digest
         receiver.publish_partial(whole, digest)
 def after(steps):

@@ -75,7 +75,8 @@ class Segments:
                 for chunk in convert(chunks):
                     partial.write(position, chunk)
                     position += len(chunk)
-                if partial.done(begin):
+                    begin = partial.mark(begin, position)
+                if partial.claim():
                     self._complete(name, complete)
 
             shift = start - len(head)

@@ -1,8 +1,8 @@
 """A large object that arrives in segments, in any order, over several runs of a program.
 
-The segments go to their places in ``tmp/<name>.partial``; beside it ``<name>.partial.done`` has a
-byte for each segment, set when the segment is there. A process that is killed loses the segments
-that were under way, no more. Nobody trusts the two files: the whole is hashed before it is used.
+The bytes go to their places in ``tmp/<name>.partial``; beside it ``<name>.partial.done`` has a byte
+for each block, set when all of the block is there. A process that is killed loses the blocks that
+were under way, no more. Nobody trusts the two files: the whole is hashed before it is used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from mlstate.format import layout
 from mlstate.objects.locks import try_lock
 from mlstate.parallel import THREADS
 
-__all__ = ["SEGMENT", "Partial"]
+__all__ = ["BLOCK", "SEGMENT", "Partial"]
 
 SEGMENT = 16 << 20
-"""Bytes that are marked as done together: what a killed process may have to fetch again."""
+"""The most bytes that are asked for at once."""
+BLOCK = 1 << 20
+"""Bytes that are marked as done together: what each stream of a killed process may lose."""
 
 _WINDOW = 64 << 20
 
@@ -40,7 +42,7 @@ class Partial:
         size: Its size in bytes.
 
     Attributes:
-        resumed: Whether segments of an earlier run are in it.
+        resumed: Whether something of an earlier run is in it.
     """
 
     def __init__(self, folder: Path, name: str, size: int) -> None:
@@ -56,7 +58,7 @@ class Partial:
         self._marks_path = self.path.with_name(f"{self.path.name}{layout.DONE_SUFFIX}")
         self._remove: tuple[Path, ...] = () if found_again else (self._marks_path, self.path)
         self._marks = os.open(self._marks_path, _FLAGS, 0o666)
-        count = -(-size // SEGMENT)
+        count = -(-size // BLOCK)
         done = os.pread(self._marks, count, 0)
         if os.fstat(self.descriptor).st_size != size or len(done) != count:
             done = bytes(count)
@@ -66,14 +68,20 @@ class Partial:
             os.ftruncate(self.descriptor, size)
         self._done = bytearray(done)
         self.resumed = any(self._done)
+        self._left = self._done.count(0)
+        self._claimed = False
 
     def missing(self) -> list[tuple[int, int]]:
-        """The segments that are not there yet: start and stop, in bytes."""
-        return [
-            (index * SEGMENT, min((index + 1) * SEGMENT, self.size))
-            for index, done in enumerate(self._done)
-            if not done
-        ]
+        """What is not there yet: start and stop in bytes, at most `SEGMENT` each."""
+        found: list[tuple[int, int]] = []
+        for index, done in enumerate(self._done):
+            start = index * BLOCK
+            if done:
+                continue
+            if found and found[-1][1] == start and start + BLOCK - found[-1][0] <= SEGMENT:
+                start = found.pop()[0]
+            found.append((start, min((index + 1) * BLOCK, self.size)))
+        return found
 
     def write(self, position: int, data: Bytes) -> None:
         """Put bytes in their place; called from several threads."""
@@ -82,17 +90,29 @@ class Partial:
             count = os.pwrite(self.descriptor, view, position)
             view, position = view[count:], position + count
 
-    def done(self, start: int) -> bool:
-        """Mark the segment that begins here as complete.
+    def mark(self, start: int, stop: int) -> int:
+        """Note that all bytes of a range are there.
+
+        Args:
+            start: Where it begins, at the beginning of a block.
+            stop: Where it ends; a block that is not complete is not marked.
 
         Returns:
-            Whether it was the last that was missing: true once.
+            Where the last marked block ends: the next ``start``.
         """
-        index = start // SEGMENT
+        first, last = start // BLOCK, stop // BLOCK if stop < self.size else len(self._done)
+        if last > first:
+            with self._lock:
+                self._left -= self._done.count(0, first, last)
+                self._done[first:last] = b"\x01" * (last - first)
+            os.pwrite(self._marks, b"\x01" * (last - first), first)
+        return last * BLOCK
+
+    def claim(self) -> bool:
+        """Whether all is there; true once, for who is to do what comes then."""
         with self._lock:
-            self._done[index] = 1
-            os.pwrite(self._marks, b"\x01", index)
-            return all(self._done)
+            first, self._claimed = not self._left and not self._claimed, not self._left
+            return first
 
     def digest(self) -> Digest:
         """The digest of the whole, read once from front to back."""
