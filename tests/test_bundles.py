@@ -468,7 +468,7 @@ def test_a_state_without_an_object_store_entry_is_refused(tar, tmp_path):
         "x",
         "version = 1\n",
         text.replace("net.a", "net.c"),
-        text.replace("blake3 = ", "blake4 = "),
+        text.replace("blake3 = ", "sha256 = "),
         text.replace("size = ", "size = 1"),
         text.replace("version = 1", "version = 2"),
         text.replace("config.json", "../config.json"),

@@ -579,7 +579,7 @@ def test_a_missing_tensor_is_named(web, recording_server, tmp_path):
     store = store_of(tmp_path, entry)
     with pytest.raises(FetchError) as caught:
         store.fetch(KEY)
-    assert "1 tensors of" in caught.value.found
+    assert "1 tensor of" in caught.value.found
     assert "layer.1.weight" in caught.value.found
     assert same(store.load_state_dict(KEY, list(kept)), kept)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,19 @@ from mlstate import (
     StateType,
     Store,
     load_pretrained_model,
+    lock,
+    manifest_of,
 )
 from mlstate.digests import Digest
 from mlstate.errors import (
+    FormatError,
     ManifestError,
     ObjectNotFoundError,
     ReadOnlyStoreError,
     StateNotFoundError,
     UnpinnedStateError,
 )
+from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from tests.models import LINEAR, net, same, values
@@ -164,3 +169,72 @@ def test_the_default_store_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_mirror_of_ones_own_comes_before_those_of_a_shipped_state(local, tmp_path, monkeypatch):
+    """As for a machine without the internet: the state is shipped, the mirror is in the house."""
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    entry = replace(local.get(KEY).entry, mirrors=(parse_mirror("https://weights.invalid/a"),))
+    Manifest({KEY: entry}).write(shipped / "a.toml")
+    monkeypatch.setattr("mlstate.stores.manifest._shipped_manifests", lambda: shipped)
+    own = tmp_path / "own" / "mine.toml"
+    own.parent.mkdir()
+    Manifest({KEY: replace(local.get(KEY).entry, files={})}, objects=("../local",)).write(own)
+    monkeypatch.setenv("MLSTATE_MANIFESTS", str(own))
+    store = Store()
+    store.load(net(2), KEY)
+    assert store.files(KEY)["f"] == b"file"  # the shipped one names it, the own mirror has it
+    found = store.get(KEY).entry
+    assert found.objects == (str(local.folder),)
+    assert [mirror.urls for mirror in found.mirrors] == [("https://weights.invalid/a",)]
+    assert str(own) in found.origin
+    assert str(shipped / "a.toml") in found.origin
+
+
+def test_what_two_manifests_say_of_a_state_is_put_together(local, tmp_path):
+    base = local.get(KEY).entry
+    for name, mirror, meta in (("a", "a.safetensors", {"n": 1}), ("b", "b.safetensors", {"m": 2})):
+        folder = tmp_path / "both" / name
+        folder.mkdir(parents=True)
+        mirrors = (parse_mirror(mirror), parse_mirror("https://weights.invalid/both"))
+        Manifest({KEY: replace(base, mirrors=mirrors, meta=meta)}).write(folder / "x.toml")
+    found = ManifestStore(tmp_path / "both", cache=local.folder).get(KEY).entry
+    assert [mirror.urls[0] for mirror in found.mirrors] == [
+        str(tmp_path / "both" / "a" / "a.safetensors"),
+        "https://weights.invalid/both",
+        str(tmp_path / "both" / "b" / "b.safetensors"),
+    ]
+    assert found.meta == {"n": 1, "m": 2}
+
+
+def test_a_name_that_looks_misspelt_is_said_to_be_and_never_pinned_anew(local, tmp_path):
+    path = tmp_path / "typo.toml"
+    text = f'version = 1\n\n[states."{KEY}"]\nblak3 = "{"0" * 64}"\nmirror = ["x"]\n'
+    path.write_text(text)
+    with pytest.warns(UserWarning) as warned:
+        store = ManifestStore(path, cache=local.folder)
+    said = [str(warning.message) for warning in warned]
+    assert any("blak3" in message and "did you mean blake3" in message for message in said)
+    assert any("did you mean mirrors" in message for message in said)
+    with pytest.raises(UnpinnedStateError) as caught:
+        store.load(net(2), KEY)
+    assert caught.value.remedy == "call it blake3"
+    with pytest.warns(UserWarning), pytest.raises(UnpinnedStateError, match="call it blake3"):
+        lock(path, cache=local.folder)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda local, path: manifest_of(local, KEY),
+        lambda local, path: manifest_of(local, [str(KEY)]),
+        lambda local, path: manifest_of(local, objects="https://weights.invalid"),
+        lambda local, path: lock(path, KEY),
+        lambda local, path: lock(path, str(KEY)),
+    ],
+)
+def test_one_thing_where_a_list_is_needed_is_refused(call, local, manifest):
+    with pytest.raises(FormatError, match=r"list|StateKey"):
+        call(local, manifest)

@@ -55,7 +55,8 @@ class Needs:
             parts.append("its state object")
         if self.refs:
             names, size = _some(self.refs), sum(self.objects.values())
-            parts.append(f"{len(self.objects)} tensors of {size} bytes ({names})")
+            count = len(self.objects)
+            parts.append(f"{count} tensor{'s'[: count > 1]} of {size} bytes ({names})")
         if self.files:
             parts.append(f"the files {_some(self.files)}")
         return "; ".join(parts)

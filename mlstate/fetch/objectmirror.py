@@ -102,8 +102,12 @@ class ObjectMirror:
         for piece in self._large.pieces(digest, size, complete):
             yield partial(fetch, piece)
 
+    def address_of(self, digest: Digest) -> str:
+        """Where an object is, if it is there."""
+        return f"{self._address}/{layout.object_path(digest)}"
+
     def _open(self, digest: Digest) -> Resource:
-        return self._ground.open(f"{self._address}/{layout.object_path(digest)}")
+        return self._ground.open(self.address_of(digest))
 
     @contextmanager
     def _unless_lacking(self, digest: Digest) -> Iterator[None]:

@@ -162,7 +162,12 @@ class Run:
             mirror = ObjectMirror(address, ground)
             data = mirror.read(digest, limit)
             if data is None:
-                raise TransportError("it does not have this state", status=404)
+                raise TransportError(
+                    "it does not have this state",
+                    status=404,
+                    found=f"nothing at {_shown(mirror.address_of(digest))}",
+                    remedy="the address is that of the folder that has objects/ in it",
+                )
             keep(data)
 
         def beside(address: str, ground: Ground) -> None:
@@ -209,7 +214,7 @@ class Run:
             missing = self._needs((), files=True).files
             if missing:
                 self._from_objects(address, {file.digest: None for file in missing.values()})
-        for name, file in self._needs((), files=True).files.items():
+        for file in self._needs((), files=True).files.values():
             if file.digest == _EMPTY:  # nobody needs to send it, and not everybody can
                 with self._receiver.arriving() as arriving:
                     arriving.publish(_EMPTY)
@@ -219,9 +224,6 @@ class Run:
                     self._pass_over(mirror)
                 elif self._try(_name(mirror), partial(_bring, mirror, file.digest)):
                     break
-            else:
-                if file.mirrors:
-                    self._attempts.append((f"the file {name}", "no mirror of it could give it"))
 
     def _from_objects(self, address: str, wanted: dict[Digest, int | None]) -> None:
         def gather(ground: Ground) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.manifests.merging import conflict, merged
 from mlstate.manifests.reading import ManifestText, parse_manifest
 from mlstate.states import StateKey
 
@@ -69,7 +70,8 @@ class Manifest:
     def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
         """Read a file, a folder of ``*.toml`` files (recursively, in sorted order), or several.
 
-        Of a state that several list the first is taken; but one with a digest before one without.
+        Of a state that several list with one digest, the mirrors of all are tried, in that order;
+        who gives a digest counts before who gives none.
 
         Raises:
             ManifestError: There is no such file or folder, one cannot be read, or two give a key
@@ -83,14 +85,10 @@ class Manifest:
         folded: dict[str, StateKey] = {}
         for manifest in manifests:
             for key, entry in manifest.states.items():
-                first = states.setdefault(key, entry)
-                if first.digest is None:
-                    states[key] = entry  # who pins a state decides for who only lists it
-                elif entry.digest not in (None, first.digest):
-                    _conflict("two manifests give one state different digests", first, entry)
+                states[key] = merged(states[key], entry) if key in states else entry
                 same = folded.setdefault(str(key).lower(), key)
                 if same != key:
-                    _conflict("two state keys differ only in case", states[same], entry)
+                    conflict("two state keys differ only in case", states[same], entry)
         return cls(states)
 
     def format(self) -> str:
@@ -165,14 +163,3 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ManifestError("a manifest cannot be read", path=path, found=error) from error
-
-
-def _conflict(message: str, first: StateEntry, second: StateEntry) -> None:
-    raise ManifestError(
-        message,
-        key=second.key,
-        path=f"{first.origin} and {second.origin}",
-        expected=f"{first.key} {first.digest} in {first.origin}",
-        found=f"{second.key} {second.digest} in {second.origin}",
-        remedy="remove one, or give it another key",
-    )

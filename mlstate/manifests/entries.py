@@ -16,6 +16,9 @@ from mlstate.states import StateKey
 __all__ = ["FileEntry", "StateEntry"]
 
 
+_NAMES = ("blake3", "size", "mirrors", "files", "meta")
+
+
 def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
 
@@ -62,6 +65,12 @@ class StateEntry:
     origin: str | None = field(default=None, compare=False)
 
     @property
+    def misspelt(self) -> dict[str, str]:
+        """Names in the manifest that nobody knows, with those that they may well be meant for."""
+        near = {name: get_close_matches(name, _NAMES, n=1, cutoff=0.8) for name in self.unknown}
+        return {name: found[0] for name, found in near.items() if found}
+
+    @property
     def pinned_digest(self) -> Digest:
         """The state digest.
 
@@ -69,12 +78,16 @@ class StateEntry:
             UnpinnedStateError: There is none.
         """
         if self.digest is None:
-            near = get_close_matches("blake3", self.unknown)
+            name = next((name for name, meant in self.misspelt.items() if meant == "blake3"), None)
             raise UnpinnedStateError(
                 "this state has no digest in its manifest, so it could not be verified",
                 key=self.key,
                 path=self.origin,
-                found=f"{near[0]}, which is no name of a manifest" if near else None,
-                remedy="pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest",
+                found=f"{name}, which is no name of a manifest" if name else None,
+                remedy=(
+                    "call it blake3"
+                    if name
+                    else "pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest"
+                ),
             )
         return self.digest

@@ -6,7 +6,7 @@ What only some stores can do (delete, give files and digests) are protocols of t
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from mlstate.digests import Digest
@@ -20,6 +20,8 @@ __all__ = [
     "DescribedStore",
     "check_compatible",
     "check_key",
+    "check_keys",
+    "check_list",
     "check_state_type",
 ]
 
@@ -122,6 +124,38 @@ def check_key(key: object) -> None:
             found=repr(key),
             remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
         )
+
+
+def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
+    """Refuse what is no list of keys.
+
+    Raises:
+        FormatError: It is a single key, or one of it is no `StateKey`.
+    """
+    if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
+        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
+    listed = list(keys)
+    for key in listed:
+        check_key(key)
+    return listed
+
+
+def check_list(
+    names: Sequence[str] | None, argument: str = "names", what: str = "names"
+) -> Sequence[str] | None:
+    """Refuse a single text where a list of them is needed.
+
+    Args:
+        names: What was given.
+        argument: What the argument is called.
+        what: What it is a list of.
+
+    Raises:
+        FormatError: It is a text.
+    """
+    if isinstance(names, str):
+        raise FormatError(f"{argument} is a list of {what}", expected=[names], found=repr(names))
+    return names
 
 
 def check_state_type(state_type: object) -> None:

@@ -30,7 +30,7 @@ from mlstate.objects.tars import TarReader, TarWriter
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.abstract import check_key
+from mlstate.stores.abstract import check_keys
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.saving import SavingStore
 from mlstate.stores.statefiles import format_state_file
@@ -66,7 +66,9 @@ def bundle(
         UnpinnedStateError: The manifest gives no digest for a state.
         FormatError: No keys.
     """
-    keys = _checked(keys)
+    keys = check_keys(keys)
+    if not keys:
+        raise FormatError("a bundle of nothing", expected="at least one state key")
     try:
         _write(store, keys, local_path(path), listener(progress))
     except IntegrityError:
@@ -74,17 +76,6 @@ def bundle(
         if not any(mended):
             raise
         _write(store, keys, local_path(path), listener(progress))
-
-
-def _checked(keys: Iterable[StateKey]) -> list[StateKey]:
-    if isinstance(keys, StateKey | str):
-        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
-    listed = list(keys)
-    for key in listed:
-        check_key(key)
-    if not listed:
-        raise FormatError("a bundle of nothing", expected="at least one state key")
-    return listed
 
 
 def _write(

@@ -13,7 +13,8 @@ from mlstate.fetch import Fetcher, FetchReport
 from mlstate.manifests import StateEntry
 from mlstate.models import LoadResult
 from mlstate.states import StateKey
-from mlstate.stores.view import Found, StateView, check_list
+from mlstate.stores.abstract import check_list
+from mlstate.stores.view import Found, StateView
 
 if TYPE_CHECKING:
     import torch

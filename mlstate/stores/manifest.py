@@ -13,7 +13,7 @@ from mlstate.fetch import OnProgress
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_key, check_state_type
+from mlstate.stores.abstract import check_key, check_keys, check_list, check_state_type
 from mlstate.stores.cacheprune import CachePruneReport, prune_cache
 from mlstate.stores.caches import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.fetching import FetchingView
@@ -152,6 +152,7 @@ def manifest_of(
 
     Raises:
         StateNotFoundError: There is no such state.
+        FormatError: A single key or address instead of a list.
 
     Example:
         >>> import torch
@@ -163,7 +164,8 @@ def manifest_of(
         >>> manifest.states[key].digest == store.digest(key)
         True
     """
-    chosen = store.get_state_keys() if keys is None else list(keys)
+    check_list(objects, "objects", "addresses")
+    chosen = store.get_state_keys() if keys is None else check_keys(keys)
     entries = {key: store.get(key).entry for key in chosen}
     if objects:
         entries = {key: replace(e, objects=tuple(objects)) for key, e in entries.items()}
@@ -171,7 +173,9 @@ def manifest_of(
 
 
 class Store(ManifestStore):
-    """The default store: the manifests that mlstate ships and those of MLSTATE_MANIFESTS.
+    """The default store: the manifests of MLSTATE_MANIFESTS, and those that mlstate ships.
+
+    Mirrors that the former give for a state of the latter are asked first.
 
     Args:
         cache: As for `ManifestStore`.
@@ -189,7 +193,7 @@ class Store(ManifestStore):
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
     ) -> None:
-        manifest = Manifest.read(_shipped_manifests(), *settings.extra_manifests())
+        manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
         self._init(manifest, cache, "Store()", offline=offline, progress=progress)
 
     def get(self, key: StateKey) -> Found:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import (
-    FormatError,
     IncompatibleStateError,
     IntegrityError,
     StateNotFoundError,
@@ -23,7 +22,7 @@ from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.reading import VerifiedFiles, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import AbstractStateStore, check_compatible, check_key
+from mlstate.stores.abstract import AbstractStateStore, check_compatible, check_key, check_list
 from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:
@@ -337,17 +336,6 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
                 remedy=f"did you mean {' or '.join(near)}?" if near else None,
             )
     return None if names is None else list(names)
-
-
-def check_list(names: Sequence[str] | None) -> Sequence[str] | None:
-    """Refuse a single text where a list of names is needed.
-
-    Raises:
-        FormatError: It is a text.
-    """
-    if isinstance(names, str):
-        raise FormatError("names is a list of names", expected=[names], found=repr(names))
-    return names
 
 
 def _what_is_here(names: list[str], most: int = 5) -> str:
