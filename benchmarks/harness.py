@@ -18,9 +18,19 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["Row", "Table", "Way", "compare", "main_arguments", "report"]
+__all__ = ["Row", "Table", "Way", "arguments_parser", "compare", "main_arguments", "report"]
 
-PACKAGES = ("mlstate", "torch", "safetensors", "blake3", "requests", "urllib3", "huggingface_hub")
+PACKAGES = (
+    "mlstate",
+    "torch",
+    "safetensors",
+    "blake3",
+    "requests",
+    "urllib3",
+    "huggingface_hub",
+    "obstore",
+    "boto3",
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +128,15 @@ def _text(table: Table) -> str:
 
 def main_arguments(description: str) -> argparse.Namespace:
     """The arguments that every benchmark takes."""
+    return arguments_parser(description).parse_args()
+
+
+def arguments_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that every benchmark takes, for one that takes more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (7)")
     parser.add_argument("--json", type=Path, help="write the results here")
-    return parser.parse_args()
+    return parser
 
 
 def report(tables: Sequence[Table], path: Path | None) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 __all__ = [
     "AccessError",
+    "BucketAccessError",
+    "BucketError",
+    "CopyError",
     "FetchError",
     "FormatError",
     "IncompatibleStateError",
@@ -192,6 +195,38 @@ class RateLimitError(TransportError):
         self.reset = reset
 
 
+class BucketError(TransportError):
+    """A bucket could not be asked, or did not do what it was asked for.
+
+    Attributes:
+        bucket: The bucket's address, such as ``s3://weights``.
+        operation: What was to be done, in a word: "read", say.
+        code: What the server calls it, such as ``NoSuchBucket``; or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        bucket: str | None = None,
+        operation: str | None = None,
+        code: str | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.bucket = bucket
+        self.operation = operation
+        self.code = code
+
+    def __str__(self) -> str:
+        while_ = "" if self.bucket is None else f"\n  while: {self.operation} in {self.bucket}"
+        return super().__str__() + while_
+
+
+class BucketAccessError(BucketError, AccessError):
+    """The credentials for a bucket are missing, wrong or expired, or do not allow this."""
+
+
 class NoRangesError(TransportError):
     """A server gives the whole resource or nothing."""
 
@@ -212,6 +247,28 @@ class FetchError(MlstateError, ConnectionError):
     def __str__(self) -> str:
         tried = [f"  tried: {_brief(place)}: {_brief(reason)}" for place, reason in self.attempts]
         return "\n".join([super().__str__(), *tried])
+
+
+class CopyError(MlstateError):
+    """Several states could not be copied; all others were.
+
+    Attributes:
+        failures: Each state that was not copied (a `mlstate.StateKey`), with its error.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failures: tuple[tuple[object, MlstateError], ...] = (),
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.failures = failures
+
+    def __str__(self) -> str:
+        failed = [f"  {_brief(key)}: {_brief(error.message)}" for key, error in self.failures]
+        return "\n".join([super().__str__(), *failed])
 
 
 @contextmanager

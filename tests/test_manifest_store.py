@@ -212,7 +212,7 @@ def test_a_name_that_looks_misspelt_is_said_to_be_and_never_pinned_anew(local, t
     path = tmp_path / "typo.toml"
     text = f'version = 1\n\n[states."{KEY}"]\nblak3 = "{"0" * 64}"\nmirror = ["x"]\n'
     path.write_text(text)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="did you mean") as warned:
         store = ManifestStore(path, cache=local.folder)
     said = [str(warning.message) for warning in warned]
     assert any("blak3" in message and "did you mean blake3" in message for message in said)
@@ -220,7 +220,7 @@ def test_a_name_that_looks_misspelt_is_said_to_be_and_never_pinned_anew(local, t
     with pytest.raises(UnpinnedStateError) as caught:
         store.load(net(2), KEY)
     assert caught.value.remedy == "call it blake3"
-    with pytest.warns(UserWarning), pytest.raises(UnpinnedStateError, match="call it blake3"):
+    with pytest.warns(UserWarning, match="did you mean"), pytest.raises(UnpinnedStateError, match="call it blake3"):
         lock(path, cache=local.folder)
     assert path.read_text() == text
 

@@ -133,7 +133,7 @@ def test_roots_files_are_mapped_by_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize("magic", [NFS, 0x517B, 0xFF534D42, 0xFE534D42, 0x01021997, 0x65735546])
 def test_a_file_on_a_network_is_copied(tmp_path, monkeypatch, magic):
     data = written(tmp_path / "file")
-    monkeypatch.setattr(mlstate.tensors.memory, "_file_system", lambda _: magic)
+    monkeypatch.setattr(mlstate.objects.mapping, "_file_system", lambda _: magic)
     tensor = opened(tmp_path / "file")
     assert as_bytes(tensor) == data
     assert file_behind(tensor) is None
@@ -142,7 +142,7 @@ def test_a_file_on_a_network_is_copied(tmp_path, monkeypatch, magic):
 def test_the_file_system_is_what_the_kernel_says():
     descriptor = os.open("/proc/self/status", os.O_RDONLY)
     try:
-        assert mlstate.tensors.memory._file_system(descriptor) == 0x9FA0  # procfs
+        assert mlstate.objects.mapping._file_system(descriptor) == 0x9FA0  # procfs
     finally:
         os.close(descriptor)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
@@ -11,7 +12,10 @@ from mlstate.objects.interface import ObjectStore, ObjectWriter, WritableObjectS
 from mlstate.objects.verified import digest_of
 from mlstate.parallel import THREADS, for_each
 
-__all__ = ["SaveAct", "absent"]
+__all__ = ["OpenParts", "SaveAct", "absent"]
+
+OpenParts = Callable[[], AbstractContextManager[Sequence[Bytes]]]
+"""Gives the bytes of an object, for as long as the context lasts."""
 
 
 class SaveAct:
@@ -36,15 +40,31 @@ class SaveAct:
 
     def take(self, digest: Digest, parts: Sequence[Bytes]) -> None:
         """Store an object, unless it is there; called from several threads."""
+        size = sum(memoryview(part).nbytes for part in parts)
+        self.take_if_needed(digest, size, lambda: nullcontext(parts))
+
+    def take_if_needed(self, digest: Digest, size: int | None, parts: OpenParts) -> None:
+        """Store an object whose bytes are not at hand, unless it is there.
+
+        Args:
+            digest: Its digest.
+            size: Its size in bytes; of None, whatever is there under its name will do.
+            parts: Gives its bytes; not called if they are there.
+        """
         with self._lock:
             if digest in self._taken:
                 return
             self._taken.add(digest)
-        size = sum(memoryview(part).nbytes for part in parts)
-        if self._writer.reuse(digest, size) and not (self._verify and self._damaged(digest)):
+        size = self._objects.size(digest) if size is None else size
+        if (
+            size is not None
+            and self._writer.reuse(digest, size)
+            and not (self._verify and self._damaged(digest))
+        ):
             self._reused[digest] = size
         else:
-            self._writer.put(digest, parts)
+            with parts() as found:
+                self._writer.put(digest, found)
 
     def flush(self) -> None:
         """Make all that was taken durable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 
 from mlstate import settings
@@ -10,6 +11,7 @@ from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.fetch.bar import listener
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, ObjectStore
+from mlstate.objects.bucketclient import BucketClient
 from mlstate.objects.cache import Cache
 from mlstate.stores.view import StateView
 from mlstate.transport import Transports
@@ -40,6 +42,7 @@ def make_fetcher(
     offline: bool | None,
     progress: OnProgress | bool | None,
     max_size: int = MAX_SIZE,
+    buckets: Mapping[str, BucketClient] | None = None,
 ) -> Fetcher:
     """What brings missing objects into a cache.
 
@@ -48,7 +51,8 @@ def make_fetcher(
         offline: Whether sockets are forbidden; None: as the settings say.
         progress: Whom to tell; True: a bar on the terminal.
         max_size: The most bytes of tensor data to take of a state whose size nobody gives.
+        buckets: As for `Transports`.
     """
     forbidden = settings.offline() if offline is None else offline
-    transports = partial(Transports, offline=forbidden)
+    transports = partial(Transports, offline=forbidden, buckets=buckets)
     return Fetcher(cache, transports, max_size=max_size, on_progress=listener(progress))

@@ -17,7 +17,7 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.format.encode import TensorSource, check_sources, encode_state
+from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
@@ -29,6 +29,7 @@ from mlstate.stores.releaseweb import ReleaseWeb
 from mlstate.stores.remote import RemoteView
 from mlstate.stores.view import Found, not_found
 from mlstate.stores.wishes import (
+    FROM_COPY,
     Saves,
     Wish,
     case_variant_exists,
@@ -197,34 +198,47 @@ class GitHubReleaseStore(Saves, RemoteView):
             wanted = wish.entry(key)
             check_sources(sources)
             releases.need_credential("saving")
-            encoded = encode_state(sources)
-            plan = make_plan(
-                encoded, wanted, wish.files, self._web.folder_of(key), self.asset_limit
-            )
-            release = releases.find(self._tag(key.state_type))
-            if release is None:
-                self._refuse_variant(key, self._all_keys(releases))
-                release = releases.create(self._tag(key.state_type), self.branch_name)
-            saving = ReleaseSaving(releases, release, key)
-            shelf, existing = self._existing(saving, overwrite=wish.overwrite)
-            if existing is not None:
-                other_meta = wish.other_meta(existing, wanted)
-                renew = wish.overwrite and (other_meta or shelf.current is None)
-                if is_same(existing, encoded.digest, wanted) and not renew:
-                    if shelf.current is not None:
-                        saving.keep(plan, shelf, existing, self.most_assets, verify=wish.verify)
-                    if other_meta:
-                        warn_of_meta(key)
-                    return key
-                if not wish.overwrite:
-                    raise other_exists(existing, encoded.digest, wanted)
-            elif shelf.current is None:
-                tag = release.tag.removeprefix(f"{self.release_name_prefix}.")
-                self._refuse_variant(key, (key_of(tag, name) for name in shelf.names))
-            if release.immutable:
-                raise immutable(release.tag, None)
-            saving.save(plan, shelf, self.most_assets, overwrite=wish.overwrite)
+            settled = self._put(releases, encode_state(sources), wanted, wish)
+            if settled is not None and wish.other_meta(settled, wanted):
+                warn_of_meta(key)
         return key
+
+    def _receive(self, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> bool:
+        with concerning(wanted.key), self._releases() as releases:
+            releases.need_credential("saving")
+            settled = self._put(releases, encoded, wanted, wish)
+            if settled is not None and wish.other_meta(settled, wanted):
+                warn_of_meta(wanted.key, stacklevel=FROM_COPY)
+        return settled is None
+
+    def _put(
+        self, releases: Releases, encoded: EncodedState, wanted: StateEntry, wish: Wish
+    ) -> StateEntry | None:
+        """Upload a state, unless it is there; what is said of it if it is, and stays so."""
+        key = wanted.key
+        plan = make_plan(encoded, wanted, wish.files, self._web.folder_of(key), self.asset_limit)
+        release = releases.find(self._tag(key.state_type))
+        if release is None:
+            self._refuse_variant(key, self._all_keys(releases))
+            release = releases.create(self._tag(key.state_type), self.branch_name)
+        saving = ReleaseSaving(releases, release, key)
+        shelf, existing = self._existing(saving, overwrite=wish.overwrite)
+        if existing is not None:
+            other_meta = wish.other_meta(existing, wanted)
+            renew = wish.overwrite and (other_meta or shelf.current is None)
+            if is_same(existing, encoded.digest, wanted) and not renew:
+                if shelf.current is not None:
+                    saving.keep(plan, shelf, existing, self.most_assets, verify=wish.verify)
+                return existing
+            if not wish.overwrite:
+                raise other_exists(existing, encoded.digest, wanted)
+        elif shelf.current is None:
+            tag = release.tag.removeprefix(f"{self.release_name_prefix}.")
+            self._refuse_variant(key, (key_of(tag, name) for name in shelf.names))
+        if release.immutable:
+            raise immutable(release.tag, None)
+        saving.save(plan, shelf, self.most_assets, overwrite=wish.overwrite)
+        return None
 
     def _existing(
         self, saving: ReleaseSaving, *, overwrite: bool

@@ -5,21 +5,25 @@ So a crash at any point leaves the complete state or none, and at most objects t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
-from mlstate.digests import Digest
+from mlstate.digests import Bytes, Digest
 from mlstate.errors import ManifestError, StateNotFoundError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, WritableObjectStore
 from mlstate.objects.saveact import SaveAct, absent
-from mlstate.parallel import THREADS
+from mlstate.parallel import THREADS, for_each
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.statefiles import StateFiles, format_state_file, parse_state_file
 from mlstate.stores.view import Found, StateView
 from mlstate.stores.wishes import (
+    FROM_COPY,
     Content,
     Saves,
     Wish,
@@ -31,6 +35,8 @@ from mlstate.stores.wishes import (
 )
 
 __all__ = ["Content", "SavingStore"]
+
+_LARGE = 1 << 24
 
 
 class SavingStore(Saves, StateView):
@@ -87,45 +93,79 @@ class SavingStore(Saves, StateView):
             existing = self._existing(key, overwrite=wish.overwrite)
             if existing is not None:
                 encoded = encode_state(sources)
-                other_meta = wish.other_meta(existing.entry, wanted)
-                renew = wish.overwrite and (other_meta or existing.objects is not self.objects)
-                if is_same(existing.entry, encoded.digest, wanted) and not renew:
-                    self._keep(existing, encoded, wanted, wish)
-                    if other_meta:
+                if self._is_settled(existing, encoded, wanted, wish):
+                    if wish.other_meta(existing.entry, wanted):
                         warn_of_meta(key)
                     return key
-                if not wish.overwrite:
-                    raise other_exists(existing.entry, encoded.digest, wanted)
-            elif variant := self.states.case_variant(key):
-                raise case_variant_exists(variant)
             act = self._act(verify=wish.verify)
             encoded = encode_state(sources, act.take, self.threads)
             for name, entry in wanted.files.items():
                 act.take(entry.digest, [content_of(wish.files[name])])
             act.take(encoded.digest, [encoded.data])
-            act.flush()
-            self._publish(replace(wanted, digest=encoded.digest, size=encoded.state.nbytes), wish)
-            self._look_again(act, encoded, wish)
+            self._complete(act, encoded, wanted, wish)
         return key
+
+    def _receive(self, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> bool:
+        key = wanted.key
+        with concerning(key):
+            existing = self._existing(key, overwrite=wish.overwrite)
+            if existing is not None and self._is_settled(existing, encoded, wanted, wish):
+                if wish.other_meta(existing.entry, wanted):
+                    warn_of_meta(key, stacklevel=FROM_COPY)
+                return False
+            act = self._act(verify=wish.verify)
+            self._put_all(act, encoded, wanted, wish)
+            self._complete(act, encoded, wanted, wish)
+        return True
 
     def _existing(self, key: StateKey, *, overwrite: bool) -> Found | None:
         try:
-            return self.find(key)
+            found = self.find(key)
         except ManifestError as error:
-            if overwrite:
-                return None  # what cannot be read is replaced
-            error.remedy = "save with overwrite=True to replace it"
-            raise
+            if not overwrite:
+                error.remedy = "save with overwrite=True to replace it"
+                raise
+            found = None  # what cannot be read is replaced
+        if found is None and (variant := self.states.case_variant(key)):
+            raise case_variant_exists(variant)
+        return found
 
-    def _keep(self, existing: Found, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> None:
+    def _is_settled(
+        self, existing: Found, encoded: EncodedState, wanted: StateEntry, wish: Wish
+    ) -> bool:
+        """Whether the state is there and stays as it is; then what is missing of it is mended.
+
+        Raises:
+            StateExistsError: Another is there.
+        """
+        other_meta = wish.other_meta(existing.entry, wanted)
+        renew = wish.overwrite and (other_meta or existing.objects is not self.objects)
+        if is_same(existing.entry, encoded.digest, wanted) and not renew:
+            if existing.objects is self.objects:
+                self._keep(encoded, wanted, wish)
+            return True
+        if not wish.overwrite:
+            raise other_exists(existing.entry, encoded.digest, wanted)
+        return False
+
+    def _keep(self, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> None:
         """The same weights and files again: mend what is missing of them."""
-        if existing.objects is self.objects:
-            sizes: dict[Digest, int | None] = {f.digest: None for f in wanted.files.values()}
-            sizes.update(encoded.sizes())
-            if absent(self.target, sizes, self.threads) or wish.verify:
-                act = self._act(verify=wish.verify)
-                self._put_all(act, encoded, wish)
-                act.flush()
+        if absent(self.target, _sizes(encoded, wanted), self.threads) or wish.verify:
+            act = self._act(verify=wish.verify)
+            self._put_all(act, encoded, wanted, wish)
+            act.flush()
+
+    def _complete(
+        self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, wish: Wish
+    ) -> None:
+        """All objects were taken: publish the state."""
+        act.flush()
+        self._publish(replace(wanted, digest=encoded.digest, size=encoded.state.nbytes), wish)
+        # Pruning may have taken a reused object before the state file named it: put it again.
+        if act.lost():
+            again = self._act(verify=False)
+            self._put_all(again, encoded, wanted, wish)
+            again.flush()
 
     def _publish(self, entry: StateEntry, wish: Wish) -> None:
         data = format_state_file(entry)
@@ -140,21 +180,42 @@ class SavingStore(Saves, StateView):
                 raise other_exists(winner.entry, entry.pinned_digest, entry)
             return
 
-    def _look_again(self, act: SaveAct, encoded: EncodedState, wish: Wish) -> None:
-        """Pruning may have taken a reused object before the state file named it: put it again."""
-        if act.lost():
-            again = self._act(verify=False)
-            self._put_all(again, encoded, wish)
-            again.flush()
-
     def _act(self, *, verify: bool) -> SaveAct:
         return SaveAct(self.target, verify=verify, threads=self.threads)
 
-    def _put_all(self, act: SaveAct, encoded: EncodedState, wish: Wish) -> None:
-        for digest, source in encoded.sources.items():
-            with source.data() as data:
-                act.take(digest, [tensor_object.header(source.spec), data])
-        for content in wish.files.values():
-            data = content_of(content)
-            act.take(Digest.of(data), [data])
+    def _put_all(self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> None:
+        sizes = encoded.sizes()
+        if wish.source is not None:
+            needed = _sizes(encoded, wanted)
+            wish.source.bring(lambda: absent(self.target, needed, self.threads))
+
+        def put(digest: Digest) -> None:
+            act.take_if_needed(digest, sizes[digest], partial(_parts, encoded.sources[digest]))
+            if wish.source is not None:
+                wish.source.passed(digest, sizes[digest])
+
+        # Few large ones at once: a store may have to hold all of one in memory.
+        for large, threads in ((True, min(THREADS, self.threads)), (False, self.threads)):
+            chosen = [digest for digest in encoded.sources if (sizes[digest] > _LARGE) is large]
+            for_each(put, sorted(chosen, key=lambda digest: -sizes[digest]), threads)
+        for name, file in wanted.files.items():
+            act.take_if_needed(file.digest, None, partial(_content_parts, wish.files, name))
         act.take(encoded.digest, [encoded.data])
+
+
+def _sizes(encoded: EncodedState, wanted: StateEntry) -> dict[Digest, int | None]:
+    """All objects of a state; the size of a file is not known without its bytes."""
+    sizes: dict[Digest, int | None] = {file.digest: None for file in wanted.files.values()}
+    sizes.update(encoded.sizes())
+    return sizes
+
+
+@contextmanager
+def _parts(source: TensorSource) -> Iterator[list[Bytes]]:
+    with source.data() as data:
+        yield [tensor_object.header(source.spec), data]
+
+
+@contextmanager
+def _content_parts(files: Mapping[str, Content], name: str) -> Iterator[list[Bytes]]:
+    yield [content_of(files[name])]

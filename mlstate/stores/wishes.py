@@ -8,14 +8,14 @@ from __future__ import annotations
 import abc
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IncompatibleStateError, StateExistsError, concerning
-from mlstate.format.encode import TensorSource, bytes_source
+from mlstate.format.encode import EncodedState, TensorSource, bytes_source
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
@@ -23,8 +23,10 @@ from mlstate.states import StateKey
 from mlstate.stores.abstract import check_key
 
 __all__ = [
+    "FROM_COPY",
     "Content",
     "Saves",
+    "Source",
     "Wish",
     "case_variant_exists",
     "content_of",
@@ -33,18 +35,44 @@ __all__ = [
     "warn_of_meta",
 ]
 
+FROM_COPY = 5
+"""As `stacklevel` of a warning in the `_receive` of a store: whoever called `copy`."""
+
 Content = bytes | str | os.PathLike[str]
 """A file to keep with a state: its bytes, or the path of a file that has them."""
 
 
+class Source(Protocol):
+    """Where a state comes from that another store has."""
+
+    def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
+        """Make sure that the bytes of some objects are at hand; others come when they are read.
+
+        Args:
+            missing: Says of which objects; not asked where all are at hand.
+        """
+
+    def passed(self, digest: Digest, size: int) -> None:
+        """Note that an object has been stored, or was there."""
+
+
 @dataclass(frozen=True)
 class Wish:
-    """What a caller of `save` asked for beside the weights."""
+    """What a caller of `save` or `copy` asked for beside the weights.
+
+    Attributes:
+        files: The files to keep with the state.
+        meta: What to note with it; None: nothing in particular.
+        overwrite: Replace another state.
+        verify: Read objects that are reused.
+        source: The store that the state comes from, if it comes from one.
+    """
 
     files: Mapping[str, Content]
     meta: Mapping[str, Any] | None
     overwrite: bool
-    verify: bool
+    verify: bool = False
+    source: Source | None = None
 
     def entry(self, key: StateKey) -> StateEntry:
         """What is to be said of the state, without digest and size, as it will be read back.
@@ -71,6 +99,19 @@ class Saves(abc.ABC):
     @abc.abstractmethod
     def _save(self, key: StateKey, sources: list[TensorSource], wish: Wish) -> StateKey:
         """Save what these sources give under a key."""
+
+    @abc.abstractmethod
+    def _receive(self, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> bool:
+        """Save a state whose digests are known already. Its bytes are verified on the way.
+
+        Args:
+            encoded: The state.
+            wanted: What is to be said of it, without digest and size.
+            wish: As for `_save`.
+
+        Returns:
+            False if it was there.
+        """
 
     def save(
         self,
@@ -184,12 +225,17 @@ def case_variant_exists(variant: StateKey) -> StateExistsError:
     )
 
 
-def warn_of_meta(key: StateKey) -> None:
-    """Say that other meta stays; called by the `_save` of a store."""
+def warn_of_meta(key: StateKey, *, stacklevel: int = 4) -> None:
+    """Say that other meta stays; called by the `_save` of a store.
+
+    Args:
+        key: The state.
+        stacklevel: Whom the warning concerns: as for `warnings.warn`.
+    """
     warnings.warn(
         f"{key} is stored already with the same weights and other meta: the stored meta stays; "
         "overwrite=True replaces it",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
-import stat
-import struct
-import sys
 from typing import BinaryIO
 
 import torch
 
 from mlstate.errors import IntegrityError
 from mlstate.format.dtypes import TensorSpec
+from mlstate.objects.mapping import MAP_FROM, may_map
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
 
 __all__ = ["MAP_FROM", "as_bytes", "as_tensor", "file_tensor"]
-
-MAP_FROM = 1 << 20
-"""Files smaller than this are read, not mapped: 50,000 maps would meet the kernel's limit."""
-
-_NETWORK_FILE_SYSTEMS = frozenset(
-    {
-        0x6969,  # nfs
-        0x517B,  # smb
-        0xFF534D42,  # cifs
-        0xFE534D42,  # smb2
-        0x01021997,  # 9p
-        0x65735546,  # fuse
-        0x00C36400,  # ceph
-        0x0BD00BD0,  # lustre
-        0x47504653,  # gpfs
-        0x19830326,  # beegfs
-        0x5346414F,  # afs
-        0x73757245,  # coda
-        0x20030528,  # orangefs
-    }
-)
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
@@ -66,7 +42,7 @@ def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
         file: The open file; it may be closed afterwards.
         size: Its size in bytes.
     """
-    if size >= MAP_FROM and _may_map(file):
+    if size >= MAP_FROM and may_map(file):
         # By way of the descriptor: it is the file that was looked at, whatever the name has come
         # to mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for
         # each map, and a large model would use up the process's limit).
@@ -93,25 +69,3 @@ def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
             )
         position += count
     return raw
-
-
-def _may_map(file: BinaryIO) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False  # no way known here to tell a network mount
-    try:
-        descriptor = file.fileno()
-    except OSError:
-        return False
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
-        return False
-    return _file_system(descriptor) not in _NETWORK_FILE_SYSTEMS
-
-
-def _file_system(descriptor: int) -> int:
-    """The kernel's magic number of the file system (statfs, which Python does not offer)."""
-    buffer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fstatfs(descriptor, buffer):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int(struct.unpack_from("@l", buffer)[0]) & 0xFFFFFFFF

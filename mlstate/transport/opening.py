@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from mlstate.transport.local import LocalResource, file_path
 from mlstate.transport.offline import OfflineResource
 
 if TYPE_CHECKING:
+    from mlstate.objects.bucketclient import BucketClient
+    from mlstate.transport.buckets import Buckets
     from mlstate.transport.following import Web
 
 __all__ = ["Transports"]
@@ -33,6 +36,8 @@ class Transports:
         read_timeout: The seconds that a server may be silent, and may take for its headers.
         low_speed: The bytes a second that a server must give on average...
         low_speed_seconds: ...over so many seconds.
+        buckets: Buckets that are open already, with credentials of their own, by address
+            (``s3://bucket``); all others are reached as the environment says.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Transports:
         read_timeout: float = 30.0,
         low_speed: float = 1024.0,
         low_speed_seconds: float = 60.0,
+        buckets: Mapping[str, BucketClient] | None = None,
     ) -> None:
         self._offline = offline
         self._connections = connections
@@ -53,6 +59,8 @@ class Transports:
         self._low_speed_seconds = low_speed_seconds
         self._lock = threading.Lock()
         self._web: Web | None = None
+        self._known_buckets = dict(buckets or {})
+        self._buckets: Buckets | None = None
         self._hub = Hub(self._connect, offline=offline)
         self._closed = False
 
@@ -60,22 +68,26 @@ class Transports:
         """The resource at an address. Whether it is there shows when it is read.
 
         Args:
-            address: An http, https, file or hf address; or a path, which is taken as it is.
+            address: An http, https, file, s3, gs, az or hf address; or a path, which is taken as
+                it is.
             base: The folder that a relative path is relative to; by default the current one.
 
         Raises:
             FormatError: The address is malformed, or has a password in it.
-            TransportError: This version does not read such addresses.
+            TransportError: This version does not read such addresses, or not without a package
+                that is missing.
         """
         reason = check_url(address)
         scheme = address.partition("://")[0].lower() if "://" in address else ""
-        if reason is None and scheme in ("s3", "gs", "az"):
-            reason = "this version does not read buckets"
         if reason is not None:
             raise TransportError(reason, found=f"{scheme}://...")
         match scheme:
             case "http" | "https":
                 return self._connect(address)
+            case "s3" | "gs" | "az":
+                if self._offline:
+                    return OfflineResource(address)
+                return self._open_buckets().open(f"{scheme}{address[len(scheme) :]}")
             case "hf":
                 where = parse_hub_address(address)
                 if where.path is None:
@@ -106,6 +118,7 @@ class Transports:
         with self._lock:
             self._closed = True
             web, self._web = self._web, None
+            self._buckets = None
         if web is not None:
             web.close()
 
@@ -120,6 +133,27 @@ class Transports:
     ) -> None:
         self.close()
 
+    def _open_buckets(self) -> Buckets:
+        from mlstate.objects.bucketopening import BucketOptions
+        from mlstate.transport.buckets import Buckets
+
+        with self._lock:
+            self._check_open()
+            if self._buckets is None:
+                options = BucketOptions(
+                    offline=self._offline,
+                    connect_timeout=self._connect_timeout,
+                    read_timeout=self._read_timeout,
+                    low_speed=self._low_speed,
+                    low_speed_seconds=self._low_speed_seconds,
+                )
+                self._buckets = Buckets(self._known_buckets, options)
+            return self._buckets
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("these transports are closed")
+
     def _connect(self, text: str, address: str | None = None) -> Resource:
         url = Url.parse(text)
         if self._offline:
@@ -128,8 +162,7 @@ class Transports:
         from mlstate.transport.http import HttpResource
 
         with self._lock:
-            if self._closed:
-                raise ValueError("these transports are closed")
+            self._check_open()
             if self._web is None:
                 self._web = Web(
                     connections=self._connections,

@@ -1,0 +1,227 @@
+"""Objects in a bucket, in the store layout."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from threading import BoundedSemaphore
+from typing import BinaryIO
+
+from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
+from mlstate.format import layout
+from mlstate.objects.bucketclient import PART, BucketClient
+from mlstate.objects.bucketplace import BucketPlace
+from mlstate.objects.folder import GRACE_SECONDS
+
+__all__ = ["BucketObjectStore", "BucketObjectWriter"]
+
+_FRESH_SECONDS = GRACE_SECONDS / 14
+"""Objects younger than this need no freshening when they are reused."""
+_LARGE_AT_ONCE = 2
+"""How many objects go up in parts at once: each takes up to 5 parts of memory."""
+_BUFFER = 1 << 20
+
+
+class BucketObjectStore:
+    """Objects of a bucket: ``objects/ab/cdef...`` below a prefix.
+
+    Args:
+        place: The prefix.
+    """
+
+    def __init__(self, place: BucketPlace) -> None:
+        self.place = place
+
+    def __repr__(self) -> str:
+        return f"BucketObjectStore({self.place.address!r})"
+
+    def path(self, digest: Digest) -> str:
+        """The path of an object in the bucket."""
+        return self.place.path(layout.object_path(digest))
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of an object in bytes, or None if it is not here."""
+        item = self.place.client.head(self.path(digest))
+        return None if item is None else item.size
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Open an object for reading; its bytes come as they are read.
+
+        Raises:
+            ObjectNotFoundError: It is not here.
+        """
+        item = self.place.client.head(self.path(digest))
+        if item is None:
+            raise ObjectNotFoundError(
+                "an object is missing", path=self.locate(digest), expected=digest
+            )
+        raw = _BucketFile(self.place.client, item.path, item.size)
+        return io.BufferedReader(raw, _BUFFER)
+
+    def locate(self, digest: Digest) -> str:
+        """The address of the object."""
+        return self.place.locate(layout.object_path(digest))
+
+    def writer(self) -> BucketObjectWriter:
+        """Begin an act of saving; makes the prefix a store if it is none yet."""
+        self.place.prepare()
+        return BucketObjectWriter(self)
+
+
+class BucketObjectWriter:
+    """One act of saving into a bucket. What `put` has written is durable when it returns."""
+
+    def __init__(self, store: BucketObjectStore) -> None:
+        self._store = store
+        self._large = BoundedSemaphore(_LARGE_AT_ONCE)
+
+    def reuse(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here; see `ObjectWriter.reuse`."""
+        client = self._store.place.client
+        item = client.head(self._store.path(digest))
+        if item is None or item.size != size:
+            return False
+        # Signatures hold for minutes, so this clock is as good as the server's.
+        if -_FRESH_SECONDS < time.time() - item.modified < _FRESH_SECONDS:
+            return True
+        try:
+            return client.control.freshen(item)
+        except BucketError:  # who may not copy can still write it
+            return False
+
+    def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
+        """Write an object; see `ObjectWriter.put`."""
+        client, path = self._store.place.client, self._store.path(digest)
+        whole = list(parts)
+        if sum(memoryview(part).nbytes for part in whole) <= PART:
+            data = b"".join(whole)  # a copy of our own: what is hashed is what is written
+            self._check(digest, Digest.of(data))
+            client.put(path, data)
+            return
+        with self._large:
+            client.put_large(path, lambda: self._verified(digest, whole))
+
+    def flush(self) -> None:
+        """Nothing to do: a bucket says that it has something when it is durable."""
+
+    def _verified(self, digest: Digest, parts: list[Bytes]) -> Iterator[bytes]:
+        """The bytes in copies of our own; the last one only if all of them are right.
+
+        A tensor can be changed by another thread at any time. An upload that is not finished is
+        never seen.
+        """
+        hasher = Hasher()
+        before: bytes | None = None
+        for chunk in _chunks(parts):
+            hasher.update(chunk)
+            if before is not None:
+                yield before
+            before = chunk
+        self._check(digest, hasher.digest())
+        if before is not None:
+            yield before
+
+    def _check(self, digest: Digest, found: Digest) -> None:
+        if found != digest:
+            raise IntegrityError(
+                "the bytes changed while they were uploaded; nothing was stored under their name",
+                path=self._store.locate(digest),
+                expected=digest,
+                found=found,
+                remedy="do not modify the tensors while they are saved",
+            )
+
+
+def _chunks(parts: list[Bytes]) -> Iterator[bytes]:
+    """Copies of the bytes, each but the last as long as a part of an upload."""
+    gathered: list[memoryview] = []
+    room = PART
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while len(view):
+            gathered.append(view[:room])
+            view = view[room:]
+            room -= len(gathered[-1])
+            if not room:
+                yield b"".join(gathered)
+                gathered, room = [], PART
+    if gathered:
+        yield b"".join(gathered)
+
+
+class _BucketFile(io.RawIOBase):
+    """An object as a file: one request for each place that is read on from."""
+
+    def __init__(self, client: BucketClient, path: str, size: int) -> None:
+        self._client = client
+        self._path = path
+        self._size = size
+        self._position = 0
+        self._reply = ExitStack()
+        self._chunks: Iterator[Bytes] | None = None
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + {0: 0, 1: self._position, 2: self._size}[whence]
+        if position < 0:
+            raise ValueError("before the start of the object")
+        if position != self._position:
+            self._let_go()
+            self._position = position
+        return position
+
+    def readinto(self, buffer: memoryview | bytearray) -> int:  # type: ignore[override]
+        if self._position >= self._size:
+            return 0
+        if self._chunks is None:
+            self._chunks = self._begin()
+        while not len(self._rest):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk).cast("B")
+        count = min(len(buffer), len(self._rest))
+        memoryview(buffer).cast("B")[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._let_go()
+        super().close()
+
+    def _begin(self) -> Iterator[Bytes]:
+        if not self._position:
+            return self._reply.enter_context(self._client.reading(self._path)).chunks
+        try:
+            return self._reply.enter_context(
+                self._client.reading(self._path, self._position)
+            ).chunks
+        except NoRangesError:
+            whole = self._reply.enter_context(self._client.reading(self._path)).chunks
+            return _skipped(whole, self._position)
+
+    def _let_go(self) -> None:
+        self._chunks, self._rest = None, memoryview(b"")
+        self._reply.close()
+
+
+def _skipped(chunks: Iterator[Bytes], count: int) -> Iterator[Bytes]:
+    for chunk in chunks:
+        view = memoryview(chunk).cast("B")
+        left = view[count:]
+        count = max(0, count - len(view))
+        if len(left):
+            yield left

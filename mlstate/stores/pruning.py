@@ -1,0 +1,210 @@
+"""What pruning decides, wherever a store is: what is live, what goes, what comes back.
+
+An object goes to trash/ first, then everything is looked at again, and what turned out to be named
+or fresh is put back; only the next pruning deletes. A save keeps its side of the bargain: it
+freshens what it reuses, and looks at it again once its state file is written.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from mlstate.digests import Digest
+from mlstate.errors import MlstateError, concerning
+from mlstate.objects import ObjectStore
+from mlstate.objects.roots import Root
+from mlstate.parallel import THREADS, for_each
+from mlstate.reading import read_state, read_state_object
+from mlstate.states import StateKey
+from mlstate.stores.statefiles import StateFiles, parse_state_file
+
+__all__ = ["TRASHED_OBJECT", "TRASHED_STATE", "PruneReport", "Pruning"]
+
+TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
+TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+
+_Place = TypeVar("_Place")
+
+
+@dataclass
+class PruneReport:
+    """What a pruning did, or with ``dry_run`` would do.
+
+    Attributes:
+        trashed: Objects moved to trash/, with their sizes in bytes.
+        restored: Objects put back from trash/.
+        deleted: Objects deleted from trash/, with their sizes in bytes.
+        swept: Other leftovers deleted: temporaries, old deleted state files, damaged objects that
+            a fetch set aside, uploads that were never finished; by path.
+    """
+
+    trashed: dict[Digest, int] = field(default_factory=dict)
+    restored: list[Digest] = field(default_factory=list)
+    deleted: dict[Digest, int] = field(default_factory=dict)
+    swept: list[str] = field(default_factory=list)
+
+
+class Pruning(abc.ABC, Generic[_Place]):
+    """One pruning; a subclass for each kind of place says how things are found and moved.
+
+    Args:
+        states: The state files of the store.
+        objects: Its objects.
+        dry_run: Change nothing, say what would be done.
+        forgotten: Fetched states that a cache need not keep.
+        threads: How many states to read at once.
+    """
+
+    def __init__(
+        self,
+        states: StateFiles,
+        objects: ObjectStore,
+        *,
+        dry_run: bool,
+        forgotten: Collection[Digest] = (),
+        threads: int = THREADS,
+    ) -> None:
+        self.states = states
+        self.objects = objects
+        self.dry_run = dry_run
+        self.forgotten = forgotten
+        self.threads = threads
+        self.report = PruneReport()
+        self._refs: dict[Digest, frozenset[Digest]] = {}
+
+    @abc.abstractmethod
+    def roots(self) -> Iterator[Root]:
+        """What a cache keeps."""
+
+    @abc.abstractmethod
+    def all_objects(self) -> Iterator[tuple[_Place, Digest]]:
+        """Everything under objects/ that has an object's name; other things are left alone."""
+
+    @abc.abstractmethod
+    def trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
+        """Objects that an earlier pruning moved to trash/."""
+
+    @abc.abstractmethod
+    def trashed_states(self) -> Iterator[tuple[_Place, str]]:
+        """State files in trash/, each with the text of its key."""
+
+    @abc.abstractmethod
+    def is_fresh(self, place: _Place) -> bool:
+        """Whether something is younger than the grace period; what is gone is nobody's."""
+
+    @abc.abstractmethod
+    def comes_back(self, place: _Place) -> bool:
+        """Whether an object that an earlier pruning moved was in use when it was."""
+
+    @abc.abstractmethod
+    def read(self, place: _Place) -> bytes:
+        """The bytes of a small thing."""
+
+    @abc.abstractmethod
+    def size(self, place: _Place) -> int | None:
+        """The size of something in bytes, or None if it is gone."""
+
+    @abc.abstractmethod
+    def move(self, place: _Place, digest: Digest) -> _Place | None:
+        """Move an object to trash/; None if it is gone, or turned out to be in use."""
+
+    @abc.abstractmethod
+    def move_back(self, place: _Place, digest: Digest) -> None:
+        """Move an object back from trash/, unless a save has written it anew."""
+
+    @abc.abstractmethod
+    def delete(self, place: _Place) -> None:
+        """Remove something for good; what is gone already is no error."""
+
+    @abc.abstractmethod
+    def sweep(self) -> None:
+        """Delete the leftovers of crashed writers, and state files deleted long ago."""
+
+    def run(self) -> PruneReport:
+        """Prune."""
+        self._rescue_state_objects()
+        earlier = list(self.trashed_objects())
+        live = self._live()
+        moved = list(self._move_unnamed(live))
+        if moved:
+            live = self._live()  # a save may have named one meanwhile
+        for place, digest in moved:
+            if digest in live:
+                self.put_back(place, digest)
+        for place, digest in earlier:
+            if digest in live or self.comes_back(place):
+                self.put_back(place, digest)
+            elif (size := self.size(place)) is not None:
+                self.report.deleted[digest] = size
+                if not self.dry_run:
+                    self.delete(place)
+        self.sweep()
+        return self.report
+
+    def put_back(self, place: _Place, digest: Digest) -> None:
+        """Put an object back from trash/."""
+        if not self.dry_run:
+            self.move_back(place, digest)
+        self.report.trashed.pop(digest, None)
+        self.report.restored.append(digest)
+
+    def _live(self) -> set[Digest]:
+        """Every object that a state names, or named until it was deleted a short while ago."""
+        named: set[Digest] = set()
+
+        def look(key: StateKey) -> None:
+            data = self.states.read(key)
+            if data is not None:
+                with concerning(key):
+                    named.update(self._named_by(data, key, self.states.locate(key)))
+
+        for_each(look, self.states.keys(None), self.threads)
+        for root in self.roots():
+            if root.digest in self.forgotten:
+                continue
+            named |= {root.digest, *root.files}
+            with contextlib.suppress(MlstateError):  # a cache need not be whole
+                state = read_state_object(root.digest, self.objects)
+                named |= {ref.digest for ref in state.refs.values()}
+        for place, text in self.trashed_states():
+            if self.is_fresh(place):
+                with contextlib.suppress(MlstateError):  # it is deleted, it need not be whole
+                    named |= self._named_by(self.read(place), StateKey.parse(text), str(place))
+        return named
+
+    def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:
+        """The objects that a state file names, itself and by way of the state object."""
+        entry = parse_state_file(data, key, origin)
+        digest = entry.pinned_digest
+        if digest not in self._refs:
+            refs = read_state(entry, self.objects).refs.values()
+            self._refs[digest] = frozenset(ref.digest for ref in refs)
+        return {digest, *self._refs[digest], *(file.digest for file in entry.files.values())}
+
+    def _move_unnamed(self, live: set[Digest]) -> Iterator[tuple[_Place, Digest]]:
+        """Move old unnamed objects to trash/."""
+        for place, digest in self.all_objects():
+            if digest in live or self.is_fresh(place) or (size := self.size(place)) is None:
+                continue
+            self.report.trashed[digest] = size
+            if not self.dry_run:
+                target = self.move(place, digest)
+                if target is None:
+                    self.report.trashed.pop(digest, None)
+                else:
+                    yield target, digest
+
+    def _rescue_state_objects(self) -> None:
+        """Put back state objects that a pruning took and was killed: they say what is needed."""
+        trashed = {digest: place for place, digest in self.trashed_objects()}
+        for key in self.states.keys(None) if trashed else ():
+            data = self.states.read(key)
+            if data is not None:
+                digest = parse_state_file(data, key, self.states.locate(key)).digest
+                if digest in trashed and self.objects.size(digest) is None:
+                    self.put_back(trashed.pop(digest), digest)
