@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,7 @@ class Manifest:
         """
         files = [file for path in paths for file in manifest_files(local_path(path))]
         manifests = [cls.parse(_content(file), str(file)) for file in files]
+        _warn_of_misspelt(manifests)
         if len(manifests) == 1:
             return manifests[0]
         states: dict[StateKey, StateEntry] = {}
@@ -138,6 +140,17 @@ class Manifest:
                 remedy="give the new manifest its own objects=",
             )
         return ManifestText(next(iter(objects), ()), self.states, self.unknown)
+
+
+def _warn_of_misspelt(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        for entry in manifest.states.values():
+            for name, meant in entry.misspelt.items():
+                warnings.warn(
+                    f"{entry.origin}: of {entry.key}, {name} is no name that this version knows, "
+                    f"and is ignored; did you mean {meant}?",
+                    stacklevel=4,
+                )
 
 
 def manifest_files(path: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -128,14 +127,7 @@ class _Parser:
         meta = table.pop("meta", {})
         if not isinstance(meta, dict):
             self.fail("meta is a table", text, "meta", found=type(meta).__name__)
-        entry = StateEntry(key, digest, size, mirrors, files, meta, table, objects, self.origin)
-        for name, meant in entry.misspelt.items():
-            warnings.warn(
-                f"{self.origin}: of {text}, {name} is no name that this version knows, and is "
-                f"ignored; did you mean {meant}?",
-                stacklevel=2,
-            )
-        return entry
+        return StateEntry(key, digest, size, mirrors, files, meta, table, objects, self.origin)
 
     def mirrors(self, value: Any, *where: str) -> tuple[Mirror | UnusableMirror, ...]:
         if not isinstance(value, list):
