@@ -220,7 +220,10 @@ def test_a_name_that_looks_misspelt_is_said_to_be_and_never_pinned_anew(local, t
     with pytest.raises(UnpinnedStateError) as caught:
         store.load(net(2), KEY)
     assert caught.value.remedy == "call it blake3"
-    with pytest.warns(UserWarning, match="did you mean"), pytest.raises(UnpinnedStateError, match="call it blake3"):
+    with (
+        pytest.warns(UserWarning, match="did you mean"),
+        pytest.raises(UnpinnedStateError, match="call it blake3"),
+    ):
         lock(path, cache=local.folder)
     assert path.read_text() == text
 
