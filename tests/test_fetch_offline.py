@@ -177,7 +177,7 @@ def test_what_is_missing_of_a_cached_state_is_named(
     with pytest.raises(OfflineError) as caught:
         store.load_state_dict(KEY)
     assert caught.value.found is not None
-    assert "1 tensors of 44096 bytes (l" in caught.value.found
+    assert "1 tensor of 44096 bytes (l" in caught.value.found
     assert caught.value.key == KEY
     names = [name for name in ("l1.w", "l2.w") if f"({name})" not in caught.value.found]
     assert same(store.load_state_dict(KEY, names), {names[0]: state[names[0]]})

@@ -122,8 +122,11 @@ class FileMirror:
             tensor = plain.tensors[name]
             pieces = gathering.pieces(name, tensor)
             if tensor.spec.nbytes >= LARGE:
+                left = tensor.spec.nbytes
                 for piece in pieces:
+                    left -= piece.stop - piece.start
                     yield partial(reader.read_run, resource, (piece,))
+                reader.meter.spare(left)
             else:
                 small.extend(pieces)
         spent = self._beside + max(plain.file.data_start, self._header)

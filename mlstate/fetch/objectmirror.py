@@ -99,8 +99,11 @@ class ObjectMirror:
                         self._large.discard(digest)
                         self._fetch(digest, size)
 
+        left = size
         for piece in self._large.pieces(digest, size, complete):
+            left -= piece.stop - piece.start
             yield partial(fetch, piece)
+        reader.meter.spare(left)
 
     def address_of(self, digest: Digest) -> str:
         """Where an object is, if it is there."""

@@ -73,6 +73,12 @@ class Meter:
         if total is not None:
             self.total = self.done + total
 
+    def spare(self, count: int) -> None:
+        """Say that so many bytes need not come: an earlier run has brought them."""
+        with self._lock:
+            if self.total is not None:
+                self.total -= count
+
     def end(self) -> None:
         """Tell for the last time."""
         with self._lock:

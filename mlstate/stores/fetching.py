@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlstate.errors import FetchError, IntegrityError, OfflineError
+from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, OfflineError
 from mlstate.fetch import Fetcher, FetchReport
 from mlstate.manifests import StateEntry
 from mlstate.models import LoadResult
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["FetchingView"]
 
 _Result = TypeVar("_Result")
+_TRIES = 3
+"""Other processes may be mending the same, and set aside what this one has just brought."""
 
 
 class FetchingView(StateView):
@@ -158,14 +160,16 @@ class FetchingView(StateView):
         files: bool = True,
         stacklevel: int = 4,
     ) -> _Result:
-        try:
-            return read()
-        except IntegrityError as error:
+        for _ in range(_TRIES):
             try:
-                mended = self.mend(entry, names, files=files, stacklevel=stacklevel)
-            except (FetchError, OfflineError) as failure:
-                error.remedy = f"fetch it again when that is possible; now: {failure.message}"
-                raise error from failure
-            if not mended:
-                raise
+                return read()
+            except IntegrityError as error:
+                try:
+                    mended = self.mend(entry, names, files=files, stacklevel=stacklevel)
+                except (FetchError, OfflineError) as failure:
+                    error.remedy = f"fetch it again when that is possible; now: {failure.message}"
+                    raise error from failure
+                # What is gone another process has just set aside; reading brings it first.
+                if not mended and not isinstance(error, ObjectNotFoundError):
+                    raise
         return read()
