@@ -8,6 +8,7 @@ after the other. Needs nginx and curl.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import tempfile
@@ -100,9 +101,10 @@ class Bench:
     out: Path
 
     def clear(self) -> None:
-        """Remove what the last run brought."""
+        """Remove what the last run brought; the disk is not to be busy with it in the next."""
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir()
+        os.sync()
 
     def way(self, name: str, run: Callable[[], object]) -> Way:
         """A way that begins with an empty folder."""
