@@ -169,7 +169,8 @@ class FetchingView(StateView):
                 except (FetchError, OfflineError) as failure:
                     error.remedy = f"fetch it again when that is possible; now: {failure.message}"
                     raise error from failure
-                # What is gone another process has just set aside; reading brings it first.
+                # What is gone another process has just set aside; reading brings it first. If
+                # nothing is damaged any more, another one was faster: once more will tell.
                 if not mended and not isinstance(error, ObjectNotFoundError):
-                    raise
+                    break
         return read()
