@@ -78,16 +78,20 @@ class StateEntry:
             UnpinnedStateError: There is none.
         """
         if self.digest is None:
-            name = next((name for name, meant in self.misspelt.items() if meant == "blake3"), None)
-            raise UnpinnedStateError(
-                "this state has no digest in its manifest, so it could not be verified",
-                key=self.key,
-                path=self.origin,
-                found=f"{name}, which is no name of a manifest" if name else None,
-                remedy=(
-                    "call it blake3"
-                    if name
-                    else "pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest"
-                ),
-            )
+            raise self.unpinned()
         return self.digest
+
+    def unpinned(self) -> UnpinnedStateError:
+        """The error for a state without a digest: how to pin it, or how to spell the pin it has."""
+        name = next((name for name, meant in self.misspelt.items() if meant == "blake3"), None)
+        return UnpinnedStateError(
+            "this state has no digest in its manifest, so it could not be verified",
+            key=self.key,
+            path=self.origin,
+            found=f"{name}, which is no name of a manifest" if name else None,
+            remedy=(
+                "call it blake3"
+                if name
+                else "pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest"
+            ),
+        )

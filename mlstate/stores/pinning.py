@@ -81,7 +81,7 @@ def lock(
 
 def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
     if entry.digest is None and "blake3" in entry.misspelt.values():
-        entry.pinned_digest  # noqa: B018  # says how to spell it; its author has pinned it already
+        raise entry.unpinned()  # its author has pinned it already
     pinned = fetcher.pin(fetcher.settle(entry))
     now = Manifest.read(path)  # somebody may have edited it while the state was fetched
     if now.states.get(entry.key) != entry:
