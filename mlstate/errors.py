@@ -21,6 +21,7 @@ __all__ = [
     "IntegrityError",
     "LimitError",
     "ManifestError",
+    "ManifestNotFoundError",
     "MlstateError",
     "NoRangesError",
     "ObjectNotFoundError",
@@ -29,8 +30,10 @@ __all__ = [
     "ReadOnlyStoreError",
     "StateExistsError",
     "StateNotFoundError",
+    "StoreNotFoundError",
     "TransportError",
     "UnpinnedStateError",
+    "WeightsNotFoundError",
     "concerning",
 ]
 
@@ -126,6 +129,18 @@ class ObjectNotFoundError(IntegrityError, FileNotFoundError):
 
 class StateNotFoundError(MlstateError, KeyError):
     """No state under this key in this store."""
+
+
+class StoreNotFoundError(MlstateError, FileNotFoundError):
+    """There is no store where one was to be."""
+
+
+class ManifestNotFoundError(ManifestError, StoreNotFoundError):
+    """There is no manifest where one was to be."""
+
+
+class WeightsNotFoundError(FormatError, FileNotFoundError):
+    """There is no file or folder of weights where one was to be."""
 
 
 class StateExistsError(MlstateError, FileExistsError):

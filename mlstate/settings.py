@@ -1,17 +1,84 @@
 """Settings from the environment, read when they are needed, so that a test or a job can set them.
 
-MLSTATE_CACHE            the folder for what was fetched; by default the user's cache folder
-MLSTATE_READONLY_CACHES  folders that are looked at before it, never written
-MLSTATE_MANIFESTS        manifests (files or folders) that `Store()` reads beside its own
-MLSTATE_OFFLINE          whether sockets are forbidden: unset, empty, 0, false and no mean online
+`SETTINGS` lists those of mlstate itself; what other tools share (tokens, proxies) is told in
+`OTHERS`. What shows settings to people takes them from here.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["cache_folder", "extra_manifests", "offline", "readonly_caches"]
+__all__ = [
+    "OTHERS",
+    "SETTINGS",
+    "Setting",
+    "cache_folder",
+    "default_store",
+    "extra_manifests",
+    "offline",
+    "readonly_caches",
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A variable of the environment.
+
+    Attributes:
+        name: Its name; of a family of variables up to what varies, then ``<...>``.
+        meaning: What it says.
+        default: What holds without it.
+        secret: Whether its value is for nobody's eyes.
+    """
+
+    name: str
+    meaning: str
+    default: str
+    secret: bool = False
+
+    def values(self) -> dict[str, str]:
+        """The variables of the environment that are meant, with their values; secrets hidden."""
+        start, family, _ = self.name.partition("<")
+        named = [name for name in os.environ if name.startswith(start)] if family else [self.name]
+        found = {name: os.environ[name] for name in sorted(named) if os.environ.get(name)}
+        return {name: "(set)" if self.secret else value for name, value in found.items()}
+
+
+SETTINGS = (
+    Setting("MLSTATE_STORE", "the store of the command line", "Store()"),
+    Setting("MLSTATE_CACHE", "the folder for what is fetched", "the user's cache folder"),
+    Setting("MLSTATE_READONLY_CACHES", "folders that are looked at before it", "none"),
+    Setting("MLSTATE_MANIFESTS", "manifests that Store() reads beside its own", "none"),
+    Setting("MLSTATE_OFFLINE", "1: open no socket", "online"),
+    Setting("MLSTATE_CONFIG", "a TOML file with tokens", "config.toml in the user's config folder"),
+    Setting("MLSTATE_TOKEN_<HOST>", "the token for a host", "none", secret=True),
+)
+OTHERS = (
+    Setting("NETRC", "the file with logins", "~/.netrc"),
+    Setting("HF_TOKEN", "the token for the Hugging Face hub", "none", secret=True),
+    Setting("HF_ENDPOINT", "the address of the hub", "https://huggingface.co"),
+    Setting("HF_HUB_OFFLINE", "1: the hub is not asked", "online"),
+    Setting("GH_TOKEN", "the token for GitHub", "none", secret=True),
+    Setting("GITHUB_TOKEN", "the token for GitHub, after GH_TOKEN", "none", secret=True),
+    Setting("GH_API_BASIC_AUTH", "a login for GitHub", "none", secret=True),
+    Setting("GITHUB_API_URL", "the address of an Enterprise server", "https://api.github.com"),
+    Setting("AWS_PROFILE", "the profile for buckets", "default"),
+    Setting("AWS_ENDPOINT_URL", "the address of a service that speaks S3", "AWS"),
+    Setting("AWS_ACCESS_KEY_ID", "the key for buckets", "as the profile says", secret=True),
+    Setting("HTTPS_PROXY", "the proxy", "none", secret=True),
+    Setting("HTTP_PROXY", "the proxy for http", "none", secret=True),
+    Setting("NO_PROXY", "hosts without a proxy", "none"),
+    Setting("REQUESTS_CA_BUNDLE", "certificates to trust", "certifi's"),
+    Setting("NO_COLOR", "no colour on the terminal", "colour"),
+    Setting("CI", "neither colour nor bars", "both, on a terminal"),
+)
+
+
+def default_store() -> str | None:
+    """MLSTATE_STORE: the store of the command line; None: `Store()`."""
+    return os.environ.get("MLSTATE_STORE") or None
 
 
 def cache_folder() -> Path:
@@ -34,7 +101,7 @@ def extra_manifests() -> list[Path]:
 
 
 def offline() -> bool:
-    """MLSTATE_OFFLINE."""
+    """MLSTATE_OFFLINE: unset, empty, 0, false and no mean online."""
     return os.environ.get("MLSTATE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 

@@ -91,7 +91,7 @@ def test_the_text_is_the_message_and_then_what_is_known(kind):
     assert str(kind("it broke")) == "it broke"
     assert str(kind("it broke", **FIELDS)).splitlines() == [
         "it broke",
-        f"  {'key' if kind is ManifestError else 'state'}: pytorch.resnet18.imagenet",
+        f"  {'key' if issubclass(kind, ManifestError) else 'state'}: pytorch.resnet18.imagenet",
         "  tensor: layer.0.weight",
         "  where: weights/objects/ab, line 7",
         "  expected: 64",

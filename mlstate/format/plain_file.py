@@ -24,7 +24,6 @@ __all__ = [
     "PlainFile",
     "format_index",
     "is_weights_name",
-    "parse_size",
     "shard_names",
     "split",
 ]
@@ -36,12 +35,6 @@ INDEX_NAME = "model.safetensors.index.json"
 
 _METADATA = {"__metadata__": {"format": "pt"}}  # transformers asks for it
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]I?)?B", re.IGNORECASE)
-_UNITS = {None: 1} | {
-    f"{letter}{infix}": base**power
-    for power, letter in enumerate("KMGT", start=1)
-    for infix, base in (("", 1000), ("I", 1024))
-}
 
 
 @dataclass(frozen=True)
@@ -164,23 +157,3 @@ def format_index(names: Sequence[str], shards: Sequence[Mapping[str, TensorSpec]
     files = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": files}
     return json.dumps(index, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def parse_size(size: int | str) -> int:
-    """A number of bytes, or its text.
-
-    Raises:
-        FormatError: It is neither, or less than 1.
-
-    Example:
-        >>> parse_size("5GB"), parse_size("1.5 MiB")
-        (5000000000, 1572864)
-    """
-    found = size
-    if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())):
-        found = int(float(match[1]) * _UNITS[match[2] and match[2].upper()])
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise FormatError(
-            "not a size", expected='a number of bytes, or for instance "5GB"', found=repr(size)
-        )
-    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mlstate.errors import FormatError, ManifestError
+from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, StateEntry
 from mlstate.manifests.merging import conflict, merged
@@ -160,7 +160,7 @@ def manifest_files(path: Path) -> list[Path]:
         ManifestError: There is no such file or folder.
     """
     if not path.exists():
-        raise ManifestError(
+        raise ManifestNotFoundError(
             "there is no manifest here",
             path=path,
             expected="a .toml file, or a folder with some",
