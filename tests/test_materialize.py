@@ -25,7 +25,8 @@ from mlstate import LocalStateStore, MemoryStateStore, StateKey, state_digest
 from mlstate.errors import FormatError, IntegrityError, StateExistsError, UnpinnedStateError
 from mlstate.format import tensor_object
 from mlstate.format.dtypes import BITS, TensorSpec
-from mlstate.format.plain_file import BLOCK, PlainFile, is_weights_name, parse_size, split
+from mlstate.format.plain_file import BLOCK, PlainFile, is_weights_name, split
+from mlstate.units import parse_size
 from tests.models import BytesModel, same, values
 
 KEY = StateKey.parse("pytorch.net.a")

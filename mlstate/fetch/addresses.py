@@ -13,7 +13,7 @@ from mlstate.format import canonical
 from mlstate.locations import Mirror, check_file_names
 from mlstate.transport.hub import parse_hub_address
 
-__all__ = ["addresses_of", "hub_weights"]
+__all__ = ["addresses_of", "hub_weights", "parse_index"]
 
 INDEX = ".safetensors.index.json"
 
@@ -71,6 +71,19 @@ def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
 def _shards(address: str, ground: Ground) -> list[str]:
     with ground.open(address).read() as stream:
         text = read_exactly(stream, _MAX_INDEX + 1)
+    return [_beside(address, name) for name in parse_index(text, address)]
+
+
+def parse_index(text: bytes, address: str) -> list[str]:
+    """The names of the shards that an index lists, sorted.
+
+    Args:
+        text: Its content.
+        address: Where it is from, for errors.
+
+    Raises:
+        FormatError: It does not say what it should, or names something outside its folder.
+    """
     if len(text) > _MAX_INDEX:
         raise FormatError("an index of shards is too long", path=address)
     index = canonical.loads(text, "an index of shards")
@@ -85,7 +98,7 @@ def _shards(address: str, ground: Ground) -> list[str]:
         )
     names = sorted(set(shards.values()))
     check_file_names(names)
-    return [_beside(address, name) for name in names]
+    return names
 
 
 def _path(address: str) -> str:

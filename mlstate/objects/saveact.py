@@ -8,7 +8,13 @@ from threading import Lock
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import ObjectNotFoundError
-from mlstate.objects.interface import ObjectStore, ObjectWriter, WritableObjectStore
+from mlstate.objects.interface import (
+    AddingWriter,
+    ObjectStore,
+    ObjectWriter,
+    SurveyedObjectStore,
+    WritableObjectStore,
+)
 from mlstate.objects.verified import digest_of
 from mlstate.parallel import THREADS, for_each
 
@@ -18,6 +24,10 @@ OpenParts = Callable[[], AbstractContextManager[Sequence[Bytes]]]
 """Gives the bytes of an object, for as long as the context lasts."""
 
 
+_SURE = 2
+"""So many new objects in a row, and the next one is taken to be new, too."""
+
+
 class SaveAct:
     """One act of saving: takes each object once, reuses what is there, remembers what it reused.
 
@@ -25,6 +35,9 @@ class SaveAct:
         objects: Where to store.
         verify: Read what is there before it is reused, and write it again if it is damaged.
         threads: How many objects to look at at once.
+
+    Attributes:
+        reused: What was there already: digest -> size in bytes.
     """
 
     def __init__(
@@ -36,24 +49,59 @@ class SaveAct:
         self._verify = verify
         self._taken: set[Digest] = set()
         self._lock = Lock()
-        self._reused: dict[Digest, int] = {}
+        self.reused: dict[Digest, int] = {}
+        self._new_of_late = 0
 
-    def take(self, digest: Digest, parts: Sequence[Bytes]) -> None:
-        """Store an object, unless it is there; called from several threads."""
+    def store(self, parts: Sequence[Bytes]) -> Digest:
+        """Store an object whose digest nobody knows yet; called from several threads.
+
+        One that is there needs to be hashed only. One that is new can be hashed and written in one
+        pass. Which it is, nobody knows before: it is taken to be new if those before it were.
+
+        Args:
+            parts: Its bytes, one part after the other.
+
+        Returns:
+            Its digest.
+        """
+        writer = self._writer
+        likely_new = self._new_of_late >= _SURE and not self._verify
+        if likely_new and isinstance(writer, AddingWriter):
+            digest, new = writer.add(parts)
+            with self._lock:
+                known = digest in self._taken
+                self._taken.add(digest)
+            if not new and not known:
+                self.reused[digest] = sum(memoryview(part).nbytes for part in parts)
+        else:
+            digest = Digest.of(*parts)
+            new = self.take(digest, parts)
+        self._new_of_late = self._new_of_late + 1 if new else 0
+        return digest
+
+    def take(self, digest: Digest, parts: Sequence[Bytes]) -> bool:
+        """Store an object, unless it is there; called from several threads.
+
+        Returns:
+            Whether it was written.
+        """
         size = sum(memoryview(part).nbytes for part in parts)
-        self.take_if_needed(digest, size, lambda: nullcontext(parts))
+        return self.take_if_needed(digest, size, lambda: nullcontext(parts))
 
-    def take_if_needed(self, digest: Digest, size: int | None, parts: OpenParts) -> None:
+    def take_if_needed(self, digest: Digest, size: int | None, parts: OpenParts) -> bool:
         """Store an object whose bytes are not at hand, unless it is there.
 
         Args:
             digest: Its digest.
             size: Its size in bytes; of None, whatever is there under its name will do.
             parts: Gives its bytes; not called if they are there.
+
+        Returns:
+            Whether it was written.
         """
         with self._lock:
             if digest in self._taken:
-                return
+                return False
             self._taken.add(digest)
         size = self._objects.size(digest) if size is None else size
         if (
@@ -61,10 +109,11 @@ class SaveAct:
             and self._writer.reuse(digest, size)
             and not (self._verify and self._damaged(digest))
         ):
-            self._reused[digest] = size
-        else:
-            with parts() as found:
-                self._writer.put(digest, found)
+            self.reused[digest] = size
+            return False
+        with parts() as found:
+            self._writer.put(digest, found)
+        return True
 
     def flush(self) -> None:
         """Make all that was taken durable."""
@@ -72,7 +121,7 @@ class SaveAct:
 
     def lost(self) -> bool:
         """Whether something that was reused is gone since: pruning was at work."""
-        return bool(absent(self._objects, self._reused, self._threads))
+        return bool(absent(self._objects, self.reused, self._threads))
 
     def _damaged(self, digest: Digest) -> bool:
         try:
@@ -92,10 +141,11 @@ def absent(
         threads: How many to look at at once.
     """
     found: list[Digest] = []
+    there = objects.survey() if isinstance(objects, SurveyedObjectStore) else objects
 
     def look(item: tuple[Digest, int | None]) -> None:
         digest, expected = item
-        size = objects.size(digest)
+        size = there.size(digest)
         if size is None or (expected is not None and size != expected):
             found.append(digest)
 

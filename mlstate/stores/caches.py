@@ -30,6 +30,8 @@ def open_cache(cache: CacheLike | None) -> Cache:
     """
     if isinstance(cache, str | os.PathLike):
         return Cache([FolderObjectStore(local_path(cache))])
+    if isinstance(cache, Cache):
+        return cache
     if cache is not None:
         return Cache([cache.objects if isinstance(cache, StateView) else cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]

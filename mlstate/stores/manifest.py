@@ -31,7 +31,7 @@ class ManifestStore(FetchingView):
     missing there is fetched from the mirrors that the manifest lists, once, and verified.
 
     Args:
-        path: A manifest, or a folder of manifests.
+        path: A manifest, or a folder of manifests; or a `Manifest` that was read or made already.
         cache: Where the bytes are, and where fetched ones go: the folder of a store or cache, a
             store, or an object store. By default the folders of MLSTATE_READONLY_CACHES, which are
             only read, and then MLSTATE_CACHE.
@@ -46,14 +46,17 @@ class ManifestStore(FetchingView):
 
     def __init__(
         self,
-        path: PathLike,
+        path: PathLike | Manifest,
         cache: CacheLike | None = None,
         *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
     ) -> None:
-        name = f"ManifestStore({str(path)!r})"
-        self._init(Manifest.read(path), cache, name, offline=offline, progress=progress)
+        if isinstance(path, Manifest):
+            manifest, name = path, f"ManifestStore(<{len(path.states)} states>)"
+        else:
+            manifest, name = Manifest.read(path), f"ManifestStore({str(path)!r})"
+        self._init(manifest, cache, name, offline=offline, progress=progress)
 
     def _init(
         self,

@@ -12,42 +12,38 @@ import shutil
 import stat
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
-from mlstate.format import tensor_object
 from mlstate.format.plain_file import PlainFile, is_weights_name
-from mlstate.format.state_object import (
-    INLINE_LIMIT,
-    MAX_HEADER,
-    InlineTensor,
-    StateObject,
-    TensorRef,
-)
+from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
 from mlstate.objects.files import read_small
-from mlstate.parallel import for_each
+from mlstate.stores.weightfiles import (
+    PIECE,
+    FileTensor,
+    OpenFile,
+    digest_of_tensors,
+    pieces_at,
+)
 
 __all__ = [
-    "PIECE",
     "RECORD_NAME",
     "FolderPlan",
+    "Recorded",
     "format_record",
     "is_own_name",
     "look",
-    "pieces_at",
     "sweep",
     "temporary_name",
 ]
 
 RECORD_NAME = ".mlstate.toml"
 """The file in the folder that says what was written there."""
-PIECE = 1 << 20
-"""How many bytes are read, hashed and written at a time."""
 
 _OWN = ".mlstate"
 _TEMPORARY = re.compile(r"\.mlstate-[0-9a-f]{32}\.tmp")
@@ -65,20 +61,25 @@ class FolderPlan:
         write: The names to write; all others that are wanted are there already.
         stale: The names to remove: what an earlier state had and this one has not.
         recorded: What the folder's record says now.
+        kept: What of it is to stay, though it is not wanted now.
     """
 
     write: frozenset[str]
     stale: tuple[str, ...]
     recorded: Recorded
+    kept: Recorded
 
 
-def look(folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool) -> FolderPlan:
+def look(
+    folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool, weights_only: bool = False
+) -> FolderPlan:
     """Compare a folder with what it is to hold. Reads only.
 
     Args:
         folder: The folder; it may be missing.
         wanted: Each file with its digest: of weights the state digest of the tensors in it.
         overwrite: Take what is in the way for replaceable, whoever wrote it.
+        weights_only: Leave other files that are recorded, and their record, as they are.
 
     Raises:
         StateExistsError: Something is in the way that was not written here, or was changed since.
@@ -92,7 +93,9 @@ def look(folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool) -> Fold
         if found is not None and not overwrite and found not in recorded.get(name, ()):
             raise _in_the_way(folder / name)
         write.add(name)
-    others = {name for name in _names(folder) if is_weights_name(name)} | recorded.keys()
+    others = {*filter(is_weights_name, _names(folder)), *recorded}
+    if weights_only:
+        others = set(filter(is_weights_name, others))
     for name in sorted(others - wanted.keys()):
         found = _found(folder, name)
         if found in recorded.get(name, ()):
@@ -102,7 +105,8 @@ def look(folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool) -> Fold
             if not overwrite:
                 raise _in_the_way(folder / name)
             stale.append(name)
-    return FolderPlan(frozenset(write), tuple(stale), recorded)
+    kept = {name: recorded[name] for name in recorded.keys() - others - wanted.keys()}
+    return FolderPlan(frozenset(write), tuple(stale), recorded, kept)
 
 
 def _in_the_way(path: Path) -> StateExistsError:
@@ -131,7 +135,7 @@ def _found(folder: Path, name: str) -> str | None:
     try:
         with path.open("rb", buffering=0) as file:
             if name.lower().endswith(".safetensors") and is_weights_name(name):
-                return _weights_digest(file) or _UNKNOWN
+                return _weights_digest(file, path) or _UNKNOWN
             hasher = Hasher()
             while piece := file.read(PIECE):
                 hasher.update(piece)
@@ -140,7 +144,7 @@ def _found(folder: Path, name: str) -> str | None:
         return None  # another process removed it
 
 
-def _weights_digest(file: BinaryIO) -> Digest | None:
+def _weights_digest(file: BinaryIO, path: Path) -> Digest | None:
     """The state digest of the tensors in a plain file; None if it is not laid out as ours are."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(b"".join(pieces_at(file.fileno(), 0, 8)), "little")
@@ -150,32 +154,13 @@ def _weights_digest(file: BinaryIO) -> Digest | None:
         layout = PlainFile.parse(b"".join(pieces_at(file.fileno(), 0, 8 + length)))
         if layout.size != size:
             return None
-        inline: dict[str, InlineTensor] = {}
-        refs: dict[str, TensorRef] = {}
-
-        def digest(name: str) -> None:
-            spec = layout.specs[name]
-            pieces = pieces_at(file.fileno(), layout.starts[name], spec.nbytes)
-            if spec.nbytes < INLINE_LIMIT:
-                inline[name] = InlineTensor(spec, b"".join(pieces))
-            else:
-                hasher = Hasher()
-                hasher.update(tensor_object.header(spec))
-                for piece in pieces:
-                    hasher.update(piece)
-                refs[name] = TensorRef(spec, hasher.digest())
-
-        for_each(digest, layout.specs)
-        return Digest.of(StateObject(inline, refs).encode())
+        opened = OpenFile(file, str(path))
+        return digest_of_tensors(
+            FileTensor(name, spec, opened, layout.starts[name], exact=True)
+            for name, spec in layout.specs.items()
+        )
     except FormatError:
         return None
-
-
-def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
-    """A range of a file, piece by piece; fewer bytes if the file ends."""
-    while size and (piece := os.pread(descriptor, min(PIECE, size), start)):
-        yield piece
-        start, size = start + len(piece), size - len(piece)
 
 
 def _names(folder: Path) -> list[str]:

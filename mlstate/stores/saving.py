@@ -21,7 +21,7 @@ from mlstate.parallel import THREADS, for_each
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.statefiles import StateFiles, format_state_file, parse_state_file
-from mlstate.stores.view import Found, StateView
+from mlstate.stores.view import Found, Listing, StateView
 from mlstate.stores.wishes import (
     FROM_COPY,
     Content,
@@ -50,6 +50,8 @@ class SavingStore(Saves, StateView):
 
     threads = THREADS
     """How many objects are looked at, hashed and written at once."""
+    writing_threads: int | None = None
+    """How many new ones are, if that is another number: who waits for a disk lets others hash."""
 
     def __init__(self, states: StateFiles, target: WritableObjectStore) -> None:
         self.states = states
@@ -67,12 +69,19 @@ class SavingStore(Saves, StateView):
         check_key(state_key)
         return self.states.read(state_key) is not None
 
+    def listing(self) -> Iterator[Listing]:
+        """All states with what listing them tells, in no order."""
+        return (Listing(key, modified) for key, modified in self.states.dated())
+
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """What the state file says; see `StateView.recorded`."""
+        data = self.states.read(key)
+        return None if data is None else parse_state_file(data, key, self.states.locate(key))
+
     def find(self, key: StateKey) -> Found | None:
         """Find a state; see `StateView.find`."""
-        data = self.states.read(key)
-        if data is None:
-            return None
-        return Found(parse_state_file(data, key, self.states.locate(key)), self.objects)
+        entry = SavingStore.recorded(self, key)
+        return None if entry is None else Found(entry, self.objects)
 
     def delete(self, key: StateKey) -> None:
         """Remove a state. Its objects stay until pruning finds them unused.
@@ -98,7 +107,8 @@ class SavingStore(Saves, StateView):
                         warn_of_meta(key)
                     return key
             act = self._act(verify=wish.verify)
-            encoded = encode_state(sources, act.take, self.threads)
+            threads = self.writing_threads or self.threads
+            encoded = encode_state(sources, threads=threads, store=act.store)
             for name, entry in wanted.files.items():
                 act.take(entry.digest, [content_of(wish.files[name])])
             act.take(encoded.digest, [encoded.data])
@@ -166,6 +176,9 @@ class SavingStore(Saves, StateView):
             again = self._act(verify=False)
             self._put_all(again, encoded, wanted, wish)
             again.flush()
+        if wish.reused is not None:
+            tensors = encoded.sources.items()
+            wish.reused.update({d: s.spec.nbytes for d, s in tensors if d in act.reused})
 
     def _publish(self, entry: StateEntry, wish: Wish) -> None:
         data = format_state_file(entry)

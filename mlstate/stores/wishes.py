@@ -66,6 +66,8 @@ class Wish:
         overwrite: Replace another state.
         verify: Read objects that are reused.
         source: The store that the state comes from, if it comes from one.
+        reused: Filled with the tensor objects that were there already, each with the bytes of its
+            tensor, by stores that know.
     """
 
     files: Mapping[str, Content]
@@ -73,6 +75,7 @@ class Wish:
     overwrite: bool
     verify: bool = False
     source: Source | None = None
+    reused: dict[Digest, int] | None = None
 
     def entry(self, key: StateKey) -> StateEntry:
         """What is to be said of the state, without digest and size, as it will be read back.

@@ -3,7 +3,8 @@
 from mlstate.tensors.apply import load_tensors
 from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
-from mlstate.tensors.read import read_tensors
+from mlstate.tensors.read import read_tensors, reading
+from mlstate.tensors.saving import write_checkpoint
 
 __all__ = [
     "encode_tensors",
@@ -11,6 +12,8 @@ __all__ = [
     "load_tensors",
     "open_checkpoint",
     "read_tensors",
+    "reading",
     "state_digest",
     "tensor_sources",
+    "write_checkpoint",
 ]

@@ -1,0 +1,110 @@
+"""Which container a file of weights is: told by its first bytes, or by its name."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mlstate.errors import FormatError
+from mlstate.format import layout
+
+__all__ = [
+    "FRONT",
+    "INDEX",
+    "SAFETENSORS",
+    "TORCH",
+    "TORCH_GZIP",
+    "container_of",
+    "named_container",
+    "weights_in",
+]
+
+SAFETENSORS, TORCH, TORCH_GZIP = "safetensors", "torch", "torch-gzip"
+"""What a mirror calls them; see `mlstate.locations.Mirror.format`."""
+INDEX = ".index.json"
+"""How the name of an index of shards ends, whichever container these are in."""
+FRONT = 16
+"""How many bytes of a file tell what it is."""
+
+_NAMES = (
+    (re.compile(r"\.safetensors(\.index\.json)?$", re.IGNORECASE), SAFETENSORS),
+    (re.compile(r"\.(pt|pth|ckpt|bin)(\.tar|\.index\.json)?$", re.IGNORECASE), TORCH),
+    (re.compile(r"\.(pt|pth|ckpt|bin|tar)\.gz$", re.IGNORECASE), TORCH_GZIP),
+)
+_USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ANY = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin", ".pt", ".pth")
+
+
+def container_of(name: str, front: bytes = b"") -> str:
+    """The container of a file of weights.
+
+    Args:
+        name: Its name or address.
+        front: Its first bytes, as far as they are known: these count before the name.
+
+    Raises:
+        FormatError: Neither tells.
+    """
+    found = _by_front(front) or named_container(name)
+    if found is None:
+        raise FormatError(
+            "this is no file of weights that can be read",
+            path=name,
+            expected="a safetensors file, or a checkpoint that torch.save wrote",
+            found=f"it begins with {front!r}" if front else None,
+        )
+    return found
+
+
+def named_container(name: str) -> str | None:
+    """The container that a name or an address promises, or None."""
+    path = re.split(r"[?#]", name)[0] if "://" in name else name
+    return next((form for pattern, form in _NAMES if pattern.search(path)), None)
+
+
+def _by_front(front: bytes) -> str | None:
+    # First: the length of a header may look like the beginning of the others.
+    if front[4:9] == b"\0\0\0\0{":
+        return SAFETENSORS
+    if front.startswith(b"\x1f\x8b"):
+        return TORCH_GZIP
+    if front.startswith((b"PK\x03\x04", b"\x80\x02")):  # a zip; the older format, which is a pickle
+        return TORCH
+    return None
+
+
+def weights_in(folder: Path) -> str:
+    """The file of a folder that has, or lists, its weights.
+
+    Raises:
+        FormatError: There is none, or several of which any could be meant.
+    """
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    for name in _USUAL:
+        if name in names:
+            return name
+    if layout.SETTINGS in names:
+        raise FormatError(
+            "this folder is a store, not a file of weights",
+            path=folder,
+            remedy="bring its states over with mlstate.copy, or give one a key of this store",
+        )
+    for ending in _ANY:
+        fitting = [name for name in names if name.endswith(ending)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise FormatError(
+                "this folder has several files of weights",
+                path=folder,
+                found=", ".join(fitting[:8]),
+                remedy="give the path of one of them",
+            )
+    raise FormatError("this folder has no weights", path=folder, expected=" or ".join(_USUAL))
