@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from mlstate.digests import Digest
-from mlstate.errors import IntegrityError, StateNotFoundError, concerning
+from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.errors import FormatError, IntegrityError, StateNotFoundError, concerning
 from mlstate.format import tensor_object
-from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject
+from mlstate.format.dtypes import check_values
+from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject, TensorRef
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, read_verified
+from mlstate.objects.verified import check_digest, check_size
 
 __all__ = [
     "VerifiedFiles",
@@ -17,10 +19,12 @@ __all__ = [
     "read_state",
     "read_state_object",
     "state_object_limit",
+    "tensor_pieces",
 ]
 
 _UNKNOWN_SIZE = 1 << 30
 """The largest state object that is read for a state whose size its manifest does not give."""
+_PIECE = 1 << 20
 
 
 def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
@@ -69,6 +73,44 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
     size = tensor_object.object_size(ref.spec)
     data = read_verified(objects, ref.digest, what="a tensor object", max_size=size)
     return data[tensor_object.DATA_OFFSET :]
+
+
+def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
+    """The data of a tensor object, piece by piece: for who waits for the end before it is used.
+
+    Yields:
+        Bytes that are not verified before the last piece was taken and the iteration has ended.
+
+    Raises:
+        IntegrityError: At the end: the object was damaged; or at once: it is missing.
+        FormatError: At the end: it is not what the state object says of it.
+    """
+    what = "a tensor object"
+    hasher = Hasher()
+    wrong: FormatError | None = None
+    with objects.open(ref.digest) as file:
+        size = file.seek(0, 2)
+        check_size(objects, ref.digest, tensor_object.object_size(ref.spec), size, what=what)
+        file.seek(0)
+        head = file.read(tensor_object.DATA_OFFSET)
+        hasher.update(head)
+        while piece := file.read(_PIECE):
+            hasher.update(piece)
+            try:
+                check_values(ref.spec, piece)
+            except FormatError as error:
+                wrong = error
+            yield piece
+    check_digest(objects, ref.digest, hasher.digest(), what=what)
+    if head != tensor_object.header(ref.spec):
+        wrong = FormatError(
+            "a tensor object is not the tensor that the state object says it is",
+            expected=f"{ref.spec.dtype} {list(ref.spec.shape)}",
+            found=head[8:200].rstrip(),
+        )
+    if wrong is not None:
+        wrong.path = objects.locate(ref.digest)
+        raise wrong
 
 
 class VerifiedFiles(Mapping[str, bytes]):

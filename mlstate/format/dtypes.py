@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from mlstate.digests import Bytes
@@ -47,6 +46,7 @@ class TensorSpec:
     Attributes:
         dtype: A name of the table `BITS`.
         shape: The dimensions, in elements; empty for a scalar.
+        nbytes: The size of the data in bytes.
 
     Raises:
         FormatError: An unknown element type, a negative dimension, or a size that is not a whole
@@ -55,6 +55,7 @@ class TensorSpec:
 
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.dtype, str) or self.dtype not in BITS:
@@ -74,11 +75,7 @@ class TensorSpec:
                 f"{self.dtype} of this shape is not a whole number of bytes below 2^63",
                 found=self.shape,
             )
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the data in bytes."""
-        return math.prod(self.shape) * BITS[self.dtype] // 8
+        object.__setattr__(self, "nbytes", bits // 8)
 
 
 def check_values(spec: TensorSpec, data: Bytes) -> None:

@@ -9,6 +9,7 @@ tmp/ trash/ roots/                temporaries, removed things, what a cache keep
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlstate.digests import Digest
@@ -30,7 +31,9 @@ __all__ = [
     "TEMPORARIES",
     "TRASH",
     "check_settings",
+    "digest_of_object_path",
     "key_of_state_path",
+    "keys_in_state_folder",
     "object_path",
     "state_folder",
     "state_path",
@@ -61,6 +64,19 @@ def object_path(digest: Digest) -> str:
     return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
 
 
+def digest_of_object_path(path: str) -> Digest | None:
+    """The digest of an object's relative path; the inverse of `object_path`.
+
+    Returns:
+        The digest, or None for a path that is no object's.
+    """
+    try:
+        digest = Digest("".join(path.split("/")[1:]))
+    except FormatError:
+        return None
+    return digest if path == object_path(digest) else None
+
+
 def state_folder(state_type: StateType) -> str:
     """The relative path of the folder of all states that are compatible with a type."""
     return f"{STATES}/{state_type.backend}/{state_type.architecture}"
@@ -86,6 +102,32 @@ def key_of_state_path(path: str) -> StateKey | None:
         return StateKey(StateType(parts[1], parts[2], tuple(extra)), training_id)
     except FormatError:
         return None
+
+
+def keys_in_state_folder(folder: str, names: Iterable[str]) -> Iterator[StateKey]:
+    """The keys of the files of one folder of states, as `key_of_state_path` gives them one by one.
+
+    States of one type share the type's object: making it anew for each of thousands, and comparing
+    it when they are sorted, would take most of the time.
+
+    Args:
+        folder: The relative path that `state_folder` gives.
+        names: The names of its files; those of no state files are passed over.
+    """
+    types: dict[str, StateType] = {}
+    _, backend, architecture = folder.split("/")
+    for name in names:
+        if not name.endswith(STATE_SUFFIX):
+            continue
+        extra, dot, training_id = name.removesuffix(STATE_SUFFIX).rpartition(".")
+        try:
+            state_type = types.get(extra + dot)
+            if state_type is None:
+                parts = tuple(extra.split(".")) if dot else ()
+                state_type = types[extra + dot] = StateType(backend, architecture, parts)
+            yield StateKey(state_type, training_id)
+        except FormatError:
+            continue
 
 
 def check_settings(data: bytes, path: str) -> None:

@@ -20,7 +20,7 @@ from mlstate.errors import FormatError
 from mlstate.format import layout
 from mlstate.objects.files import read_small, write_in_store
 
-__all__ = ["Root", "forget_root", "note_use", "read_roots", "write_root"]
+__all__ = ["Root", "forget_root", "last_use", "note_use", "read_roots", "write_root"]
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _NOTED = 3600.0
@@ -85,6 +85,14 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
 def forget_root(folder: Path, digest: Digest) -> None:
     """No longer keep a state."""
     _path(folder, digest).unlink(missing_ok=True)
+
+
+def last_use(folder: Path, digest: Digest) -> float | None:
+    """When a state was last used, in seconds since the epoch; None if a cache does not keep it."""
+    try:
+        return _path(folder, digest).stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def read_roots(folder: Path) -> Iterator[Root]:

@@ -38,6 +38,13 @@ class BucketStateFiles:
                 if key := layout.key_of_state_path(self.place.name(item.path)):
                     yield key
 
+    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+        """All keys, each with when it was written, by the server's clock."""
+        if self.place.check():
+            for item in self.place.client.items(self.place.path(layout.STATES)):
+                if key := layout.key_of_state_path(self.place.name(item.path)):
+                    yield key, item.modified
+
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
         found = self._read(key) if self.place.check() else None
@@ -48,11 +55,11 @@ class BucketStateFiles:
         self.place.prepare()
         path = self.place.path(layout.state_path(key))
         if self.place.honours_conditions():
-            return self.place.client.create(path, data)
+            return self.place.uploads.create(path, data)
         with self._lock:  # the best that can be done: it is right within this process
             if self._read(key) is not None:
                 return False
-            self.place.client.put(path, data)
+            self.place.uploads.put(path, data)
             found = self._read(key)
         return found is not None and found[0] == data
 
@@ -63,7 +70,7 @@ class BucketStateFiles:
         while True:
             old = self._old(key)
             if old is None:
-                if self.place.client.create(path, data):
+                if self.place.uploads.create(path, data):
                     return
                 continue
             content, etag = old
@@ -71,9 +78,9 @@ class BucketStateFiles:
                 # What it names lives on for the grace period: somebody may just be reading it.
                 self._bury(key, content)
             if etag is None:
-                self.place.client.put(path, data)
+                self.place.uploads.put(path, data)
                 return
-            if self.place.client.replace(path, data, etag):
+            if self.place.uploads.replace(path, data, etag):
                 return
 
     def remove(self, key: StateKey) -> bool:
@@ -122,4 +129,4 @@ class BucketStateFiles:
             return None, None
 
     def _bury(self, key: StateKey, data: bytes) -> None:
-        self.place.client.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)
+        self.place.uploads.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)

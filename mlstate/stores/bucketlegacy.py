@@ -9,6 +9,7 @@ from mlstate.format import layout
 from mlstate.objects.bucketplace import BucketPlace
 from mlstate.objects.bucketvalues import Item
 from mlstate.states import StateKey, StateType
+from mlstate.stores.view import Listing
 
 __all__ = ["LegacyPrefix"]
 
@@ -23,18 +24,26 @@ class LegacyPrefix:
         place: The prefix.
     """
 
+    remedy = "remove it from the bucket"
+
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are compatible with a type, or all; other things are none of ours."""
         if state_type is None:
-            folders, _ = self.place.client.children(self.place.base)
-            for backend in folders:
-                if backend not in _OURS:
-                    yield from self._keys(backend, "")
+            found = self._all()
         else:
-            yield from self._keys(state_type.backend, f"{state_type.architecture}.")
+            found = self._named(state_type.backend, f"{state_type.architecture}.")
+        return (key for key, _ in found)
+
+    def listing(self) -> Iterator[Listing]:
+        """All of them, with their sizes and times."""
+        return (Listing(key, item.modified, item.size) for key, item in self._all())
+
+    def exists(self, key: StateKey) -> bool:
+        """Whether there is a checkpoint for a key."""
+        return self.item(key) is not None
 
     def item(self, key: StateKey) -> Item | None:
         """The checkpoint of a key, or None if there is none."""
@@ -59,7 +68,13 @@ class LegacyPrefix:
         backend, _, rest = str(key).partition(".")
         return self.place.path(f"{backend}/{rest}{_SUFFIX}")
 
-    def _keys(self, backend: str, begin: str) -> Iterator[StateKey]:
+    def _all(self) -> Iterator[tuple[StateKey, Item]]:
+        folders, _ = self.place.client.children(self.place.base)
+        for backend in folders:
+            if backend not in _OURS:
+                yield from self._named(backend, "")
+
+    def _named(self, backend: str, begin: str) -> Iterator[tuple[StateKey, Item]]:
         """Those of a backend whose names begin so: buckets list by name, and can begin anywhere."""
         folder = self.place.path(backend)
         after = f"{folder}/{begin}" if begin else None
@@ -69,6 +84,7 @@ class LegacyPrefix:
                 return
             if "/" not in name and name.endswith(_SUFFIX):
                 try:
-                    yield StateKey.parse(f"{backend}.{name.removesuffix(_SUFFIX)}")
+                    key = StateKey.parse(f"{backend}.{name.removesuffix(_SUFFIX)}")
                 except FormatError:
                     continue
+                yield key, item

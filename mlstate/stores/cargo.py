@@ -23,10 +23,11 @@ from mlstate.states import StateKey
 from mlstate.stores.fetching import FetchingView
 from mlstate.stores.view import Found, StateView
 
-__all__ = ["Cargo", "Count"]
+__all__ = ["NO_TENSOR", "Cargo", "Count"]
 
 _WHAT = "a tensor object"
-_NO_TENSOR = ("__metadata__",)  # no tensor has this name: the state object alone is needed
+NO_TENSOR = ("__metadata__",)
+"""No tensor has this name: of a state, the state object alone is needed."""
 
 
 class Count:
@@ -80,7 +81,7 @@ class Cargo:
         self._count = count
         self._lock = threading.Lock()
         self._brought = False
-        store.bring(self._entry, _NO_TENSOR, files=False)
+        store.bring(self._entry, NO_TENSOR, files=False)
         state = read_state(self._entry, self._objects)
         self._names = {ref.digest: name for name, ref in state.refs.items()}
         sources: dict[Digest, TensorSource] = {

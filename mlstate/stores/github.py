@@ -22,12 +22,12 @@ from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.caches import CacheLike, make_fetcher, open_cache
-from mlstate.stores.releaseplan import LEGACY, POINTER, key_of, make_plan
+from mlstate.stores.releaseplan import LEGACY, POINTER, key_of, listings, make_plan
 from mlstate.stores.releases import UPLOADED, Release, Releases, immutable
 from mlstate.stores.releasesaving import ReleaseSaving, Shelf
 from mlstate.stores.releaseweb import ReleaseWeb
 from mlstate.stores.remote import RemoteView
-from mlstate.stores.view import Found, not_found
+from mlstate.stores.view import Found, Listing, not_found
 from mlstate.stores.wishes import (
     FROM_COPY,
     Saves,
@@ -113,15 +113,11 @@ class GitHubReleaseStore(Saves, RemoteView):
         """
         if state_type is not None:
             check_state_type(state_type)
-        keys: set[StateKey] = set()
-        with self._releases() as releases:
-            for release in self._listed(releases, state_type):
-                tag = release.tag.removeprefix(f"{self.release_name_prefix}.")
-                for asset in releases.assets(release):
-                    key = key_of(tag, asset.name) if asset.state == UPLOADED else None
-                    if key is not None:
-                        keys.add(key)
-        return sorted(keys)
+        return sorted({listing.key for listing in self._listings(state_type)})
+
+    def listing(self) -> Iterator[Listing]:
+        """All states with what listing them tells: their bytes in the release, and since when."""
+        return self._listings(None)
 
     def exists(self, state_key: StateKey) -> bool:
         """Whether a state is in this store."""
@@ -136,6 +132,10 @@ class GitHubReleaseStore(Saves, RemoteView):
         """
         entry = self._web.pointed(key) or self._web.legacy(key)
         return None if entry is None else Found(entry, self.objects)
+
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """What the pointer says; see `StateView.recorded`."""
+        return self._web.pointed(key)
 
     def get(self, key: StateKey) -> Found:
         """Find a state that is to be there; see `StateView.get`."""
@@ -273,6 +273,13 @@ class GitHubReleaseStore(Saves, RemoteView):
         retries = self._fetcher.retries
         with GitHubApi(self._place, offline=self._offline, retries=retries) as api:
             yield Releases(api, self.repository)
+
+    def _listings(self, state_type: StateType | None) -> Iterator[Listing]:
+        with self._releases() as releases:
+            for release in self._listed(releases, state_type):
+                tag = release.tag.removeprefix(f"{self.release_name_prefix}.")
+                assets = (a for a in releases.assets(release) if a.state == UPLOADED)
+                yield from listings(tag, assets)
 
     def _listed(self, releases: Releases, state_type: StateType | None) -> Iterator[Release]:
         """The release of a type, or all of this store; an unknown repository is an error."""

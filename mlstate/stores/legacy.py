@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlstate.errors import FormatError
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
-from mlstate.stores.view import Found
+from mlstate.stores.view import Found, Listing
 
 __all__ = ["LegacyFolder"]
 
@@ -23,6 +24,8 @@ class LegacyFolder:
     Args:
         root: The folder; it may be missing.
     """
+
+    remedy = "remove the file"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,9 +45,20 @@ class LegacyFolder:
                 if state_type is None or key.state_type.is_compatible_with(state_type):
                     yield key
 
+    def listing(self) -> Iterator[Listing]:
+        """All of them, with the sizes and times of their files."""
+        for key in self.keys():
+            with contextlib.suppress(FileNotFoundError):
+                found = self.path(key).stat()
+                yield Listing(key, found.st_mtime, found.st_size)
+
     def path(self, key: StateKey) -> Path:
         """Where a state's checkpoint is, or would be."""
         return self.root / f"{key}{_SUFFIX}"
+
+    def locate(self, key: StateKey) -> str:
+        """The path of a state's checkpoint, for people."""
+        return str(self.path(key))
 
     def exists(self, key: StateKey) -> bool:
         """Whether there is a checkpoint for a key."""
@@ -66,7 +80,7 @@ class LegacyFolder:
             return None
         from mlstate.tensors import encode_tensors, load_checkpoint
 
-        path = str(self.path(key))
+        path = self.locate(key)
         state_dict = load_checkpoint(self.read(key), path)
         objects = MemoryObjectStore()
         try:

@@ -10,7 +10,7 @@ state object ``....{digest}.mlstate``, and each file of the state ``....{its dig
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,8 +24,10 @@ from mlstate.format.plain_file import PlainFile, split
 from mlstate.locations import Mirror, parse_mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.states import StateKey
+from mlstate.stores.releases import Asset
 from mlstate.stores.statefiles import parse_state_file
 from mlstate.stores.uploading import Upload
+from mlstate.stores.view import Listing
 from mlstate.stores.wishes import Content, content_of
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Plan",
     "is_data",
     "key_of",
+    "listings",
     "make_plan",
     "named",
     "parse_pointer",
@@ -71,6 +74,26 @@ def key_of(tag: str, name: str) -> StateKey | None:
         return StateKey.parse(f"{tag}.{name.removesuffix(suffix)}")
     except FormatError:
         return None
+
+
+def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
+    """The states of a release, each with the bytes of its data and when it was uploaded.
+
+    Args:
+        tag: The release's tag without its prefix.
+        assets: The assets of the release.
+    """
+    sizes: dict[str, int] = {}
+    pointers: dict[StateKey, Asset] = {}
+    for asset in assets:
+        if (key := key_of(tag, asset.name)) is not None:
+            pointers[key] = asset
+        elif found := _DATA.search(asset.name):
+            stem = asset.name[: found.start()].removesuffix(".")
+            sizes[stem] = sizes.get(stem, 0) + asset.size
+    for key, pointer in pointers.items():
+        own = pointer.size if pointer.name.endswith(LEGACY) else 0
+        yield Listing(key, pointer.created, sizes.get(stem_of(key), 0) + own)
 
 
 def parse_pointer(data: bytes, key: StateKey, where: str) -> StateEntry:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlstate import settings
-from mlstate.errors import FormatError, ReadOnlyStoreError
+from mlstate.errors import FormatError
 from mlstate.fetch import OnProgress
 from mlstate.locations import check_url, parse_mirror
 from mlstate.manifests import StateEntry
@@ -17,21 +17,20 @@ from mlstate.objects.bucketplace import BucketPlace
 from mlstate.objects.chain import ChainObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.bucketfiles import BucketStateFiles
 from mlstate.stores.bucketlegacy import LegacyPrefix
 from mlstate.stores.bucketprune import prune_bucket
 from mlstate.stores.caches import CacheLike, make_fetcher, open_cache
 from mlstate.stores.pruning import PruneReport
 from mlstate.stores.remote import RemoteView, without_local_places
-from mlstate.stores.saving import SavingStore
 from mlstate.stores.statefiles import parse_state_file
 from mlstate.stores.view import Found
+from mlstate.stores.withlegacy import SavingBesideLegacy
 
 __all__ = ["S3StateStore"]
 
 
-class S3StateStore(RemoteView, SavingStore):
+class S3StateStore(RemoteView, SavingBesideLegacy):
     """A bucket of states: the same layout as a `LocalStateStore` has, under a prefix.
 
     What ``aws s3 sync`` makes of a `LocalStateStore` is one of these, and the other way round.
@@ -60,6 +59,7 @@ class S3StateStore(RemoteView, SavingStore):
     """
 
     threads = 16
+    checkpoints: LegacyPrefix
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class S3StateStore(RemoteView, SavingStore):
         options = BucketOptions(session_kwargs or {}, s3_endpoint_url, offline=forbidden)
         client = open_bucket(address, options)
         self._place = BucketPlace(client, base)
-        self._legacy = LegacyPrefix(self._place)
+        self.checkpoints = LegacyPrefix(self._place)
         self._pinned: dict[tuple[StateKey, str | None], StateEntry] = {}
         self._state_files = BucketStateFiles(self._place)
         self._bucket_objects = BucketObjectStore(self._place)
-        SavingStore.__init__(self, self._state_files, self._bucket_objects)
+        SavingBesideLegacy.__init__(self, self._state_files, self._bucket_objects)
         fetcher = make_fetcher(
             open_cache(cache), offline=forbidden, progress=progress, buckets={address: client}
         )
@@ -100,13 +100,7 @@ class S3StateStore(RemoteView, SavingStore):
             BucketError: The bucket cannot be asked: no such bucket, no permission, no network.
             OfflineError: Sockets are not allowed.
         """
-        if state_type is not None:
-            check_state_type(state_type)
-        return sorted({*self.states.keys(state_type), *self._legacy.keys(state_type)})
-
-    def exists(self, state_key: StateKey) -> bool:
-        """Whether a state is in this store."""
-        return super().exists(state_key) or self._legacy.item(state_key) is not None
+        return super().get_state_keys(state_type)
 
     def look(self, key: StateKey) -> Found | None:
         """Find a state by its state file, or a checkpoint of the predecessor.
@@ -122,28 +116,9 @@ class S3StateStore(RemoteView, SavingStore):
 
     def raw_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint of the predecessor, or None if a key has none."""
-        if super().exists(key):
+        if self.states.read(key) is not None:
             return None
-        return self._legacy.read(key, self._fetcher.max_size)
-
-    def delete(self, key: StateKey) -> None:
-        """Remove a state. Its objects stay until pruning finds them unused.
-
-        Raises:
-            StateNotFoundError: There is no such state.
-            ReadOnlyStoreError: A checkpoint of the predecessor has this key. It is not deleted,
-                and would take the place of a newer state that was.
-            BucketError: The bucket cannot be asked.
-        """
-        check_key(key)
-        if self._legacy.item(key) is not None:
-            raise ReadOnlyStoreError(
-                "a checkpoint of the older layout has this key, and mlstate does not delete it",
-                key=key,
-                path=self._legacy.locate(key),
-                remedy="remove it from the bucket",
-            )
-        super().delete(key)
+        return self.checkpoints.read(key, self._fetcher.max_size)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Take away objects that no state names; safe while others save and load.
@@ -174,12 +149,12 @@ class S3StateStore(RemoteView, SavingStore):
         )
 
     def _look_legacy(self, key: StateKey) -> Found | None:
-        item = self._legacy.item(key)
+        item = self.checkpoints.item(key)
         if item is None:
             return None
         known = (key, item.etag)
         if known not in self._pinned:
-            url = self._legacy.locate(key)
+            url = self.checkpoints.locate(key)
             mirror = parse_mirror({"url": url, "format": "torch"})
             entry = StateEntry(key, None, mirrors=(mirror,), origin=url)
             self._pinned[known] = self._fetcher.pin(entry)

@@ -5,6 +5,7 @@ A state file knows nothing of tensors; of several savers of one key exactly one 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -62,6 +63,9 @@ class StateFiles(Protocol):
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are here, in no order; those compatible with a type, or all."""
 
+    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+        """All keys, each with when it was written, in seconds since the epoch; None if unknown."""
+
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
 
@@ -103,9 +107,13 @@ class FolderStateFiles:
         """The keys that are here, by path alone: a damaged file fails at its own load only."""
         folders = [layout.state_folder(state_type)] if state_type else self._folders()
         for folder in folders:
-            for name in _names(self.root / folder):
-                if key := layout.key_of_state_path(f"{folder}/{name}"):
-                    yield key
+            yield from layout.keys_in_state_folder(folder, _names(self.root / folder))
+
+    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+        """All keys, each with the time of its file."""
+        for key in self.keys():
+            with contextlib.suppress(FileNotFoundError):  # it was deleted just now
+                yield key, self._path(key).stat().st_mtime
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -195,6 +203,10 @@ class MemoryStateFiles:
         for key in list(self._files):
             if state_type is None or key.state_type.is_compatible_with(state_type):
                 yield key
+
+    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+        """All keys; nobody notes when."""
+        return ((key, None) for key in self.keys())
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +28,7 @@ from mlstate.stores.materialize import materialize_state
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Found", "StateView"]
+__all__ = ["Found", "Listing", "StateView"]
 
 
 class Found(NamedTuple):
@@ -36,6 +36,21 @@ class Found(NamedTuple):
 
     entry: StateEntry
     objects: ObjectStore
+
+
+class Listing(NamedTuple):
+    """A state, as far as a listing tells.
+
+    Attributes:
+        key: Its key.
+        modified: When it was saved, in seconds since the epoch; or None.
+        size: The bytes of a thing of its own that it is, such as a checkpoint of the predecessor;
+            None for what is made of objects.
+    """
+
+    key: StateKey
+    modified: float | None = None
+    size: int | None = None
 
 
 class StateView(AbstractStateStore[Any]):
@@ -50,6 +65,10 @@ class StateView(AbstractStateStore[Any]):
     @abc.abstractmethod
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted by fields."""
+
+    def listing(self) -> Iterator[Listing]:
+        """All states with what listing them tells, in no order."""
+        return map(Listing, self.get_state_keys())
 
     @abc.abstractmethod
     def find(self, key: StateKey) -> Found | None:
@@ -74,6 +93,19 @@ class StateView(AbstractStateStore[Any]):
         if found is not None:
             return found
         raise not_found(key, self, self.get_state_keys(key.state_type))
+
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """What this store has on record of a state, by digest: nothing is downloaded for it.
+
+        Returns:
+            None if it has no such record. There may be a checkpoint of the predecessor all the
+            same, which carries no digest.
+
+        Raises:
+            ManifestError: The record cannot be read.
+        """
+        found = self.find(key)
+        return None if found is None else found.entry
 
     def bring(
         self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
@@ -207,17 +239,18 @@ class StateView(AbstractStateStore[Any]):
                     f"this {type(model).__name__} takes no tensors",
                     expected="state_dict() and load_state_dict()",
                 )
-            from mlstate.tensors import load_tensors, read_tensors
+            from mlstate.tensors import load_tensors, reading
 
-            return load_tensors(
-                model,
-                state.specs,
-                lambda: read_tensors(found.objects, state, shared=True),
-                strict=strict,
-                assign=assign,
-                ignore_mismatched_sizes=ignore_mismatched_sizes,
-                digest=pinned,
-            )
+            with reading(found.objects, state, shared=True, packed=not assign) as read:
+                return load_tensors(
+                    model,
+                    state.specs,
+                    read,
+                    strict=strict,
+                    assign=assign,
+                    ignore_mismatched_sizes=ignore_mismatched_sizes,
+                    digest=pinned,
+                )
 
     def load_state_dict(
         self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
