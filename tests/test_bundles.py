@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlstate import LocalStateStore, Manifest, ManifestStore, MemoryStateStore, StateKey
+from mlstate import LocalStateStore, Manifest, ManifestStore, MemoryStateStore, StateKey, verify
 from mlstate.digests import Digest
 from mlstate.errors import (
     FormatError,
@@ -88,8 +88,7 @@ def nothing_visible(folder):
     assert LocalStateStore(folder).get_state_keys() == []
     assert not list(Path(folder).glob("states/**/*.toml"))
     assert not list(Path(folder).glob("tmp/*"))
-    for path in Path(folder).glob("objects/*/*"):
-        assert Digest.of(path.read_bytes()) == path.parent.name + path.name
+    assert verify(LocalStateStore(folder)).findings == ()
 
 
 # There and back.

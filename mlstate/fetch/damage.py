@@ -1,4 +1,4 @@
-"""Which objects of a state are damaged in a cache: every byte is read."""
+"""Which objects of a state are damaged in a cache (every byte is read), and who could give them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.objects.verified import digest_of
+from mlstate.objects.verified import digest_of, is_disk_error
 from mlstate.parallel import for_each
 from mlstate.reading import read_state
 
-__all__ = ["damaged_objects"]
+__all__ = ["damaged_objects", "has_mirrors"]
+
+
+def has_mirrors(entry: StateEntry) -> bool:
+    """Whether an entry says of any place where its bytes can be had."""
+    of_files = any(file.mirrors for file in entry.files.values())
+    return bool(entry.mirrors or entry.objects or of_files)
 
 
 def damaged_objects(
@@ -41,6 +47,10 @@ def damaged_objects(
             right = digest_of(objects, digest) == digest
         except ObjectNotFoundError:
             return
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            right = False
         if not right:
             with lock:
                 damaged.append(digest)

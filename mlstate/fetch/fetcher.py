@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
-from mlstate.fetch.damage import damaged_objects
+from mlstate.fetch.attempts import Attempts
+from mlstate.fetch.damage import damaged_objects, has_mirrors
 from mlstate.fetch.hubstates import any_on_hub, settled_on_hub
 from mlstate.fetch.needs import Needs, needs_of
+from mlstate.fetch.pinning import Pinning
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
@@ -24,6 +27,8 @@ from mlstate.objects.verified import check_digest, digest_of
 from mlstate.transport import Retries, Transports
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher"]
+
+_Kind = TypeVar("_Kind", bound=Attempts)
 
 CONNECTIONS = 16
 """Requests at once: with 50 ms of latency each, 76 objects come as fast as one file (measured)."""
@@ -105,9 +110,9 @@ class Fetcher:
                     keys = [file.digest for file in entry.files.values()]
                     note_use(self.cache.own.root, digest, str(entry.key), keys)
                 return FetchReport(digest, 0, needs.present)
-            if not _has_mirrors(entry):
+            if not has_mirrors(entry):
                 raise _no_mirrors(entry, needs, self.cache)
-            with self._run(entry, digest, needs.in_words()) as run:
+            with self._run(Run, entry, digest, needs.in_words()) as run:
                 run.fetch(names, files=files)
             return FetchReport(digest, run.meter.done, run.spared)
 
@@ -135,7 +140,7 @@ class Fetcher:
                     remedy="give it a mirror, or its digest",
                 )
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-            with self._run(entry, identity) as run:
+            with self._run(Pinning, entry, identity) as run:
                 digest, state = run.pin(self.max_size)
             return replace(entry, digest=digest, size=state.nbytes)
 
@@ -158,7 +163,7 @@ class Fetcher:
         if not any_on_hub(entry):
             return entry
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-        with concerning(entry.key), self._run(entry, identity) as run:
+        with concerning(entry.key), self._run(Pinning, entry, identity) as run:
             settled, files = settled_on_hub(entry, run.ground())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
@@ -184,7 +189,7 @@ class Fetcher:
         with concerning(entry.key):
             again = True
             while again and (damaged := damaged_objects(entry, self.cache, names, files=files)):
-                for digest in () if _has_mirrors(entry) else damaged:
+                for digest in () if has_mirrors(entry) else damaged:
                     if self.cache.copies(digest) == 1:
                         found = digest_of(self.cache, digest)
                         check_digest(self.cache, digest, found, what="an object of the cache")
@@ -196,8 +201,8 @@ class Fetcher:
 
     @contextmanager
     def _run(
-        self, entry: StateEntry, identity: Digest, missing: str | None = None
-    ) -> Iterator[Run]:
+        self, kind: type[_Kind], entry: StateEntry, identity: Digest, missing: str | None = None
+    ) -> Iterator[_Kind]:
         """Fetch alone, where locks work: who comes second finds what the first has brought."""
         own = self.cache.own
         if own is None or (own.root.exists() and not os.access(own.root, os.W_OK)):
@@ -213,14 +218,9 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    yield Run(self, transports, entry, receiver, meter)
+                    yield kind(self, transports, entry, receiver, meter)
             finally:
                 meter.end()
-
-
-def _has_mirrors(entry: StateEntry) -> bool:
-    of_files = any(file.mirrors for file in entry.files.values())
-    return bool(entry.mirrors or entry.objects or of_files)
 
 
 def _no_mirrors(entry: StateEntry, needs: Needs, cache: Cache) -> ObjectNotFoundError:

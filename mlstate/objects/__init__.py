@@ -2,13 +2,19 @@
 
 from mlstate.objects.chain import ChainObjectStore
 from mlstate.objects.folder import FolderObjectStore
-from mlstate.objects.interface import ObjectStore, ObjectWriter, WritableObjectStore
+from mlstate.objects.interface import (
+    ListedObjectStore,
+    ObjectStore,
+    ObjectWriter,
+    WritableObjectStore,
+)
 from mlstate.objects.memory import MemoryObjectStore
 from mlstate.objects.verified import read_verified
 
 __all__ = [
     "ChainObjectStore",
     "FolderObjectStore",
+    "ListedObjectStore",
     "MemoryObjectStore",
     "ObjectStore",
     "ObjectWriter",

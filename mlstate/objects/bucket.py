@@ -12,16 +12,20 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.bucketclient import PART, BucketClient
+from mlstate.objects.bucketclient import PART, PARTS_AT_ONCE, BucketClient
 from mlstate.objects.bucketplace import BucketPlace
+from mlstate.objects.bucketpresence import BucketPresence
+from mlstate.objects.buffers import chunks, copied
 from mlstate.objects.folder import GRACE_SECONDS
 
-__all__ = ["BucketObjectStore", "BucketObjectWriter"]
+__all__ = ["LARGE_AT_ONCE", "PARTS_EACH", "BucketObjectStore", "BucketObjectWriter"]
 
 _FRESH_SECONDS = GRACE_SECONDS / 14
 """Objects younger than this need no freshening when they are reused."""
-_LARGE_AT_ONCE = 2
-"""How many objects go up in parts at once: each takes up to 5 parts of memory."""
+LARGE_AT_ONCE = 2
+"""How many objects go up in parts at once."""
+PARTS_EACH = PARTS_AT_ONCE + 2
+"""How many parts of one of them are in memory: on their way, held back, and being copied."""
 _BUFFER = 1 << 20
 
 
@@ -65,6 +69,16 @@ class BucketObjectStore:
         """The address of the object."""
         return self.place.locate(layout.object_path(digest))
 
+    def digests(self) -> Iterator[Digest]:
+        """Every object that is here, in no order; things with other names are passed over."""
+        for item in self.place.client.items(self.place.path(layout.OBJECTS)):
+            if digest := layout.digest_of_object_path(self.place.name(item.path)):
+                yield digest
+
+    def survey(self) -> BucketPresence:
+        """See `SurveyedObjectStore.survey`."""
+        return BucketPresence(self.place)
+
     def writer(self) -> BucketObjectWriter:
         """Begin an act of saving; makes the prefix a store if it is none yet."""
         self.place.prepare()
@@ -76,12 +90,13 @@ class BucketObjectWriter:
 
     def __init__(self, store: BucketObjectStore) -> None:
         self._store = store
-        self._large = BoundedSemaphore(_LARGE_AT_ONCE)
+        self._present = store.survey()
+        self._large = BoundedSemaphore(LARGE_AT_ONCE)
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here; see `ObjectWriter.reuse`."""
         client = self._store.place.client
-        item = client.head(self._store.path(digest))
+        item = self._present.item(digest)
         if item is None or item.size != size:
             return False
         # Signatures hold for minutes, so this clock is as good as the server's.
@@ -94,28 +109,28 @@ class BucketObjectWriter:
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object; see `ObjectWriter.put`."""
-        client, path = self._store.place.client, self._store.path(digest)
+        uploads, path = self._store.place.uploads, self._store.path(digest)
         whole = list(parts)
         if sum(memoryview(part).nbytes for part in whole) <= PART:
-            data = b"".join(whole)  # a copy of our own: what is hashed is what is written
+            data = copied(whole)  # our own: what is hashed is what is written
             self._check(digest, Digest.of(data))
-            client.put(path, data)
+            uploads.put(path, data)
             return
         with self._large:
-            client.put_large(path, lambda: self._verified(digest, whole))
+            uploads.put_large(path, lambda: self._verified(digest, whole))
 
     def flush(self) -> None:
         """Nothing to do: a bucket says that it has something when it is durable."""
 
-    def _verified(self, digest: Digest, parts: list[Bytes]) -> Iterator[bytes]:
+    def _verified(self, digest: Digest, parts: list[Bytes]) -> Iterator[Bytes]:
         """The bytes in copies of our own; the last one only if all of them are right.
 
         A tensor can be changed by another thread at any time. An upload that is not finished is
         never seen.
         """
         hasher = Hasher()
-        before: bytes | None = None
-        for chunk in _chunks(parts):
+        before: Bytes | None = None
+        for chunk in chunks(parts, PART):
             hasher.update(chunk)
             if before is not None:
                 yield before
@@ -133,23 +148,6 @@ class BucketObjectWriter:
                 found=found,
                 remedy="do not modify the tensors while they are saved",
             )
-
-
-def _chunks(parts: list[Bytes]) -> Iterator[bytes]:
-    """Copies of the bytes, each but the last as long as a part of an upload."""
-    gathered: list[memoryview] = []
-    room = PART
-    for part in parts:
-        view = memoryview(part).cast("B")
-        while len(view):
-            gathered.append(view[:room])
-            view = view[room:]
-            room -= len(gathered[-1])
-            if not room:
-                yield b"".join(gathered)
-                gathered, room = [], PART
-    if gathered:
-        yield b"".join(gathered)
 
 
 class _BucketFile(io.RawIOBase):

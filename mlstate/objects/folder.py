@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -13,7 +14,14 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.files import Publish, read_small, sync_path, write_in_store
+from mlstate.objects.files import (
+    Publish,
+    make_folders,
+    read_small,
+    sync_path,
+    temporary_file,
+    write_in_store,
+)
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
 
@@ -109,7 +117,7 @@ class FolderObjectStore:
         try:
             # Without waiting for a writer, should a pipe be in an object's place.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(self.path(digest), flags)
+            descriptor = os.open(f"{self.root}/{layout.object_path(digest)}", flags)
         except FileNotFoundError:
             raise missing(self, digest) from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -120,6 +128,15 @@ class FolderObjectStore:
     def locate(self, digest: Digest) -> str:
         """The path of the object's file."""
         return str(self.path(digest))
+
+    def digests(self) -> Iterator[Digest]:
+        """Every object that is here, in no order; things with other names are passed over."""
+        for folder in _entries(self.root / layout.OBJECTS):
+            for entry in _entries(Path(folder.path)):
+                path = f"{layout.OBJECTS}/{folder.name}/{entry.name}"
+                digest = layout.digest_of_object_path(path)
+                if digest and entry.is_file(follow_symlinks=False):
+                    yield digest
 
     def writer(self) -> FolderObjectWriter:
         """Begin an act of saving; makes the folder a store if it is none yet."""
@@ -156,6 +173,21 @@ class FolderObjectWriter:
         write_in_store(self._store.root, name, parts, digest=digest, sync_parent=False)
         self._touch((self._store.root / name).parent)
 
+    def add(self, parts: Sequence[Bytes]) -> tuple[Digest, bool]:
+        """Write an object whose digest nobody knows yet; see `AddingWriter.add`."""
+        root = self._store.root
+        size = sum(memoryview(part).nbytes for part in parts)
+        temporary = root / layout.TEMPORARIES / uuid.uuid4().hex
+        make_folders(root, temporary.parent)
+        with temporary_file(temporary, parts) as digest:
+            if self.reuse(digest, size):
+                return digest, False
+            path = self._store.path(digest)
+            make_folders(root, path.parent, sync=False)  # `flush` does it, once
+            os.replace(temporary, path)
+        self._touch(path.parent)
+        return digest, True
+
     def flush(self) -> None:
         """Flush each folder that an object was put in or reused from, once."""
         with self._lock:
@@ -168,6 +200,14 @@ class FolderObjectWriter:
     def _touch(self, folder: Path) -> None:
         with self._lock:
             self._touched.add(folder)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def missing(store: FolderObjectStore, digest: Digest) -> ObjectNotFoundError:

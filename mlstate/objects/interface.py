@@ -6,12 +6,20 @@ with. An object store knows bytes and digests, nothing of tensors, states or key
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from mlstate.digests import Bytes, Digest
 
-__all__ = ["ObjectStore", "ObjectWriter", "WritableObjectStore"]
+__all__ = [
+    "AddingWriter",
+    "ListedObjectStore",
+    "ObjectStore",
+    "ObjectWriter",
+    "Survey",
+    "SurveyedObjectStore",
+    "WritableObjectStore",
+]
 
 
 @runtime_checkable
@@ -33,6 +41,29 @@ class ObjectStore(Protocol):
 
     def locate(self, digest: Digest) -> str:
         """Where the object is, or would be: a path or an address, for people."""
+
+
+@runtime_checkable
+class ListedObjectStore(ObjectStore, Protocol):
+    """An object store that can say what it has."""
+
+    def digests(self) -> Iterator[Digest]:
+        """Every object that is here, in no order; things with other names are passed over."""
+
+
+class Survey(Protocol):
+    """What an object store has, for somebody who asks about many objects."""
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of an object in bytes, or None if it is not there."""
+
+
+@runtime_checkable
+class SurveyedObjectStore(ObjectStore, Protocol):
+    """An object store that is asked about many objects in fewer steps than one by one."""
+
+    def survey(self) -> Survey:
+        """Begin to ask. What is answered is true of now or later."""
 
 
 class ObjectWriter(Protocol):
@@ -60,6 +91,21 @@ class ObjectWriter(Protocol):
 
     def flush(self) -> None:
         """Make all that was put and reused durable."""
+
+
+@runtime_checkable
+class AddingWriter(ObjectWriter, Protocol):
+    """A writer that can hash and write in one pass."""
+
+    def add(self, parts: Sequence[Bytes]) -> tuple[Digest, bool]:
+        """Write an object whose digest nobody knows yet, unless it turns out to be here.
+
+        Args:
+            parts: Its bytes, one part after the other.
+
+        Returns:
+            Its digest, and whether it was new: what was here is taken as by `reuse`.
+        """
 
 
 @runtime_checkable

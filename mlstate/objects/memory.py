@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
@@ -39,6 +39,10 @@ class MemoryObjectStore:
     def locate(self, digest: Digest) -> str:
         """A name for the object's place."""
         return f"memory:{digest}"
+
+    def digests(self) -> Iterator[Digest]:
+        """Every object that is here, in no order."""
+        return iter(list(self._objects))
 
     def writer(self) -> MemoryObjectStore:
         """Begin an act of saving; here the store itself is the writer."""

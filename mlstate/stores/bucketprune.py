@@ -9,14 +9,12 @@ may find an object missing that is there a moment later.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError
 from mlstate.format import layout
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.bucketplace import BucketPlace
@@ -89,10 +87,8 @@ class _BucketPruning(Pruning[_Thing]):
 
     def all_objects(self) -> Iterator[tuple[_Thing, Digest]]:
         for thing in self._things(layout.OBJECTS):
-            with contextlib.suppress(FormatError):
-                digest = Digest("".join(thing.name.split("/")[1:]))
-                if thing.name == layout.object_path(digest):
-                    yield thing, digest
+            if digest := layout.digest_of_object_path(thing.name):
+                yield thing, digest
 
     def trashed_objects(self) -> Iterator[tuple[_Thing, Digest]]:
         for thing in self._things(layout.TRASH):

@@ -8,6 +8,7 @@ it, too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -65,10 +66,14 @@ def bundle(
         IntegrityError: An object is damaged or missing; nothing was written under this name.
         UnpinnedStateError: The manifest gives no digest for a state.
         FormatError: No keys.
+        FileNotFoundError: There is no folder for the tar.
     """
     keys = check_keys(keys)
     if not keys:
         raise FormatError("a bundle of nothing", expected="at least one state key")
+    folder = local_path(path).parent
+    if not folder.is_dir():  # before anything is fetched for it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     try:
         _write(store, keys, local_path(path), listener(progress))
     except IntegrityError:

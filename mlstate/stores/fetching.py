@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, OfflineError
-from mlstate.fetch import Fetcher, FetchReport
 from mlstate.manifests import StateEntry
 from mlstate.models import LoadResult
 from mlstate.states import StateKey
@@ -18,6 +17,8 @@ from mlstate.stores.view import Found, StateView
 
 if TYPE_CHECKING:
     import torch
+
+    from mlstate.fetch import Fetcher, FetchReport
 
 __all__ = ["FetchingView"]
 

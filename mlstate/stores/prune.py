@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.files import create_exclusively, make_folders, sync_path, write_in_store
@@ -93,12 +92,8 @@ class _FolderPruning(Pruning[Path]):
         return read_roots(self.root)
 
     def all_objects(self) -> Iterator[tuple[Path, Digest]]:
-        for folder in sorted(_entries(self.root / layout.OBJECTS)):
-            for path in _files(folder):
-                with contextlib.suppress(FormatError):
-                    digest = Digest(folder.name + path.name)
-                    if path == self.folder.path(digest):
-                        yield path, digest
+        for digest in self.folder.digests():
+            yield self.folder.path(digest), digest
 
     def trashed_objects(self) -> Iterator[tuple[Path, Digest]]:
         for path in _files(self.trash):

@@ -75,7 +75,9 @@ class Pruning(abc.ABC, Generic[_Place]):
         self.forgotten = forgotten
         self.threads = threads
         self.report = PruneReport()
-        self._refs: dict[Digest, frozenset[Digest]] = {}
+        self._refs: dict[Digest, tuple[Digest, ...]] = {}
+        # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
+        self._digests: dict[Digest, Digest] = {}
 
     @abc.abstractmethod
     def roots(self) -> Iterator[Root]:
@@ -182,8 +184,8 @@ class Pruning(abc.ABC, Generic[_Place]):
         entry = parse_state_file(data, key, origin)
         digest = entry.pinned_digest
         if digest not in self._refs:
-            refs = read_state(entry, self.objects).refs.values()
-            self._refs[digest] = frozenset(ref.digest for ref in refs)
+            named = {ref.digest for ref in read_state(entry, self.objects).refs.values()}
+            self._refs[digest] = tuple(self._digests.setdefault(one, one) for one in named)
         return {digest, *self._refs[digest], *(file.digest for file in entry.files.values())}
 
     def _move_unnamed(self, live: set[Digest]) -> Iterator[tuple[_Place, Digest]]:

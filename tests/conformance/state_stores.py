@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mlstate import LoadResult, StateKey, StateType, state_digest
+from mlstate import LoadResult, StateKey, StateType, state_digest, verify
 from mlstate.errors import (
     FormatError,
     IncompatibleStateError,
@@ -300,3 +300,30 @@ class StateStoreSuite:
         with ThreadPoolExecutor(6) as pool:
             keys = list(pool.map(lambda _: store.save(model, "a"), range(6)))
         assert set(keys) == {StateKey(LINEAR, "a")}
+
+    def test_after_everything_the_store_passes_verify(self, store):
+        """Saves, savings of the same, overwriting and deleting leave objects that are right."""
+        key = store.save(net(1), "a", files={"labels.json": b"[1]", "empty.txt": b""})
+        other = store.save(net(1), "b", meta={"license": "MIT"})
+        store.save(net(1), "a", files={"labels.json": b"[1]", "empty.txt": b""})
+        opaque = store.save(BytesModel(b"x" * 40_000), "c")
+        tensors = {"mask": torch.rand(40_000) < 0.5, "half": torch.rand(20_000).half()}
+        store.save_state_dict(tensors, other, overwrite=True)
+        store.delete(store.save(net(2), "d"))
+        for saved in (key, other, opaque):
+            self.bring(store, saved)
+        report = verify(self.opened(store))
+        assert report.findings == ()
+        assert report.ok
+        assert set(report.states) == {key, other, opaque}
+        assert report.absent == report.partial == report.unpinned == report.unverifiable == ()
+        # What no state needs any more may be there too: at least these are.
+        assert report.objects >= (1 + 2 + 2) + (1 + 2) + (1 + 1)
+        assert verify(self.opened(store), [key]).objects == 1 + 2 + 2
+
+    def opened(self, store):
+        """The store itself, where the one under test is a way to it."""
+        return store
+
+    def bring(self, store, key):
+        """Make sure that a state is where `verify` looks for it; a view looks into its cache."""

@@ -1,0 +1,134 @@
+"""What `verify` reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlstate.digests import Digest
+from mlstate.errors import ManifestError
+from mlstate.manifests import StateEntry
+from mlstate.states import StateKey
+
+__all__ = ["Finding", "Kind", "VerifyReport", "unreadable_state_file", "wrong_size"]
+
+Kind = Literal["damaged", "missing", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    Attributes:
+        keys: The states concerned, sorted; none if no state that was looked at needs the object.
+        kind: "damaged": an object whose bytes are not those that its digest names. "missing": an
+            object that is not there. "unreadable": a state file that cannot be read, bytes that a
+            digest names but the format forbids, an object that may not be read.
+        what: What it is, in words: "the state object", "tensor 'a.weight' and 3 more".
+        tensors: The names of the tensors that need the object, sorted.
+        digest: The object's digest; None if this is about no object.
+        path: Where it is, or should be; of an object in several caches, which of them.
+        expected: What should be there.
+        found: What is there instead.
+        repaired: Whether the right bytes are there now.
+        remedy: What was done about it, or can be.
+    """
+
+    keys: tuple[StateKey, ...]
+    kind: Kind
+    what: str
+    tensors: tuple[str, ...] = ()
+    digest: Digest | None = None
+    path: str | None = None
+    expected: str | None = None
+    found: str | None = None
+    repaired: bool = False
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        more = f" and {len(self.keys) - 1} more" if self.keys[1:] else ""
+        of = f" of {self.keys[0]}{more}" if self.keys else ""
+        state = "repaired" if self.repaired else self.kind
+        details = [
+            ("where", self.path),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("what was done" if self.repaired else "what to do", self.remedy),
+        ]
+        lines = [f"  {label}: {value}" for label, value in details if value is not None]
+        return "\n".join([f"{state}: {self.what}{of}", *lines])
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        states: The states that were looked at, sorted: those of `partial` among them, those of the
+            other lists not, nor those whose state file cannot be read.
+        objects: How many objects were read, each once, however many states need it.
+        nbytes: Their bytes.
+        findings: What is not as it should be.
+        absent: States of which a cache has nothing.
+        partial: States of which a cache has something, which was verified, and not all.
+        unpinned: States without a digest, of which nothing can be verified.
+        unverifiable: Checkpoints of the predecessor: these carry no digest.
+    """
+
+    states: tuple[StateKey, ...]
+    objects: int
+    nbytes: int
+    findings: tuple[Finding, ...] = ()
+    absent: tuple[StateKey, ...] = ()
+    partial: tuple[StateKey, ...] = ()
+    unpinned: tuple[StateKey, ...] = ()
+    unverifiable: tuple[StateKey, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong, or everything that was is repaired."""
+        return all(finding.repaired for finding in self.findings)
+
+
+def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Finding:
+    """A finding of a state file that cannot be read.
+
+    Args:
+        key: The state.
+        error: What reading it said.
+    """
+    if isinstance(error, ManifestError):
+        path = error.path if error.line is None else f"{error.path}, line {error.line}"
+        expected, said, remedy = error.expected, error.message, error.remedy
+        said = said if error.found is None else f"{said}: {error.found}"
+    else:
+        path = error.filename and str(error.filename)
+        expected, said, remedy = None, error.strerror or str(error), None
+    return Finding(
+        (key,),
+        "unreadable",
+        "the state file",
+        path=path,
+        expected=None if expected is None else str(expected),
+        found=said,
+        remedy=remedy or "restore it, or save the state again with overwrite=True",
+    )
+
+
+def wrong_size(entry: StateEntry, size: int) -> Finding:
+    """A finding of a state that has another size than is said of it.
+
+    Args:
+        entry: What is said.
+        size: The size that it has, in bytes.
+    """
+    return Finding(
+        (entry.key,),
+        "unreadable",
+        "the size of the state",
+        digest=entry.digest,
+        path=entry.origin,
+        expected=f"{entry.size} bytes",
+        found=f"{size} bytes",
+        remedy="correct it where the state is listed",
+    )
