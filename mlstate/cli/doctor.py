@@ -1,0 +1,88 @@
+"""Looking at the surroundings: `doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlstate.cli.errors import FINDING, OK
+from mlstate.cli.options import Json, StoreOption, command
+from mlstate.cli.output import print_fields, print_json, put
+from mlstate.cli.wording import in_shell_words
+
+if TYPE_CHECKING:
+    from mlstate.cli import schema
+    from mlstate.stores.diagnosis import Check, Diagnosis
+
+__all__ = ["register"]
+
+_MARKS = {True: "ok", False: "PROBLEM", None: "-"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "mlstate doctor --store weights.toml")(doctor)
+
+
+def doctor(
+    store: StoreOption = None,
+    no_network: Annotated[
+        bool, typer.Option("--no-network", help="Open no socket; mirrors are not asked.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Look for trouble: versions, settings, the cache and its disk, whether mirrors answer.
+
+    Nothing is changed, and no token is shown. The exit code is 1 if there is a PROBLEM.
+    """
+    from mlstate.stores.diagnosis import diagnose
+
+    found = diagnose(store, reach=not no_network, offline=True if no_network else None)
+    if as_json:
+        print_json(_told(found))
+    else:
+        _print(found)
+    return OK if found.ok else FINDING
+
+
+def _told(found: Diagnosis) -> schema.Doctor:
+    return {
+        "schema": "mlstate.doctor/1",
+        "ok": found.ok,
+        "versions": dict(found.versions),
+        "settings": [
+            {"name": name, "value": value, "default": default}
+            for name, value, default in found.settings
+        ],
+        "checks": [
+            {"name": check.name, "ok": check.ok, "found": check.found, "remedy": _remedy(check)}
+            for check in found.checks
+        ],
+    }
+
+
+def _print(found: Diagnosis) -> None:
+    print_fields(
+        (name, "not installed" if version is None else version)
+        for name, version in found.versions.items()
+    )
+    put()
+    print_fields(
+        (name, f"not set: {default}" if value is None else value)
+        for name, value, default in found.settings
+    )
+    put()
+    width = max((len(check.name) for check in found.checks), default=0)
+    for check in found.checks:
+        _print_check(check, width)
+
+
+def _print_check(check: Check, width: int) -> None:
+    put(f"{_MARKS[check.ok].ljust(7)}  {check.name.ljust(width)}  {check.found}")
+    if (remedy := _remedy(check)) is not None:
+        put(f"{' ' * 9}what to do: {remedy}")
+
+
+def _remedy(check: Check) -> str | None:
+    return None if check.remedy is None else in_shell_words(check.remedy)
