@@ -5,8 +5,9 @@ A content-addressed store for PyTorch states: each tensor kept once, every load 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mlstate.lazy import exports
 
 if TYPE_CHECKING:
     from mlstate.errors import MlstateError
@@ -23,12 +24,23 @@ if TYPE_CHECKING:
         MemoryStateStore,
         S3StateStore,
         Store,
+        adopt,
         bundle,
         copy,
+        describe,
+        diagnose,
+        diff,
+        enlist,
+        export,
+        file_digest,
         load_pretrained_model,
         lock,
         manifest_of,
+        open_store,
         unbundle,
+        unlist,
+        usage,
+        verify,
     )
     from mlstate.tensors import state_digest
 
@@ -49,13 +61,24 @@ __all__ = [
     "StateKey",
     "StateType",
     "Store",
+    "adopt",
     "bundle",
     "copy",
+    "describe",
+    "diagnose",
+    "diff",
+    "enlist",
+    "export",
+    "file_digest",
     "load_pretrained_model",
     "lock",
     "manifest_of",
+    "open_store",
     "state_digest",
     "unbundle",
+    "unlist",
+    "usage",
+    "verify",
     "with_state_type",
 ]
 
@@ -74,27 +97,26 @@ _HOMES = {
     "StateKey": "mlstate.states",
     "StateType": "mlstate.states",
     "Store": "mlstate.stores",
+    "adopt": "mlstate.stores",
     "bundle": "mlstate.stores",
     "copy": "mlstate.stores",
+    "describe": "mlstate.stores",
+    "diagnose": "mlstate.stores",
+    "diff": "mlstate.stores",
+    "enlist": "mlstate.stores",
+    "export": "mlstate.stores",
+    "file_digest": "mlstate.stores",
     "load_pretrained_model": "mlstate.stores",
     "lock": "mlstate.stores",
     "manifest_of": "mlstate.stores",
+    "open_store": "mlstate.stores",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.stores",
+    "unlist": "mlstate.stores",
+    "usage": "mlstate.stores",
+    "verify": "mlstate.stores",
     "with_state_type": "mlstate.models",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that importing mlstate is quick."""
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = exports(__name__, _HOMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mlstate.locations import Mirror
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.M | re.S)
 TOML = re.compile(r"^```toml\n(.*?)^```", re.M | re.S)
 
 
@@ -35,6 +37,36 @@ def test_every_block_runs(name, tmp_path):
         promised = [line for line in program.read_text().split("\n") if line.endswith("  # True")]
         told = done.stdout.split("\n")
         assert (told.count("True"), told.count("False")) == (len(promised), 0)
+
+
+def test_the_walk_through_of_the_readme_says_what_it_shows(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (block,) = CONSOLE.findall(readme)
+    program = "\n".join(BLOCK.findall(readme))
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M)
+    assert len(steps) == block.count("$ ") == 9
+    for command, shown in steps:
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == ("diff" in command), done.stdout
+        pattern = ".*".join(map(re.escape, shown.split("...")))  # three dots: whatever it is
+        assert re.fullmatch(pattern, done.stdout), done.stdout
+
+
+def test_the_page_about_the_command_line_is_what_the_program_says():
+    check = [sys.executable, ROOT / "scripts" / "make_cli_page.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_manifest_of_the_page_about_fetching_is_one():

@@ -4,57 +4,48 @@ from __future__ import annotations
 
 import sys
 
-from mlstate.errors import MlstateError
 from mlstate.fetch.progress import OnProgress, Progress
 
 __all__ = ["listener"]
 
 
 def listener(progress: OnProgress | bool | None) -> OnProgress | None:
-    """Whom to tell: what the caller gave; for True, a bar on the terminal.
-
-    Raises:
-        MlstateError: The package rich is not installed, and there is a terminal.
-    """
+    """Whom to tell: what the caller gave; for True, a bar on the terminal."""
     if isinstance(progress, bool):
         return _terminal_bar() if progress else None
     return progress
 
 
 def _terminal_bar() -> OnProgress | None:
-    """Shows progress on the terminal of standard error; None if that is no terminal.
-
-    Raises:
-        MlstateError: The package rich is not installed.
-    """
+    """Shows progress on the terminal of standard error; None if that is no terminal."""
     if not sys.stderr.isatty():
         return None
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as Bars
-    except ModuleNotFoundError:
-        raise MlstateError(
-            "progress=True needs the package rich", remedy="pip install 'mlstate[progress]'"
-        ) from None
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    # A long key gives way to the numbers: it has what is left of the line.
+    what = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=what),
+        BarColumn(bar_width=12),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
+        expand=True,
     )
 
     def show(progress: Progress) -> None:
         if not bars.task_ids and not progress.ended:
-            bars.add_task(progress.what)
+            bars.add_task(progress.what, total=None)
             bars.start()
         for task in bars.task_ids:
             bars.update(task, completed=progress.done, total=progress.total)

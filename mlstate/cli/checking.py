@@ -1,0 +1,246 @@
+"""Are these the weights? `verify`, `diff`, `digest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlstate.cli.errors import FINDING, OK
+from mlstate.cli.keys import chosen_keys, complete_keys, one_key
+from mlstate.cli.options import All, Json, Keys, StoreOption, command, opened
+from mlstate.cli.output import (
+    Column,
+    human_count,
+    human_size,
+    note,
+    print_json,
+    print_table,
+    put,
+)
+
+if TYPE_CHECKING:
+    from mlstate.cli import schema
+    from mlstate.stores.comparing import Change, StateDiff
+    from mlstate.stores.findings import VerifyReport
+    from mlstate.stores.view import StateView
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "mlstate verify --all --store weights")(verify)
+    command(app, "mlstate diff pytorch.mlp.base pytorch.mlp.tuned --store weights")(diff)
+    command(app, "mlstate digest model.safetensors checkpoint.pt")(digest)
+
+
+def verify(
+    keys: Keys = None,
+    everything: All = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Set damaged objects aside, and fetch them from a mirror."),
+    ] = False,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> int:
+    """Read every byte of states, and compare it with their digests.
+
+    Of states from a manifest or a release, what is in the cache is verified. Exit code 1 if
+    anything is damaged or missing and was not repaired.
+    """
+    from mlstate.cli.progress import progress
+    from mlstate.stores.verifying import verify as verify_states
+
+    view = opened(store)
+    chosen = chosen_keys(view, keys or [], everything=everything)
+    report = verify_states(view, None if everything else chosen, repair=repair, progress=progress())
+    if as_json:
+        print_json(_verified(report))
+    else:
+        for finding in report.findings:
+            put(str(finding))
+        _sum_up(report)
+    return OK if report.ok else FINDING
+
+
+def _sum_up(report: VerifyReport) -> None:
+    done = f"{human_count(len(report.states), 'state')}, {human_count(report.objects, 'object')}"
+    open_ = sum(not finding.repaired for finding in report.findings)
+    result = human_count(open_, "finding") if open_ else "all as they should be"
+    put(f"{done}, {human_size(report.nbytes)} read: {result}")
+    for keys, what in (
+        (report.absent, "not in the cache"),
+        (report.partial, "in the cache in part"),
+        (report.unpinned, "without a digest: mlstate lock"),
+        (report.unverifiable, "checkpoints of an older layout, without a digest"),
+    ):
+        if keys:
+            note(f"{human_count(len(keys), 'state')} {what}")
+
+
+def _verified(report: VerifyReport) -> schema.Verify:
+    return {
+        "schema": "mlstate.verify/1",
+        "ok": report.ok,
+        "states": [str(key) for key in report.states],
+        "objects": report.objects,
+        "bytes": report.nbytes,
+        "findings": [
+            {
+                "keys": [str(key) for key in finding.keys],
+                "kind": finding.kind,
+                "what": finding.what,
+                "tensors": list(finding.tensors),
+                "digest": finding.digest,
+                "path": finding.path,
+                "expected": finding.expected,
+                "found": finding.found,
+                "repaired": finding.repaired,
+                "remedy": finding.remedy,
+            }
+            for finding in report.findings
+        ],
+        "absent": [str(key) for key in report.absent],
+        "partial": [str(key) for key in report.partial],
+        "unpinned": [str(key) for key in report.unpinned],
+        "unverifiable": [str(key) for key in report.unverifiable],
+    }
+
+
+_Side = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY|FILE", help="A state, or a weights file.", autocompletion=complete_keys
+    ),
+]
+
+
+def diff(
+    first: _Side,
+    second: _Side,
+    store: StoreOption = None,
+    names_only: Annotated[
+        bool, typer.Option("--names-only", help="Do not compare values: by digest alone.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Compare two states: which tensors differ, by how much, which are only in one of them.
+
+    By digest first, so what is equal is not read. Exit code 1 if the weights differ.
+    """
+    from mlstate.stores.comparing import diff as compare
+
+    view = opened(store) if not (_is_file(first) and _is_file(second)) else None
+    found = compare(_side(view, first), _side(view, second), values=not names_only)
+    if as_json:
+        print_json(_different(first, second, found))
+    else:
+        _show_diff(first, second, found)
+    return OK if found.same_weights else FINDING
+
+
+def _is_file(text: str) -> bool:
+    return Path(text).exists()
+
+
+def _side(view: StateView | None, text: str) -> Any:
+    """A file if there is one of this name, or a state."""
+    if _is_file(text) or view is None:
+        return Path(text)
+    return view, one_key(view, text)
+
+
+def _show_diff(first: str, second: str, found: StateDiff) -> None:
+    if found.same_weights:
+        put(f"the same weights: equal on all {human_count(len(found.equal), 'name')}")
+    else:
+        shared = len(found.equal) + len(found.changed)
+        equal = f"all {shared}" if not found.changed else f"{len(found.equal)} of {shared}"
+        put(f"equal on {equal} shared names")
+    if found.changed:
+        put()
+        columns = [
+            Column("CHANGED"),
+            Column("SHAPE"),
+            Column("ELEMENTS", number=True),
+            Column("MAX", number=True),
+            Column("RELATIVE", number=True),
+        ]
+        print_table(columns, map(_change, found.changed))
+    for title, names in ((f"only in {first}", found.removed), (f"only in {second}", found.added)):
+        if names:
+            put(f"{title}: {', '.join(names)}")
+    for old, new in found.renamed:
+        put(f"renamed: {old} -> {new}")
+    for name in found.files:
+        put(f"file differs: {name}")
+
+
+def _change(change: Change) -> list[str]:
+    old, new = (
+        "x".join(map(str, spec.shape)) or "scalar" for spec in (change.first, change.second)
+    )
+    old = f"{change.first.dtype} {old}"
+    new = f"{change.second.dtype} {new}"
+    return [
+        change.name,
+        old if old == new else f"{old} -> {new}",
+        "" if change.differing is None else f"{change.differing:,}",
+        "" if change.max_abs is None else f"{change.max_abs:.3g}",
+        "" if change.relative is None else f"{change.relative:.3g}",
+    ]
+
+
+def _different(first: str, second: str, found: StateDiff) -> schema.Diff:
+    return {
+        "schema": "mlstate.diff/1",
+        "first": first,
+        "second": second,
+        "same_weights": found.same_weights,
+        "equal": list(found.equal),
+        "changed": [
+            {
+                "name": change.name,
+                "first": {"dtype": change.first.dtype, "shape": list(change.first.shape)},
+                "second": {"dtype": change.second.dtype, "shape": list(change.second.shape)},
+                "differing": change.differing,
+                "max_abs": change.max_abs,
+                "relative": change.relative,
+                "nonfinite": change.nonfinite,
+            }
+            for change in found.changed
+        ],
+        "removed": list(found.removed),
+        "added": list(found.added),
+        "renamed": [{"first": old, "second": new} for old, new in found.renamed],
+        "files": list(found.files),
+    }
+
+
+def digest(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Weights files, or folders with shards."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Print the state digest of weights files: the same digest, the same weights.
+
+    Whatever they are in: safetensors, shards, a torch checkpoint; the order of the tensors and the
+    file's own metadata do not matter.
+    """
+    from mlstate.stores.weightfiles import file_digest
+
+    found = [(path, file_digest(path)) for path in paths]
+    if as_json:
+        digests: schema.Digests = {
+            "schema": "mlstate.digest/1",
+            "files": [{"path": path, "digest": digest_} for path, digest_ in found],
+        }
+        print_json(digests)
+        return
+    for path, digest_ in found:
+        put(f"{digest_}  {path}")

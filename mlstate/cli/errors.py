@@ -1,0 +1,79 @@
+"""From an error to an exit code, and to a few lines that a person can act upon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlstate.errors import (
+    AccessError,
+    CopyError,
+    FetchError,
+    FormatError,
+    IntegrityError,
+    LimitError,
+    MlstateError,
+    OfflineError,
+    StateNotFoundError,
+    StoreNotFoundError,
+    TransportError,
+    UnpinnedStateError,
+    WeightsNotFoundError,
+)
+
+__all__ = ["EXIT_CODES", "FINDING", "INTERRUPTED", "REFUSED", "USAGE", "ExitCode", "exit_code"]
+
+
+@dataclass(frozen=True)
+class ExitCode:
+    """An exit code and what it says."""
+
+    number: int
+    meaning: str
+
+
+OK, FINDING, USAGE, NOT_FOUND, INTEGRITY, NETWORK, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+
+EXIT_CODES = (
+    ExitCode(OK, "fine"),
+    ExitCode(FINDING, "a finding: damage (verify), a difference (diff), a problem (doctor)"),
+    ExitCode(USAGE, "the command, a key, a manifest or a weights file cannot be understood"),
+    ExitCode(NOT_FOUND, "there is no such state, store or file"),
+    ExitCode(INTEGRITY, "bytes are not those that a digest names, or there is no digest"),
+    ExitCode(NETWORK, "no mirror or service could be reached, or would let us in; or offline"),
+    ExitCode(REFUSED, "refused: something is in the way, or cannot be written"),
+    ExitCode(INTERRUPTED, "stopped by Ctrl-C; nothing is half done"),
+)
+
+# The first type that fits counts: some of them are also others.
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (StateNotFoundError, NOT_FOUND),
+    (StoreNotFoundError, NOT_FOUND),
+    (WeightsNotFoundError, NOT_FOUND),
+    (IntegrityError, INTEGRITY),
+    (UnpinnedStateError, INTEGRITY),
+    (LimitError, REFUSED),
+    (TransportError, NETWORK),
+    (OfflineError, NETWORK),
+    (FetchError, NETWORK),
+    (AccessError, NETWORK),
+    (FormatError, USAGE),
+    (MlstateError, REFUSED),
+    (FileNotFoundError, NOT_FOUND),
+    (ConnectionError, NETWORK),
+    (OSError, REFUSED),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for an error that a person can do something about.
+
+    Raises:
+        BaseException: `error` itself, if it is none of these: then it is a defect.
+    """
+    if isinstance(error, CopyError) and error.failures:
+        codes = {exit_code(failure) for _, failure in error.failures}
+        return codes.pop() if len(codes) == 1 else REFUSED
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    raise error

@@ -1,0 +1,93 @@
+"""Which states a command is about: keys, patterns, all; and their completion in a shell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import typer
+
+from mlstate.errors import FormatError, MlstateError, StateNotFoundError
+from mlstate.states import StateKey
+
+if TYPE_CHECKING:
+    from mlstate.stores.view import StateView
+
+__all__ = ["chosen_keys", "complete_keys", "one_key"]
+
+
+def one_key(store: StateView, text: str) -> StateKey:
+    """The one state that a text names.
+
+    Raises:
+        StateNotFoundError: There is none; near misses are named.
+    """
+    try:
+        key = StateKey.parse(text)
+    except FormatError as error:
+        near = get_close_matches(text, map(str, store.get_state_keys()), n=3, cutoff=0.6)
+        error.remedy = _did_you_mean(near) or error.remedy or "see: mlstate ls"
+        raise
+    if not store.exists(key):
+        raise _not_found(store, text)
+    return key
+
+
+def chosen_keys(store: StateView, texts: Sequence[str], *, everything: bool) -> list[StateKey]:
+    """The states that a command line names, each once, in its order.
+
+    Args:
+        store: Where they are.
+        texts: Keys, or patterns with ``*``, ``?`` and ``[...]``.
+        everything: Whether ``--all`` was given.
+
+    Raises:
+        StateNotFoundError: One is not there, or nothing fits a pattern.
+        typer.BadParameter: Neither keys nor ``--all`` were given, or both.
+    """
+    if everything == bool(texts):
+        raise typer.BadParameter("give keys, or --all" if not texts else "keys or --all, not both")
+    if everything:
+        return store.get_state_keys()
+    keys: dict[StateKey, None] = {}
+    having: list[StateKey] | None = None
+    for text in texts:
+        if not set(text) & set("*?["):
+            keys[one_key(store, text)] = None
+            continue
+        having = store.get_state_keys() if having is None else having
+        fitting = [key for key in having if fnmatchcase(str(key), text)]
+        if not fitting:
+            raise StateNotFoundError("no state fits this pattern", path=store, found=text)
+        keys.update(dict.fromkeys(fitting))
+    return list(keys)
+
+
+def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
+    """The keys that begin with what was typed: of stores on this machine, which answer at once."""
+    where = context.params.get("store") or context.params.get("source")
+    try:
+        from mlstate.stores.opening import open_store
+
+        if "://" in str(where) or str(where).startswith("github:"):
+            return []
+        keys = open_store(where, offline=True).get_state_keys()
+    except (MlstateError, OSError):
+        return []
+    return [str(key) for key in keys if str(key).startswith(incomplete)]
+
+
+def _not_found(store: StateView, text: str) -> StateNotFoundError:
+    near = get_close_matches(text, map(str, store.get_state_keys()), n=3, cutoff=0.6)
+    return StateNotFoundError(
+        "there is no such state here",
+        key=text,
+        path=store,
+        remedy=_did_you_mean(near) or "see what is there: mlstate ls",
+    )
+
+
+def _did_you_mean(near: list[str]) -> str | None:
+    return f"did you mean {' or '.join(near)}?" if near else None

@@ -1,0 +1,263 @@
+"""Looking: `ls`, `show`, `du`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlstate.cli.keys import one_key
+from mlstate.cli.options import Json, Key, StoreArgument, StoreOption, command, opened
+from mlstate.cli.output import (
+    Column,
+    ago,
+    human_count,
+    human_size,
+    instant,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    put,
+)
+
+if TYPE_CHECKING:
+    from mlstate.cli import schema
+    from mlstate.stores.describing import Description
+    from mlstate.stores.sizes import StateUsage, Usage
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "mlstate ls weights --type pytorch.resnet18")(ls)
+    command(app, "mlstate show pytorch.resnet18.cls1000.imagenet --store weights")(show)
+    command(app, "mlstate du weights")(du)
+
+
+def ls(
+    where: StoreArgument = None,
+    type_: Annotated[
+        str | None,
+        typer.Option("--type", "-t", metavar="TYPE", help="Only states compatible with this type."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """List states: size, own and shared bytes, whether they are cached, age.
+
+    "own" are the bytes that no other state of the store needs. The age is that of the state; of a
+    state in a cache, how long ago it was last used.
+    """
+    from mlstate.states import StateType
+    from mlstate.stores.sizes import usage
+
+    opened_store = opened(where or store, quiet=True)
+    type_wanted = None if type_ is None else StateType.parse(type_)
+    keys = None if type_wanted is None else opened_store.get_state_keys(type_wanted)
+    used = usage(opened_store, keys)
+    if as_json:
+        rows = [_row(state) for state in used.states]
+        listed: schema.Ls = {"schema": "mlstate.ls/1", "store": str(opened_store), "states": rows}
+        print_json(listed)
+        return
+    if not used.states:
+        note(f"no states in {opened_store}" + ("" if type_ is None else f" of type {type_}"))
+    cached = any(state.cached is not None for state in used.states)
+    columns = [
+        Column("KEY"),
+        Column("SIZE", number=True),
+        Column("OWN", number=True),
+        Column("SHARED", number=True),
+        *([Column("CACHED")] if cached else []),
+        Column("AGE" if not cached else "USED"),
+    ]
+    print_table(columns, (_cells(state, cached=cached) for state in used.states))
+    _complain_of(used)
+
+
+def _row(state: StateUsage) -> schema.LsState:
+    return {
+        "key": str(state.key),
+        "digest": state.digest,
+        "bytes": state.nbytes,
+        "own": state.own,
+        "shared": state.shared,
+        "cached": state.cached,
+        "modified": instant(state.modified),
+        "error": state.error,
+    }
+
+
+def _cells(state: StateUsage, *, cached: bool) -> list[str]:
+    unknown = state.own is None
+    return [
+        str(state.key),
+        human_size(state.nbytes),
+        "" if unknown else human_size(state.own),
+        "" if unknown else human_size(state.shared),
+        *([state.cached or ("" if state.digest else "not pinned")] if cached else []),
+        "damaged" if state.error else ago(state.modified),
+    ]
+
+
+def _complain_of(used: Usage) -> None:
+    for state in used.states:
+        if state.error:
+            note(f"{state.key} cannot be read: {state.error}")
+
+
+def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
+    """Show a state: digest, mirrors, files, meta, and its tensors with whom they are shared.
+
+    Tensors are known of a state whose bytes are here: see mlstate fetch.
+    """
+    from mlstate.stores.describing import describe
+
+    opened_store = opened(store, quiet=True)
+    described = describe(opened_store, one_key(opened_store, key))
+    if as_json:
+        print_json(_described(described))
+        return
+    print_fields(
+        [
+            ("key", str(described.key)),
+            ("digest", described.digest or "none: pin it with mlstate lock"),
+            ("size", human_size(described.nbytes)),
+            ("listed in", described.origin),
+            *(("mirror", mirror) for mirror in described.mirrors),
+            *(("objects", address) for address in described.objects),
+            *(
+                ("file", f"{file.name}  {human_size(file.nbytes)}  {file.digest}")
+                for file in described.files
+            ),
+            *((f"meta {name}", str(value)) for name, value in described.meta.items()),
+        ]
+    )
+    if described.tensors is None:
+        note(f"its tensors are not known here yet: mlstate fetch {described.key}")
+        return
+    put()
+    columns = [
+        Column("TENSOR"),
+        Column("TYPE"),
+        Column("SHAPE"),
+        Column("SIZE", number=True),
+        Column("SHARED WITH"),
+    ]
+    print_table(
+        columns,
+        (
+            [
+                tensor.name,
+                tensor.dtype,
+                "x".join(map(str, tensor.shape)) or "scalar",
+                human_size(tensor.nbytes),
+                _with_whom(tensor.same_names, tensor.states),
+            ]
+            for tensor in described.tensors
+        ),
+    )
+
+
+def _with_whom(names: tuple[str, ...], states: tuple[str, ...], most: int = 2) -> str:
+    listed = [*(f"{name} (here)" for name in names), *states]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def _described(described: Description) -> schema.Show:
+    tensors = described.tensors
+    return {
+        "schema": "mlstate.show/1",
+        "key": str(described.key),
+        "digest": described.digest,
+        "bytes": described.nbytes,
+        "origin": described.origin,
+        "mirrors": list(described.mirrors),
+        "objects": list(described.objects),
+        "files": [
+            {"name": file.name, "digest": file.digest, "bytes": file.nbytes}
+            for file in described.files
+        ],
+        "meta": dict(described.meta),
+        "tensors": None
+        if tensors is None
+        else [
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "bytes": tensor.nbytes,
+                "digest": tensor.digest,
+                "same_names": list(tensor.same_names),
+                "states": list(tensor.states),
+            }
+            for tensor in tensors
+        ],
+    }
+
+
+def du(where: StoreArgument = None, store: StoreOption = None, as_json: Json = False) -> None:
+    """Show what takes the space: by architecture, by state, shared, and what prune would take."""
+    from mlstate.stores.sizes import usage
+
+    opened_store = opened(where or store, quiet=True)
+    used = usage(opened_store)
+    architectures = used.by_architecture()
+    if as_json:
+        found: schema.Du = {
+            "schema": "mlstate.du/1",
+            "store": str(opened_store),
+            "bytes": used.total,
+            "unnamed": used.unnamed,
+            "trash": used.trash,
+            "architectures": [
+                {
+                    "type": str(name),
+                    "states": part.states,
+                    "bytes": part.nbytes,
+                    "own": part.own,
+                    "shared": part.shared,
+                }
+                for name, part in architectures.items()
+            ],
+            "states": [_row(state) for state in used.states],
+        }
+        print_json(found)
+        return
+    names = ("STATES", "SIZE", "OWN", "SHARED")
+    print_table(
+        [Column("ARCHITECTURE"), *(Column(name, number=True) for name in names)],
+        (
+            [
+                str(name),
+                str(part.states),
+                human_size(part.nbytes),
+                human_size(part.own),
+                human_size(part.shared),
+            ]
+            for name, part in architectures.items()
+        ),
+    )
+    if used.states:
+        put()
+        print_table(
+            [Column("STATE"), *(Column(name, number=True) for name in names[1:])],
+            (
+                _cells(state, cached=False)[:4]
+                for state in sorted(used.states, key=lambda state: -(state.own or 0))
+            ),
+        )
+        put()
+    logical = sum(state.nbytes or 0 for state in used.states if state.own is not None)
+    print_fields(
+        [
+            ("on disk", f"{human_size(used.total)} for {human_count(len(used.states), 'state')}"),
+            ("as files of their own", human_size(logical)),
+            ("in no state", None if used.unnamed is None else human_size(used.unnamed)),
+            ("trash", None if used.trash is None else human_size(used.trash)),
+        ]
+    )
+    _complain_of(used)

@@ -1,0 +1,164 @@
+"""From and to files of other tools: `add`, `export`, `materialize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlstate.cli.keys import one_key
+from mlstate.cli.options import Json, Key, Overwrite, StoreOption, command, opened
+from mlstate.cli.output import human_size, note, print_json, put
+
+if TYPE_CHECKING:
+    from mlstate.cli import schema
+
+__all__ = ["register"]
+
+ShardSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Split into files of at most so much, with an index: 5GB."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "mlstate add pytorch.bert.base hf://org/repo@main --store weights")(add)
+    command(app, "mlstate export pytorch.bert.base bert.safetensors --store weights")(export)
+    command(app, "mlstate materialize pytorch.bert.base folder/ --store weights")(materialize)
+
+
+def add(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="What it is to be called.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A .safetensors file, a folder with shards, a torch checkpoint, a URL of one, "
+            "or hf://org/repo@revision.",
+        ),
+    ],
+    store: StoreOption = None,
+    mirror: Annotated[
+        bool,
+        typer.Option(
+            "--mirror", help="STORE is a manifest: name the source there, and store nothing else."
+        ),
+    ] = False,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Where in a torch checkpoint the weights are: model.state_dict."
+        ),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--file", metavar="FILE", help="A file that belongs to the state."),
+    ] = None,
+    meta: Annotated[
+        list[str] | None,
+        typer.Option("--meta", metavar="NAME=VALUE", help="What to note with it: licence=MIT."),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest."""
+    from mlstate.cli.progress import progress
+    from mlstate.states import StateKey
+    from mlstate.stores.adopting import adopt
+
+    if store is None:
+        raise typer.BadParameter(
+            "say where to: a folder, s3://..., github:..., or a manifest with --mirror",
+            param_hint="--store",
+        )
+    target: Any = store if store.endswith(".toml") else opened(store, create=True)
+    report = adopt(
+        source,
+        StateKey.parse(key),
+        target,
+        files=None if not file else {path.name: path.read_bytes() for path in map(Path, file)},
+        meta=_pairs(meta or []) or None,
+        select=select,
+        mirror=mirror,
+        overwrite=overwrite,
+        progress=progress(),
+    )
+    if as_json:
+        added: schema.Add = {
+            "schema": "mlstate.add/1",
+            "key": str(report.key),
+            "digest": report.digest,
+            "bytes": report.size,
+            "fetched": report.fetched,
+            "spared": report.spared,
+            "existed": report.existed,
+            "files": list(report.files),
+        }
+        print_json(added)
+        return
+    put(f"{report.key}  {report.digest}  {human_size(report.size)}")
+    if report.existed:
+        note("it was there already")
+    if report.files:
+        note(f"with {', '.join(report.files)}")
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--meta")
+        pairs[name] = value
+    return pairs
+
+
+def export(
+    key: Key,
+    destination: Annotated[
+        str,
+        typer.Argument(metavar="DEST", help="A .safetensors file, or a folder for shards."),
+    ],
+    store: StoreOption = None,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="A checkpoint that torch.load reads, instead.")
+    ] = False,
+    max_shard_size: ShardSize = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a state's tensors as a plain .safetensors file, which anything reads.
+
+    For a folder with the state's other files, too: mlstate materialize.
+    """
+    from mlstate.stores.exporting import export as write_export
+
+    view = opened(store)
+    written = write_export(
+        view,
+        one_key(view, key),
+        destination,
+        format="torch" if torch else None,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+    )
+    put(str(written))
+
+
+def materialize(
+    key: Key,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder; made if missing.")],
+    store: StoreOption = None,
+    max_shard_size: ShardSize = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a state as a folder for from_pretrained, vLLM and the like: weights, config, tokenizer.
+
+    A folder that holds an earlier state is brought up to date: only what differs is written.
+    """
+    view = opened(store)
+    written = view.materialize(
+        one_key(view, key), folder, max_shard_size=max_shard_size, overwrite=overwrite
+    )
+    put(str(written))

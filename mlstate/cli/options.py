@@ -1,0 +1,84 @@
+"""The options and arguments that several commands share: declared once, so they read the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from mlstate.cli.keys import complete_keys
+
+if TYPE_CHECKING:
+    from mlstate.stores.view import StateView
+
+__all__ = [
+    "All",
+    "DryRun",
+    "Json",
+    "Key",
+    "Keys",
+    "Overwrite",
+    "StoreArgument",
+    "StoreOption",
+    "command",
+    "opened",
+]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+STORE_HELP = (
+    "A folder, a manifest or a folder of them, s3://bucket/prefix, or github:owner/repo. "
+    "By default the manifests that come with mlstate and those of MLSTATE_MANIFESTS."
+)
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store", "-s", envvar="MLSTATE_STORE", show_envvar=True, help=STORE_HELP, metavar="STORE"
+    ),
+]
+StoreArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="STORE", help="The same as --store.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Key = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", help="A state, as mlstate ls names it.", autocompletion=complete_keys
+    ),
+]
+Keys = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY",
+        help="States, or patterns such as 'pytorch.resnet*'.",
+        autocompletion=complete_keys,
+        show_default=False,
+    ),
+]
+All = Annotated[bool, typer.Option("--all", "-a", help="All states of the store.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Change nothing, say what would be done.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+def command(app: typer.Typer, example: str) -> Callable[[_Function], _Function]:
+    """Declare a command, with an example of its use below its help."""
+    return app.command(epilog=f"\b\nExample:\n  {example}", no_args_is_help=False)
+
+
+def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateView:
+    """The store that an option names, which shows how far it is.
+
+    Args:
+        store: The option.
+        create: Whether a folder that is missing or empty will do.
+        quiet: Whether nothing is going to be fetched.
+    """
+    from mlstate.cli.progress import progress
+    from mlstate.stores.opening import open_store
+
+    return open_store(store, create=create, progress=None if quiet else progress())

@@ -1,0 +1,156 @@
+"""What goes to standard output (data) and to standard error (all else), for people or as JSON.
+
+On a terminal tables are laid out by rich, in its width and with colour; into a pipe or a file they
+go as plain lines, with two spaces between columns and nothing cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from mlstate.units import format_size
+
+__all__ = [
+    "Column",
+    "ago",
+    "has_colour",
+    "human_count",
+    "human_size",
+    "instant",
+    "is_lively",
+    "note",
+    "print_fields",
+    "print_json",
+    "print_table",
+    "put",
+]
+
+_STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: What is above it.
+        number: Whether it is set to the right, and never broken over lines.
+    """
+
+    title: str
+    number: bool = False
+
+
+def put(text: str = "") -> None:
+    """A line of data."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """A line that is not data: what is going on, what was done."""
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """A command's data, as `mlstate.cli.schema` describes them."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def is_lively(stream: TextIO) -> bool:
+    """Whether bars may go there: to a terminal, but not to that of a CI job."""
+    return stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether colour may go there; see no-color.org."""
+    return is_lively(stream) and not os.environ.get("NO_COLOR")
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """A table; one without rows prints nothing at all."""
+    listed = [tuple(row) for row in rows]
+    if not listed:
+        return
+    if sys.stdout.isatty():
+        _rich_table(columns, listed)
+        return
+    widths = [max(map(len, cells)) for cells in zip(_titles(columns), *listed, strict=True)]
+    for row in (_titles(columns), *listed):
+        cells = [
+            cell.rjust(width) if column.number else cell.ljust(width)
+            for column, cell, width in zip(columns, row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _titles(columns: Sequence[Column]) -> tuple[str, ...]:
+    return tuple(column.title for column in columns)
+
+
+def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        # Names have no spaces to break at: they are folded, so that nothing is lost.
+        table.add_column(
+            column.title,
+            justify="right" if column.number else "left",
+            no_wrap=column.number,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    colours: Literal["auto"] | None = "auto" if has_colour(sys.stdout) else None
+    Console(color_system=colours, highlight=False).print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, str | None]]) -> None:
+    """Names and values, one to a line; those without a value are left out."""
+    listed = [(name, value) for name, value in fields if value is not None]
+    width = max((len(name) for name, _ in listed), default=0)
+    for name, value in listed:
+        print(f"{name.ljust(width)}  {value}")
+
+
+def human_size(count: int | None) -> str:
+    """Bytes for people; a question mark where nobody knows."""
+    return "?" if count is None else format_size(count)
+
+
+def human_count(count: int, one: str, many: str | None = None) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> human_count(1, "state"), human_count(1200, "state")
+        ('1 state', '1,200 states')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def ago(moment: float | None) -> str:
+    """How long ago something was, in seconds since the epoch, for people."""
+    if moment is None:
+        return ""
+    passed = time.time() - moment
+    for step, name in _STEPS:
+        if passed >= step:
+            return f"{human_count(int(passed // step), name)} ago"
+    return "just now" if passed < 60 else f"{human_count(int(passed // 60), 'minute')} ago"
+
+
+def instant(moment: float | None) -> str | None:
+    """The same for programs: ISO 8601, in UTC."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,37 @@
+"""How far a command is: bars on a terminal, plain lines in a log, both on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from mlstate.cli.output import human_size, is_lively, note
+
+if TYPE_CHECKING:
+    from mlstate.fetch.progress import OnProgress, Progress
+
+__all__ = ["progress"]
+
+_INTERVAL = 10.0
+
+
+def progress() -> OnProgress | bool:
+    """Whom a store tells how far it is: True for a bar, or what prints a line now and then."""
+    return True if is_lively(sys.stderr) else _lines()
+
+
+def _lines() -> OnProgress:
+    told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if progress.ended or now - told < _INTERVAL:
+            return
+        told = now
+        of = "" if progress.total is None else f" of {human_size(progress.total)}"
+        rate = f"{human_size(int(progress.rate))}/s"
+        note(f"{progress.what}: {human_size(progress.done)}{of}, {rate}")
+
+    return tell

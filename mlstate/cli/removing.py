@@ -1,0 +1,140 @@
+"""Taking away: `rm`, `prune`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlstate.cli.keys import chosen_keys
+from mlstate.cli.options import DryRun, Json, Keys, StoreOption, command, opened
+from mlstate.cli.output import human_count, human_size, note, print_json, put
+
+if TYPE_CHECKING:
+    from mlstate.cli import schema
+    from mlstate.digests import Digest
+
+__all__ = ["register"]
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
+_SECONDS = {"": 86400, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "mlstate rm pytorch.resnet18.cls2.failed --store weights")(rm)
+    command(app, "mlstate prune --max-size 50GB --dry-run")(prune)
+
+
+def rm(keys: Keys = None, store: StoreOption = None) -> None:
+    """Remove states from a store, or from a manifest.
+
+    Their objects stay until prune finds that no state has needed them for a while. Of a manifest
+    the entries go; what is in the cache stays there.
+    """
+    from mlstate.errors import ReadOnlyStoreError
+    from mlstate.stores.enlisting import unlist
+    from mlstate.stores.manifest import ManifestStore, Store
+
+    view = opened(store, quiet=True)
+    chosen = chosen_keys(view, keys or [], everything=False)
+    if isinstance(view, ManifestStore):
+        if isinstance(view, Store):
+            raise ReadOnlyStoreError(
+                "the default store is several manifests together",
+                path=view,
+                remedy="give the manifest that lists the state: --store FILE. To make room in the "
+                "cache: mlstate prune",
+            )
+        assert store is not None  # it is what ManifestStore was opened with
+        unlist(store, chosen)
+        done = "no longer listed"
+    else:
+        delete = getattr(view, "delete", None)
+        if delete is None:
+            raise ReadOnlyStoreError("states of this store cannot be deleted here", path=view)
+        for key in chosen:
+            delete(key)
+        done = "removed"
+    for key in chosen:
+        put(f"{key}  {done}")
+
+
+def prune(
+    dry_run: DryRun = False,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of a cache: what its states may need, 50GB say."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="30d, 12h. Of a cache: states that were not used for so long go. Of a store: "
+            "what no state names and is older goes; 14d by default.",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """Make room: in the cache whole states, in a store what no state needs.
+
+    In a cache those go first that were not used for longest; they are fetched again when they are
+    needed. In a store objects go to its trash first, and the next prune deletes them.
+    """
+    from mlstate.errors import FormatError, ReadOnlyStoreError
+    from mlstate.stores.manifest import ManifestStore
+    from mlstate.units import parse_size
+
+    view = opened(store, quiet=True)
+    age = None if older_than is None else _seconds(older_than)
+    states: list[str] = []
+    if isinstance(view, ManifestStore):
+        size = None if max_size is None else parse_size(max_size)
+        made = view.prune(max_size=size, older_than=age, dry_run=dry_run)
+        states, taken, trashed = sorted(made.states.values()), made.objects, {}
+    else:
+        if max_size is not None:
+            raise FormatError(
+                "--max-size is for a cache: a store keeps every state that was saved",
+                path=view,
+                remedy="remove states with mlstate rm",
+            )
+        pruning = getattr(view, "prune", None)
+        if pruning is None:
+            raise ReadOnlyStoreError("there is nothing to prune in this store", path=view)
+        graced = {} if age is None else {"grace_seconds": age}
+        report = pruning(dry_run=dry_run, **graced)
+        taken, trashed = report.deleted, report.trashed
+    if as_json:
+        pruned: schema.Prune = {
+            "schema": "mlstate.prune/1",
+            "dry_run": dry_run,
+            "states": states,
+            "deleted": {"objects": len(taken), "bytes": sum(taken.values())},
+            "trashed": {"objects": len(trashed), "bytes": sum(trashed.values())},
+        }
+        print_json(pruned)
+        return
+    for key in states:
+        put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
+    would = "would be " if dry_run else ""
+    put(_line(f"{would}deleted", taken))
+    if trashed:
+        put(_line(f"{would}moved to the trash", trashed))
+        if not dry_run:
+            note("the next prune deletes what is still unused then")
+
+
+def _line(what: str, objects: Mapping[Digest, int]) -> str:
+    size = human_size(sum(objects.values()))
+    return f"{human_count(len(objects), 'object')}, {size}, {what}"
+
+
+def _seconds(text: str) -> float:
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no age; expected 30d, 12h, 45m, say")
+    return float(match[1]) * _SECONDS[match[2].lower()]

@@ -1,0 +1,97 @@
+"""`enlist` and `unlist`: states of a store into a manifest file, and out of it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from mlstate.errors import ManifestError, StateExistsError, StateNotFoundError
+from mlstate.locations import local_path
+from mlstate.manifests import Manifest, manifest_files
+from mlstate.states import StateKey
+from mlstate.stores.abstract import check_keys
+from mlstate.stores.manifest import manifest_of
+from mlstate.stores.view import StateView
+
+__all__ = ["enlist", "unlist"]
+
+_PathLike = str | os.PathLike[str]
+
+
+def enlist(
+    manifest: _PathLike,
+    store: StateView,
+    keys: Iterable[StateKey] | None = None,
+    *,
+    objects: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[StateKey]:
+    """Write states of a store into a manifest file, beside what it lists already.
+
+    Args:
+        manifest: The file; made if it is missing. What else it says stays, comments included.
+        store: Any store that knows its states by digest.
+        keys: Which; all by default.
+        objects: As for `mlstate.manifest_of`.
+        overwrite: Replace what the manifest says of a state with another digest.
+
+    Returns:
+        The states whose entries are new or changed.
+
+    Raises:
+        StateNotFoundError: The store has no such state.
+        StateExistsError: The manifest lists other weights under a key; it stays as it is.
+        ManifestError: The manifest cannot be read or edited, or lists other object mirrors.
+    """
+    path = local_path(manifest)
+    new = manifest_of(store, keys, objects=objects)
+    if not path.exists():
+        new.write(path)
+        return list(new.states)
+    old = Manifest.read(path)
+    for key, entry in new.states.items():
+        listed = old.states.get(key)
+        if listed and listed.digest not in (None, entry.digest) and not overwrite:
+            raise StateExistsError(
+                "the manifest lists other weights under this key",
+                key=key,
+                path=path,
+                expected=listed.digest,
+                found=entry.digest,
+                remedy="give it another training id, or overwrite=True",
+            )
+    if old.states and new.objects and old.objects != new.objects:
+        raise ManifestError(
+            "the manifest lists other object mirrors for all its states",
+            path=path,
+            expected=", ".join(old.objects) or "none",
+            found=", ".join(new.objects),
+            remedy="write these states into a manifest of their own",
+        )
+    changed = [key for key, entry in new.states.items() if old.states.get(key) != entry]
+    objects_said = old.objects if old.states else new.objects
+    replace(old, states={**old.states, **new.states}, objects=objects_said).write(path)
+    return changed
+
+
+def unlist(manifest: _PathLike, keys: Iterable[StateKey]) -> None:
+    """Take states out of a manifest. Their bytes stay where they are.
+
+    Args:
+        manifest: A manifest, or a folder of them: a state is taken out of every file that lists it.
+        keys: The states.
+
+    Raises:
+        StateNotFoundError: It lists no such state; nothing was changed.
+        ManifestError: A manifest cannot be read or edited.
+    """
+    leaving = set(check_keys(keys))
+    files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
+    for key in sorted(leaving):
+        if not any(key in read.states for _, read in files):
+            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+    for path, read in files:
+        staying = {key: entry for key, entry in read.states.items() if key not in leaving}
+        if len(staying) < len(read.states):
+            replace(read, states=staying).write(path)

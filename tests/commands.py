@@ -1,0 +1,95 @@
+"""The command line as a person runs it: the installed program, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROGRAM = str(Path(sys.executable).with_name("mlstate"))
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A folder, and what the environment says besides."""
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAM, *map(str, arguments)],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONWARNINGS": "error", **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+
+    def lines(self, *arguments: object, code: int = 0) -> list[str]:
+        """The lines on standard output of a command that ends with a code."""
+        done = self(*arguments)
+        assert done.returncode == code, done.stderr + done.stdout
+        return done.stdout.splitlines()
+
+    def json(self, *arguments: object, code: int = 0) -> Any:
+        """What a command prints for programs, held against its published type."""
+        from mlstate.cli.schema import SCHEMAS
+
+        done = self(*arguments, "--json")
+        assert done.returncode == code, done.stderr + done.stdout
+        data = json.loads(done.stdout)
+        command = str(arguments[0])
+        assert data["schema"] == f"mlstate.{command}/1"
+        check_type(data, SCHEMAS[command], command)
+        return data
+
+    def complaint(self, *arguments: object, code: int) -> str:
+        """What a command that fails with a code says; nothing goes to standard output."""
+        done = self(*arguments)
+        assert done.returncode == code, done.stderr + done.stdout
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+
+def check_type(value: Any, type_: Any, where: str) -> None:
+    """Hold a value from JSON against a type; every field of an object, and no other."""
+    import typing
+
+    if type_ is Any:
+        return
+    if typing.is_typeddict(type_):
+        hints = typing.get_type_hints(type_)
+        assert isinstance(value, dict), where
+        assert value.keys() == hints.keys(), where
+        for name, hint in hints.items():
+            check_type(value[name], hint, f"{where}.{name}")
+        return
+    arguments = typing.get_args(type_)
+    if typing.get_origin(type_) is list:
+        assert isinstance(value, list), where
+        for number, item in enumerate(value):
+            check_type(item, arguments[0], f"{where}[{number}]")
+    elif typing.get_origin(type_) is dict:
+        assert isinstance(value, dict), where
+    elif arguments:
+        assert any(_fits(value, argument, where) for argument in arguments), (where, value)
+    else:
+        kinds = (int, float) if type_ is float else (type_,)
+        assert isinstance(value, kinds), (where, value)
+        assert type_ is bool or not isinstance(value, bool), where
+
+
+def _fits(value: Any, type_: Any, where: str) -> bool:
+    try:
+        check_type(value, type_, where)
+    except AssertionError:
+        return False
+    return True
