@@ -63,16 +63,16 @@ def adopt(
 ) -> AdoptReport:
     """Take in weights that are in a file: a state with a key and a digest is made of them.
 
-    ==============================  ==============================================================
-    ``model.safetensors``           a safetensors file
-    ``model.safetensors.index.json``  the index of a sharded one; its shards are beside it
-    a folder                        one of these or a checkpoint in it, with config and tokenizer
-    ``resnet18.pth``                what ``torch.save`` wrote, compressed with gzip or not; read
-                                    with ``weights_only=True``
-    ``https://…``, ``s3://…``       any of the files above, elsewhere
-    ``hf://org/repo@revision``      a repository of the Hugging Face hub, with config and
-                                    tokenizer, or a file of one
-    ==============================  ==============================================================
+    ==========================  ==============================================================
+    ``model.safetensors``       a safetensors file
+    ``….index.json``            the index of a sharded one; its shards are beside it
+    a folder                    one of these or a checkpoint in it, with config and tokenizer
+    ``resnet18.pth``            what ``torch.save`` wrote, compressed with gzip or not; read
+                                with ``weights_only=True``
+    ``https://…``, ``s3://…``   any of the files above, elsewhere
+    ``hf://org/repo@revision``  a repository of the Hugging Face hub, with config and
+                                tokenizer, or a file of one
+    ==========================  ==============================================================
 
     Where the name of a file does not say what it is, its first bytes do. Trust is on first use:
     what the source gives now is what the digest will mean.
