@@ -7,6 +7,7 @@ which is slow itself. Needs twice the size in memory, and once on the disk.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.harness import Table, Way, arguments_parser, compare, report
+from benchmarks.harness import Row, Table, Way, arguments_parser, compare, report
 from mlstate import S3StateStore, StateKey
 from mlstate.objects.bucketopening import open_bucket
 from tests.buckets import options_for
@@ -36,6 +37,9 @@ def main() -> None:
     parser = arguments_parser(__doc__ or "")
     parser.add_argument("--size", type=int, default=2000, help="of the state, in MB (2000)")
     parser.add_argument("--server", choices=["ceph", "moto"], default="ceph")
+    parser.add_argument(
+        "--only", choices=[*PARTS], action="append", help="some tables; the file keeps the others"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         server = stack.enter_context(_start(arguments.server, arguments.size))
@@ -44,9 +48,20 @@ def main() -> None:
         tensors = {f"layer.{number}": torch.randn(elements) for number in range(TENSORS)}
         bench = Bench(server, server.new_bucket(), Path(name), tensors, arguments.size)
         save_file(tensors, bench.file)
-        rounds = arguments.rounds
-        tables = [up(bench, rounds), down(bench, rounds), frozen(bench, rounds)]
-    report(tables, arguments.json)
+        parts = [PARTS[name] for name in arguments.only or PARTS]
+        tables = [part(bench, arguments.rounds) for part in parts]
+    report([*_others(arguments.json, tables), *tables], arguments.json)
+
+
+def _others(path: Path | None, tables: list[Table]) -> list[Table]:
+    """The tables of earlier runs in a file of results, less those that were just made anew."""
+    if path is None or not path.exists():
+        return []
+    found = [
+        Table(table["title"], table["rounds"], tuple(Row(**row) for row in table["rows"]))
+        for table in json.loads(path.read_text())["tables"]
+    ]
+    return [table for table in found if table.title not in {new.title for new in tables}]
 
 
 def _start(name: str, megabytes: int) -> S3Server:
@@ -170,6 +185,9 @@ def frozen(bench: Bench, rounds: int) -> Table:
         warm_up=False,
         goals={"the second save": 0.25},
     )
+
+
+PARTS = {"up": up, "down": down, "second": frozen}
 
 
 if __name__ == "__main__":

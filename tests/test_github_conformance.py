@@ -12,3 +12,6 @@ class TestGitHub(StateStoreSuite):
     @pytest.fixture
     def store(self, github, tmp_path):
         return GitHubReleaseStore("org", "models", cache=tmp_path / "cache")
+
+    def bring(self, store, key):
+        store.fetch(key)

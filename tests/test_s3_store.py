@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from mlstate import LocalStateStore, ManifestStore, S3StateStore, StateKey, StateType
+from mlstate.digests import Digest
 from mlstate.errors import (
     AccessError,
     BucketError,
@@ -26,11 +27,14 @@ from mlstate.errors import (
     StateExistsError,
     StateNotFoundError,
 )
+from mlstate.format import layout
+from mlstate.objects import bucketpresence
+from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.bucketopening import BucketOptions
 from mlstate.reading import read_state
 from mlstate.stores import manifest_of
 from mlstate.stores.abstract import DeletingStore, DescribedStore
-from tests.buckets import bucket_store, contents, put
+from tests.buckets import bucket_place, bucket_store, contents, put
 from tests.models import LINEAR, BytesModel, net, same, values
 from tests.servers.forwarding import Forwarding
 from tests.servers.ports import HOST, closed_port
@@ -206,6 +210,44 @@ def test_listing_one_type_costs_the_same_however_many_others_there_are(ceph):
         check_listing(proxy, ceph, bucket, lambda: bucket_store(ceph, bucket, url=proxy.url))
 
 
+@pytest.mark.filterwarnings(IGNORES)
+def test_ten_thousand_states_of_other_architectures_cost_nothing(rclone):
+    """Some have names that begin alike, some come before and some after."""
+    bucket = rclone.new_bucket()
+    names = [("a", "net-", "net", "z")[number % 4] + str(number) for number in range(100)]
+    plant(
+        rclone,
+        bucket,
+        "models",
+        {
+            f"states/{backend}/{name}/t{number}.toml": b"never read"
+            for backend in ("pytorch", "sklearn")
+            for name in names
+            for number in range(50)
+        },
+    )
+    with Forwarding(rclone.url) as proxy:
+        asked = []
+        for base in ("models", "others"):  # there is nothing else in the second one
+            open_store = partial(bucket_store, rclone, bucket, base, url=proxy.url)
+            keys = [open_store().save(net(seed), f"t{seed}") for seed in range(3)]
+            proxy.reset()
+            assert open_store().get_state_keys(LINEAR) == keys
+            assert proxy.bytes_sent < 2000
+            asked.append([path.replace(base, "") for path in proxy.asked()])
+        assert asked[0] == asked[1]
+        assert len(asked[0]) == 3  # settings, the list, and that of the older layout
+    assert len(bucket_store(rclone, bucket).get_state_keys()) == 10_003  # they are there
+
+
+def plant(rclone, bucket, base, files):
+    """Put things into the server's folder, before it looks there and remembers what it saw."""
+    for name, data in {layout.SETTINGS: layout.NEW_SETTINGS, **files}.items():
+        path = rclone.folder / bucket / base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
 def check_listing(proxy, server, bucket, open_store):
     store = open_store()
     keys = [store.save(net(seed), f"t{seed}") for seed in range(3)]
@@ -275,6 +317,51 @@ def test_a_save_uploads_only_what_the_bucket_lacks(watched):
     assert proxy.asked("PUT")[-1].endswith("/states/pytorch/net/b.toml")  # last
 
 
+def many(seed=0):
+    return {f"layer.{number:02}": torch.full((5000,), number + seed / 7) for number in range(40)}
+
+
+def test_of_many_objects_a_list_says_which_are_there(watched):
+    proxy, _, open_store = watched
+    open_store().save_state_dict(many(), KEY)
+    proxy.reset()
+    open_store().save_state_dict(
+        {**many(), "layer.07": torch.ones(5000) / 3}, StateKey(LINEAR, "b")
+    )
+    assert len([path for path in proxy.asked("PUT") if "/objects/" in path]) == 2
+    heads = [path for path in proxy.asked("HEAD") if "/objects/" in path]
+    lists = [path for path in proxy.asked("GET") if "list-type=2" in path and "objects" in path]
+    assert len(heads) == 2 * bucketpresence.ONE_BY_ONE  # before, and once more at the end
+    assert len(lists) == 2
+
+
+@pytest.mark.filterwarnings(IGNORES)
+@pytest.mark.parametrize("others", [0, 958, 959, 960, 3000])
+def test_a_list_may_end_before_all_that_is_there(rclone, others):
+    """Objects of others make it longer than one page."""
+    bucket = rclone.new_bucket()
+    digests = [Digest.of(b"%d" % number) for number in range(others)]
+    plant(rclone, bucket, "models", {layout.object_path(digest): b"" for digest in digests})
+    with Forwarding(rclone.url) as proxy:
+        open_store = partial(bucket_store, rclone, bucket, url=proxy.url)
+        open_store().save_state_dict(many(), KEY)  # 41 objects
+        proxy.reset()
+        changed = {**many(), "layer.07": torch.ones(5000) / 3}
+        open_store().save_state_dict(changed, StateKey(LINEAR, "b"))
+        assert len([path for path in proxy.asked("PUT") if "/objects/" in path]) == 2
+        lists = [path for path in proxy.asked("GET") if path.endswith("objects%2F")]
+        assert len(lists) == 2  # not more than a page, before and at the end
+    assert same(bucket_store(rclone, bucket).load_state_dict(KEY), many())
+    present = BucketObjectStore(bucket_place(rclone, bucket, "models")).digests()
+    assert len(set(present)) == others + 43
+
+
+@pytest.fixture(params=[bucketpresence.ONE_BY_ONE, 0])
+def listed(request, monkeypatch):
+    """Objects are asked about one by one, or listed at once."""
+    monkeypatch.setattr(bucketpresence, "ONE_BY_ONE", request.param)
+
+
 def test_saving_the_same_again_writes_nothing(watched):
     proxy, _, open_store = watched
     open_store().save(net(1), "a", files={"f": b"1"})
@@ -283,6 +370,7 @@ def test_saving_the_same_again_writes_nothing(watched):
     assert proxy.asked("PUT") == proxy.asked("POST") == proxy.asked("DELETE") == []
 
 
+@pytest.mark.usefixtures("listed")
 def test_saving_the_same_again_brings_back_what_is_missing(watched, moto):
     _, bucket, open_store = watched
     open_store().save(net(1), "a")
@@ -305,6 +393,7 @@ def test_verify_writes_what_is_damaged_again(watched, moto):
     assert contents(moto, bucket) == before
 
 
+@pytest.mark.usefixtures("listed")
 def test_what_is_old_is_made_young_by_a_copy_onto_itself_when_it_is_reused(
     server, bucket, monkeypatch
 ):
@@ -784,6 +873,7 @@ def test_what_a_state_names_comes_back_from_the_trash(server, bucket, store):
     store.load(net(2), key)
 
 
+@pytest.mark.usefixtures("listed")
 def test_a_save_that_reuses_while_a_pruning_takes_away_wins(moto, monkeypatch):
     """The save finds the object, the pruning moves it, and the state file is written last."""
     bucket = moto.new_bucket()

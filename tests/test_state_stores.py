@@ -40,3 +40,6 @@ class TestLocalOpenedAnewForEveryCall(StateStoreSuite):
                 return getattr(LocalStateStore(tmp_path / "store"), name)
 
         return Fresh()
+
+    def opened(self, store):
+        return LocalStateStore(store.folder)

@@ -1,46 +1,38 @@
-"""A bucket and what can be asked of it: one small interface over the clients, with our errors.
+"""A bucket and what can be asked of it; `bucketreading` has the half that only reads.
 
-What moves data is obstore. What it cannot do is asked by way of boto3; see `bucketcontrol`.
+Nothing here makes sure that what was written is what was sent: see `bucketuploads`.
 """
 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 from mlstate.digests import Bytes
-from mlstate.errors import BucketError, NoRangesError, OfflineError
-from mlstate.objects.bucketcontrol import BucketControl
+from mlstate.errors import BucketError
 from mlstate.objects.bucketerrors import (
     ALREADY,
     DAMAGED,
     NOT_FOUND,
     PRECONDITION,
-    bucket_error,
     explained,
     status_of,
 )
-from mlstate.objects.bucketvalues import Connection, Item, Reading
+from mlstate.objects.bucketreading import BucketReader
+from mlstate.objects.bucketvalues import Connection, Written
 
-__all__ = ["PART", "BucketClient"]
+__all__ = ["ATTEMPTS", "PART", "PARTS_AT_ONCE", "BucketClient", "pause"]
 
 PART = 8 << 20
 """The bytes of one part of a large upload. With 4 at once larger ones are no faster (measured)."""
 PARTS_AT_ONCE = 4
-_PAGE = 1000
-_MISSING = {
-    404: "there is nothing of this name in the bucket",
-    416: "the thing in the bucket is shorter than what is asked of it",
-}
-_ATTEMPTS = 4
+ATTEMPTS = 4
+"""How often something is written before it is given up, where another attempt may help."""
 
 
-class BucketClient:
+class BucketClient(BucketReader):
     """A bucket. Used by many threads at once, but not across a fork.
 
     Args:
@@ -60,156 +52,59 @@ class BucketClient:
         low_speed: float = 1024.0,
         low_speed_seconds: float = 60.0,
     ) -> None:
-        self.address = address
-        self._connect = connect
-        self._offline = offline
-        self._low_speed = low_speed
-        self._low_speed_seconds = low_speed_seconds
-        self._lock = threading.Lock()
-        self._opened: Connection | None = None
-        self._control: BucketControl | None = None
+        super().__init__(
+            address,
+            connect,
+            offline=offline,
+            low_speed=low_speed,
+            low_speed_seconds=low_speed_seconds,
+        )
         self._bare_etags = False
 
-    def __repr__(self) -> str:
-        return f"BucketClient({self.address!r})"
-
-    def locate(self, path: str) -> str:
-        """The address of a thing in the bucket."""
-        return f"{self.address}/{path}"
-
-    def head(self, path: str) -> Item | None:
-        """A thing in the bucket, or None if it is not there.
-
-        Raises:
-            BucketError: The bucket cannot be asked.
-            OfflineError: Sockets are not allowed.
-        """
-        import obstore
-
-        store = self._open().reading
-        try:
-            with explained(self.address, "read", path, *NOT_FOUND):
-                return _item(obstore.head(store, path))
-        except BucketError as error:
-            if error.status is not None and error.code is None and error.status in (400, 401, 403):
-                self.read_small(path, 0)  # unlike this reply, that one says why
-            raise
-        except Exception as error:
-            if type(error).__name__ not in NOT_FOUND:
-                raise
-            return None
-
-    def read_small(self, path: str, most: int) -> tuple[bytes, str | None] | None:
-        """The bytes of a small thing and its ETag, or None if it is not there.
-
-        Args:
-            path: Which.
-            most: If it has more bytes, the first of them; the caller refuses it.
-        """
-        try:
-            with self.reading(path) as reading:
-                data = bytearray()
-                for chunk in reading.chunks:
-                    data += chunk
-                    if len(data) > most:
-                        break
-                return bytes(data[: most + 1]), reading.item.etag
-        except BucketError as error:
-            if error.code == "NoSuchBucket" or error.status != 404:
-                raise
-            return None
-
-    @contextmanager
-    def reading(self, path: str, start: int = 0, stop: int | None = None) -> Iterator[Reading]:
-        """Begin to read a thing, or bytes ``start`` up to ``stop`` of it.
-
-        Raises:
-            NoRangesError: The server gives the whole only.
-            BucketError: It cannot be had; of what is not there `status` is 404.
-        """
-        import obstore
-
-        options: dict[str, Any] = {}
-        if stop is not None:
-            options["range"] = (start, stop)
-        elif start:
-            options["range"] = {"offset": start}
-        store = self._open().reading
-        try:
-            with explained(self.address, "read", path, *NOT_FOUND, "GenericError"):
-                result = obstore.get(store, path, options=options)  # type: ignore[arg-type]
-        except Exception as error:
-            raise self._unreadable(error, path) from None
-        first, end = result.range
-        item = _item(result.meta)
-        yield Reading(item, first, end, self._chunks(result, path))
-
-    def put(self, path: str, data: Bytes) -> None:
+    def put(self, path: str, data: Bytes) -> Written:
         """Write a thing in one request, whatever is there.
 
-        The request is signed over the SHA-256 of the data: servers that check signatures refuse
-        what was damaged on the way, and then it is sent again.
+        The request is signed over the SHA-256 of the data: servers that look at it refuse what was
+        damaged on the way, and then it is sent again.
         """
-        import obstore
+        return self._written(path, lambda: data, use_multipart=False)
 
-        store = self._open().writing
-        for attempt in range(_ATTEMPTS):
-            try:
-                with explained(self.address, "write", path):
-                    obstore.put(store, path, data, use_multipart=False)
-                return
-            except BucketError as error:
-                self._wait(error, attempt, again=error.code in DAMAGED)
-
-    def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> None:
+    def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> Written:
         """Write a large thing in parts, several at once. It is there when all are, or not at all.
 
         Args:
             path: Where to.
-            chunks: Gives the bytes, from the start; if it raises, nothing is written.
+            chunks: Gives the bytes, from the start; if it raises, nothing is written. Called again
+                for another attempt.
         """
-        import obstore
+        parts = {"chunk_size": PART, "max_concurrency": PARTS_AT_ONCE}
+        return self._written(path, chunks, use_multipart=True, **parts)
 
-        store = self._open().writing
-        for attempt in range(_ATTEMPTS):
-            try:
-                with explained(self.address, "write", path):
-                    obstore.put(
-                        store,
-                        path,
-                        chunks(),
-                        use_multipart=True,
-                        chunk_size=PART,
-                        max_concurrency=PARTS_AT_ONCE,
-                    )
-                return
-            except BucketError as error:
-                self._wait(error, attempt, again=error.code in DAMAGED)
-
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes) -> Written | None:
         """Write a small thing that is not there yet, if the server honours the condition.
 
         Returns:
-            False if something was there; it stays.
+            None if something was there; it stays.
         """
         return self._conditional(path, data, "create", ALREADY)
 
-    def replace(self, path: str, data: bytes, etag: str) -> bool:
+    def replace(self, path: str, data: bytes, etag: str) -> Written | None:
         """Write a small thing in place of exactly one version of it.
 
         Returns:
-            False if another version is there, or none; it stays.
+            None if another version is there, or none; it stays.
         """
         for bare in (self._bare_etags, not self._bare_etags):
             form = etag.strip('"') if bare else etag
-            if self._conditional(path, data, {"e_tag": form}, PRECONDITION | NOT_FOUND):
-                return True
+            written = self._conditional(path, data, {"e_tag": form}, PRECONDITION | NOT_FOUND)
+            if written is not None:
+                return written
             # Some servers compare it without its quotation marks, and never find it with them.
             now = self.head(path)
             if now is None or now.etag != etag:
-                return False
+                return None
             self._bare_etags = not bare
-        return False
+        return None
 
     def delete(self, path: str) -> None:
         """Remove a thing; one that is not there is no error."""
@@ -223,78 +118,31 @@ class BucketClient:
                 if type(error).__name__ not in NOT_FOUND or status_of(error)[0] == "NoSuchBucket":
                     raise
 
-    def items(self, folder: str, after: str | None = None) -> Iterator[Item]:
-        """Everything below a folder, however deep.
-
-        Args:
-            folder: A path without a slash at its end; the empty one is the whole bucket.
-            after: Only what comes after this path.
-        """
-        import obstore
-
-        store = self._open().reading
-        stream = obstore.list(store, folder or None, offset=after, chunk_size=_PAGE)
-        while True:
-            with explained(self.address, "list", folder):
-                page = next(iter(stream), None)
-            if page is None:
-                return
-            for meta in page:
-                yield _item(meta)
-
-    def children(self, folder: str) -> tuple[list[str], list[Item]]:
-        """The names of the folders that are directly in a folder, and the things."""
-        import obstore
-
-        store = self._open().reading
-        with explained(self.address, "list", folder):
-            found = obstore.list_with_delimiter(store, folder or None)
-        names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
-        return names, [_item(meta) for meta in found["objects"]]
-
-    @property
-    def control(self) -> BucketControl:
-        """What needs boto3: copies within the bucket, uploads that nobody finished.
-
-        Raises:
-            BucketError: There is no boto3, or this is no bucket of S3.
-        """
-        opened = self._open()
-        with self._lock:
-            if self._control is None:
-                if opened.control is None:
-                    raise BucketError(
-                        "this needs boto3, and a bucket of S3",
-                        bucket=self.address,
-                        operation="open",
-                        path=self.address,
-                        remedy="pip install 'mlstate[s3]'",
-                    )
-                self._control = BucketControl(self.address, opened.control())
-            return self._control
-
-    def _open(self) -> Connection:
-        if self._offline:
-            raise OfflineError(
-                "a bucket is on the network, which may not be used",
-                path=self.address,
-                remedy="unset MLSTATE_OFFLINE, or leave out offline=True",
-            )
-        with self._lock:
-            if self._opened is None:
-                self._opened = self._connect()
-            return self._opened
-
-    def _conditional(self, path: str, data: bytes, mode: Any, refused: frozenset[str]) -> bool:
-        """Write under a condition; False if the server says that it is not met."""
+    def _written(self, path: str, data: Callable[[], Any], **options: Any) -> Written:
+        """Write, again if the server says that it was damaged on the way."""
         import obstore
 
         store = self._open().writing
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            try:
+                with explained(self.address, "write", path):
+                    return Written.of(obstore.put(store, path, data(), **options))
+            except BucketError as error:
+                self._wait(error, attempt, again=error.code in DAMAGED)
+        raise AssertionError  # the last attempt returns or raises
+
+    def _conditional(
+        self, path: str, data: bytes, mode: Any, refused: frozenset[str]
+    ) -> Written | None:
+        """Write under a condition; None if the server says that it is not met."""
+        import obstore
+
+        store = self._open().writing
+        for attempt in range(ATTEMPTS):
             try:
                 with explained(self.address, "write", path, *refused):
-                    obstore.put(store, path, data, mode=mode, use_multipart=False)
-                return True
+                    result = obstore.put(store, path, data, mode=mode, use_multipart=False)
+                return Written.of(result)
             except BucketError as error:
                 # Unlike other uploads, obstore does not try it again when a connection breaks.
                 self._wait(error, attempt, again=error.transient)
@@ -302,63 +150,18 @@ class BucketClient:
                 if type(error).__name__ not in refused:
                     raise
                 if status_of(error)[1] != 409:
-                    return False
+                    return None
                 # Another request was under way, and nothing is decided: ask again.
-                self._pause(attempt)
-        return False
+                pause(attempt)
+        return None
 
     def _wait(self, error: BucketError, attempt: int, *, again: bool) -> None:
         """Wait before the next attempt; raises the error if there is to be none."""
-        if not again or attempt + 1 == _ATTEMPTS:
+        if not again or attempt + 1 == ATTEMPTS:
             raise error
-        self._pause(attempt)
-
-    def _pause(self, attempt: int) -> None:
-        time.sleep(random.uniform(0, 0.2 * 2.0**attempt))
-
-    def _unreadable(self, error: Exception, path: str) -> Exception:
-        if isinstance(error, BucketError):
-            return error
-        if "non-partial response" in str(error):
-            return NoRangesError(
-                "the server gives the whole thing only, no range of it",
-                path=self.locate(path),
-                status=200,
-            )
-        code, status = status_of(error)
-        if type(error).__name__ in NOT_FOUND:
-            status = 404
-        message = _MISSING.get(status or 0)
-        found = bucket_error(self.address, "read", path, str(error), code=code, status=status)
-        if message is not None:
-            found.message = message
-        return found
-
-    def _chunks(self, result: Any, path: str) -> Iterator[Bytes]:
-        """The bytes as they arrive, under a watch for servers that drip."""
-        stream = iter(result.stream(min_chunk_size=1))  # larger chunks are no faster (measured)
-        begun, received = time.monotonic(), 0
-        while True:
-            with explained(self.address, "read", path):
-                chunk = next(stream, None)
-            if chunk is None:
-                return
-            now = time.monotonic()
-            received += len(chunk)
-            if received >= self._low_speed * self._low_speed_seconds:
-                begun, received = now, 0
-            elif now - begun > self._low_speed_seconds:
-                raise BucketError(
-                    "the server is too slow",
-                    bucket=self.address,
-                    operation="read",
-                    path=self.locate(path),
-                    transient=True,
-                )
-            yield chunk
-            begun += time.monotonic() - now  # the time of whoever takes it is not the server's
+        pause(attempt)
 
 
-def _item(meta: Any) -> Item:
-    modified: datetime = meta["last_modified"]
-    return Item(meta["path"], meta["size"], modified.timestamp(), meta.get("e_tag") or None)
+def pause(attempt: int) -> None:
+    """Wait a moment before another attempt; longer, the more there were."""
+    time.sleep(random.uniform(0, 0.2 * 2.0**attempt))

@@ -1,18 +1,17 @@
-"""What only boto3 can ask of a bucket: copies within it, and uploads that nobody finished."""
+"""What only boto3 can ask of a bucket: copies within it, uploads that nobody finished, a probe."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mlstate.errors import BucketError
-from mlstate.objects.bucketerrors import explained
+from mlstate.objects.bucketerrors import DAMAGED, explained
 from mlstate.objects.bucketvalues import Item, Upload
 
 __all__ = ["BucketControl"]
 
 COPY_LIMIT = 5 << 30
 """What one request can copy, in bytes; beyond, it takes several."""
-
 
 _NONE = frozenset({"NoSuchUpload", "NotImplemented"})
 """What servers say that list no unfinished uploads."""
@@ -53,6 +52,32 @@ class BucketControl:
             BucketError: The bucket cannot be asked.
         """
         return self._copy(item, item.path, {"MetadataDirective": "REPLACE"})
+
+    def refuses_damage(self, path: str, data: bytes) -> bool:
+        """Whether the server refuses an upload whose bytes are not those that were signed.
+
+        The request is signed over other bytes of the same length, and then carries these: a server
+        that does not care writes what it is given.
+
+        Args:
+            path: Where to write, if it comes to that.
+            data: What; not empty.
+        """
+        decoy = bytes([data[0] ^ 1]) + data[1:]
+        event, events = "before-send.s3.PutObject", self._client.meta.events
+
+        def swap(request: Any, **_: Any) -> None:
+            request.body = data
+
+        events.register(event, swap, unique_id=path)
+        try:
+            with explained(self.address, "write", path):
+                self._client.put_object(Bucket=self._bucket, Key=path, Body=decoy)
+        except BucketError as error:
+            return error.code in DAMAGED
+        finally:
+            events.unregister(event, unique_id=path)
+        return False
 
     def unfinished(self, folder: str) -> list[Upload]:
         """The uploads below a folder that were begun and not finished."""

@@ -215,7 +215,12 @@ def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
         read_timeout=_UPLOAD_SECONDS,  # a copy within a bucket answers when it is done
         retries={"total_max_attempts": options.attempts, "mode": "standard"},
         max_pool_connections=32,
-        s3={"addressing_style": "path"} if endpoint else None,
+        # Only what obstore does as well: it is asked what a server makes of a wrong payload.
+        request_checksum_calculation="when_required",
+        s3={
+            "payload_signing_enabled": True,
+            **({"addressing_style": "path"} if endpoint else {}),
+        },
     )
     region = session.region_name or "us-east-1"
     return session.client("s3", endpoint_url=endpoint, config=settings, region_name=region)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import warnings
 
-from mlstate.errors import FormatError
+from mlstate.errors import BucketError, FormatError
 from mlstate.format import layout
 from mlstate.objects.bucketclient import BucketClient
+from mlstate.objects.bucketuploads import BucketUploads
 from mlstate.objects.files import SMALL
 
 __all__ = ["BucketPlace"]
@@ -27,6 +28,9 @@ class BucketPlace:
         self._lock = threading.Lock()
         self._settings: bytes | None = None
         self._honours: bool | None = None
+        self._verifying = threading.RLock()
+        self._verifies: bool | None = None
+        self.uploads = BucketUploads(client, self.verifies_uploads)
 
     @property
     def address(self) -> str:
@@ -99,7 +103,7 @@ class BucketPlace:
             BucketError: The bucket cannot be written.
         """
         if not self.check():
-            self.client.create(self.path(layout.SETTINGS), layout.NEW_SETTINGS)
+            self.uploads.create(self.path(layout.SETTINGS), layout.NEW_SETTINGS)
             self._read_settings()
 
     def honours_conditions(self) -> bool:
@@ -112,7 +116,7 @@ class BucketPlace:
             if self._honours is None:
                 self.prepare()
                 assert self._settings is not None
-                written = self.client.create(self.path(layout.SETTINGS), self._settings)
+                written = self.uploads.create(self.path(layout.SETTINGS), self._settings)
                 self._honours = not written
                 if written:
                     warnings.warn(
@@ -122,6 +126,33 @@ class BucketPlace:
                         stacklevel=2,
                     )
             return self._honours
+
+    def verifies_uploads(self) -> bool:
+        """Whether the server refuses what was damaged on its way; found out once, without harm.
+
+        The settings are written again, exactly as they are, in a request that is signed over other
+        bytes. A server that looks refuses it.
+        """
+        with self._verifying:
+            if self._verifies is None:
+                self._verifies = False  # for what is written while this is found out
+                self.prepare()
+                self._verifies = self._refuses_damage()
+            return self._verifies
+
+    def _refuses_damage(self) -> bool:
+        path, settings = self.path(layout.SETTINGS), self._settings
+        assert settings is not None
+        try:
+            control = self.client.control
+        except BucketError:
+            return False  # no boto3, or not S3: nobody knows
+        if control.refuses_damage(path, settings):
+            return True
+        found = self.client.read_small(path, SMALL)
+        if found is not None and found[0] != settings:  # it was damaged on its way, this time
+            self.uploads.put(path, settings)
+        return False
 
     def _read_settings(self) -> bool:
         found = self.read(layout.SETTINGS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlstate.digests import Bytes
 
-__all__ = ["Connection", "Item", "Reading", "Upload"]
+__all__ = ["Connection", "Item", "Reading", "Upload", "Written"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,22 @@ class Item:
     size: int
     modified: float
     etag: str | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the server says of something that it has just taken.
+
+    Attributes:
+        etag: What tells this version of it from others, or None if it does not say.
+    """
+
+    etag: str | None
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Written:
+        """From obstore's own words."""
+        return cls(result.get("e_tag") or None)
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,14 @@ class Forwarding(RecordingServer):
         answer: Sees each request first; a `Reply` from it is sent and nothing is forwarded.
         change: Gives the body that is forwarded in place of the one that came.
         cut: Whether the connection breaks once the request was served, without an answer.
+        back: Gives the answer that is sent in place of the server's.
     """
 
     def __init__(self, upstream: str) -> None:
         self.answer: Callable[[Record], Reply | None] = lambda record: None
         self.change: Callable[[Record], bytes] = lambda record: record.body
         self.cut: Callable[[Record], bool] = lambda record: False
+        self.back: Callable[[Record, Reply], Reply] = lambda record, reply: reply
         self._upstream = upstream
         self._pool = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
         super().__init__(before=self._forward)
@@ -57,4 +59,4 @@ class Forwarding(RecordingServer):
         headers = {n: v for n, v in answer.headers.items() if n.lower() not in _OWN}
         if record.method == "HEAD":
             headers["Content-Length"] = answer.headers.get("Content-Length", "0")
-        return Reply(answer.status, headers, answer.data)
+        return self.back(record, Reply(answer.status, headers, answer.data))

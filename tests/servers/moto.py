@@ -17,6 +17,7 @@ class Moto(S3Server):
     """moto's server, in a process of its own."""
 
     signatures = False
+    verifies = False
 
     def __init__(self) -> None:
         if find_spec("moto") is None or find_spec("flask_cors") is None:

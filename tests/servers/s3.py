@@ -21,6 +21,7 @@ class S3Server:
         secret: The secret of that.
         conditions: Whether it honours If-None-Match and If-Match.
         signatures: Whether it refuses what was not signed as it should be.
+        verifies: Whether it refuses bytes other than those that were signed.
     """
 
     url: str
@@ -28,6 +29,7 @@ class S3Server:
     secret = "SKTESTSECRET"
     conditions = True
     signatures = True
+    verifies = True
 
     @property
     def session_kwargs(self) -> dict[str, str]:
