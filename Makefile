@@ -2,6 +2,7 @@
 # make test         all tests
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
+# make bench-check  whether something became much slower than it was recorded to be
 # make test-oldest  all tests with the oldest torch that the package accepts (downloads gigabytes)
 #
 # Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-oldest bench check docs format clean
+.PHONY: quickstart test test-oldest bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -27,6 +28,18 @@ test-oldest:
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks.fetch --json benchmarks/results/fetch.json
+	$(BIN)/python -m benchmarks.load --json benchmarks/results/load.json
+	$(BIN)/python -m benchmarks.save --json benchmarks/results/save.json
+	$(BIN)/python -m benchmarks.memory --json benchmarks/results/memory.json
+	$(BIN)/python -m benchmarks.phases --json benchmarks/results/phases.json
+	$(BIN)/python -m benchmarks.limits --json benchmarks/results/limits.json
+	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
+	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
+	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
+	$(BIN)/python -m benchmarks.growth --measure
+
+bench-check: $(VENV)/test
+	$(BIN)/python -m benchmarks.regression
 
 check: $(VENV)/check
 	$(BIN)/ruff check .
@@ -46,7 +59,7 @@ format: $(VENV)/check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest .venv-dvc build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

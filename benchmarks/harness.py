@@ -18,7 +18,18 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["Row", "Table", "Way", "arguments_parser", "compare", "main_arguments", "report"]
+__all__ = [
+    "Figure",
+    "Figures",
+    "Row",
+    "Table",
+    "Way",
+    "arguments_parser",
+    "compare",
+    "main_arguments",
+    "report",
+    "show",
+]
 
 PACKAGES = (
     "mlstate",
@@ -76,6 +87,46 @@ class Table:
     title: str
     rounds: int
     rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One thing that was measured, or could not be.
+
+    Attributes:
+        name: What.
+        value: How much, in the unit of its `Figures`; None if it was not measured.
+        goal: What the value is to be at most, if anything was promised.
+        at: The size that it was measured at, where that varies: states, objects, bytes.
+        note: Why it was not measured, or what else there is to say.
+    """
+
+    name: str
+    value: float | None
+    goal: float | None = None
+    at: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Things measured in one unit, which may be other than seconds."""
+
+    title: str
+    unit: str
+    rows: tuple[Figure, ...]
+
+
+def show(figures: Figures) -> Figures:
+    """Print figures, and give them back."""
+    print(f"\n{figures.title}, {figures.unit}")
+    width = max(len(row.name) for row in figures.rows)
+    for row in figures.rows:
+        size = "" if row.at is None else f"{row.at:>9,}"
+        value = "not measured" if row.value is None else f"{row.value:12,.3f}"
+        goal = "" if row.goal is None else f"   goal {row.goal:g}"
+        print(f"  {row.name:{width}} {size} {value}{goal} {row.note}".rstrip(), flush=True)
+    return figures
 
 
 def compare(
@@ -139,10 +190,20 @@ def arguments_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(tables: Sequence[Table], path: Path | None) -> None:
-    """Write the tables as JSON, with the machine described."""
+def report(tables: Sequence[Table | Figures], path: Path | None, *, keep: bool = False) -> None:
+    """Write the tables as JSON, with the machine described.
+
+    Args:
+        tables: What was measured.
+        path: Where to.
+        keep: Leave tables of other titles there: only a part was measured again.
+    """
     if path is not None:
-        found = {"machine": machine(), "tables": [asdict(table) for table in tables]}
+        written = [asdict(table) for table in tables]
+        if keep and path.exists():
+            old = {table["title"]: table for table in json.loads(path.read_text())["tables"]}
+            written = list((old | {table["title"]: table for table in written}).values())
+        found = {"machine": machine(), "tables": written}
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 

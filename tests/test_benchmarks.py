@@ -1,0 +1,147 @@
+"""The benchmarks' own machinery: what is drawn, and what a regression check lets pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from itertools import cycle
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import growth, regression
+from benchmarks.peers import PEERS, Dvc
+from benchmarks.svg import Series, line_chart
+
+# What the tools that mlstate is compared with do, where they are installed.
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.__name__)
+def test_a_tool_restores_what_was_added(tmp_path, peer):
+    if shutil.which(peer.program) is None:
+        pytest.skip(f"{peer.package} is not installed: python -m benchmarks.checkpoints does it")
+    tool = peer(tmp_path / "tool")
+    file = tool.repository / "model.safetensors" if peer is Dvc else tmp_path / "model.safetensors"
+    random = Random(0)
+    versions = [random.randbytes(300_000) for _ in range(2)]
+    versions.append(versions[1][:200_000] + random.randbytes(100_000))
+    for number, content in enumerate(versions):
+        file.unlink(missing_ok=True)
+        file.write_bytes(content)
+        tool.add(file, number)
+    for number in (2, 1):
+        tool.clear()
+        tool.restore(number)
+        [restored] = [file] if peer is Dvc else tool.out.rglob("model.safetensors")
+        assert restored.read_bytes() == versions[number]
+    assert tool.disk() > 500_000
+    assert tool.version()[0].isdigit()
+
+
+# Charts.
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+values = st.floats(min_value=1e-4, max_value=1e7)
+lines = st.lists(
+    st.builds(
+        Series, st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+        st.lists(st.tuples(values, values), min_size=1, max_size=5).map(tuple),
+    ),
+    min_size=1,
+    max_size=6,
+)  # fmt: skip
+
+
+def test_the_committed_charts_are_those_of_the_committed_results():
+    drawn = growth.drawn(growth.RESULTS)
+    committed = {path.name: path.read_text() for path in growth.IMAGES.glob("growth-*.svg")}
+    assert committed == drawn
+
+
+@given(lines, st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])))
+def test_a_chart_is_well_formed_and_has_every_point_within_it(series, title):
+    text = line_chart(title, "x & more", "y < z", series)
+    assert text == line_chart(title, "x & more", "y < z", series)
+    root = ET.fromstring(text)
+    assert (root.find(f"{SVG}title").text or "") == title
+    _, _, wide, high = map(float, root.get("viewBox").split())
+    drawn = [line.get("points") for line in root.iter(f"{SVG}polyline")]
+    assert len(drawn) == 2 * len(series)  # the legend has one of each, too
+    for points in drawn:
+        for point in points.split():
+            x, y = map(float, point.split(","))
+            assert 0 < x < wide
+            assert 0 < y < high
+
+
+def test_what_grows_evenly_is_a_straight_line():
+    series = [Series("even", tuple((x, 3.0 * x) for x in (1.0, 10.0, 100.0)))]
+    root = ET.fromstring(line_chart("t", "x", "y", series))
+    line = list(root.iter(f"{SVG}polyline"))[-1].get("points")
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line.split())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "series",
+    [[], [Series("none", ())], [Series("zero", ((1.0, 0.0),))], [Series("many", ((1, 1),))] * 7],
+    ids=["no line", "no point", "zero", "too many"],
+)
+def test_what_cannot_be_drawn_is_refused(series):
+    with pytest.raises(ValueError, match="one to six lines"):
+        line_chart("t", "x", "y", series)
+
+
+# The regression check.
+
+RECORDED = {"load": 1.1, "save": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("factor", "slower"), [(0.3, []), (1.0, []), (1.4, []), (2.0, ["load"]), (9.0, ["load"])]
+)
+def test_a_factor_of_two_is_too_slow_and_noise_is_not(factor, slower):
+    ratios = {"load": RECORDED["load"] * factor, "save": 0.8, "never recorded": 50.0}
+    assert regression.too_slow(ratios, RECORDED) == slower
+
+
+def job(name: str, *times: float, calls: list[str] | None = None) -> regression.Job:
+    """A job that takes these times in turn, beside plain work that takes a second."""
+    turns = cycle(times)
+
+    def run() -> float:
+        if calls is not None:
+            calls.append(name)
+        return next(turns)
+
+    return regression.Job(name, run, lambda: 1.0)
+
+
+def test_the_least_times_are_compared_so_that_a_busy_moment_does_not_count():
+    assert regression.measure([job("load", 7.0, 9.0, 1.1, 40.0)], rounds=3) == {"load": 1.1}
+
+
+def test_what_seems_too_slow_is_measured_once_more_and_nothing_else_is():
+    calls: list[str] = []
+    jobs = [job("load", 1.2, calls=calls), job("save", 0.7, calls=calls)]
+    again = regression.second_look({"load": 5.0, "save": 0.9}, RECORDED, jobs, 3)
+    assert again == {"load": 1.2, "save": 0.9}
+    assert set(calls) == {"load"}
+
+
+def test_what_is_slow_again_stays_too_slow():
+    jobs = [job("load", 2.3)]
+    again = regression.second_look({"load": 2.4, "save": 0.8}, RECORDED, jobs, 3)
+    assert regression.too_slow(again, RECORDED) == ["load"]
+
+
+def test_ratios_are_recorded_of_all_that_is_measured():
+    names = set(regression.recorded())
+    assert {"load, mapped", "load, copied", "save", "save, nothing changed", "fetch"} <= names
+    assert json.loads(regression.RECORDED.read_text())["machine"]["cores"]
+    assert 1 < regression.MARGIN < 2
