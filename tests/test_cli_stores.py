@@ -187,7 +187,8 @@ def test_add_export_digest_and_materialize_go_round(shell):
     assert added["existed"] is False
     again = shell.json("add", "pytorch.t.one", "in.pt", "--store", "new", "--meta", "a=b")
     assert again["existed"] is True
-    shell.lines("export", "pytorch.t.one", "out.safetensors", "--store", "new")
+    written = shell.json("export", "pytorch.t.one", "out.safetensors", "--store", "new")
+    assert (written["path"], written["states"]) == ("out.safetensors", ["pytorch.t.one"])
     shell.lines("export", "pytorch.t.one", "out.pth", "--torch", "--store", "new")
     out = load_file(shell.folder / "out.safetensors")
     assert all(torch.equal(out[name], tensors[name]) for name in tensors)
@@ -215,8 +216,8 @@ def test_add_to_a_manifest_keeps_the_source_as_the_mirror(shell):
 
 
 def test_copy_into_a_new_folder_with_a_manifest(shell):
-    copied = shell.json(
-        "copy", "--all", "--from", "weights", "--to", "copies", "--manifest", "copies.toml"
+    copied = Shell(shell.folder, {**shell.environment, "MLSTATE_STORE": "weights"}).json(
+        "copy", "--all", "--to", "copies", "--manifest", "copies.toml"
     )
     assert copied["copied"] == [str(BASE), str(TUNED), str(OTHER)]
     again = shell.lines("copy", BASE, "--from", "weights", "--to", "copies")
@@ -239,7 +240,9 @@ def test_lock_pins_what_is_not_pinned(shell):
 
 
 def test_bundles_bring_states_to_machines_without_a_network(shell):
-    shell.lines("bundle", "--all", "--store", "weights", "-o", "all.tar")
+    written = shell.json("bundle", "--all", "--store", "weights", "-o", "all.tar")
+    assert written["path"] == "all.tar"
+    assert len(written["states"]) == 3
     assert shell.json("unbundle", "all.tar", "--store", "there")["states"] == [
         str(BASE),
         str(TUNED),
@@ -252,10 +255,8 @@ def test_bundles_bring_states_to_machines_without_a_network(shell):
 
 
 def test_rm_and_prune(shell):
-    assert shell.lines("rm", TUNED, OTHER, "--store", "weights") == [
-        f"{TUNED}  removed",
-        f"{OTHER}  removed",
-    ]
+    assert shell.lines("rm", TUNED, "--store", "weights") == [f"{TUNED}  removed"]
+    assert shell.json("rm", OTHER, "--store", "weights")["removed"] == [str(OTHER)]
     assert len(shell.lines("ls", "weights")) == 2
     dry = shell.json("prune", "--dry-run", "--older-than", "0s", "--store", "weights")
     assert dry["dry_run"] is True

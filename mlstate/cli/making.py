@@ -9,7 +9,7 @@ import typer
 
 from mlstate.cli.keys import one_key
 from mlstate.cli.options import Json, Key, Overwrite, StoreOption, command, opened
-from mlstate.cli.output import human_size, note, print_json, put
+from mlstate.cli.output import human_size, note, print_json, put, put_written
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
@@ -73,7 +73,7 @@ def add(
             "say where to: a folder, s3://..., github:..., or a manifest with --mirror",
             param_hint="--store",
         )
-    target: Any = store if store.endswith(".toml") else opened(store, create=True)
+    target: Any = store if store.endswith(".toml") else opened(store, create=True, quiet=True)
     report = adopt(
         source,
         StateKey.parse(key),
@@ -127,6 +127,7 @@ def export(
     ] = False,
     max_shard_size: ShardSize = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Write a state's tensors as a plain .safetensors file, which anything reads.
 
@@ -135,15 +136,16 @@ def export(
     from mlstate.stores.exporting import export as write_export
 
     view = opened(store)
+    wanted = one_key(view, key)
     written = write_export(
         view,
-        one_key(view, key),
+        wanted,
         destination,
         format="torch" if torch else None,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
-    put(str(written))
+    put_written("export", [wanted], written, as_json=as_json)
 
 
 def materialize(
@@ -152,13 +154,13 @@ def materialize(
     store: StoreOption = None,
     max_shard_size: ShardSize = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Write a state as a folder for from_pretrained, vLLM and the like: weights, config, tokenizer.
 
     A folder that holds an earlier state is brought up to date: only what differs is written.
     """
     view = opened(store)
-    written = view.materialize(
-        one_key(view, key), folder, max_shard_size=max_shard_size, overwrite=overwrite
-    )
-    put(str(written))
+    wanted = one_key(view, key)
+    written = view.materialize(wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite)
+    put_written("materialize", [wanted], written, as_json=as_json)

@@ -10,10 +10,12 @@ import typer
 from mlstate.cli.errors import exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys
 from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, command, opened
-from mlstate.cli.output import human_count, human_size, note, print_json, put
+from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
+    from mlstate.fetch.progress import OnProgress
+    from mlstate.stores.view import StateView
 
 __all__ = ["register"]
 
@@ -81,14 +83,21 @@ def fetch(
 
 
 def copy(
-    source: Annotated[
-        str, typer.Option("--from", metavar="STORE", help="Where the states are; as --store.")
-    ],
     target: Annotated[
         str,
         typer.Option("--to", metavar="STORE", help="Where to; as --store. A folder may be new."),
     ],
     keys: Keys = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            envvar="MLSTATE_STORE",
+            show_envvar=True,
+            metavar="STORE",
+            help="Where the states are; as --store.",
+        ),
+    ] = None,
     everything: All = False,
     manifest: Annotated[
         str | None,
@@ -110,13 +119,14 @@ def copy(
 
     Only what the target lacks is read and written, and all of it is verified on its way.
     """
-    from mlstate.cli.progress import progress
     from mlstate.stores.copying import copy as copy_states
 
     sending = opened(source)
-    receiving = opened(target, create=True)
+    receiving = opened(target, create=True, quiet=True)
     chosen = chosen_keys(sending, keys or [], everything=everything)
-    report = copy_states(sending, receiving, chosen, overwrite=overwrite, progress=progress())
+    report = copy_states(
+        sending, receiving, chosen, overwrite=overwrite, progress=_besides(sending)
+    )
     if manifest is not None:
         from mlstate.stores.enlisting import enlist
         from mlstate.stores.local import LocalStateStore
@@ -142,6 +152,14 @@ def copy(
     note(f"{human_size(report.nbytes)} of tensors copied")
     if manifest is not None:
         note(f"{human_count(len(chosen), 'state')} listed in {manifest}")
+
+
+def _besides(store: StateView) -> OnProgress | bool | None:
+    """Progress of reading a store; one that fetches shows its own, and one bar is enough."""
+    from mlstate.cli.progress import progress
+    from mlstate.stores.fetching import FetchingView
+
+    return None if isinstance(store, FetchingView) else progress()
 
 
 def _seen_from(folder: Path, place: Path) -> str:
@@ -193,16 +211,17 @@ def bundle(
     keys: Keys = None,
     everything: All = False,
     store: StoreOption = None,
+    as_json: Json = False,
 ) -> None:
     """Write states and all that they need into one tar, for machines without any network."""
-    from mlstate.cli.progress import progress
     from mlstate.stores.bundles import bundle as write_bundle
 
     view = opened(store)
     chosen = chosen_keys(view, keys or [], everything=everything)
-    write_bundle(view, chosen, output, progress=progress())
+    write_bundle(view, chosen, output, progress=_besides(view))
     size = human_size(Path(output).stat().st_size)
-    note(f"{human_count(len(chosen), 'state')} in {output}, {size}; there: mlstate unbundle")
+    put_written("bundle", chosen, output, as_json=as_json)
+    note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle")
 
 
 def unbundle(

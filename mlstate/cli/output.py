@@ -30,6 +30,7 @@ __all__ = [
     "print_json",
     "print_table",
     "put",
+    "put_written",
 ]
 
 _STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
@@ -62,6 +63,15 @@ def note(text: str) -> None:
 def print_json(data: Mapping[str, Any]) -> None:
     """A command's data, as `mlstate.cli.schema` describes them."""
     print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def put_written(command: str, keys: Sequence[object], path: object, *, as_json: bool) -> None:
+    """Where something was written: a line, or `mlstate.cli.schema.Written`."""
+    if as_json:
+        states = [str(key) for key in keys]
+        print_json({"schema": f"mlstate.{command}/1", "states": states, "path": str(path)})
+    else:
+        put(str(path))
 
 
 def is_lively(stream: TextIO) -> bool:

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     command(app, "mlstate prune --max-size 50GB --dry-run")(prune)
 
 
-def rm(keys: Keys = None, store: StoreOption = None) -> None:
+def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> None:
     """Remove states from a store, or from a manifest.
 
     Their objects stay until prune finds that no state has needed them for a while. Of a manifest
@@ -58,6 +58,10 @@ def rm(keys: Keys = None, store: StoreOption = None) -> None:
         for key in chosen:
             delete(key)
         done = "removed"
+    if as_json:
+        removed: schema.Rm = {"schema": "mlstate.rm/1", "removed": [str(key) for key in chosen]}
+        print_json(removed)
+        return
     for key in chosen:
         put(f"{key}  {done}")
 

@@ -170,6 +170,21 @@ class Add(TypedDict):
     files: list[str]
 
 
+class Written(TypedDict):
+    """``mlstate export``, ``materialize`` and ``bundle``: where it is."""
+
+    schema: str
+    states: list[str]
+    path: str
+
+
+class Rm(TypedDict):
+    """``mlstate rm``."""
+
+    schema: str
+    removed: list[str]
+
+
 class VerifyFinding(TypedDict):
     """Something that is not as it should be; ``kind`` is damaged, missing or unreadable."""
 
@@ -287,6 +302,10 @@ SCHEMAS: dict[str, type] = {
     "show": Show,
     "du": Du,
     "fetch": Fetch,
+    "export": Written,
+    "materialize": Written,
+    "bundle": Written,
+    "rm": Rm,
     "copy": Copy,
     "lock": Lock,
     "unbundle": Unbundle,
