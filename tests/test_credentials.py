@@ -312,7 +312,13 @@ def test_a_login_is_sent_to_a_real_server(web, start_nginx, tmp_path):
     with pytest.raises(TransportError) as caught:
         read(resource)
     assert caught.value.status == 401
-    assert "netrc" in str(caught.value)
+    assert "no credential was sent along" in str(caught.value)
+    assert "netrc" in caught.value.remedy
+    netrc(f"machine 127.0.0.1 login {nginx.user} password wr0ng")
+    with Transports() as fresh, pytest.raises(TransportError) as caught:
+        read(fresh.open(nginx.url("x", "auth")))
+    assert f"the credential of {os.environ['NETRC']} was sent along" in caught.value.found
+    assert "wr0ng" not in str(caught.value)
     netrc(f"machine 127.0.0.1 login {nginx.user} password {nginx.password}")
     with Transports() as fresh:
         assert read(fresh.open(nginx.url("x", "auth")), 5, 9) == CONTENT[5:9]
@@ -325,6 +331,17 @@ def test_the_remedy_over_plain_http_is_https(web, monkeypatch, start_recording):
     with pytest.raises(TransportError, match="https"):
         read(web.open("http://models.invalid/x"))
     assert proxy.requests[0].authorization is None
+
+
+def test_a_refusal_says_which_token_was_sent(web, monkeypatch, start_recording):
+    server = start_recording(before=lambda record: Reply(403))
+    monkeypatch.setenv("MLSTATE_TOKEN_127_0_0_1", SECRET)
+    with pytest.raises(TransportError) as caught:
+        read(web.open(server.url + "/x"))
+    assert server.requests[0].authorization == f"Bearer {SECRET}"
+    assert "MLSTATE_TOKEN_127_0_0_1 was sent along" in caught.value.found
+    assert "MLSTATE_TOKEN_127_0_0_1" in caught.value.remedy
+    assert SECRET not in str(caught.value)
 
 
 def test_nothing_secret_is_shown(web, two_servers, monkeypatch):

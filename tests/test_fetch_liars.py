@@ -17,7 +17,7 @@ import torch
 
 from mlstate import StateKey, lock
 from mlstate.errors import FetchError, ManifestError
-from mlstate.fetch import run as fetch_run
+from mlstate.fetch import attempts
 from mlstate.format.state_object import StateObject
 from mlstate.locations import parse_mirror
 from tests.fetching import (
@@ -61,7 +61,7 @@ def small(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch):
     """What a file may have beside the state is a constant of 1 GiB: too much for a quick test."""
-    monkeypatch.setattr(fetch_run, "_ROOM", ROOM)
+    monkeypatch.setattr(attempts, "_ROOM", ROOM)
 
 
 @pytest.fixture

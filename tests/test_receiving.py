@@ -76,6 +76,33 @@ def test_any_pieces_in_order_make_the_same_object(cuts: list[int], durable: bool
         assert temporaries(store) == []
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_folders_are_flushed_once_each_and_only_where_that_is_asked_for(
+    durable: bool, store: FolderObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    receiver = Receiver(store, durable=durable)
+    really, flushed = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    digests = []
+    for number in range(20):
+        with receiver.arriving() as arriving:
+            arriving.write(b"%d" % number)
+            digests.append(arriving.publish(None))
+    folders = {store.path(digest).parent for digest in digests}
+    above = {store.root, store.root / layout.OBJECTS}
+    inodes = {path.stat().st_ino for path in folders | above}
+    assert not inodes & set(flushed)
+    receiver.flush()
+    of_folders = [inode for inode in flushed if inode in inodes]
+    assert sorted(of_folders) == (sorted(inodes) if durable else [])
+    assert len(flushed) == (20 + len(inodes) if durable else 0)
+
+
 def test_other_bytes_are_refused_and_leave_nothing(receiver: Receiver, store: FolderObjectStore):
     with receiver.arriving() as arriving:
         arriving.write(DATA[:-1])

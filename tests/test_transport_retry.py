@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mlstate.errors import NoRangesError, OfflineError, TransportError
 from mlstate.transport import Resource, Retries, Stream, Transports, retrying
+from mlstate.transport.interface import BaseStream
 from mlstate.transport.retry import retried
 from tests.servers.recording import Reply
 
@@ -59,20 +60,22 @@ class Fragile:
             self.open -= 1
 
 
-class FragileStream:
+class FragileStream(BaseStream):
     def __init__(self, owner, data, cut):
         self.length = len(data) if owner.says_length else None
         self.total = len(owner.content) if owner.says_length else None
         self._data, self._cut, self._error = data, cut, owner.error
 
-    def read(self, size):
+    def readinto(self, buffer):
+        size = len(buffer)
         if self._cut is not None:
             size = min(size, self._cut)
             if size == 0:
                 raise self._error()
             self._cut -= size
         data, self._data = self._data[:size], self._data[size:]
-        return data
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def everything(resource, start=0, stop=None, size=1000):

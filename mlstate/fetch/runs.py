@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ CHUNK = 1 << 20
 """The most bytes of a stream that are in memory at once, for each connection."""
 
 _PATIENCE = 1.0
+_GATHER = 0.1
+"""The seconds after which what has come is passed on, be it ever so little."""
 
 
 class Reader:
@@ -37,6 +40,7 @@ class Reader:
         self._retries = retries
         self._connections = connections
         self._stopped = threading.Event()
+        self._own = threading.local()
         self.meter = meter
 
     def patient(self, resource: Resource) -> Resource:
@@ -72,7 +76,10 @@ class Reader:
             position = piece.stop
 
     def chunks(self, stream: Stream, size: int) -> Iterator[Bytes]:
-        """The next bytes of a stream, exactly as many, piece by piece."""
+        """The next bytes of a stream, exactly as many, piece by piece.
+
+        A piece is good until the next one is asked for: they all come in the thread's one buffer.
+        """
         while size:
             data = self._read(stream, min(size, CHUNK))
             if not data:
@@ -82,17 +89,29 @@ class Reader:
             yield data
 
     def some(self, stream: Stream, most: int) -> Iterator[Bytes]:
-        """What a stream of unknown length gives, up to so many bytes."""
+        """What a stream of unknown length gives, up to so many bytes; as `chunks`."""
         while most and (data := self._read(stream, min(most, CHUNK))):
             self.meter.add(len(data))
             most -= len(data)
             yield data
 
-    def _read(self, stream: Stream, size: int) -> bytes:
-        self._check_stopped()
-        data = stream.read(size)
-        self._check_stopped()  # that may have taken long, and what takes the bytes may be gone
-        return data
+    def _read(self, stream: Stream, size: int) -> memoryview:
+        """The next bytes: many at once, unless they come slowly."""
+        buffer, filled, began = self._buffer()[:size], 0, time.monotonic()
+        while True:
+            self._check_stopped()
+            count = stream.readinto(buffer[filled:])
+            self._check_stopped()  # that may have taken long, and what takes the bytes may be gone
+            filled += count
+            if not count or filled == size or time.monotonic() - began > _GATHER:
+                return buffer[:filled]
+
+    def _buffer(self) -> memoryview:
+        """This thread's own: fresh memory for every piece costs a tenth of all time (measured)."""
+        buffer: memoryview | None = getattr(self._own, "buffer", None)
+        if buffer is None:
+            buffer = self._own.buffer = memoryview(bytearray(CHUNK))
+        return buffer
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():

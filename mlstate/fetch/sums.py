@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.transport import Stream
+from mlstate.transport.interface import BaseStream, Stream
 
 __all__ = ["SummedStream", "check_sha256"]
 
@@ -31,7 +31,7 @@ def check_sha256(path: Path, digits: str, origin: str) -> None:
         _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
 
 
-class SummedStream:
+class SummedStream(BaseStream):
     """A stream whose SHA-256 is computed as it is read.
 
     Args:
@@ -52,11 +52,11 @@ class SummedStream:
         """As the stream has it."""
         return self._stream.total
 
-    def read(self, size: int) -> bytes:
-        """The next bytes; see `Stream.read`."""
-        data = self._stream.read(size)
-        self._hasher.update(data)
-        return data
+    def readinto(self, buffer: memoryview) -> int:
+        """The next bytes; see `Stream.readinto`."""
+        count = self._stream.readinto(buffer)
+        self._hasher.update(buffer[:count])
+        return count
 
     def check(self, digits: str, origin: str) -> None:
         """Compare the sum of all that was read; as `check_sha256`.

@@ -139,7 +139,7 @@ class Receiver:
     def _publish(self, path: Path, digest: Digest) -> None:
         target = self.store.path(digest)
         if target.parent not in self._touched:
-            make_folders(self.store.root, target.parent)
+            make_folders(self.store.root, target.parent, sync=False)  # `flush` does it, once
             self._touched.add(target.parent)
         os.replace(path, target)
 
@@ -177,6 +177,7 @@ class Arriving:
         self._path = path
         self._hasher = Hasher()
         self.size = 0
+        self._unnamed = True
         self._descriptor: int | None = os.open(
             path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
         )
@@ -205,6 +206,7 @@ class Arriving:
         found = self._hasher.digest()
         check_arrived(found, expected or found)
         self._receiver.publish(self._path, self._descriptor, found)
+        self._unnamed = False
         return found
 
     def stage(self, name: str) -> Staged:
@@ -214,15 +216,19 @@ class Arriving:
             name: 64 hex digits by which a later run finds it.
         """
         assert self._descriptor is not None
-        return self._receiver.stage(self._path, self._descriptor, name, self._hasher.digest())
+        digest = self._hasher.digest()
+        staged = self._receiver.stage(self._path, self._descriptor, name, digest)
+        self._unnamed = False
+        return staged
 
     def close(self) -> None:
         """Let go of the file; remove it if it was neither published nor staged."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            if self._unnamed:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
 
 
 def check_arrived(found: Digest, expected: Digest) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlstate.digests import Bytes
 from mlstate.errors import BucketError, TransportError
-from mlstate.transport.interface import Stream
+from mlstate.transport.interface import BaseStream, Stream
 from mlstate.transport.local import check_range
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class BucketResource:
             self._seen = (size, etag)
 
 
-class _BucketStream:
+class _BucketStream(BaseStream):
     """The bytes of a reply as they arrive."""
 
     def __init__(
@@ -139,25 +139,24 @@ class _BucketStream:
         self._rest = memoryview(b"")
         self._given = 0
 
-    def read(self, size: int) -> bytes:
-        if size < 1:
-            raise ValueError("size is at least 1")
+    def readinto(self, buffer: memoryview) -> int:
         while not len(self._rest):
             chunk = next(self._chunks, None)
             if chunk is None:
                 self._check_end()
-                return b""
+                return 0
             self._rest = memoryview(chunk).cast("B")
-        data = bytes(self._rest[:size])
-        self._rest = self._rest[size:]
-        self._given += len(data)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._given += count
         if self._given > self.length:
             raise TransportError(
                 "the server gives more than it was asked for",
                 path=self._address,
                 expected=f"{self.length} bytes",
             )
-        return data
+        return count
 
     def _check_end(self) -> None:
         if self._given != self.length:

@@ -19,6 +19,7 @@ import threading
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 from mlstate.errors import FormatError
 from mlstate.transport.addresses import Url
 
-__all__ = ["Credentials", "checked_token", "hub_endpoint", "token_variable"]
+__all__ = ["Credential", "Credentials", "checked_token", "hub_endpoint", "token_variable"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _LINE = re.compile(r"at line (\d+)")
@@ -42,6 +43,19 @@ def token_variable(host: str) -> str:
     return "MLSTATE_TOKEN_" + host.replace("-", "__").replace(".", "_").upper()
 
 
+@dataclass(frozen=True)
+class Credential:
+    """What is sent to be let in.
+
+    Attributes:
+        source: Where it is from, for people: a variable or a file.
+        header: The value of the Authorization header.
+    """
+
+    source: str
+    header: str = field(repr=False)
+
+
 class Credentials:
     """The credentials of this user, as environment and files have them; each file is read once."""
 
@@ -51,7 +65,12 @@ class Credentials:
         self._tokens: Mapping[str, str] | None = None
 
     def authorization(self, url: Url, via: Sequence[Url] = ()) -> str | None:
-        """The value of the Authorization header for a request, or None.
+        """The value of the Authorization header for a request, or None; as `find`."""
+        found = self.find(url, via)
+        return None if found is None else found.header
+
+    def find(self, url: Url, via: Sequence[Url] = ()) -> Credential | None:
+        """The credential for a request, or None.
 
         Args:
             url: Where the request goes.
@@ -65,25 +84,24 @@ class Credentials:
         if url.scheme != "https" and not url.is_loopback:
             return None
         any_port = all(_same_server(before, url) for before in via if before.host == url.host)
-        token = self._token(url, any_port)
-        if token is not None:
-            return f"Bearer {token}"
-        if any_port and (login := self._netrc().get(url.host)):
-            return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
-        return None
+        found = self._token(url, any_port)
+        if found is None and any_port and (login := self._netrc().get(url.host)):
+            encoded = base64.b64encode(":".join(login).encode()).decode("ascii")
+            found = Credential(str(_netrc_path()), f"Basic {encoded}")
+        return found
 
-    def _token(self, url: Url, any_port: bool) -> str | None:
+    def _token(self, url: Url, any_port: bool) -> Credential | None:
         tokens = self._config()
         host = f"[{url.host}]" if ":" in url.host else url.host
         if (token := tokens.get(f"{host}:{url.port}")) is not None:
-            return token
+            return _bearer(token, str(_config_path()))
         if any_port:
             variable = token_variable(url.host)
             # A "_" in a host name could pass for the "." of another.
             if "_" not in url.host and (token := os.environ.get(variable)):
-                return checked_token(token, variable)
+                return _bearer(token, variable)
             if (token := tokens.get(host, tokens.get(url.host))) is not None:
-                return token
+                return _bearer(token, str(_config_path()))
         return _hub_token(url)
 
     def _config(self) -> Mapping[str, str]:
@@ -112,17 +130,21 @@ def checked_token(token: str, where: str) -> str:
     return token
 
 
-def _hub_token(url: Url) -> str | None:
+def _bearer(token: str, source: str) -> Credential:
+    return Credential(source, f"Bearer {checked_token(token, source)}")
+
+
+def _hub_token(url: Url) -> Credential | None:
     if url.origin != Url.parse(hub_endpoint()).origin:
         return None
     if token := os.environ.get("HF_TOKEN"):
-        return checked_token(token, "HF_TOKEN")
+        return _bearer(token, "HF_TOKEN")
     if find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import get_token
 
     token = get_token()
-    return None if token is None else checked_token(token, "the token file of huggingface_hub")
+    return None if token is None else _bearer(token, "the token file of huggingface_hub")
 
 
 def _config_path() -> Path:
@@ -158,8 +180,12 @@ def _read_config() -> dict[str, str]:
     return {host.lower(): checked_token(token, str(path)) for host, token in tokens.items()}
 
 
+def _netrc_path() -> Path:
+    return Path(os.environ.get("NETRC") or "~/.netrc")
+
+
 def _read_netrc() -> dict[str, tuple[str, str]]:
-    path = Path(os.environ.get("NETRC") or "~/.netrc")
+    path = _netrc_path()
     try:
         hosts = netrc.netrc(path.expanduser()).hosts
     except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: no home folder

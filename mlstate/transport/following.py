@@ -135,6 +135,11 @@ class Web:
             let_go(reply)
             place = place.redirected(reply.headers.get("Location"), address)
 
+    def credential_source(self, place: Place) -> str | None:
+        """Where the credential is from that a request to this place goes with, if any."""
+        found = self._credentials.find(place.url, place.via)
+        return None if found is None else found.source
+
     def close(self) -> None:
         """Close all connections. Nothing is read after this."""
         with self._lock:

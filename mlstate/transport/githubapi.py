@@ -1,22 +1,11 @@
-"""GitHub's REST API: requests with a token, which goes to the API and to where it says uploads go.
-
-GH_TOKEN, GITHUB_TOKEN  a token
-GH_API_BASIC_AUTH       instead of one: "user:token"
-GITHUB_API_URL          the API, by default https://api.github.com
-GITHUB_SERVER_URL       the web pages and downloads, by default https://github.com
-
-Of an Enterprise server one of the two addresses is enough.
-"""
+"""GitHub's REST API: requests with a token, for the API and for where it says uploads go."""
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,13 +13,15 @@ from typing import Any, TypeVar
 from urllib3 import BaseHTTPResponse
 
 from mlstate.digests import Bytes
-from mlstate.errors import AccessError, FormatError, OfflineError, TransportError
+from mlstate.errors import AccessError, OfflineError, TransportError
 from mlstate.transport.addresses import Url
-from mlstate.transport.credentials import checked_token
+from mlstate.transport.connections import watch_of
+from mlstate.transport.explaining import explained
 from mlstate.transport.following import USUAL, Place
+from mlstate.transport.githubaccess import GitHub, find_credential
 from mlstate.transport.githuberrors import TOKEN_REMEDY, error_of
 from mlstate.transport.retry import Retries, retried
-from mlstate.transport.session import Session, drop, explained, let_go, watch_of
+from mlstate.transport.session import Session, drop, let_go
 
 __all__ = ["GitHub", "GitHubApi"]
 
@@ -40,64 +31,8 @@ CHUNK = 1 << 18
 UPLOADED = 900.0  # seconds that GitHub may take to answer after the last byte of an upload
 _MOVED = frozenset({301, 302, 307, 308})
 _NEXT = re.compile(r'<([^<>]*)>\s*;\s*rel="next"')
-_PUBLIC = "https://github.com"
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class GitHub:
-    """Where GitHub is.
-
-    Attributes:
-        api: The address of the API, without a slash at the end.
-        server: That of the web pages and downloads.
-    """
-
-    api: str
-    server: str
-
-    @classmethod
-    def from_environment(cls) -> GitHub:
-        """As GITHUB_API_URL and GITHUB_SERVER_URL say, one of which is enough.
-
-        Raises:
-            TransportError: One is no http(s) address.
-        """
-        api = os.environ.get("GITHUB_API_URL", "").rstrip("/")
-        server = os.environ.get("GITHUB_SERVER_URL", "").rstrip("/")
-        for address in filter(None, (api, server)):
-            Url.parse(address)
-        return cls(api or _api_of(server or _PUBLIC), server or _server_of(api))
-
-
-def _api_of(server: str) -> str:
-    if server == _PUBLIC or server.endswith(".ghe.com"):
-        return server.replace("://", "://api.", 1)
-    return f"{server}/api/v3"
-
-
-def _server_of(api: str) -> str:
-    return api.removesuffix("/api/v3").replace("://api.", "://", 1) or _PUBLIC
-
-
-@dataclass(frozen=True)
-class _Credential:
-    variable: str
-    header: str = field(repr=False)
-
-
-def _find_credential() -> _Credential | None:
-    for variable in ("GH_TOKEN", "GITHUB_TOKEN"):
-        if token := os.environ.get(variable):
-            return _Credential(variable, f"Bearer {checked_token(token, variable)}")
-    variable = "GH_API_BASIC_AUTH"
-    if login := os.environ.get(variable):
-        if ":" not in login:
-            raise FormatError("a login has no colon", path=variable, expected="user:token")
-        encoded = base64.b64encode(login.strip().encode()).decode("ascii")
-        return _Credential(variable, f"Basic {encoded}")
-    return None
 
 
 class GitHubApi:
@@ -114,7 +49,7 @@ class GitHubApi:
         self._base = place.api
         self._offline = offline
         self.retries = retries
-        self._credential = _find_credential()
+        self._credential = find_credential()
         self._trusted = {self._root.origin}
         self._session = Session(connections=4, connect_timeout=30, read_timeout=60)
 
@@ -280,7 +215,7 @@ class GitHubApi:
                     "a redirect leads to another server", path=url.shown, found=place.url.shown
                 )
         if reply.status >= 400:
-            known = None if self._credential is None else self._credential.variable
+            known = None if self._credential is None else self._credential.source
             raise error_of(reply, method, place.url, known)
         return reply
 

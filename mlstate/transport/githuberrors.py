@@ -13,8 +13,9 @@ from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import AccessError, MlstateError, RateLimitError, TransportError
 from mlstate.transport.addresses import Url
+from mlstate.transport.explaining import explained
 from mlstate.transport.replies import status_error
-from mlstate.transport.session import drop, explained
+from mlstate.transport.session import drop
 
 __all__ = ["TOKEN_REMEDY", "GitHubError", "error_of"]
 

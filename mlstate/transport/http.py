@@ -12,8 +12,10 @@ from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import NoRangesError, TransportError
 from mlstate.transport.addresses import Url
+from mlstate.transport.connections import receive, watch_of
+from mlstate.transport.explaining import explained
 from mlstate.transport.following import Place, Web
-from mlstate.transport.interface import Stream
+from mlstate.transport.interface import BaseStream, Stream
 from mlstate.transport.local import check_range
 from mlstate.transport.replies import (
     Extent,
@@ -23,11 +25,10 @@ from mlstate.transport.replies import (
     status_error,
     unsatisfied_total,
 )
-from mlstate.transport.session import drop, explained, let_go, watch_of
+from mlstate.transport.session import drop, let_go
 
 __all__ = ["HttpResource"]
 
-CHUNK = 1 << 20  # at most so much at once, whatever is asked for
 EXPIRED = frozenset({401, 403, 404, 410})  # what a signed address answers after its time
 
 
@@ -158,7 +159,8 @@ class HttpResource:
 
     def _refused(self, reply: BaseHTTPResponse, place: Place) -> TransportError:
         let_go(reply)
-        return status_error(reply.status, reply.headers, self.address, place.url)
+        source = self._web.credential_source(place)
+        return status_error(reply.status, reply.headers, self.address, place.url, source)
 
     def _note(self, reply: BaseHTTPResponse, place: Place, total: int | None) -> None:
         """Remember which version of the file this is; another one than before is an error."""
@@ -194,7 +196,7 @@ class _Version:
         return None not in (self.modified, other.modified) and self.modified != other.modified
 
 
-class _Nothing:
+class _Nothing(BaseStream):
     """A stream of no bytes."""
 
     length = 0
@@ -202,11 +204,11 @@ class _Nothing:
     def __init__(self, total: int | None) -> None:
         self.total = total
 
-    def read(self, size: int) -> bytes:
-        return b""
+    def readinto(self, buffer: memoryview) -> int:
+        return 0
 
 
-class _HttpStream:
+class _HttpStream(BaseStream):
     """The body of a reply, one receive at a time, under a watch for servers that drip."""
 
     def __init__(self, web: Web, address: str, reply: BaseHTTPResponse, found: Extent) -> None:
@@ -222,20 +224,18 @@ class _HttpStream:
         self._idle_since = time.monotonic()
         self._renew()
 
-    def read(self, size: int) -> bytes:
-        if size < 1:
-            raise ValueError("size is at least 1")
+    def readinto(self, buffer: memoryview) -> int:
         if self._ended:
-            return b""
+            return 0
         left = None if self.length is None else self.length - self._given
         # At the end one more than is due is asked for: whoever gives it gives too much.
-        wanted = min(size, CHUNK) if left is None else min(size, CHUNK, max(left, 1))
+        wanted = len(buffer) if left is None else min(len(buffer), max(left, 1))
         if self._watch is not None:  # the time that was spent on other things is not the server's
             self._watch.deadline += time.monotonic() - self._idle_since
         with explained(self._address):
-            data = self._reply.read1(wanted)
-        self._count(len(data), left)
-        return data
+            count = receive(self._reply, buffer[:wanted])
+        self._count(count, left)
+        return count
 
     def _count(self, size: int, left: int | None) -> None:
         if not size:

@@ -6,10 +6,14 @@ never trusted. Retries wrap this interface (`mlstate.transport.retry`), they do 
 
 from __future__ import annotations
 
+import abc
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Resource", "Stream"]
+__all__ = ["BaseStream", "Resource", "Stream"]
+
+CHUNK = 1 << 20
+"""The most bytes that `BaseStream.read` gives at once, whatever is asked for."""
 
 
 @runtime_checkable
@@ -32,6 +36,34 @@ class Stream(Protocol):
         Raises:
             TransportError: The stream broke, stalled, ended early, or went on too long.
         """
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into a buffer: as `read`, for who has one to use again and again.
+
+        Args:
+            buffer: Where they go; at least one byte long.
+
+        Returns:
+            How many bytes came; 0 at the end.
+
+        Raises:
+            TransportError: As `read`.
+        """
+
+
+class BaseStream(abc.ABC):
+    """What a stream is made of: its `readinto`."""
+
+    @abc.abstractmethod
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into a buffer; see `Stream.readinto`."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; see `Stream.read`."""
+        if size < 1:
+            raise ValueError("size is at least 1")
+        buffer = memoryview(bytearray(min(size, CHUNK)))
+        return bytes(buffer[: self.readinto(buffer)])
 
 
 @runtime_checkable

@@ -10,11 +10,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mlstate.errors import TransportError
-from mlstate.transport.interface import Stream
+from mlstate.transport.interface import BaseStream, Stream
 
 __all__ = ["LocalResource", "check_range", "file_path"]
-
-CHUNK = 1 << 20  # at most so much at once, whatever is asked for
 
 
 def file_path(address: str, base: Path | None) -> Path:
@@ -109,7 +107,7 @@ class LocalResource:
             os.close(descriptor)
 
 
-class _LocalStream:
+class _LocalStream(BaseStream):
     def __init__(self, address: str, descriptor: int, start: int, length: int, total: int) -> None:
         self.length = length
         self.total = total
@@ -118,24 +116,22 @@ class _LocalStream:
         self._position = start
         self._end = start + length
 
-    def read(self, size: int) -> bytes:
-        if size < 1:
-            raise ValueError("size is at least 1")
-        wanted = min(size, self._end - self._position, CHUNK)
+    def readinto(self, buffer: memoryview) -> int:
+        wanted = min(len(buffer), self._end - self._position)
         if not wanted:
-            return b""
+            return 0
         try:
-            data = os.pread(self._descriptor, wanted, self._position)
+            count = os.preadv(self._descriptor, [buffer[:wanted]], self._position)
         except OSError as error:
             raise TransportError(
                 "a file cannot be read on", path=self._address, found=error.strerror
             ) from None
-        if not data:
+        if not count:
             raise TransportError(
                 "the file became shorter while it was read",
                 path=self._address,
                 expected=f"{self._end} bytes or more",
                 found=f"{self._position} bytes",
             )
-        self._position += len(data)
-        return data
+        self._position += count
+        return count

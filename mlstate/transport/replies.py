@@ -42,9 +42,21 @@ class Extent:
 
 
 def status_error(
-    status: int, headers: Mapping[str, str], address: str, place: Url
+    status: int,
+    headers: Mapping[str, str],
+    address: str,
+    place: Url,
+    credential: str | None = None,
 ) -> TransportError:
-    """The error that a status is, if it is neither 200 nor 206."""
+    """The error that a status is, if it is neither 200 nor 206.
+
+    Args:
+        status: The status.
+        headers: The headers of the reply.
+        address: What the error calls the resource.
+        place: Who said so.
+        credential: Where the credential is from that was sent along, if one was.
+    """
     message = REASONS.get(status)
     if message is None and status >= 500:
         message = "the server has a problem"
@@ -56,6 +68,10 @@ def status_error(
         found = f"HTTP {status}"
     if place.shown != address:
         found += f" from {place.shown}"
+    refused = status in (401, 403)
+    if refused:
+        sent = f"the credential of {credential} was" if credential else "no credential was"
+        found += f"; {sent} sent along"
     return TransportError(
         message,
         transient=status in TRANSIENT,
@@ -63,17 +79,16 @@ def status_error(
         status=status,
         path=address,
         found=found,
-        remedy=_remedy(place) if status in (401, 403) else None,
+        remedy=_remedy(place, credential) if refused else None,
     )
 
 
-def _remedy(place: Url) -> str:
+def _remedy(place: Url, credential: str | None) -> str:
+    if credential is not None:
+        return f"check the credential of {credential}: whether it is right, and may see this file"
     if place.scheme != "https" and not place.is_loopback:
         return "use an https address, if a token or login is needed: none is sent over http"
-    return (
-        f"if a token or login is needed, put it into {token_variable(place.host)} or ~/.netrc, or "
-        "check the one that is there"
-    )
+    return f"if a token or login is needed, put it into {token_variable(place.host)} or ~/.netrc"
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

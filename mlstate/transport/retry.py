@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mlstate.errors import NoRangesError, TransportError
-from mlstate.transport.interface import Resource, Stream
+from mlstate.transport.interface import BaseStream, Resource, Stream
 
 __all__ = ["Retries", "retried", "retrying"]
 
@@ -151,7 +151,7 @@ class _RetryingResource:
             yield stream
 
 
-class _RetryingStream:
+class _RetryingStream(BaseStream):
     def __init__(
         self, resource: Resource, start: int, stop: int | None, patience: _Patience
     ) -> None:
@@ -165,19 +165,19 @@ class _RetryingStream:
         self.length = self._stream.length
         self.total = self._stream.total
 
-    def read(self, size: int) -> bytes:
-        data = self._patience.outlast(lambda: self._next(size), self._break_off)
-        if data:
-            self._patience.progress(len(data))
-            self._done += len(data)
-        return data
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._patience.outlast(lambda: self._next(buffer), self._break_off)
+        if count:
+            self._patience.progress(count)
+            self._done += count
+        return count
 
-    def _next(self, size: int) -> bytes:
+    def _next(self, buffer: memoryview) -> int:
         if self._stream is None:
             if self._done == self.length:  # it broke after the last byte
-                return b""
+                return 0
             self._stream = self._resumed()
-        return self._stream.read(size)
+        return self._stream.readinto(buffer)
 
     def _break_off(self) -> None:
         self._stream = None

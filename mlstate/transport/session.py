@@ -1,4 +1,4 @@
-"""The connections: one pool for each server, shared by all threads, and what their errors mean.
+"""Requests: one pool of connections for each server, shared by all threads.
 
 Proxies and certificates are found by requests, once for each server. The requests themselves go
 straight to urllib3's pools below it: that takes less than half the time for a small file, and no
@@ -8,103 +8,27 @@ cookie, no netrc entry and no redirect is ever handled behind our back.
 from __future__ import annotations
 
 import http.client
-import io
 import logging
-import socket
-import ssl
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.utils import select_proxy
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
 from urllib3 import exceptions as problems
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from mlstate.digests import Bytes
 from mlstate.errors import TransportError
 from mlstate.transport.addresses import Url
+from mlstate.transport.connections import POOLS, Adapter
+from mlstate.transport.explaining import explained
 
-__all__ = ["Session", "Watch", "drop", "explained", "let_go", "watch_of"]
+__all__ = ["Session", "drop", "let_go"]
 
 SERVERS = 64  # whose connections are kept alive
 SMALL = 1 << 14  # a body up to here is read to its end, so that its connection can be used again
-
-
-class Watch(io.RawIOBase):
-    """What a connection gives, until a deadline: so that no drip of bytes keeps a reader for ever.
-
-    A socket's own timeout starts anew with every byte.
-    """
-
-    def __init__(self, raw: io.RawIOBase, seconds: float) -> None:
-        self._raw = raw
-        self.deadline = time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        """Receive once.
-
-        Raises:
-            TimeoutError: Now it is after the deadline.
-        """
-        count = self._raw.readinto(buffer)
-        if time.monotonic() > self.deadline:
-            raise TimeoutError("too slow")
-        return count
-
-    def close(self) -> None:
-        """Let go of the socket."""
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    """A reply under a `Watch`: its headers have to be there within the read timeout."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
-        super().__init__(sock, *args, **named)
-        self.watch = Watch(self.fp.detach(), sock.gettimeout() or 60)
-        self.fp = io.BufferedReader(self.watch)
-
-
-class _Connection(HTTPConnection):
-    response_class = _Response
-
-
-class _SecureConnection(HTTPSConnection):
-    response_class = _Response
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
-
-
-_POOLS = {"http": _Pool, "https": _SecurePool}
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **named: Any) -> None:
-        super().init_poolmanager(*args, **named)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, proxy: str, **named: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **named)
-        if not proxy.lower().startswith("socks"):  # has pools of its own
-            manager.pool_classes_by_scheme = _POOLS
-        return manager
 
 
 @dataclass(frozen=True)
@@ -120,8 +44,8 @@ class Session:
 
     def __init__(self, *, connections: int, connect_timeout: float, read_timeout: float) -> None:
         self._session = requests.Session()
-        self._adapter = _Adapter(pool_connections=SERVERS, pool_maxsize=connections)
-        for scheme in _POOLS:
+        self._adapter = Adapter(pool_connections=SERVERS, pool_maxsize=connections)
+        for scheme in POOLS:
             self._session.mount(f"{scheme}://", self._adapter)
         self._timeout = Timeout(connect=connect_timeout, read=read_timeout)
         self._routes: dict[tuple[str, str, int], _Route] = {}
@@ -207,14 +131,10 @@ class Session:
         return _Route(pool, absolute)
 
 
-def watch_of(reply: BaseHTTPResponse) -> Watch | None:
-    """The watch over a reply, or None behind a SOCKS proxy."""
-    return getattr(getattr(reply, "_original_response", None), "watch", None)
-
-
 def drop(reply: BaseHTTPResponse) -> None:
     """Be done with a reply: its connection is closed unless all of it was read."""
-    reply.close()
+    if not reply.closed:
+        reply.close()
     reply.release_conn()
 
 
@@ -226,76 +146,6 @@ def let_go(reply: BaseHTTPResponse) -> None:
             while reply.read(SMALL):
                 pass
     drop(reply)
-
-
-@contextmanager
-def explained(address: str) -> Iterator[None]:
-    """Turn what urllib3 raises into errors of ours, which never show a whole address.
-
-    Raises:
-        TransportError: Instead of urllib3's error.
-    """
-    try:
-        yield
-    except (problems.HTTPError, OSError, http.client.HTTPException) as error:
-        if isinstance(error, TransportError):
-            raise
-        found = _explain(error)
-        found.path = address
-        raise found from None  # urllib3's errors have the whole address in them
-
-
-def _explain(error: BaseException) -> TransportError:
-    cause = _cause(error)
-    match error:
-        case problems.ProxyError():
-            refused = next((code for code in ("407", "403") if code in str(cause)), None)
-            return TransportError(
-                "the proxy does not let us through",
-                transient=refused is None,
-                found=None if refused is None else f"HTTP {refused} from the proxy",
-                remedy="look at HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
-            )
-        case problems.NameResolutionError():
-            again = getattr(cause, "errno", None) == socket.EAI_AGAIN
-            return TransportError("the host name is not known", transient=again)
-        case problems.NewConnectionError():
-            reason = getattr(cause, "strerror", None)
-            return TransportError("the server cannot be reached", transient=True, found=reason)
-        case problems.ConnectTimeoutError():
-            return TransportError("the server cannot be reached in time", transient=True)
-        case problems.TimeoutError() | TimeoutError():
-            return TransportError("the server went silent, or is too slow", transient=True)
-        case problems.SSLError() | ssl.SSLError():
-            return _explain_tls(cause)
-        case problems.InvalidHeader():
-            return TransportError("the reply makes no sense", found="HTTP headers that disagree")
-        case problems.LocationValueError():
-            return TransportError("the address cannot be understood")
-    reason = getattr(cause, "strerror", None)
-    return TransportError("the connection broke", transient=True, found=reason)
-
-
-def _explain_tls(cause: BaseException) -> TransportError:
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return TransportError(
-            "the server's certificate cannot be verified",
-            found=cause.verify_message,
-            remedy="name the certificates to trust in REQUESTS_CA_BUNDLE",
-        )
-    return TransportError("the secure connection failed", transient=True)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The innermost error of those that urllib3 wraps into one another."""
-    for _ in range(8):
-        inner = error.__cause__ or next(
-            (value for value in reversed(error.args) if isinstance(value, BaseException)), None
-        )
-        if inner is None:
-            break
-        error = inner
-    return error
 
 
 _own = threading.local()
