@@ -70,6 +70,7 @@ class Row:
         least: The smallest such ratio.
         most: The largest.
         goal: What the ratio is to be at most, if anything was promised.
+        best: The ratio of the two shortest times: what other work on the machine disturbed least.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Row:
     least: float
     most: float
     goal: float | None = None
+    best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def compare(
         ratios = [took / other for took, other in zip(measured, base, strict=True)]
         middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
         goal = (goals or {}).get(name)
-        rows.append(Row(name, statistics.median(measured), middle, least, most, goal))
+        best = min(measured) / min(base)
+        rows.append(Row(name, statistics.median(measured), middle, least, most, goal, best))
     table = Table(title, rounds, tuple(rows))
     print(_text(table), flush=True)
     return table
@@ -172,7 +175,8 @@ def _text(table: Table) -> str:
     width = max(len(row.name) for row in table.rows)
     for row in table.rows:
         goal = "" if row.goal is None else f"   goal {row.goal:.2f}"
-        span = f"({row.least:.2f} to {row.most:.2f})"
+        best = "" if row.best is None else f", best {row.best:.2f}"
+        span = f"({row.least:.2f} to {row.most:.2f}{best})"
         lines.append(f"  {row.name:{width}} {row.seconds:8.3f} s  {row.ratio:6.2f} {span}{goal}")
     return "\n".join(lines)
 

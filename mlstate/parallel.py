@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["THREADS", "for_each"]
+__all__ = ["THREADS", "begun", "for_each"]
 
 THREADS = 2
 
@@ -32,13 +33,38 @@ def for_each(
     Raises:
         BaseException: The first error of any call; items not yet begun are then left out.
     """
+    with begun(work, items, threads) as finish:
+        finish()
+
+
+@contextmanager
+def begun(
+    work: Callable[[_T], None],
+    items: Iterable[_T],
+    threads: int = THREADS,
+) -> Iterator[Callable[[], None]]:
+    """Like `for_each`, with time for something else: the other threads begin at once.
+
+    Args:
+        work: What to do.
+        items: With what.
+        threads: How many threads work, this one included, once it calls what this gives.
+
+    Yields:
+        A call that takes part in the work, and returns when all of it is done. Without that call,
+        or after an error, items not yet begun are left out when the context ends.
+
+    Raises:
+        BaseException: By that call: the first error of any thread.
+    """
     end: Any = object()
     remaining = iter(items)
     lock = threading.Lock()
     errors: list[BaseException] = []
+    over = False
 
     def run() -> None:
-        while not errors:
+        while not errors and not over:
             try:
                 with lock:
                     item = next(remaining, end)
@@ -48,17 +74,19 @@ def for_each(
             except BaseException as error:
                 errors.append(error)
 
+    def finish() -> None:
+        run()
+        for helper in helpers:
+            helper.join()
+        if errors:
+            raise errors[0]
+
     helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
     for helper in helpers:
         helper.start()
     try:
-        run()
+        yield finish
+    finally:  # Ctrl-C, too: the helpers take no further item
+        over = True
         for helper in helpers:
             helper.join()
-    except BaseException as error:  # Ctrl-C: the helpers take no further item
-        errors.append(error)
-        for helper in helpers:
-            helper.join()
-        raise
-    if errors:
-        raise errors[0]

@@ -88,7 +88,7 @@ def _exit_codes() -> Iterator[str]:
 
 def _settings() -> Iterator[str]:
     yield "## Settings\n"
-    yield "Settings are variables of the environment; `mlstate doctor` lists them with their values."
+    yield "Settings are variables of the environment; `mlstate doctor` lists them with values."
     yield "\n| variable | what it says | without it |\n|---|---|---|"
     yield from map(_setting, SETTINGS)
     yield "\nThese are shared with other tools:\n"

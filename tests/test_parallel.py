@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlstate.parallel import for_each
+from mlstate.parallel import begun, for_each
 
 
 @settings(max_examples=50, deadline=None)
@@ -94,3 +94,46 @@ def test_no_thread_is_left_behind():
     before = threading.active_count()
     for_each(lambda _: None, range(10), 4)
     assert threading.active_count() == before
+
+
+def test_other_threads_begin_before_the_caller_takes_part():
+    one, more = threading.Event(), threading.Event()
+    steps = {1: one.set, 2: more.set}
+    with begun(lambda item: steps[item](), [1, 2], 2) as finish:
+        assert one.wait(10)
+        assert more.wait(10)
+        finish()
+
+
+def test_who_does_not_take_part_ends_the_work():
+    done, first = [], threading.Event()
+
+    def work(item):
+        done.append(item)
+        first.set()
+        threading.Event().wait(0.01)
+
+    def leave():
+        with begun(work, range(1000), 2):
+            assert first.wait(10)
+            raise KeyError("left")
+
+    with pytest.raises(KeyError, match="left"):
+        leave()
+    assert 1 <= len(done) < 1000
+    settled = len(done)
+    threading.Event().wait(0.05)
+    assert len(done) == settled
+
+
+def test_an_error_of_another_thread_waits_until_the_caller_takes_part():
+    failed = threading.Event()
+
+    def work(item):
+        failed.set()
+        raise ValueError("x")
+
+    with begun(work, [1], 2) as finish:
+        assert failed.wait(10)
+        with pytest.raises(ValueError, match="x"):
+            finish()

@@ -29,11 +29,15 @@ from mlstate.parallel import THREADS, for_each
 __all__ = [
     "EncodedState",
     "OnObject",
+    "StoreObject",
     "TensorSource",
     "bytes_source",
     "check_sources",
     "encode_state",
 ]
+
+
+_FIRST = 2
 
 
 class TensorSource(Protocol):
@@ -77,8 +81,11 @@ def bytes_source(content: Bytes) -> TensorSource:
     return _BytesSource(content)
 
 
-OnObject = Callable[[Digest, Sequence[Bytes]], None]
+OnObject = Callable[[Digest, Sequence[Bytes]], object]
 """Takes a tensor object, digest and parts, while its bytes are at hand; called from threads."""
+
+StoreObject = Callable[[Sequence[Bytes]], Digest]
+"""Gives the digest of a tensor object, and stores it meanwhile; called from threads."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,11 @@ class EncodedState:
 
 
 def encode_state(
-    sources: Iterable[TensorSource], on_object: OnObject | None = None, threads: int = THREADS
+    sources: Iterable[TensorSource],
+    on_object: OnObject | None = None,
+    threads: int = THREADS,
+    *,
+    store: StoreObject | None = None,
 ) -> EncodedState:
     """Hash every tensor and make the state object.
 
@@ -117,6 +128,7 @@ def encode_state(
         on_object: Called for each tensor object, from several threads; equal tensors may bring
             the same object twice.
         threads: How many tensors to take at once.
+        store: Called for each tensor object, for its digest.
 
     Raises:
         FormatError: A name or a set of names that the format does not allow.
@@ -138,15 +150,19 @@ def encode_state(
         first = tied[0]
         header = headers[first.name]
         with first.data() as data:
-            digest = Digest.of(header, data)
+            digest = store((header, data)) if store else Digest.of(header, data)
             if on_object is not None:
                 on_object(digest, (header, data))
         by_digest[digest] = first
         for source in tied:
             refs[source.name] = TensorRef(source.spec, digest)
 
-    # The largest first, so that the threads end together.
-    for_each(encode, sorted(large.values(), key=lambda tied: -tied[0].spec.nbytes), threads)
+    # The largest first, so that the threads end together. Before them a few small ones, from
+    # which a store learns whether it has these tensors already.
+    ordered = sorted(large.values(), key=lambda tied: -tied[0].spec.nbytes)
+    for _ in range(min(_FIRST, len(ordered)) if store else 0):
+        encode(ordered.pop())
+    for_each(encode, ordered, threads)
     state = StateObject(inline, refs)
     data = state.encode()
     return EncodedState(state, data, Digest.of(data), by_digest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mlstate.errors import FormatError
 from mlstate.format import canonical
 from mlstate.format.dtypes import TensorSpec
@@ -12,6 +14,7 @@ DATA_OFFSET = 4096
 """Where the data begins. A page, so that it can be mapped, and blocks shared, as it lies."""
 
 
+@lru_cache(128)  # most tensors of a model are shaped like another one
 def header(spec: TensorSpec) -> bytes:
     """The first 4096 bytes of the tensor object of a tensor of this type and shape.
 

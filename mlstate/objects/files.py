@@ -21,6 +21,7 @@ from pathlib import Path
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError
 from mlstate.format import layout
+from mlstate.objects.blocks import private_blocks
 
 __all__ = [
     "Publish",
@@ -69,17 +70,6 @@ def read_small(path: Path, error: type[FormatError] = FormatError) -> bytes:
         )
     with os.fdopen(descriptor, "rb") as file:
         return file.read(SMALL)
-
-
-_BLOCK = 2 << 20
-"""Written at once, at multiples of it: the kernel can then keep it in one piece, which makes
-writing and mapping cheaper (measured)."""
-_PIECE = 1 << 18
-"""Copied and hashed at once, while it is in the core's own cache."""
-_SPARE = 8
-_spare: list[bytearray] = []
-"""Buffers for the next files: new memory would cost a page fault for every 4 KB (measured: as much
-as hashing)."""
 
 
 class Publish(Enum):
@@ -182,7 +172,11 @@ def write_file(
 
 @contextlib.contextmanager
 def temporary_file(
-    temporary: Path, parts: Iterable[Bytes], *, read_only: bool = True
+    temporary: Path,
+    parts: Iterable[Bytes],
+    *,
+    read_only: bool = True,
+    gate: contextlib.AbstractContextManager[object] | None = None,
 ) -> Iterator[Digest]:
     """Write a complete and durable temporary, to be renamed; one that is not is removed.
 
@@ -190,13 +184,14 @@ def temporary_file(
         temporary: As for `write_file`.
         parts: As for `write_file`.
         read_only: As for `write_file`.
+        gate: Entered while a processor is needed, and left before the disk is waited for.
 
     Yields:
         The digest of what was written.
     """
     descriptor = _open_new(temporary)
     try:
-        yield _fill(descriptor, parts, read_only=read_only)
+        yield _fill(descriptor, parts, gate or contextlib.nullcontext(), read_only=read_only)
     finally:
         if os.path.lexists(temporary):  # to look takes no lock of the folder
             with contextlib.suppress(FileNotFoundError):
@@ -209,11 +204,18 @@ def _open_new(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
-def _fill(descriptor: int, parts: Iterable[Bytes], *, read_only: bool) -> Digest:
+def _fill(
+    descriptor: int,
+    parts: Iterable[Bytes],
+    gate: contextlib.AbstractContextManager[object],
+    *,
+    read_only: bool,
+) -> Digest:
     hasher = Hasher()
     try:
-        for block in _private_blocks(parts, hasher):
-            write_all(descriptor, block)
+        with gate:
+            for block in private_blocks(parts, hasher):
+                write_all(descriptor, block)
         if read_only:
             seal(descriptor, sync=True)
         else:
@@ -221,39 +223,6 @@ def _fill(descriptor: int, parts: Iterable[Bytes], *, read_only: bool) -> Digest
     finally:
         os.close(descriptor)
     return hasher.digest()
-
-
-def _private_blocks(parts: Iterable[Bytes], hasher: Hasher) -> Iterator[memoryview]:
-    """The content through a buffer of our own, so that what is hashed is what is written.
-
-    A tensor can be changed by another thread at any time; a file whose bytes are not those of
-    its name would spoil every later state that shares the object.
-    """
-    try:
-        whole = _spare.pop()
-    except IndexError:
-        whole = bytearray(_BLOCK)
-    try:
-        buffer = memoryview(whole)
-        filled = 0
-        for part in parts:
-            view = memoryview(part).cast("B")
-            position = 0
-            while position < len(view):
-                count = min(_PIECE, len(view) - position, _BLOCK - filled)
-                piece = buffer[filled : filled + count]
-                piece[:] = view[position : position + count]
-                hasher.update(piece)
-                position += count
-                filled += count
-                if filled == _BLOCK:
-                    yield buffer
-                    filled = 0
-        if filled:
-            yield buffer[:filled]
-    finally:
-        if len(_spare) < _SPARE:
-            _spare.append(whole)
 
 
 def seal(descriptor: int, *, sync: bool) -> None:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
@@ -22,6 +22,7 @@ from mlstate.objects.files import (
     temporary_file,
     write_in_store,
 )
+from mlstate.parallel import THREADS
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
 
@@ -151,6 +152,7 @@ class FolderObjectWriter:
         self._store = store
         self._touched: set[Path] = set()
         self._lock = Lock()
+        self._gate = BoundedSemaphore(THREADS)
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here; see `ObjectWriter.reuse`."""
@@ -179,7 +181,7 @@ class FolderObjectWriter:
         size = sum(memoryview(part).nbytes for part in parts)
         temporary = root / layout.TEMPORARIES / uuid.uuid4().hex
         make_folders(root, temporary.parent)
-        with temporary_file(temporary, parts) as digest:
+        with temporary_file(temporary, parts, gate=self._gate) as digest:
             if self.reuse(digest, size):
                 return digest, False
             path = self._store.path(digest)

@@ -33,11 +33,16 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
-def may_map(file: BinaryIO) -> bool:
+def may_map(file: BinaryIO, devices: dict[int, bool] | None = None) -> bool:
     """Whether a file may be mapped: our own or root's, on a local file system.
 
     A map shows what others do to the file later; and where the file may become shorter, the
     process that reads it there is killed.
+
+    Args:
+        file: The open file.
+        devices: What was found out of other files in the same act: device -> whether it is local.
+            Added to. Not to be kept for long: what is mounted changes.
     """
     if not sys.platform.startswith("linux"):
         return False  # no way known here to tell a network mount
@@ -48,7 +53,12 @@ def may_map(file: BinaryIO) -> bool:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
         return False
-    return _file_system(descriptor) not in _NETWORK_FILE_SYSTEMS
+    local = None if devices is None else devices.get(found.st_dev)
+    if local is None:
+        local = _file_system(descriptor) not in _NETWORK_FILE_SYSTEMS
+        if devices is not None:
+            devices[found.st_dev] = local
+    return local
 
 
 def _file_system(descriptor: int) -> int:

@@ -46,7 +46,7 @@ class LocalStateStore(SavingBesideLegacy):
 
     checkpoints: LegacyFolder
 
-    writing_threads = 8
+    writing_threads = 4
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = local_path(folder)

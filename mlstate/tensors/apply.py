@@ -15,7 +15,8 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.models import LoadResult, TensorModel
 from mlstate.tensors.fit import Fit, compare, has_own_rules, some
 from mlstate.tensors.memory import as_bytes
-from mlstate.tensors.ties import UNINITIALIZED, assignable, overlapping, tied_groups
+from mlstate.tensors.put import can_put, put
+from mlstate.tensors.ties import UNINITIALIZED, assignable, overlapping
 
 __all__ = ["apply_state", "load_tensors"]
 
@@ -48,12 +49,13 @@ def load_tensors(
     """
     fit = compare(model, specs)
     problems = fit.problems_of_shapes(ignore_mismatched_sizes=ignore_mismatched_sizes)
-    if not has_own_rules(model):
+    own_rules = has_own_rules(model)
+    if not own_rules:
         # Names that a model's own rules may translate are for those rules to judge.
         problems = fit.problems_of_names(strict=strict) + problems
     if not assign:
         problems += fit.unwritable(specs)
-    elif parts := overlapping(fit.own):
+    elif parts := overlapping(fit.own, fit.ties):
         problems.append(f"of memory that overlaps, which assign=True would part: {some(parts)}")
     if problems:
         raise IncompatibleStateError(
@@ -62,14 +64,14 @@ def load_tensors(
             remedy=fit.remedy(strict=strict),
         )
     tensors = read()
-    if strict and (torn := [group for group in tied_groups(fit.own) if _differ(group, tensors)]):
+    if strict and (torn := [group for group in fit.ties if _differ(group, tensors)]):
         raise IncompatibleStateError(
             "names that are one tensor in the model have different values in the state; nothing "
             "was loaded",
             found="; ".join(" and ".join(group) for group in torn),
             remedy="untie them in the model; with strict=False the last of them wins, as in torch",
         )
-    result = apply_state(model, tensors, fit, strict=strict, assign=assign)
+    result = apply_state(model, tensors, fit, strict=strict, assign=assign, own_rules=own_rules)
     result.digest = digest
     return result
 
@@ -94,6 +96,7 @@ def apply_state(
     *,
     strict: bool,
     assign: bool,
+    own_rules: bool,
 ) -> LoadResult:
     """Put verified tensors into a model.
 
@@ -104,6 +107,7 @@ def apply_state(
         strict: Refuse what is missing or unexpected; for a model with rules of its own, which
             alone can tell. For all others `Fit.problems_of_names` has told before.
         assign: Make the tensors the model's own instead of copying from them.
+        own_rules: What `has_own_rules` says of the model.
 
     Returns:
         What torch reports, without a digest.
@@ -127,14 +131,17 @@ def apply_state(
         )
     tied: set[str] = set()
     if assign:
-        given, tied = assignable(given, fit.own)
+        given, tied = assignable(given, fit.own, fit.ties)
     if given.keys() == fit.own.keys():
         # Modules migrate what lacks their version, which a state does not record. Of exactly the
         # names of today the version is today's; any other state is for the modules to judge.
         given = OrderedDict(given)
         given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
-    restore = has_own_rules(model) or any(type(t) not in _PLAIN for t in _tensors(model))
+    restore = own_rules or any(type(t) not in _PLAIN for t in _tensors(model))
     with _refused(model, restore=restore, assign=assign):
+        if not restore and not tied and can_put(given, fit.own, assign=assign):
+            put(model, given, fit.own, assign=assign)
+            return LoadResult((), (), fit.mismatched, fit.cast)
         keys = model.load_state_dict(given, strict=False, assign=assign)
         left = {*keys.missing_keys, *tied} - fit.mismatched.keys()
         if strict and (left or keys.unexpected_keys):
@@ -157,16 +164,7 @@ def _refused(model: torch.nn.Module, *, restore: bool, assign: bool) -> Iterator
     models with rules of their own: of all others the comparison said before that torch will take
     everything.
     """
-    held = [(module, {**module._parameters}, {**module._buffers}) for module in model.modules()]
-    lazy: list[tuple[torch.Tensor, type, torch.Tensor]] = [
-        (t, type(t), t.data) for t in _tensors(model) if isinstance(t, UNINITIALIZED)
-    ]
-    copied = restore and not assign
-    values = [
-        (t, t.detach().clone())
-        for t in _tensors(model)
-        if copied and not isinstance(t, UNINITIALIZED) and not t.is_meta
-    ]
+    held, lazy, values = _snapshot(model, copied=not assign) if restore else ([], [], [])
     try:
         yield
     except BaseException as error:
@@ -188,6 +186,27 @@ def _refused(model: torch.nn.Module, *, restore: bool, assign: bool) -> Iterator
         ) from error
 
 
+_Held = list[tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]]
+_Lazy = list[tuple[torch.Tensor, type, torch.Tensor]]
+_Values = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _snapshot(model: torch.nn.Module, *, copied: bool) -> tuple[_Held, _Lazy, _Values]:
+    """A model's tensors: which module has which, which are lazy, and copies of values."""
+    tensors = {id(tensor): tensor for tensor in _tensors(model)}.values()
+    return (
+        [(module, {**module._parameters}, {**module._buffers}) for module in model.modules()],
+        [(t, type(t), t.data) for t in tensors if isinstance(t, UNINITIALIZED)],
+        [
+            (t, t.detach().clone())
+            for t in tensors
+            if copied and not isinstance(t, UNINITIALIZED) and not t.is_meta
+        ],
+    )
+
+
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor

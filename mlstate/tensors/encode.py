@@ -178,6 +178,9 @@ def _has_storage(tensor: torch.Tensor) -> bool:
     try:
         if tensor._is_zerotensor() or not tensor.data_ptr():
             return False
+        if tensor.is_contiguous():  # most are, and this takes less time
+            end = tensor.storage_offset() * tensor.element_size() + tensor.nbytes
+            return end <= tensor.untyped_storage().nbytes()
         steps = zip(tensor.shape, tensor.stride(), strict=True)
         last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps)
         return (last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()

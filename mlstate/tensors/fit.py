@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -38,6 +39,11 @@ class Fit:
     unexpected: list[str]
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     cast: list[str]
+
+    @cached_property
+    def ties(self) -> list[list[str]]:
+        """The model's names, those that are one tensor or one memory together."""
+        return tied_groups(self.own)
 
     def problems_of_names(self, *, strict: bool) -> list[str]:
         """What the names forbid, in sentences; nothing if the load may go on."""
@@ -89,7 +95,7 @@ class Fit:
         advice = []
         tied = [
             f"{name} (with {other})"
-            for group in tied_groups(self.own)
+            for group in self.ties
             for name in group
             if name in self.missing
             for other in [next((n for n in group if n not in self.missing), None)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from typing import BinaryIO
 
 import torch
@@ -16,14 +17,18 @@ from mlstate.tensors.dtypes import torch_dtype, torch_shape
 __all__ = ["MAP_FROM", "as_bytes", "as_tensor", "file_tensor"]
 
 
+_MEMORY = ctypes.c_ubyte * sys.maxsize
+"""One type for all sizes: to make one for each takes longer than all else here."""
+
+
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor. The view keeps the tensor alive."""
     size = tensor.numel() * tensor.element_size()
     if size == 0:
         return memoryview(b"")
-    array = (ctypes.c_ubyte * size).from_address(tensor.data_ptr())
+    array = _MEMORY.from_address(tensor.data_ptr())
     array.tensor = tensor  # type: ignore[attr-defined]  # the memory lives as long as the view
-    return memoryview(array).cast("B")
+    return memoryview(array).cast("B")[:size]
 
 
 def as_tensor(raw: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
@@ -31,7 +36,7 @@ def as_tensor(raw: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     return raw.view(torch_dtype(spec)).reshape(torch_shape(spec))
 
 
-def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
+def file_tensor(file: BinaryIO, size: int, devices: dict[int, bool] | None = None) -> torch.Tensor:
     """A file's bytes as a private, writable uint8 tensor: mapped where that is safe, or read.
 
     Nothing that is done to the tensor reaches the file. A map shows what others do to the file
@@ -41,8 +46,12 @@ def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
     Args:
         file: The open file; it may be closed afterwards.
         size: Its size in bytes.
+        devices: As for `may_map`.
+
+    Raises:
+        IntegrityError: The file became shorter.
     """
-    if size >= MAP_FROM and may_map(file):
+    if size >= MAP_FROM and may_map(file, devices):
         # By way of the descriptor: it is the file that was looked at, whatever the name has come
         # to mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for
         # each map, and a large model would use up the process's limit).
