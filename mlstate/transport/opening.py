@@ -142,6 +142,7 @@ class Transports:
             if self._buckets is None:
                 options = BucketOptions(
                     offline=self._offline,
+                    attempts=1,  # who reads tries again: both would, each time of the other
                     connect_timeout=self._connect_timeout,
                     read_timeout=self._read_timeout,
                     low_speed=self._low_speed,
