@@ -1,0 +1,161 @@
+"""The short way into a module: it does what torch's own load does, wherever it is taken."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mlstate import LocalStateStore, StateType, with_state_type
+from tests.models import LINEAR, net, same, values
+
+LSTM = StateType("pytorch", "lstm")
+
+
+class Twice(nn.Module):
+    """A module that is there under two names, a tied weight, a scalar, and one of each dtype."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Linear(90, 90)
+        self.again = self.first
+        self.head = nn.Linear(90, 90)
+        self.head.weight = self.first.weight
+        self.scale = nn.Parameter(torch.randn(()), requires_grad=False)
+        self.turned = nn.Parameter(torch.randn(70, 80).t())
+        self.register_buffer("count", torch.randint(100, (3, 5)))
+        self.register_buffer("mask", torch.randint(2, (200,)).bool())
+        self.register_buffer("narrow", torch.randn(9000).bfloat16())
+        self.register_buffer("none", torch.empty(0, 4))
+        self.register_buffer("cache", torch.randn(3), persistent=False)
+
+
+MODELS = {
+    "net": lambda seed: net(seed),
+    "twice": lambda seed: with_state_type(Twice(seed), LINEAR),
+}
+
+
+@pytest.fixture(params=MODELS)
+def make(request):
+    return MODELS[request.param]
+
+
+@pytest.fixture
+def torchs_own(monkeypatch):
+    """How often torch's own load was called."""
+    calls = []
+    own = nn.Module.load_state_dict
+
+    def counted(self, *args, **options):
+        calls.append(self)
+        return own(self, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "load_state_dict", counted)
+    return calls
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_it_loads_what_torchs_own_load_does(make, assign, tmp_path, torchs_own):
+    store, source = LocalStateStore(tmp_path), make(1)
+    key = store.save(source, "one")
+    ours, torchs = make(2), make(2)
+    kept = values(ours)
+    result = store.load(ours, key, assign=assign)
+    assert torchs_own == []
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    torchs.load_state_dict(values(source), assign=assign)
+    assert same(values(ours), values(torchs))
+    assert not same(values(ours), kept)
+    for name, own in ours.named_parameters():
+        assert type(own) is nn.Parameter
+        assert own.requires_grad == torchs.get_parameter(name).requires_grad
+
+
+def test_a_copy_leaves_the_models_own_tensors_in_place(make, tmp_path, torchs_own):
+    store = LocalStateStore(tmp_path)
+    key = store.save(make(1), "one")
+    model = make(2)
+    before = {name: (id(t), t.data_ptr(), t._version) for name, t in model.named_parameters()}
+    store.load(model, key)
+    assert torchs_own == []
+    for name, tensor in model.named_parameters():
+        same_tensor, same_memory, version = before[name]
+        assert (id(tensor), tensor.data_ptr()) == (same_tensor, same_memory)
+        assert tensor._version > version, "autograd is to see that the values changed"
+
+
+def test_gradients_of_values_that_a_load_replaced_are_refused(tmp_path):
+    store, model = LocalStateStore(tmp_path), net(1)
+    key = store.save(model, "one")
+    loss = model(torch.randn(4, 64)).square().sum()
+    store.load(model, key)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_module_that_keeps_its_parameters_elsewhere_too_sees_the_new_ones(tmp_path, torchs_own):
+    def lstm(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return with_state_type(nn.LSTM(32, 64), LSTM)
+
+    store, source, model = LocalStateStore(tmp_path), lstm(1), lstm(2)
+    store.load(model, store.save(source, "one"), assign=True)
+    assert torchs_own == []
+    data = torch.randn(5, 2, 32)
+    assert torch.equal(model(data)[0], source(data)[0])
+
+
+def test_each_assigned_tensor_has_a_memory_of_its_own(tmp_path):
+    """Small tensors lie together in the state object, and not in the model."""
+    store, model = LocalStateStore(tmp_path), net(2)
+    store.load(model, store.save(net(1), "one"), assign=True)
+    storages = [entry.untyped_storage() for entry in model.state_dict().values()]
+    assert len({storage.data_ptr() for storage in storages}) == len(storages)
+    for entry, storage in zip(model.state_dict().values(), storages, strict=True):
+        assert storage.nbytes() == entry.nbytes
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("way", ["hook", "fewer names", "swapping"])
+def test_where_torchs_own_rules_matter_they_are_asked(way, assign, tmp_path, torchs_own):
+    store, model = LocalStateStore(tmp_path), net(2)
+    key = store.save(net(1), "one")
+    swapping = torch.__future__.get_swap_module_params_on_conversion()
+    try:
+        if way == "hook":
+            model.register_load_state_dict_post_hook(lambda module, keys: None)
+        elif way == "fewer names":
+            model = with_state_type(nn.Sequential(*model[:3]), LINEAR)
+        else:
+            torch.__future__.set_swap_module_params_on_conversion(True)
+        store.load(model, key, assign=assign, strict=way != "fewer names")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swapping)
+    assert torchs_own == [model]
+    loaded, source = values(model), values(net(1))
+    assert same(loaded, {name: source[name] for name in loaded})
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_damage_leaves_the_model_as_it_was(assign, tmp_path):
+    from mlstate.errors import IntegrityError
+
+    store, model = LocalStateStore(tmp_path), net(2)
+    key = store.save(net(1), "one")
+    damaged = max(tmp_path.glob("objects/*/*"), key=lambda path: path.stat().st_size)
+    damaged.chmod(0o644)
+    with damaged.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    before, tensors = copy.deepcopy(values(model)), dict(model.named_parameters())
+    with pytest.raises(IntegrityError):
+        store.load(model, key, assign=assign)
+    assert same(values(model), before)
+    assert all(model.get_parameter(name) is tensor for name, tensor in tensors.items())

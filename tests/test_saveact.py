@@ -1,0 +1,133 @@
+"""One act of saving: what is new is hashed and written in one pass, what is there stays."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlstate import LocalStateStore, StateKey
+from mlstate.digests import Digest
+from mlstate.objects import FolderObjectStore, MemoryObjectStore
+from mlstate.objects.saveact import SaveAct
+
+KEY = StateKey.parse("pytorch.net.one")
+
+
+def parts(number: int) -> tuple[bytes, bytes]:
+    return (b"head", number.to_bytes(4, "little") * 5000)
+
+
+def digest(number: int) -> Digest:
+    return Digest.of(*parts(number))
+
+
+def leftovers(store: FolderObjectStore) -> list[str]:
+    return [path.name for path in store.root.glob("tmp/*")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(there=st.sets(st.integers(0, 9)), wanted=st.lists(st.integers(0, 9)))
+def test_whatever_is_there_all_is_there_afterwards(there, wanted, tmp_path_factory):
+    store = FolderObjectStore(tmp_path_factory.mktemp("store"))
+    before = SaveAct(store, verify=False)
+    for number in there:
+        before.take(digest(number), parts(number))
+    before.flush()
+    which = {number: store.path(digest(number)).stat().st_ino for number in there}
+    act = SaveAct(store, verify=False)
+    for number in wanted:
+        assert act.store(parts(number)) == digest(number)
+    act.flush()
+    for number in {*wanted, *there}:
+        assert store.path(digest(number)).read_bytes() == b"".join(parts(number))
+    assert {n: store.path(digest(n)).stat().st_ino for n in there} == which
+    assert act.reused.keys() == {digest(number) for number in there & set(wanted)}
+    assert leftovers(store) == []
+
+
+def test_what_is_new_is_written_without_being_hashed_before(tmp_path, monkeypatch):
+    act = SaveAct(FolderObjectStore(tmp_path), verify=False)
+    hashed = []
+    of = Digest.of
+    monkeypatch.setattr(Digest, "of", lambda *parts: hashed.append(parts) or of(*parts))
+    for number in range(20):
+        act.store(parts(number))
+    assert len(hashed) == 2  # until it is clear that these are new
+
+
+def test_what_is_there_is_hashed_and_not_written(tmp_path, monkeypatch):
+    store = FolderObjectStore(tmp_path)
+    first = SaveAct(store, verify=False)
+    for number in range(20):
+        first.store(parts(number))
+    act = SaveAct(store, verify=False)
+    monkeypatch.setattr("mlstate.objects.folder.temporary_file", None)
+    monkeypatch.setattr("mlstate.objects.folder.write_in_store", None)
+    for number in range(20):
+        assert act.store(parts(number)) == digest(number)
+    assert len(act.reused) == 20
+
+
+def test_a_damaged_object_is_written_again_if_that_is_asked_for(tmp_path):
+    store = FolderObjectStore(tmp_path)
+    act = SaveAct(store, verify=False)
+    for number in range(5):
+        act.store(parts(number))
+    path = store.path(digest(4))
+    path.chmod(0o644)
+    path.write_bytes(bytes(path.stat().st_size))
+    again = SaveAct(store, verify=True)
+    for number in (100, 101, 102, 4):
+        again.store(parts(number))
+    assert path.read_bytes() == b"".join(parts(4))
+
+
+def test_a_store_that_cannot_write_in_one_pass_is_served_too():
+    store = MemoryObjectStore()
+    act = SaveAct(store, verify=False)
+    for number in (1, 2, 3, 1, 3):
+        assert act.store(parts(number)) == digest(number)
+    assert {store.size(digest(number)) for number in (1, 2, 3)} == {20004}
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    store = FolderObjectStore(tmp_path)
+    act = SaveAct(store, verify=False)
+    act.store(parts(1))
+    act.store(parts(2))
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlstate.objects.files.write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        act.store(parts(3))
+    assert leftovers(store) == []
+    assert store.size(digest(3)) is None
+
+
+def test_tensors_that_change_while_they_are_saved_spoil_no_object(tmp_path):
+    store, over = LocalStateStore(tmp_path), threading.Event()
+    tensors = {f"{number}": torch.full((500_000,), number * 10_000) for number in range(12)}
+    still = {name: torch.full((5000,), ord(name)) for name in "ab"}  # so all others are new, too
+
+    def change() -> None:
+        while not over.is_set():
+            for tensor in tensors.values():
+                tensor.add_(1)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        store.save_state_dict(tensors | still, KEY)
+    finally:
+        over.set()
+        changing.join()
+    objects = list(tmp_path.glob("objects/*/*"))
+    assert len(objects) == 15
+    for path in objects:
+        assert Digest.of(path.read_bytes()) == path.parent.name + path.name
