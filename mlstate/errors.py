@@ -265,10 +265,13 @@ class FetchError(MlstateError, ConnectionError):
 
 
 class CopyError(MlstateError):
-    """Several states could not be copied; all others were.
+    """Of several states some could not be copied; all others were.
 
     Attributes:
         failures: Each state that was not copied (a `mlstate.StateKey`), with its error.
+        copied: The states that were copied.
+        present: The states that the target had already.
+        nbytes: The bytes of tensor objects that were read from the source.
     """
 
     def __init__(
@@ -276,10 +279,16 @@ class CopyError(MlstateError):
         message: str,
         *,
         failures: tuple[tuple[object, MlstateError], ...] = (),
+        copied: tuple[Any, ...] = (),
+        present: tuple[Any, ...] = (),
+        nbytes: int = 0,
         **fields: Any,
     ) -> None:
         super().__init__(message, **fields)
         self.failures = failures
+        self.copied = copied
+        self.present = present
+        self.nbytes = nbytes
 
     def __str__(self) -> str:
         failed = [f"  {_brief(key)}: {_brief(error.message)}" for key, error in self.failures]

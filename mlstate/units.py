@@ -23,10 +23,10 @@ def parse_size(size: int | str) -> int:
         FormatError: It is neither, or less than 1.
 
     Example:
-        >>> parse_size("5GB"), parse_size("1.5 MiB")
-        (5000000000, 1572864)
+        >>> parse_size("5GB"), parse_size("1.5 MiB"), parse_size("5000")
+        (5000000000, 1572864, 5000)
     """
-    found = size
+    found = int(size) if isinstance(size, str) and size.strip().isdecimal() else size
     if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())):
         found = int(float(match[1]) * _UNITS[match[2] and match[2].upper()])
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:

@@ -269,3 +269,82 @@ def test_what_makes_no_sense_is_refused_with_a_remedy(tmp_path, store):
         adopt(tmp_path / "text", OTHER, store)
     assert {name: data for name, data in tree(tmp_path).items() if name in before} == before
     assert store.get_state_keys() == [KEY]
+
+
+def test_other_places_of_the_same_weights_are_added_behind_the_first(tmp_path):
+    one = write("x.safetensors", tmp_path / "one", values(net(0)))
+    two = write("x.pth", tmp_path / "two", values(net(0)))
+    other = write("x.safetensors", tmp_path / "other", values(net(1)))
+    notes, path = tmp_path / "notes.md", tmp_path / "new" / "m.toml"
+    notes.write_text("# Notes")
+    first = adopt(one, KEY, path, mirror=True, files={"notes.md": notes})
+    assert first.files == ("notes.md",)
+    for source in (two, one, two):
+        report = adopt(source, KEY, path, mirror=True)
+        assert (report.existed, report.digest) == (True, first.digest)
+        assert report.files == ("notes.md",)
+    entry = Manifest.read(path).states[KEY]
+    assert [mirror.urls for mirror in entry.mirrors] == [(str(one),), (str(two),)]
+    assert entry.files["notes.md"].mirrors[0].urls == (str(notes),)
+    before = path.read_text()
+    with pytest.raises(StateExistsError):
+        adopt(other, KEY, path, mirror=True)
+    with pytest.raises(StateExistsError, match="files"):
+        adopt(one, KEY, path, mirror=True, files={})
+    assert path.read_text() == before
+    one.unlink()
+    model = net(9)
+    ManifestStore(path, tmp_path / "cache").load(model, KEY)  # from the second one
+    assert state_digest(values(model)) == first.digest
+
+
+def test_files_may_be_paths_for_stores_too(tmp_path, store):
+    source = write("x.safetensors", tmp_path / "s", values(net(0)))
+    (tmp_path / "notes.md").write_text("# Notes")
+    adopt(source, KEY, store, files={"notes.md": tmp_path / "notes.md", "x": b"1"})
+    assert store.files(KEY) == {"notes.md": b"# Notes", "x": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("x.safetensors", b"", "an empty file"),
+        ("x.safetensors", b"abc", "3 bytes"),
+        ("x.safetensors", b"<!DOCTYPE html><html>", "it begins with '<!DOCTYP'"),
+        ("x", b"", "an empty file"),
+        ("x", b"<!DOCTYPE html><html>", "it begins with '<!DOCTYPE html><'"),
+        ("x.pt", b"<!DOCTYPE html><html>", "something else, or a part of it"),
+        ("x.pt", b"", "something else, or a part of it"),
+    ],
+)
+def test_what_is_no_weights_file_is_told_so(tmp_path, store, name, content, found):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        adopt(tmp_path / name, KEY, store)
+    assert caught.value.found == found
+    assert "safetensors" in caught.value.expected or "torch.save" in caught.value.expected
+
+
+def test_weights_that_are_cut_short_are_told_so(tmp_path, store):
+    for name in ("x.safetensors", "x.pt"):
+        source = write(name, tmp_path / "s", values(net(0)))
+        whole = source.read_bytes()
+        for size in (20, len(whole) - 1):
+            source.write_bytes(whole[:size])
+            with pytest.raises(FormatError) as caught:
+                adopt(source, KEY, store)
+            assert "Error" not in str(caught.value.found)
+    assert store.get_state_keys() == []
+
+
+def test_what_is_damaged_is_mended_from_elsewhere(tmp_path, store, start_nginx):
+    source = write("x.safetensors", tmp_path / "site", values(net(0)))
+    adopt(source, KEY, store)
+    path = max(store.folder.glob("objects/*/*"), key=lambda path: path.stat().st_size)
+    data = path.read_bytes()
+    url = start_nginx(tmp_path / "site").url("x.safetensors")
+    for overwrite in (False, True):
+        path.chmod(0o644)
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        adopt(url, KEY, store, verify=True, overwrite=overwrite)
+        assert path.read_bytes() == data

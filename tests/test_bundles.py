@@ -307,16 +307,16 @@ def test_a_damaged_object_never_gets_into_a_bundle(store, tar):
         for wrong in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1], content + b"x"):
             path.write_bytes(wrong)
             with pytest.raises(MlstateError) as caught:
-                bundle(store, [A, B], tar)
+                bundle(store, [A, B], tar, overwrite=True)
             assert caught.value.path == str(path)
             assert caught.value.key in (A, B)
         path.unlink()
         with pytest.raises(ObjectNotFoundError):
-            bundle(store, [A, B], tar)
+            bundle(store, [A, B], tar, overwrite=True)
         path.write_bytes(content)
     assert tar.read_bytes() == before
     assert [p.name for p in tar.parent.iterdir() if p.is_file()] == ["x.tar"]
-    bundle(store, [A, B], tar)
+    bundle(store, [A, B], tar, overwrite=True)
 
 
 @pytest.mark.parametrize("keys", [[], A, "pytorch.net.a", ["pytorch.net.a"]])
@@ -630,3 +630,15 @@ def test_memory_is_bounded_whatever_the_size(tmp_path):
     told, _ = process.communicate(timeout=120)
     assert int(told) < 40  # MB, of 160 and 160
     assert LocalStateStore(tmp_path / "new").get_state_keys() == [A]
+
+
+def test_what_is_there_is_not_replaced_unless_asked_for(store, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(StateExistsError, match="there already"):
+        bundle(store, [A], tmp_path / "precious.txt")
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    bundle(store, [A], tmp_path / "precious.txt", overwrite=True)
+    assert unbundle(tmp_path / "precious.txt", tmp_path / "new") == [A]
+    with pytest.raises(StateExistsError, match="a folder"):
+        bundle(store, [A], tmp_path / "new", overwrite=True)
+    bundle(store, [A], tmp_path / "deep" / "er" / "x.tar")  # folders are made

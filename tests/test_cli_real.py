@@ -95,7 +95,7 @@ def test_a_thousand_states(shell):
     assert (len(report["states"]), report["objects"]) == (1000, 1001)
     shown = shell.json("show", "pytorch.net3.n0003", "--store", "weights")
     (tensor,) = [tensor for tensor in shown["tensors"] if tensor["name"] == "shared"]
-    assert len(tensor["states"]) == 99
+    assert len(tensor["states"]) == 999
     assert "did you mean pytorch.net4.n0" in shell.complaint(
         "show", "pytorch.net4.n004", "--store", "weights", code=3
     )
@@ -150,6 +150,9 @@ def test_a_repository(shell):
     assert "org/none" in shell.complaint("ls", "github:org/none", code=5)
 
 
+ADD = ["add", "pytorch.n.x", "other.safetensors", "-s", "w"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -169,7 +172,34 @@ def test_a_repository(shell):
         (["lock", "missing.toml"], 3, "missing.toml"),
         (["ls", "broken.toml"], 2, "broken.toml, line 3"),
         (["unbundle", "far.toml", "-s", "w"], 4, "far.toml"),
-        (["bundle", "--all", "-s", "weights", "-o", "no/such/folder.tar"], 3, "'no/such'"),
+        (["bundle", "--all", "-s", "weights", "-o", "far.toml"], 6, "there already"),
+        (["bundle", "--all", "-s", "weights", "-o", "weights"], 6, "a folder"),
+        (["ls", "weights", "--store", "far.toml"], 2, "two stores"),
+        (["ls", "weigths"], 3, "did you mean weights?"),
+        (["ls", "other.safetensors"], 2, "no store, and no manifest"),
+        (["rm", "--store", "weights"], 2, "give keys"),
+        (["copy", "--all", "--from", "weights", "--to", "w", "--objects", "x"], 2, "--manifest"),
+        (["diff", "missing.safetensors", "other.safetensors"], 3, "missing.safetensors"),
+        (
+            [
+                "add",
+                "pytorch.n.x",
+                "other.safetensors",
+                "-s",
+                "w",
+                "--meta",
+                "a=1",
+                "--meta",
+                "a=2",
+            ],
+            2,
+            "given twice",
+        ),
+        (
+            [*ADD, "--file", "far.toml", "--file", "deep/far.toml"],
+            2,
+            "two files have the name",
+        ),
         (["copy", "--all", "--from", "weights", "--to", "far.toml"], 6, "far.toml"),
         (["rm", "pytorch.net.three", "-s", "weights"], 3, "did you mean"),
         (["prune", "--older-than", "soon", "-s", "weights"], 2, "is no age"),

@@ -339,3 +339,84 @@ def test_what_is_typed_wrong_shows_the_usage(shell):
     for arguments in (["ls", "--bogus"], ["bogus"], ["fetch"], ["fetch", "--all", "x.y.z"]):
         told = shell.complaint(*arguments, code=2)
         assert "Usage: mlstate" in told
+
+
+def test_a_store_within_a_folder_is_safe_from_commands_on_that_folder(shell):
+    before = shell.lines("ls", "weights", "--json")
+    assert "there is no store here" in shell.complaint("rm", BASE, "--store", ".", code=3)
+    (shell.folder / "m.toml").write_text("version = 1\n")
+    assert "no such state" in shell.complaint("rm", BASE, "--store", ".", code=3)
+    assert shell.lines("ls", ".") == []
+    assert "a store" in shell.complaint("lock", "weights", code=2)
+    assert shell.lines("ls", "weights", "--json") == before
+
+
+def test_a_copy_with_a_conflict_tells_what_was_done(shell):
+    other = LocalStateStore(shell.folder / "there")
+    other.save_state_dict({"x": torch.zeros(2)}, OTHER)
+    copied = shell.json(
+        "copy", "--all", "--from", "weights", "--to", "there", "--manifest", "there.toml", code=6
+    )
+    assert copied["copied"] == [str(BASE), str(TUNED)]
+    assert [failure["key"] for failure in copied["failed"]] == [str(OTHER)]
+    listed = tomllib.loads((shell.folder / "there.toml").read_text())["states"]
+    assert listed.keys() == {str(BASE), str(TUNED)}
+    done = shell("copy", "--all", "--from", "weights", "--to", "there")
+    assert f"error: {OTHER}: " in done.stderr
+    assert f"{BASE}  there already" in done.stdout
+
+
+def test_a_damaged_store_is_mended_by_bringing_the_state_again(shell):
+    shell.lines("copy", "--all", "--from", "weights", "--to", "there")
+    big = max((shell.folder / "there").glob("objects/*/*"), key=lambda p: p.stat().st_size)
+    big.chmod(0o644)
+    big.write_bytes(b"x" * big.stat().st_size)
+    found = "\n".join(shell.lines("verify", "--all", "--store", "there", code=1))
+    assert "bring the state again with --verify" in found
+    shell.lines("copy", "--all", "--from", "weights", "--to", "there", "--verify")
+    shell.lines("verify", "--all", "--store", "there")
+
+
+def test_one_bad_file_does_not_hide_the_digests_of_the_others(shell):
+    save_file({"w": torch.ones(2)}, shell.folder / "a.safetensors")
+    (shell.folder / "b.safetensors").write_bytes(b"<!DOCTYPE html>")
+    done = shell("digest", "a.safetensors", "b.safetensors", "none.pt", "a.safetensors")
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr.count("error:") == 2
+
+
+def test_lock_takes_states_over_from_the_default_store(shell):
+    save_file({"w": torch.arange(20_000.0)}, shell.folder / "in.safetensors")
+    shipped = shell.folder / "shipped.toml"
+    address = (shell.folder / "in.safetensors").as_uri()
+    shipped.write_text(
+        f'version = 1\n[states."pytorch.t.one"]\nmirrors = ["{address}"]\n'
+        '[states."pytorch.t.two"]\nmirrors = ["nowhere.safetensors"]\n'
+    )
+    with_default = Shell(shell.folder, {**shell.environment, "MLSTATE_MANIFESTS": str(shipped)})
+    (pinned,) = with_default.json("lock", "mine.toml", "pytorch.t.one")["pinned"]
+    listed = tomllib.loads((shell.folder / "mine.toml").read_text())["states"]
+    assert listed["pytorch.t.one"]["blake3"] == pinned["digest"]
+    assert len(shell.lines("fetch", "--all", "--store", "mine.toml")) == 1
+    # What was pinned is told, whatever else fails.
+    done = with_default("lock", "shipped.toml")
+    assert done.returncode == 5
+    assert done.stdout.startswith("pytorch.t.one  ")
+
+
+def test_nan_is_not_hidden_in_a_difference(shell):
+    store = LocalStateStore(shell.folder / "weights")
+    tensors = store.load_state_dict(BASE)
+    tensors["b.bias"][0] = float("nan")
+    store.save_state_dict(tensors, StateKey(BASE.state_type, "broken"))
+    lines = shell.lines("diff", BASE, "pytorch.mlp.cls10.broken", "--store", "weights", code=1)
+    assert lines[2].split()[-3:] == ["NAN", "OR", "INF"]
+    assert lines[3].split()[-1] == "1"
+
+
+def test_a_cache_that_keeps_what_is_new_says_so(shared):
+    shared.lines("fetch", "--all", "--store", "weights.toml")
+    done = shared("prune", "--max-size", "1B", "--store", "weights.toml")
+    assert "within the last hour" in done.stderr
+    assert "--max-size" in shared("prune", "--store", "weights.toml").stderr

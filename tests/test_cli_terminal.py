@@ -172,7 +172,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_half_done(shell, distant):
     assert terminal.wait() == 130
     shown = ESCAPE.sub("", terminal.shown)
     assert "Nothing is half done" in shown
-    assert "the same command again goes on from here" in " ".join(shown.split())
+    assert "give the same command again" in " ".join(shown.split())
     assert "Traceback" not in shown
     shell.lines("verify", "--all", "--store", "weights.toml")
     # Then it goes on, and all is there.
@@ -191,6 +191,38 @@ def test_a_reader_that_goes_early_is_no_error(shell):
     )
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+def test_a_reader_that_is_gone_is_told_by_the_exit_code_alone(shell):
+    script = f"set -o pipefail; {PROGRAM} show {KEY} --store weights --json | true; echo $?"
+    for _ in range(5):  # unless it was quicker than the reader
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=shell.folder, capture_output=True, text=True, check=False
+        )
+        assert done.stdout in ("141\n", "0\n")
+        assert done.stderr == ""
+
+
+def test_closed_output_is_no_error(shell):
+    for closed in (">&-", ">&- 2>&-"):
+        command = f"{PROGRAM} ls weights {closed}"
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=shell.folder, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_cannot_command_the_terminal(shell):
+    store = LocalStateStore(shell.folder / "weights")
+    key = StateKey.parse("pytorch.mlp.hostile")
+    store.save_state_dict({"a\x1b[2J": torch.ones(1)}, key, meta={"note": "b\x1b]0;x\x07"})
+    told = "\n".join(shell.lines("show", key, "--store", "weights"))
+    assert "\x1b" not in told
+    assert "\x07" not in told
+    assert r"a\x1b[2J" in told
+    terminal = Terminal(shell, "show", key, "--store", "weights", NO_COLOR="1")
+    assert terminal.wait() == 0
+    assert "\x1b" not in terminal.shown
 
 
 def test_help_has_an_example_of_every_command(shell):

@@ -352,11 +352,13 @@ def test_nothing_of_a_damaged_state_is_in_the_target_and_the_source_is_named(
     ours.save_state_dict(tensors(), KEY)
     path = damage(ours, HOWS[how], largest=largest)
     ours.save_state_dict(net(1).state_dict(), OTHER)
-    with pytest.raises(IntegrityError) as caught:
+    with pytest.raises(CopyError) as caught:
         copy(ours, theirs)
-    assert caught.value.path == str(path)
-    assert caught.value.key == KEY
-    assert caught.value.tensor in (["weight", "tied"] if largest else [None])
+    ((key, error),) = caught.value.failures
+    assert isinstance(error, IntegrityError)
+    assert error.path == str(path)
+    assert error.key == key == KEY
+    assert error.tensor in (["weight", "tied"] if largest else [None])
     assert theirs.get_state_keys(LINEAR) == [OTHER]  # which is well
     assert verify(theirs).findings == ()
 
@@ -402,6 +404,7 @@ def test_several_failures_are_listed_and_all_else_is_copied(places, tmp_path):
     lost = StateKey(LINEAR, "lost")
     with pytest.raises(CopyError) as caught:
         copy(ours, theirs, [lost, OTHER, KEY])
+    assert caught.value.copied == (KEY,)
     failures = dict(caught.value.failures)
     assert isinstance(failures[lost], StateNotFoundError)
     assert isinstance(failures[OTHER], StateExistsError)
@@ -438,8 +441,9 @@ def test_a_dead_mirror_of_one_state_does_not_keep_the_others(places, tmp_path):
     Manifest({KEY: good, OTHER: bad}).write(tmp_path / "m.toml")
     cache = LocalStateStore(tmp_path / "cache")
     copy(ours, cache, [KEY])
-    with pytest.raises(FetchError):
+    with pytest.raises(CopyError) as caught:
         copy(ManifestStore(tmp_path / "m.toml", cache=cache.folder), theirs, [OTHER, KEY])
+    assert [type(error) for _, error in caught.value.failures] == [FetchError]
     check(theirs)
 
 

@@ -222,3 +222,22 @@ def test_a_kill_leaves_no_half_file(tmp_path, store, name):
             assert same(read(path), large)
         if path.parent.exists():
             assert {p.name for p in path.parent.iterdir() if p.name[0] != "."} <= {name}
+
+
+def test_a_full_disk_is_an_error_of_the_disk_even_if_torch_writes(tmp_path):
+    code = f"""
+import resource, signal, torch
+from mlstate import LocalStateStore, StateKey, export
+store = LocalStateStore({str(tmp_path / "w")!r})
+key = StateKey.parse("pytorch.net.one")
+store.save_state_dict({{"a": torch.ones(500_000)}}, key)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    export(store, key, {str(tmp_path / "x.pth")!r})
+except OSError as error:
+    print("OSError", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("OSError"), done.stderr
+    assert not (tmp_path / "x.pth").exists()

@@ -11,16 +11,22 @@ import signal
 import stat
 import tempfile
 import tomllib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from mlstate import LocalStateStore
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError, UnpinnedStateError
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.manifests import FileEntry, Manifest, StateEntry, manifest_files
+from mlstate.manifests.changing import change_manifest
 from mlstate.states import StateKey, StateType
 
 A, B, C = (StateKey.parse(f"p.r.{name}") for name in "abc")
@@ -1387,3 +1393,27 @@ def test_a_file_of_ours_can_become_any_other(one, other):
     assert exact(new.states) == exact(other.states)
     assert new.objects == other.objects
     assert exact(new.unknown) == exact(other.unknown)
+
+
+def test_the_files_of_a_store_are_no_manifests(tmp_path):
+    store = LocalStateStore(tmp_path / "deep" / "store")
+    store.save_state_dict({"a": torch.ones(2)}, StateKey.parse("pytorch.net.one"))
+    (tmp_path / ".hidden").mkdir()
+    for path in (tmp_path / ".hidden" / "x.toml", tmp_path / "deep" / "m.toml"):
+        path.write_text("version = 1\n")
+    assert manifest_files(tmp_path) == [tmp_path / "deep" / "m.toml"]
+    with pytest.raises(ManifestError, match="a store, not a folder of manifests"):
+        manifest_files(store.folder)
+
+
+def _change(path, number):
+    entry = StateEntry(StateKey.parse(f"pytorch.net.n{number}"), Digest("0" * 64))
+    change_manifest(path, lambda old: replace(old, states={**old.states, entry.key: entry}))
+
+
+def test_processes_that_change_a_manifest_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "new" / "m.toml"
+    with ProcessPoolExecutor(4, get_context("spawn")) as pool:
+        list(pool.map(_change, [path] * 24, range(24)))
+    assert len(Manifest.read(path).states) == 24
+    assert [file.name for file in path.parent.iterdir()] == ["m.toml"]

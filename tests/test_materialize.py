@@ -181,6 +181,7 @@ def test_shards_hold_every_tensor_once_and_as_much_as_they_may(specs, most):
         ("500MB", 5 * 10**8),
         ("1.5 kib", 1536),
         ("2TB", 2 * 10**12),
+        (" 5000 ", 5000),
     ],
 )
 def test_a_size_is_a_number_or_its_text(text, size):
@@ -188,7 +189,7 @@ def test_a_size_is_a_number_or_its_text(text, size):
 
 
 @pytest.mark.parametrize(
-    "text", [0, -1, True, 1.5, "", "5", "GB", "5 XB", "0MB", "-5GB", "5GB2", None]
+    "text", [0, -1, True, 1.5, "", "0", "5.5", "GB", "5 XB", "0MB", "-5GB", "5GB2", None]
 )
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(FormatError, match="not a size"):

@@ -28,7 +28,9 @@ from mlstate import (
     ManifestStore,
     MemoryStateStore,
     StateKey,
+    adopt,
     copy,
+    export,
     verify,
 )
 from mlstate.digests import Digest
@@ -769,7 +771,7 @@ def test_without_mirrors_it_stays_where_it_is(scene, what):
     before = contents(store.folder / "objects")
     report = verify(store, repair=True)
     assert not report.ok
-    assert "save the state again" in the_finding(report).remedy
+    assert "bring the state again" in the_finding(report).remedy
     assert contents(store.folder / "objects") == before
     assert path.read_bytes() == wrong
 
@@ -991,3 +993,24 @@ def test_of_a_release_what_is_in_the_cache_is_read(github, tmp_path):
     assert the_finding(verify(store)).kind == "damaged"
     assert verify(store, repair=True).ok
     assert verify(store).findings == ()
+
+
+def test_bringing_a_state_again_mends_a_store_without_mirrors(tmp_path):
+    good, bad = LocalStateStore(tmp_path / "good"), LocalStateStore(tmp_path / "bad")
+    key = StateKey.parse("pytorch.net.one")
+    for store in (good, bad):
+        store.save_state_dict({"a": torch.arange(10_000.0)}, key)
+    export(good, key, tmp_path / "a.safetensors")
+    for bring in (
+        lambda **options: copy(good, bad, [key], **options),
+        lambda **options: adopt(tmp_path / "a.safetensors", key, bad, **options),
+    ):
+        path = max(bad.folder.glob("objects/*/*"), key=lambda path: path.stat().st_size)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+        bring()  # judges by name and size
+        assert not verify(bad).ok
+        bring(verify=True)
+        assert verify(bad).ok

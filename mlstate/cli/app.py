@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from mlstate import __version__
-from mlstate.cli import checking, doctor, listing, making, moving, removing
-from mlstate.cli.errors import INTERRUPTED, OK, REFUSED, USAGE, exit_code
-from mlstate.cli.output import has_colour, note
+from mlstate.cli import checking, doctor, listing, making, moving, packing, pinning, removing
+from mlstate.cli.errors import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
+from mlstate.cli.output import complain, note
 from mlstate.cli.parameters import keep_texts
 from mlstate.cli.wording import in_shell_words
 from mlstate.errors import MlstateError
@@ -24,7 +25,8 @@ PROGRAM = "mlstate"
 app = typer.Typer(
     name=PROGRAM,
     help="PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
-    epilog="Every command has --help, with an example.",
+    epilog="Every command has --help, with an example. Exit codes:\n\n\b\n"
+    + "\n".join(f"{code.number:>3}  {code.meaning}" for code in EXIT_CODES),
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help starts faster, and reads the same in a log
     pretty_exceptions_enable=False,
@@ -47,7 +49,7 @@ def _main(
     pass
 
 
-for group in (listing, moving, checking, making, removing, doctor):
+for group in (listing, moving, pinning, checking, making, packing, removing, doctor):
     group.register(app)
 
 
@@ -67,8 +69,11 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code; see `mlstate.cli.errors.EXIT_CODES`.
     """
+    _open_what_is_closed()
     with warnings.catch_warnings():
         warnings.showwarning = _warn
+        # torch says so at its import. Nothing here needs NumPy.
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         try:
             result = command_tree().main(list(arguments), PROGRAM, standalone_mode=False)
         except typer.TyperException as error:  # what was typed: with the usage of the command
@@ -76,23 +81,20 @@ def run(arguments: Sequence[str]) -> int:
             return USAGE
         except typer.Abort:
             return INTERRUPTED
-        except BrokenPipeError:
-            return _without_reader()
+        except SystemExit:  # typer makes this of a reader that has gone: head, say
+            if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:  # and answers shells by it
+                raise
+            return WITHOUT_READER
         except (MlstateError, OSError) as error:
             code = exit_code(error)
-            _complain(str(error))
+            complain(str(error))
             return code
     if result == INTERRUPTED:  # typer makes this of Ctrl-C
         note(
-            f"\n{PROGRAM}: stopped. Nothing is half done, and what came is kept: the same command "
-            "again goes on from here."
+            f"\n{PROGRAM}: stopped. Nothing is half done. To go on, give the same command again: "
+            "what has come already is not fetched twice."
         )
     return result if isinstance(result, int) else OK
-
-
-def _complain(text: str) -> None:
-    mark = "\x1b[1;31merror:\x1b[0m" if has_colour(sys.stderr) else "error:"
-    note(f"{mark} {in_shell_words(text)}")
 
 
 def _warn(
@@ -106,10 +108,8 @@ def _warn(
     note(f"warning: {in_shell_words(str(message))}")
 
 
-def _without_reader() -> int:
-    """Whoever read the output (``head``, say) has gone: no more can be told."""
-    import os
-
-    # Python flushes at its end, and would complain of the same again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return REFUSED
+def _open_what_is_closed() -> None:
+    """Whoever closed standard output (``>&-``) wants nothing of it; to print is no error then."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlstate.cli.errors import FINDING, OK
+from mlstate.cli.errors import FINDING, OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys, one_key
 from mlstate.cli.options import All, Json, Keys, StoreOption, command, opened
 from mlstate.cli.output import (
     Column,
+    complain,
     human_count,
     human_size,
     note,
@@ -19,6 +20,7 @@ from mlstate.cli.output import (
     print_table,
     put,
 )
+from mlstate.cli.wording import in_shell_words
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
@@ -31,9 +33,21 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    command(app, "mlstate verify --all --store weights")(verify)
-    command(app, "mlstate diff pytorch.mlp.base pytorch.mlp.tuned --store weights")(diff)
-    command(app, "mlstate digest model.safetensors checkpoint.pt")(digest)
+    command(
+        app,
+        "Read every byte, and compare it with the digests.",
+        "mlstate verify --all --store weights",
+    )(verify)
+    command(
+        app,
+        "Compare two states, or files.",
+        "mlstate diff pytorch.mlp.base pytorch.mlp.tuned --store weights",
+    )(diff)
+    command(
+        app,
+        "Print the state digest of weights files.",
+        "mlstate digest model.safetensors checkpoint.pt",
+    )(digest)
 
 
 def verify(
@@ -61,7 +75,7 @@ def verify(
         print_json(_verified(report))
     else:
         for finding in report.findings:
-            put(str(finding))
+            put(in_shell_words(str(finding)))
         _sum_up(report)
     return OK if report.ok else FINDING
 
@@ -99,7 +113,7 @@ def _verified(report: VerifyReport) -> schema.Verify:
                 "expected": finding.expected,
                 "found": finding.found,
                 "repaired": finding.repaired,
-                "remedy": finding.remedy,
+                "remedy": finding.remedy and in_shell_words(finding.remedy),
             }
             for finding in report.findings
         ],
@@ -110,6 +124,15 @@ def _verified(report: VerifyReport) -> schema.Verify:
     }
 
 
+_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".gz", ".ckpt")
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        metavar="PATH",
+        help="Where in a torch checkpoint the weights are: model.state_dict, say.",
+    ),
+]
 _Side = Annotated[
     str,
     typer.Argument(
@@ -123,8 +146,9 @@ def diff(
     second: _Side,
     store: StoreOption = None,
     names_only: Annotated[
-        bool, typer.Option("--names-only", help="Do not compare values: by digest alone.")
+        bool, typer.Option("--names-only", help="Say which tensors differ, not by how much.")
     ] = False,
+    select: Select = None,
     as_json: Json = False,
 ) -> int:
     """Compare two states: which tensors differ, by how much, which are only in one of them.
@@ -134,7 +158,7 @@ def diff(
     from mlstate.stores.comparing import diff as compare
 
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
-    found = compare(_side(view, first), _side(view, second), values=not names_only)
+    found = compare(_side(view, first), _side(view, second), values=not names_only, select=select)
     if as_json:
         print_json(_different(first, second, found))
     else:
@@ -143,7 +167,8 @@ def diff(
 
 
 def _is_file(text: str) -> bool:
-    return Path(text).exists()
+    """Whether this names a file: there is one, or it could be no key."""
+    return Path(text).exists() or "/" in text or text.endswith(_ENDINGS)
 
 
 def _side(view: StateView | None, text: str) -> Any:
@@ -162,21 +187,19 @@ def _show_diff(first: str, second: str, found: StateDiff) -> None:
         put(f"equal on {equal} shared names")
     if found.changed:
         put()
-        columns = [
-            Column("CHANGED"),
-            Column("SHAPE"),
-            Column("ELEMENTS", number=True),
-            Column("MAX", number=True),
-            Column("RELATIVE", number=True),
-        ]
-        print_table(columns, map(_change, found.changed))
+        titles = ["ELEMENTS", "MAX", "RELATIVE"]
+        if any(change.nonfinite for change in found.changed):
+            titles.append("NAN OR INF")
+        columns = [Column("CHANGED"), Column("SHAPE"), *(Column(t, number=True) for t in titles)]
+        print_table(columns, (_change(change)[: len(columns)] for change in found.changed))
+    moved = {name for pair in found.renamed for name in pair}
     for title, names in ((f"only in {first}", found.removed), (f"only in {second}", found.added)):
-        if names:
-            put(f"{title}: {', '.join(names)}")
+        if alone := [name for name in names if name not in moved]:
+            put(f"{title}: {', '.join(alone)}")
     for old, new in found.renamed:
         put(f"renamed: {old} -> {new}")
     for name in found.files:
-        put(f"file differs: {name}")
+        put(f"another file, or on one side only: {name}")
 
 
 def _change(change: Change) -> list[str]:
@@ -191,6 +214,7 @@ def _change(change: Change) -> list[str]:
         "" if change.differing is None else f"{change.differing:,}",
         "" if change.max_abs is None else f"{change.max_abs:.3g}",
         "" if change.relative is None else f"{change.relative:.3g}",
+        "" if not change.nonfinite else f"{change.nonfinite:,}",
     ]
 
 
@@ -223,24 +247,33 @@ def _different(first: str, second: str, found: StateDiff) -> schema.Diff:
 def digest(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Weights files, or folders with shards."),
+        typer.Argument(metavar="FILE", help="Weights files, or folders with shards."),
     ],
+    select: Select = None,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Print the state digest of weights files: the same digest, the same weights.
 
     Whatever they are in: safetensors, shards, a torch checkpoint; the order of the tensors and the
     file's own metadata do not matter.
     """
+    from mlstate.errors import MlstateError
     from mlstate.stores.weightfiles import file_digest
 
-    found = [(path, file_digest(path)) for path in paths]
+    code, found = OK, list[tuple[str, str]]()
+    for path in paths:
+        try:
+            found.append((path, file_digest(path, select=select)))
+        except (MlstateError, OSError) as error:
+            code = code or exit_code(error)
+            complain(str(error))
+            continue
+        if not as_json:
+            put(f"{found[-1][1]}  {path}")
     if as_json:
         digests: schema.Digests = {
             "schema": "mlstate.digest/1",
             "files": [{"path": path, "digest": digest_} for path, digest_ in found],
         }
         print_json(digests)
-        return
-    for path, digest_ in found:
-        put(f"{digest_}  {path}")
+    return code

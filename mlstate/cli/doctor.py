@@ -22,7 +22,7 @@ _MARKS = {True: "ok", False: "PROBLEM", None: "-"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    command(app, "mlstate doctor --store weights.toml")(doctor)
+    command(app, "Look for trouble on this machine.", "mlstate doctor --store weights.toml")(doctor)
 
 
 def doctor(

@@ -20,7 +20,17 @@ from mlstate.errors import (
     WeightsNotFoundError,
 )
 
-__all__ = ["EXIT_CODES", "FINDING", "INTERRUPTED", "REFUSED", "USAGE", "ExitCode", "exit_code"]
+__all__ = [
+    "EXIT_CODES",
+    "FINDING",
+    "INTERRUPTED",
+    "OK",
+    "REFUSED",
+    "USAGE",
+    "WITHOUT_READER",
+    "ExitCode",
+    "exit_code",
+]
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class ExitCode:
     meaning: str
 
 
-OK, FINDING, USAGE, NOT_FOUND, INTEGRITY, NETWORK, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+OK, FINDING, USAGE, NOT_FOUND, INTEGRITY, NETWORK, REFUSED = range(7)
+INTERRUPTED, WITHOUT_READER = 130, 141  # as shells have them: 128 and the signal's number
 
 EXIT_CODES = (
     ExitCode(OK, "fine"),
@@ -42,6 +53,7 @@ EXIT_CODES = (
     ExitCode(NETWORK, "no mirror or service could be reached, or would let us in; or offline"),
     ExitCode(REFUSED, "refused: something is in the way, or cannot be written"),
     ExitCode(INTERRUPTED, "stopped by Ctrl-C; nothing is half done"),
+    ExitCode(WITHOUT_READER, "nobody reads the output any more"),
 )
 
 # The first type that fits counts: some of them are also others.
@@ -73,6 +85,8 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, CopyError) and error.failures:
         codes = {exit_code(failure) for _, failure in error.failures}
         return codes.pop() if len(codes) == 1 else REFUSED
+    if isinstance(error.__cause__, PermissionError):
+        return REFUSED
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code

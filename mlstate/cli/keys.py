@@ -35,20 +35,24 @@ def one_key(store: StateView, text: str) -> StateKey:
     return key
 
 
-def chosen_keys(store: StateView, texts: Sequence[str], *, everything: bool) -> list[StateKey]:
+def chosen_keys(
+    store: StateView, texts: Sequence[str], *, everything: bool | None
+) -> list[StateKey]:
     """The states that a command line names, each once, in its order.
 
     Args:
         store: Where they are.
         texts: Keys, or patterns with ``*``, ``?`` and ``[...]``.
-        everything: Whether ``--all`` was given.
+        everything: Whether ``--all`` was given; None for a command that has no such option.
 
     Raises:
         StateNotFoundError: One is not there, or nothing fits a pattern.
         typer.BadParameter: Neither keys nor ``--all`` were given, or both.
     """
-    if everything == bool(texts):
-        raise typer.BadParameter("give keys, or --all" if not texts else "keys or --all, not both")
+    if not texts and not everything:
+        raise typer.BadParameter("give keys" if everything is None else "give keys, or --all")
+    if texts and everything:
+        raise typer.BadParameter("give keys or --all, not both")
     if everything:
         return store.get_state_keys()
     keys: dict[StateKey, None] = {}
@@ -67,7 +71,7 @@ def chosen_keys(store: StateView, texts: Sequence[str], *, everything: bool) -> 
 
 def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
     """The keys that begin with what was typed: of stores on this machine, which answer at once."""
-    where = context.params.get("store") or context.params.get("source")
+    where = next(filter(None, map(context.params.get, ("store", "source", "manifest"))), None)
     try:
         from mlstate.stores.opening import open_store
 

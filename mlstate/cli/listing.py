@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlstate.cli.keys import one_key
-from mlstate.cli.options import Json, Key, StoreArgument, StoreOption, command, opened
+from mlstate.cli.options import (
+    Json,
+    Key,
+    StoreArgument,
+    StoreOption,
+    command,
+    name_of,
+    opened,
+)
 from mlstate.cli.output import (
     Column,
     ago,
@@ -31,12 +39,17 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    command(app, "mlstate ls weights --type pytorch.resnet18")(ls)
-    command(app, "mlstate show pytorch.resnet18.cls1000.imagenet --store weights")(show)
-    command(app, "mlstate du weights")(du)
+    command(app, "List states.", "mlstate ls weights --type pytorch.resnet18")(ls)
+    command(
+        app,
+        "Show all that is known of a state.",
+        "mlstate show pytorch.resnet18.cls1000.imagenet --store weights",
+    )(show)
+    command(app, "Show what takes the space.", "mlstate du weights")(du)
 
 
 def ls(
+    context: typer.Context,
     where: StoreArgument = None,
     type_: Annotated[
         str | None,
@@ -47,23 +60,25 @@ def ls(
 ) -> None:
     """List states: size, own and shared bytes, whether they are cached, age.
 
-    "own" are the bytes that no other state of the store needs. The age is that of the state; of a
-    state in a cache, how long ago it was last used.
+    The size is that of the tensors and files. "own" and "shared" are bytes of objects on the disk,
+    with their headers, each counted once: those that no other state of the store needs, and those
+    that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
     from mlstate.states import StateType
     from mlstate.stores.sizes import usage
 
-    opened_store = opened(where or store, quiet=True)
+    name = _where(context, where, store)
+    opened_store = opened(name, quiet=True)
     type_wanted = None if type_ is None else StateType.parse(type_)
     keys = None if type_wanted is None else opened_store.get_state_keys(type_wanted)
     used = usage(opened_store, keys)
     if as_json:
         rows = [_row(state) for state in used.states]
-        listed: schema.Ls = {"schema": "mlstate.ls/1", "store": str(opened_store), "states": rows}
+        listed: schema.Ls = {"schema": "mlstate.ls/1", "store": name_of(name), "states": rows}
         print_json(listed)
         return
     if not used.states:
-        note(f"no states in {opened_store}" + ("" if type_ is None else f" of type {type_}"))
+        note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
     cached = any(state.cached is not None for state in used.states)
     columns = [
         Column("KEY"),
@@ -75,6 +90,18 @@ def ls(
     ]
     print_table(columns, (_cells(state, cached=cached) for state in used.states))
     _complain_of(used)
+
+
+def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:
+    """The store that the argument names, or the option; the argument goes before MLSTATE_STORE.
+
+    Raises:
+        typer.BadParameter: Two different ones were given.
+    """
+    source = context.get_parameter_source("store")
+    if where and store and where != store and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter(f"two stores: {where}, and --store {store}")
+    return where or store
 
 
 def _row(state: StateUsage) -> schema.LsState:
@@ -111,7 +138,8 @@ def _complain_of(used: Usage) -> None:
 def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     """Show a state: digest, mirrors, files, meta, and its tensors with whom they are shared.
 
-    Tensors are known of a state whose bytes are here: see mlstate fetch.
+    Of a state that is elsewhere its tensors are known once its state object is here: a few KB,
+    fetched alone where that is possible, and else by mlstate fetch.
     """
     from mlstate.stores.describing import describe
 
@@ -199,17 +227,22 @@ def _described(described: Description) -> schema.Show:
     }
 
 
-def du(where: StoreArgument = None, store: StoreOption = None, as_json: Json = False) -> None:
+def du(
+    context: typer.Context,
+    where: StoreArgument = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
     """Show what takes the space: by architecture, by state, shared, and what prune would take."""
     from mlstate.stores.sizes import usage
 
-    opened_store = opened(where or store, quiet=True)
-    used = usage(opened_store)
+    name = _where(context, where, store)
+    used = usage(opened(name, quiet=True))
     architectures = used.by_architecture()
     if as_json:
         found: schema.Du = {
             "schema": "mlstate.du/1",
-            "store": str(opened_store),
+            "store": name_of(name),
             "bytes": used.total,
             "unnamed": used.unnamed,
             "trash": used.trash,

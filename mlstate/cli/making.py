@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlstate.cli.keys import one_key
-from mlstate.cli.options import Json, Key, Overwrite, StoreOption, command, opened
+from mlstate.cli.options import (
+    Json,
+    Key,
+    Overwrite,
+    StoreOption,
+    Verify,
+    command,
+    opened,
+)
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 
 if TYPE_CHECKING:
@@ -24,9 +32,21 @@ ShardSize = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    command(app, "mlstate add pytorch.bert.base hf://org/repo@main --store weights")(add)
-    command(app, "mlstate export pytorch.bert.base bert.safetensors --store weights")(export)
-    command(app, "mlstate materialize pytorch.bert.base folder/ --store weights")(materialize)
+    command(
+        app,
+        "Adopt weights from a file, a URL or the hub.",
+        "mlstate add pytorch.bert.base hf://org/repo@main --store weights",
+    )(add)
+    command(
+        app,
+        "Write a state as a plain .safetensors file.",
+        "mlstate export pytorch.bert.base bert.safetensors --store weights",
+    )(export)
+    command(
+        app,
+        "Write a state as a folder for other tools.",
+        "mlstate materialize pytorch.bert.base folder/ --store weights",
+    )(materialize)
 
 
 def add(
@@ -39,7 +59,18 @@ def add(
             "or hf://org/repo@revision.",
         ),
     ],
-    store: StoreOption = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            "-s",
+            envvar="MLSTATE_STORE",
+            show_envvar=True,
+            metavar="STORE",
+            help="Where to: a folder, which may be new, s3://bucket/prefix, github:owner/repo; "
+            "or with --mirror a manifest.",
+        ),
+    ] = None,
     mirror: Annotated[
         bool,
         typer.Option(
@@ -54,13 +85,20 @@ def add(
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option("--file", metavar="FILE", help="A file that belongs to the state."),
+        typer.Option(
+            "--file", metavar="FILE", help="A file that belongs to the state; may be repeated."
+        ),
     ] = None,
     meta: Annotated[
         list[str] | None,
-        typer.Option("--meta", metavar="NAME=VALUE", help="What to note with it: licence=MIT."),
+        typer.Option(
+            "--meta",
+            metavar="NAME=VALUE",
+            help="What to note with it: licence=MIT; may be repeated.",
+        ),
     ] = None,
     overwrite: Overwrite = False,
+    verify: Verify = False,
     as_json: Json = False,
 ) -> None:
     """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest."""
@@ -78,11 +116,12 @@ def add(
         source,
         StateKey.parse(key),
         target,
-        files=None if not file else {path.name: path.read_bytes() for path in map(Path, file)},
+        files=_files(file or []) or None,
         meta=_pairs(meta or []) or None,
         select=select,
         mirror=mirror,
         overwrite=overwrite,
+        verify=verify,
         progress=progress(),
     )
     if as_json:
@@ -111,8 +150,22 @@ def _pairs(texts: list[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--meta")
+        if name in pairs:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--meta")
         pairs[name] = value
     return pairs
+
+
+def _files(paths: list[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if path.name in files:
+            raise typer.BadParameter(
+                f"two files have the name {path.name!r}: {files[path.name]} and {path}",
+                param_hint="--file",
+            )
+        files[path.name] = path
+    return files
 
 
 def export(

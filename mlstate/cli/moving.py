@@ -1,4 +1,4 @@
-"""Bringing states from one place to another: `fetch`, `copy`, `lock`, `bundle`, `unbundle`."""
+"""Bringing states from one place to another: `fetch`, `copy`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlstate.cli.errors import exit_code
-from mlstate.cli.keys import chosen_keys, complete_keys
-from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, command, opened
-from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
+from mlstate.cli.errors import OK, exit_code
+from mlstate.cli.keys import chosen_keys
+from mlstate.cli.options import (
+    All,
+    Json,
+    Keys,
+    Overwrite,
+    StoreOption,
+    Verify,
+    command,
+    opened,
+)
+from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
+from mlstate.errors import CopyError
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
-    from mlstate.fetch.progress import OnProgress
+    from mlstate.states import StateKey
+    from mlstate.stores.copying import CopyReport
     from mlstate.stores.view import StateView
 
 __all__ = ["register"]
@@ -22,11 +33,14 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    command(app, "mlstate fetch 'pytorch.resnet18.*' --store manifests/")(fetch)
-    command(app, "mlstate copy --all --from weights --to s3://bucket/weights")(copy)
-    command(app, "mlstate lock manifests/torchvision.toml")(lock)
-    command(app, "mlstate bundle --all --store weights -o weights.tar")(bundle)
-    command(app, "mlstate unbundle weights.tar --store weights")(unbundle)
+    command(
+        app, "Bring states into the cache.", "mlstate fetch 'pytorch.resnet18.*' --store manifests/"
+    )(fetch)
+    command(
+        app,
+        "Bring states from one store into another.",
+        "mlstate copy --all --from weights --to s3://bucket/weights",
+    )(copy)
 
 
 def fetch(
@@ -61,7 +75,7 @@ def fetch(
             code = code or exit_code(error)
             why = error.message
             rows.append({"key": str(key), "digest": None, "fetched": 0, "spared": 0, "error": why})
-            note(f"error: {error}")
+            complain(str(error))
             continue
         rows.append(
             {
@@ -113,146 +127,83 @@ def copy(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    verify: Verify = False,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Bring states from one store into another: publish them, or mirror them.
 
-    Only what the target lacks is read and written, and all of it is verified on its way.
+    Only what the target lacks is read and written, and all of it is verified on its way. A state
+    that cannot be copied does not keep the others from it.
     """
+    if objects and manifest is None:
+        raise typer.BadParameter("--objects is for --manifest FILE")
+    from mlstate.cli.progress import progress_of
     from mlstate.stores.copying import copy as copy_states
 
     sending = opened(source)
     receiving = opened(target, create=True, quiet=True)
     chosen = chosen_keys(sending, keys or [], everything=everything)
-    report = copy_states(
-        sending, receiving, chosen, overwrite=overwrite, progress=_besides(sending)
-    )
-    if manifest is not None:
-        from mlstate.stores.enlisting import enlist
-        from mlstate.stores.local import LocalStateStore
-
-        addresses = list(objects or [])
-        if not addresses and isinstance(receiving, LocalStateStore):
-            addresses = [_seen_from(Path(manifest).parent, receiving.folder)]
-        enlist(manifest, receiving, chosen, objects=addresses, overwrite=overwrite)
+    done: CopyReport | CopyError
+    code = OK
+    try:
+        done = copy_states(
+            sending,
+            receiving,
+            chosen,
+            overwrite=overwrite,
+            verify=verify,
+            progress=progress_of(sending),
+        )
+    except CopyError as error:
+        done, code = error, exit_code(error)
+        for key, failure in error.failures:
+            complain(f"{key}: {failure}")
+    there = [*done.copied, *done.present]
+    if manifest is not None and there:
+        _list(manifest, receiving, there, objects or [], overwrite=overwrite)
     if as_json:
+        failures = done.failures if isinstance(done, CopyError) else ()
         copied: schema.Copy = {
             "schema": "mlstate.copy/1",
-            "copied": [str(key) for key in report.copied],
-            "present": [str(key) for key in report.present],
-            "bytes": report.nbytes,
+            "copied": [str(key) for key in done.copied],
+            "present": [str(key) for key in done.present],
+            "failed": [{"key": str(key), "error": why.message} for key, why in failures],
+            "bytes": done.nbytes,
             "manifest": manifest,
         }
         print_json(copied)
-        return
-    for key in report.copied:
+        return code
+    for key in done.copied:
         put(f"{key}  copied")
-    for key in report.present:
+    for key in done.present:
         put(f"{key}  there already")
-    note(f"{human_size(report.nbytes)} of tensors copied")
+    note(f"{human_size(done.nbytes)} of tensors copied")
     if manifest is not None:
-        note(f"{human_count(len(chosen), 'state')} listed in {manifest}")
+        note(f"{human_count(len(there), 'state')} listed in {manifest}")
+    return code
 
 
-def _besides(store: StateView) -> OnProgress | bool | None:
-    """Progress of reading a store; one that fetches shows its own, and one bar is enough."""
-    from mlstate.cli.progress import progress
-    from mlstate.stores.fetching import FetchingView
+def _list(
+    manifest: str,
+    store: StateView,
+    keys: list[StateKey],
+    objects: list[str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write states into a manifest: with the addresses given, or the store's own."""
+    from mlstate.stores.enlisting import enlist
+    from mlstate.stores.local import LocalStateStore
 
-    return None if isinstance(store, FetchingView) else progress()
+    if not objects and isinstance(store, LocalStateStore):
+        place = _seen_from(Path(manifest).parent, store.folder)
+        if Path(place).is_absolute():
+            note(f"{manifest} names a folder of this machine; for others give --objects URL")
+        objects = [place]
+    enlist(manifest, store, keys, objects=objects, overwrite=overwrite)
 
 
 def _seen_from(folder: Path, place: Path) -> str:
     """A folder as a manifest names it: relative, if it is below the manifest's own."""
     whole, base = place.resolve(), folder.resolve()
     return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else str(whole)
-
-
-def lock(
-    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="A file, or a folder.")],
-    keys: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY",
-            help="States, or patterns; by default all that are not pinned.",
-            autocompletion=complete_keys,
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Pin states: fetch each that has no digest, and write its digest into the manifest."""
-    from mlstate.cli.progress import progress
-    from mlstate.stores.manifest import ManifestStore
-    from mlstate.stores.pinning import lock as lock_states
-
-    chosen = chosen_keys(ManifestStore(manifest), keys, everything=False) if keys else None
-    pinned = lock_states(manifest, chosen, progress=progress())
-    if as_json:
-        locked: schema.Lock = {
-            "schema": "mlstate.lock/1",
-            "pinned": [
-                {"key": str(key), "digest": entry.pinned_digest, "bytes": entry.size}
-                for key, entry in pinned.items()
-            ],
-        }
-        print_json(locked)
-        return
-    for key, entry in pinned.items():
-        put(f"{key}  {entry.digest}  {human_size(entry.size)}")
-    if not pinned:
-        note("nothing to pin: all of these have a digest and a size")
-
-
-def bundle(
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE.tar", help="The tar to write.")
-    ],
-    keys: Keys = None,
-    everything: All = False,
-    store: StoreOption = None,
-    as_json: Json = False,
-) -> None:
-    """Write states and all that they need into one tar, for machines without any network."""
-    from mlstate.stores.bundles import bundle as write_bundle
-
-    view = opened(store)
-    chosen = chosen_keys(view, keys or [], everything=everything)
-    write_bundle(view, chosen, output, progress=_besides(view))
-    size = human_size(Path(output).stat().st_size)
-    put_written("bundle", chosen, output, as_json=as_json)
-    note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle")
-
-
-def unbundle(
-    path: Annotated[
-        str, typer.Argument(metavar="FILE.tar", help="The bundle; - for standard input.")
-    ],
-    store: StoreOption = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Bring the states of a bundle into a store, all verified, or none. By default: the cache."""
-    from mlstate.cli.progress import progress
-    from mlstate.errors import ReadOnlyStoreError
-    from mlstate.stores.bundles import unbundle as read_bundle
-    from mlstate.stores.saving import SavingStore
-
-    target = None if store is None else opened(store, create=True)
-    if target is not None and not isinstance(target, SavingStore):
-        raise ReadOnlyStoreError(
-            "nothing can be unbundled into this store",
-            path=target,
-            expected="a folder, or a bucket",
-            remedy="leave --store out: the cache is what every manifest reads",
-        )
-    came = read_bundle(path, target, overwrite=overwrite, progress=progress())
-    if as_json:
-        unbundled: schema.Unbundle = {
-            "schema": "mlstate.unbundle/1",
-            "states": [str(key) for key in came],
-        }
-        print_json(unbundled)
-        return
-    for key in came:
-        put(str(key))

@@ -21,7 +21,9 @@ __all__ = [
     "Overwrite",
     "StoreArgument",
     "StoreOption",
+    "Verify",
     "command",
+    "name_of",
     "opened",
 ]
 
@@ -62,12 +64,29 @@ All = Annotated[bool, typer.Option("--all", "-a", help="All states of the store.
 DryRun = Annotated[
     bool, typer.Option("--dry-run", "-n", help="Change nothing, say what would be done.")
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify", help="Read what is there already, and write anew what of it is damaged."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
-def command(app: typer.Typer, example: str) -> Callable[[_Function], _Function]:
-    """Declare a command, with an example of its use below its help."""
-    return app.command(epilog=f"\b\nExample:\n  {example}", no_args_is_help=False)
+def command(app: typer.Typer, short: str, example: str) -> Callable[[_Function], _Function]:
+    """Declare a command.
+
+    Args:
+        app: The application.
+        short: What it does, in a list of all commands.
+        example: An example of its use, below its help.
+    """
+    return app.command(short_help=short, epilog=f"\b\nExample:\n  {example}")
+
+
+def name_of(store: str | None) -> str:
+    """What to call the store that an option names."""
+    return store or "the default store"
 
 
 def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateView:

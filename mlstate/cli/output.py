@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from mlstate.cli.wording import in_shell_words
 from mlstate.units import format_size
 
 __all__ = [
     "Column",
     "ago",
+    "complain",
     "has_colour",
     "human_count",
     "human_size",
@@ -29,10 +32,12 @@ __all__ = [
     "print_fields",
     "print_json",
     "print_table",
+    "printable",
     "put",
     "put_written",
 ]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
 
 
@@ -49,15 +54,28 @@ class Column:
     number: bool = False
 
 
+def printable(text: str) -> str:
+    """A text whose control characters are shown, not obeyed: names come from files of others."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def put(text: str = "") -> None:
     """A line of data."""
-    print(text)
+    print(printable(text))
 
 
 def note(text: str) -> None:
     """A line that is not data: what is going on, what was done."""
     sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """What went wrong, in terms of the command line."""
+    mark = "\x1b[1;31merror:\x1b[0m" if has_colour(sys.stderr) else "error:"
+    sys.stdout.flush()
+    print(mark, end=" ", file=sys.stderr)
+    note(in_shell_words(text))
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -86,7 +104,7 @@ def has_colour(stream: TextIO) -> bool:
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """A table; one without rows prints nothing at all."""
-    listed = [tuple(row) for row in rows]
+    listed = [tuple(map(printable, row)) for row in rows]
     if not listed:
         return
     if sys.stdout.isatty():
@@ -130,7 +148,7 @@ def print_fields(fields: Iterable[tuple[str, str | None]]) -> None:
     listed = [(name, value) for name, value in fields if value is not None]
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
-        print(f"{name.ljust(width)}  {value}")
+        print(printable(f"{name.ljust(width)}  {value}"))
 
 
 def human_size(count: int | None) -> str:

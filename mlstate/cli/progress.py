@@ -10,8 +10,9 @@ from mlstate.cli.output import human_size, is_lively, note
 
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress, Progress
+    from mlstate.stores.view import StateView
 
-__all__ = ["progress"]
+__all__ = ["progress", "progress_of"]
 
 _INTERVAL = 10.0
 
@@ -19,6 +20,13 @@ _INTERVAL = 10.0
 def progress() -> OnProgress | bool:
     """Whom a store tells how far it is: True for a bar, or what prints a line now and then."""
     return True if is_lively(sys.stderr) else _lines()
+
+
+def progress_of(store: StateView) -> OnProgress | bool | None:
+    """Progress of reading a store; one that fetches shows its own, and one bar is enough."""
+    from mlstate.stores.fetching import FetchingView
+
+    return None if isinstance(store, FetchingView) else progress()
 
 
 def _lines() -> OnProgress:

@@ -24,8 +24,8 @@ _SECONDS = {"": 86400, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    command(app, "mlstate rm pytorch.resnet18.cls2.failed --store weights")(rm)
-    command(app, "mlstate prune --max-size 50GB --dry-run")(prune)
+    command(app, "Remove states.", "mlstate rm pytorch.resnet18.cls2.failed --store weights")(rm)
+    command(app, "Make room.", "mlstate prune --max-size 50GB --dry-run")(prune)
 
 
 def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> None:
@@ -39,7 +39,7 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
     from mlstate.stores.manifest import ManifestStore, Store
 
     view = opened(store, quiet=True)
-    chosen = chosen_keys(view, keys or [], everything=False)
+    chosen = chosen_keys(view, keys or [], everything=None)
     if isinstance(view, ManifestStore):
         if isinstance(view, Store):
             raise ReadOnlyStoreError(
@@ -99,6 +99,10 @@ def prune(
         size = None if max_size is None else parse_size(max_size)
         made = view.prune(max_size=size, older_than=age, dry_run=dry_run)
         states, taken, trashed = sorted(made.states.values()), made.objects, {}
+        if size is None and age is None:
+            note("all fetched states stay: give --max-size or --older-than to make room")
+        elif states and not taken:
+            note("what was fetched within the last hour stays until then; prune again after it")
     else:
         if max_size is not None:
             raise FormatError(

@@ -108,12 +108,20 @@ class Fetch(TypedDict):
     states: list[FetchState]
 
 
+class CopyFailure(TypedDict):
+    """A state that could not be copied."""
+
+    key: str
+    error: str
+
+
 class Copy(TypedDict):
     """``mlstate copy``; ``bytes`` are those of tensors that were read for it."""
 
     schema: str
     copied: list[str]
     present: list[str]
+    failed: list[CopyFailure]
     bytes: int
     manifest: str | None
 

@@ -1,4 +1,4 @@
-"""What the API suggests in terms of Python, in terms of the command line."""
+"""What the API says in terms of Python, in terms of the command line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ import re
 __all__ = ["in_shell_words"]
 
 _PHRASES = (
-    (r"mirror=True writes into it where the source is", "--mirror writes where the source is"),
-    (r"mlstate\.lock\(manifest, \[key\]\)", "mlstate lock MANIFEST KEY"),
+    (r"\b(?:Local|Manifest|S3)\w*Store\('([^']*)'\)", r"\1"),
+    (r"\bGitHubReleaseStore\(([^)]*)\)", r"\1"),
+    (r"\bStore\(\)", "the default store"),
+    (
+        r"a LocalStateStore, MemoryStateStore, S3StateStore or GitHubReleaseStore",
+        "a folder, s3://... or github:owner/repo",
+    ),
+    (r"save into a LocalStateStore or an S3StateStore", "save into a folder or a bucket"),
+    (r"save into a LocalStateStore", "save into a folder"),
+    (
+        r"mlstate\.lock\(manifest, \[key\]\)( pins what it lists)?",
+        "mlstate lock FILE.toml KEY",
+    ),
+    (r"bring its states over with mlstate\.copy", "bring its states over with mlstate copy"),
     (r"\bget_state_keys\(\w*\)", "mlstate ls"),
-    (r"\b(overwrite|mirror|repair)=True\b", r"--\1"),
-    (r"\bmax_size=", "--max-size "),
+    (r"\bbundle\(\)", "mlstate bundle"),
+    (r"\bformat='torch'", "--torch"),
+    (r"leave format out", "leave it out"),
+    (r", or offline=True", ""),
+    (r"\bs3_endpoint_url\b", "AWS_ENDPOINT_URL"),
+    (r"\b(overwrite|mirror|repair|verify)=True\b", r"--\1"),
     (
         r"give a folder that can be written as cache= \(or MLSTATE_CACHE\)",
         "set MLSTATE_CACHE to a folder that can be written",
@@ -20,7 +36,7 @@ _PHRASES = (
         r"give cache= \(or MLSTATE_CACHE,\s+MLSTATE_READONLY_CACHES\) a folder that has it",
         "set MLSTATE_CACHE or MLSTATE_READONLY_CACHES to a folder that has it",
     ),
-    (r"\bselect=", "--select "),
+    (r"\b(max_size|max_shard_size|select)=", lambda found: f"--{found[1].replace('_', '-')} "),
 )
 
 

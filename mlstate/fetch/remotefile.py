@@ -13,7 +13,14 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.transport import Resource, Stream
 
-__all__ = ["FileTensor", "RemoteFile", "parse_header", "read_header", "read_remote_file"]
+__all__ = [
+    "FileTensor",
+    "RemoteFile",
+    "begins_with",
+    "parse_header",
+    "read_header",
+    "read_remote_file",
+]
 
 _LENGTH = 8
 _METADATA = "__metadata__"
@@ -110,13 +117,23 @@ def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
     length = int.from_bytes(head, "little")
     most = MAX_HEADER if total is None else min(MAX_HEADER, total - _LENGTH)
     if len(head) < _LENGTH or not 2 <= length <= most:
+        cut = head.endswith(b"\0\0") and most < length <= MAX_HEADER
         raise FormatError(
-            "this is not a safetensors file",
+            "this is no file of weights, or it is cut short",
             path=resource.address,
-            expected=f"a header of 2 to {max(most, 2)} bytes",
-            found=f"it begins with {head!r}",
+            expected="a safetensors file, or a torch checkpoint that is named as one",
+            found=f"{total} bytes, of which a header has {length}" if cut else begins_with(head),
         )
     return length
+
+
+def begins_with(front: bytes) -> str:
+    """What a file is that is no file of weights, for an error, by its first bytes."""
+    if len(front) < _LENGTH:
+        return f"{len(front)} bytes" if front else "an empty file"
+    text = front.decode("ascii", "replace")
+    plain = text.isascii() and text.isprintable()
+    return f"it begins with {text!r}" if plain else f"it begins with {front!r}"
 
 
 def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFile:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
+from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, StateEntry
 from mlstate.manifests.merging import conflict, merged
@@ -71,12 +72,14 @@ class Manifest:
     def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
         """Read a file, a folder of ``*.toml`` files (recursively, in sorted order), or several.
 
+        Of a folder, neither hidden folders nor stores in it are looked into.
+
         Of a state that several list with one digest, the mirrors of all are tried, in that order;
         who gives a digest counts before who gives none.
 
         Raises:
-            ManifestError: There is no such file or folder, one cannot be read, or two give a key
-                different digests.
+            ManifestError: There is no such file or folder, it is a store, one cannot be read, or
+                two give a key different digests.
         """
         files = [file for path in paths for file in manifest_files(local_path(path))]
         manifests = [cls.parse(_content(file), str(file)) for file in files]
@@ -156,8 +159,10 @@ def _warn_of_misspelt(manifests: list[Manifest]) -> None:
 def manifest_files(path: Path) -> list[Path]:
     """The files of a manifest: itself, or of a folder all ``*.toml``, recursively, sorted.
 
+    Hidden folders and stores are not looked into, nor folders that are links.
+
     Raises:
-        ManifestError: There is no such file or folder.
+        ManifestError: There is no such file or folder, or it is a store.
     """
     if not path.exists():
         raise ManifestNotFoundError(
@@ -168,7 +173,27 @@ def manifest_files(path: Path) -> list[Path]:
         )
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*.toml") if not file.is_dir())
+    if _is_store(path):
+        raise ManifestError(
+            "this is the folder of a store, not one of manifests",
+            path=path,
+            remedy="give it as LocalStateStore(folder), or give the path of a manifest",
+        )
+    files: list[Path] = []
+    for place, folders, names in os.walk(path):
+        here = Path(place)
+        # A store's own files end in .toml, too. They are no manifests, and not to be edited.
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and not _is_store(here / name)
+        ]
+        files += (here / name for name in names if name.endswith(".toml"))
+    return sorted(files)
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / layout.SETTINGS).is_file() or (
+        (folder / layout.STATES).is_dir() and (folder / layout.OBJECTS).is_dir()
+    )
 
 
 def _content(path: Path) -> bytes:

@@ -19,7 +19,7 @@ __all__ = [
     "read_verified",
 ]
 
-REMEDY = "restore this object from a backup, or save the state again with verify=True"
+REMEDY = "restore this object from a backup, or bring the state again with verify=True"
 """What helps against damage in a store of one's own."""
 
 _PIECE = 1 << 20

@@ -57,6 +57,7 @@ def adopt(
     select: str | None = None,
     mirror: bool = False,
     overwrite: bool = False,
+    verify: bool = False,
     cache: CacheLike | None = None,
     offline: bool | None = None,
     progress: OnProgress | bool | None = None,
@@ -86,19 +87,23 @@ def adopt(
         target: A `LocalStateStore`, `MemoryStateStore`, `S3StateStore` or `GitHubReleaseStore`; or
             the path of a manifest, ``something.toml``, which is made if it is missing, and else
             edited: comments in it stay.
-        files: Files to keep with it: name -> bytes, or the path of a file. By default those that
-            lie beside the weights in a folder or a repository of the hub.
+        files: Files to keep with it: name -> bytes, or the path of a file, which is read when it
+            is needed; of a manifest paths alone, which become the mirrors of the files. By default
+            those that lie beside the weights in a folder or a repository of the hub.
         meta: What to note with it: licence, description, metrics.
         select: Of a torch checkpoint, the dotted path of the state dict inside.
         mirror: Write the source into a manifest as a mirror.
         overwrite: Replace another state that has the key.
+        verify: Read the objects that the store has already, and write anew what is damaged. Of a
+            manifest it changes nothing.
         cache: Where what is read from elsewhere comes to first. By default the folder of a
             `LocalStateStore` itself; and else as for `ManifestStore`.
         offline: As for `ManifestStore`.
         progress: As for `ManifestStore`.
 
     Returns:
-        What was done. The same weights under the same key again: nothing, and it says so.
+        What was done. The same weights under the same key again: nothing, and it says so; but in a
+            manifest a source that is not among their mirrors yet is added behind them.
 
     Raises:
         StateExistsError: Other weights or files have this key; they stay.
@@ -124,12 +129,12 @@ def adopt(
     arrivals = Arrivals(listener(progress))
     with concerning(key):
         found = find_source(source, select, offline=offline)
-        wish = Wish(found.files if files is None else files, meta, overwrite, reused={})
+        wish = Wish(found.files if files is None else files, meta, overwrite, verify, reused={})
         adoption = Adoption(key, found, wish, files is not None, arrivals)
         if isinstance(store, Saves) and found.path is not None:
             return _from_file(adoption, store)
         if isinstance(store, Saves):
-            cache = _cache_for(store, key, cache, overwrite=overwrite)
+            cache = _cache_for(store, key, cache, wish)
         fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=arrivals)
         if isinstance(store, Saves):
             return _from_elsewhere(adoption, store, fetching)
@@ -175,16 +180,16 @@ def _check_target(target: object, *, mirror: bool) -> Saves | Path:
 
 
 def _cache_for(
-    target: Saves, key: StateKey, cache: CacheLike | None, *, overwrite: bool
+    target: Saves, key: StateKey, cache: CacheLike | None, wish: Wish
 ) -> CacheLike | None:
     """Where the bytes of a source elsewhere come to first.
 
     Into a folder's own objects, so that they are written once; unless the key is taken, for then
-    most probably nothing is to be stored.
+    most probably nothing is to be stored; and unless what is there may be damaged.
     """
     if cache is None and isinstance(target, LocalStateStore):
         taken = target.exists(key) or target.states.case_variant(key)
-        return None if taken and not overwrite else target.folder
+        return None if wish.verify or (taken and not wish.overwrite) else target.folder
     if cache is None and isinstance(target, FetchingView):
         return target.objects
     return cache

@@ -8,7 +8,6 @@ it, too.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import sys
@@ -32,6 +31,7 @@ from mlstate.objects.verified import check_digest, check_size
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_keys
+from mlstate.stores.exporting import publish, refuse_existing
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.saving import SavingStore
 from mlstate.stores.statefiles import format_state_file
@@ -48,6 +48,7 @@ def bundle(
     keys: Iterable[StateKey],
     path: _PathLike,
     *,
+    overwrite: bool = False,
     progress: OnProgress | bool | None = None,
 ) -> None:
     """Write states, with all their tensors and files, into one uncompressed tar.
@@ -58,7 +59,8 @@ def bundle(
     Args:
         store: Where the states are.
         keys: Which ones.
-        path: The tar to write; one that is there is replaced once the new one is whole.
+        path: The tar to write; its folders are made if they are missing.
+        overwrite: Replace a file that is there, once the new one is whole.
         progress: Told how many bytes are written; True: a bar on the terminal.
 
     Raises:
@@ -66,25 +68,30 @@ def bundle(
         IntegrityError: An object is damaged or missing; nothing was written under this name.
         UnpinnedStateError: The manifest gives no digest for a state.
         FormatError: No keys.
-        FileNotFoundError: There is no folder for the tar.
+        StateExistsError: The file is there already; nothing was changed.
     """
     keys = check_keys(keys)
     if not keys:
         raise FormatError("a bundle of nothing", expected="at least one state key")
-    folder = local_path(path).parent
-    if not folder.is_dir():  # before anything is fetched for it
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    target = local_path(path)
+    refuse_existing(target, overwrite=overwrite)  # before anything is fetched for it
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _write(store, keys, local_path(path), listener(progress))
+        _write(store, keys, target, listener(progress), overwrite=overwrite)
     except IntegrityError:
         mended = [store.mend(store.get(key).entry) for key in keys]
         if not any(mended):
             raise
-        _write(store, keys, local_path(path), listener(progress))
+        _write(store, keys, target, listener(progress), overwrite=overwrite)
 
 
 def _write(
-    store: StateView, keys: list[StateKey], target: Path, progress: OnProgress | None
+    store: StateView,
+    keys: list[StateKey],
+    target: Path,
+    progress: OnProgress | None,
+    *,
+    overwrite: bool,
 ) -> None:
     states, items = _contents(store, keys)
     meter = Meter(f"bundle {target.name}", progress)
@@ -102,10 +109,9 @@ def _write(
                 _add_object(tar, digest, item, meter)
             tar.close()
         sync_path(temporary)
-        os.replace(temporary, target)
+        publish(temporary, target, overwrite=overwrite)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_path(target.parent)
     meter.end()
 
 

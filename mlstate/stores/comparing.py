@@ -78,7 +78,7 @@ class StateDiff:
         return self.first == self.second
 
 
-def diff(first: Side, second: Side, *, values: bool = True) -> StateDiff:
+def diff(first: Side, second: Side, *, values: bool = True, select: str | None = None) -> StateDiff:
     """Compare two states: which tensors differ, and by how much.
 
     Digests are compared first. If the state digests are equal nothing else is read; and of two
@@ -93,6 +93,7 @@ def diff(first: Side, second: Side, *, values: bool = True) -> StateDiff:
         second: The other.
         values: Compare the values of tensors that differ. Without, only names, types and shapes
             are told.
+        select: Of torch checkpoints, the dotted path of the state dict inside.
 
     Returns:
         What differs.
@@ -115,7 +116,7 @@ def diff(first: Side, second: Side, *, values: bool = True) -> StateDiff:
         >>> found.equal, [(change.name, change.max_abs) for change in found.changed]
         (('weight',), [('bias', 1.0)])
     """
-    with opened(first) as one, opened(second) as other:
+    with opened(first, select) as one, opened(second, select) as other:
         for again in (True, False):
             try:
                 return _compare(one, other, values)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from mlstate.errors import FormatError
+from mlstate.fetch.remotefile import begins_with
 from mlstate.format import layout
 
 __all__ = [
@@ -58,7 +59,7 @@ def container_of(name: str, front: bytes = b"") -> str:
             "this is no file of weights that can be read",
             path=name,
             expected="a safetensors file, or a checkpoint that torch.save wrote",
-            found=f"it begins with {front!r}" if front else None,
+            found=begins_with(front),
         )
     return found
 

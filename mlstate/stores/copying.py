@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlstate.errors import (
     AccessError,
@@ -53,6 +53,7 @@ def copy(
     keys: Iterable[StateKey] | None = None,
     *,
     overwrite: bool = False,
+    verify: bool = False,
     progress: OnProgress | bool | None = None,
 ) -> CopyReport:
     """Bring states from one store into another, with their files and meta.
@@ -73,6 +74,8 @@ def copy(
         target: A `LocalStateStore`, `MemoryStateStore`, `S3StateStore` or `GitHubReleaseStore`.
         keys: Which states; by default all of the source.
         overwrite: Replace other states that have the same keys.
+        verify: Read the objects that the target has already, and write anew what is damaged. (A
+            release has none to be read.)
         progress: Told how far each state is; True: a bar on the terminal.
 
     Returns:
@@ -82,7 +85,8 @@ def copy(
         StateExistsError: The target has other weights or files under a key; they stay.
         IntegrityError: A state of the source is damaged; nothing of it is in the target.
         StateNotFoundError: The source has no such state.
-        CopyError: Several states could not be copied. The error lists them; all others were.
+        CopyError: Of several states some could not be copied, one at least. The error lists them;
+            all others were. Of a single state its own error is raised.
         ReadOnlyStoreError: Nothing can be saved into the target.
         AccessError: A credential is missing, or does not allow this.
         TransportError: A store cannot be reached.
@@ -114,9 +118,8 @@ def copy(
         count = Count(key, told)
         try:
             with concerning(key):
-                (copied if _copy_one(source, target, key, overwrite, count) else present).append(
-                    key
-                )
+                done = _copy_one(source, target, key, _Manner(overwrite, verify), count)
+            (copied if done else present).append(key)
         except (AccessError, TransportError):
             raise  # the next state would meet the same
         except MlstateError as error:
@@ -124,16 +127,26 @@ def copy(
         finally:
             count.meter.end()
         nbytes += count.nbytes
-    if len(failed) == 1:
+    if failed and len(chosen) == 1:
         raise failed[0][1]
     if failed:
+        were = "1 state" if len(failed) == 1 else f"{len(failed)} states"
         raise CopyError(
-            f"{len(failed)} states could not be copied; {len(copied) + len(present)} others are "
-            "in the target",
+            f"{were} could not be copied; {len(copied) + len(present)} others are in the target",
             path=target,
             failures=tuple(failed),
+            copied=tuple(copied),
+            present=tuple(present),
+            nbytes=nbytes,
         )
     return CopyReport(tuple(copied), tuple(present), nbytes)
+
+
+class _Manner(NamedTuple):
+    """How states are to be received: as in `Wish`."""
+
+    overwrite: bool
+    verify: bool
 
 
 def _keys(source: AbstractStateStore[Any], keys: Iterable[StateKey] | None) -> list[StateKey]:
@@ -151,15 +164,15 @@ def _keys(source: AbstractStateStore[Any], keys: Iterable[StateKey] | None) -> l
 
 
 def _copy_one(
-    source: AbstractStateStore[Any], target: Saves, key: StateKey, overwrite: bool, count: Count
+    source: AbstractStateStore[Any], target: Saves, key: StateKey, manner: _Manner, count: Count
 ) -> bool:
     if not isinstance(source, StateView):
-        encoded, wanted, wish = _described(source, key, overwrite)
+        encoded, wanted, wish = _described(source, key, manner)
         return target._receive(encoded, wanted, wish)
     try:
         found = source.get(key)
     except (FormatError, FetchError):
-        opaque = _opaque(source, key, overwrite)
+        opaque = _opaque(source, key, manner)
         if opaque is None:
             raise
         return target._receive(*opaque)
@@ -167,7 +180,7 @@ def _copy_one(
         try:
             cargo = Cargo(source, found, count)
             files = VerifiedFiles(found.entry, lambda name: source.read_file(found, name))
-            wish = Wish(files, found.entry.meta or None, overwrite, source=cargo)
+            wish = Wish(files, found.entry.meta or None, *manner, source=cargo)
             with cargo.blamed():
                 return target._receive(cargo.encoded, _said_of(found.entry), wish)
         except IntegrityError:
@@ -183,17 +196,17 @@ def _said_of(entry: StateEntry) -> StateEntry:
 
 
 def _opaque(
-    source: StateView, key: StateKey, overwrite: bool
+    source: StateView, key: StateKey, manner: _Manner
 ) -> tuple[EncodedState, StateEntry, Wish] | None:
     """A file of the predecessor that no checkpoint of torch needs to be: its bytes as they are."""
     raw = None if key.state_type.backend == "pytorch" else source.raw_bytes(key)
     if raw is None:
         return None
-    return encode_state([bytes_source(raw)]), StateEntry(key, None), Wish({}, None, overwrite)
+    return encode_state([bytes_source(raw)]), StateEntry(key, None), Wish({}, None, *manner)
 
 
 def _described(
-    source: Any, key: StateKey, overwrite: bool
+    source: Any, key: StateKey, manner: _Manner
 ) -> tuple[EncodedState, StateEntry, Wish]:
     """A state of a store that somebody wrote."""
     from mlstate.tensors import encode_tensors
@@ -207,5 +220,5 @@ def _described(
             expected=source.digest(key),
             found=encoded.digest,
         )
-    wish = Wish(dict(source.files(key)) if described else {}, None, overwrite)
+    wish = Wish(dict(source.files(key)) if described else {}, None, *manner)
     return encoded, wish.entry(key), wish

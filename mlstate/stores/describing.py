@@ -31,7 +31,7 @@ class TensorInfo:
         nbytes: The bytes of its data.
         digest: The digest of its object; None of one so small that it is within the state object.
         same_names: Other names in this state for the same bytes: tied weights.
-        states: Other states of this store, of the same architecture, that have the same object.
+        states: Other states of this store that have the same object.
     """
 
     name: str
@@ -137,9 +137,9 @@ def _state_object(store: StateView, entry: StateEntry, objects: ObjectStore) -> 
 
 
 def _others(store: StateView, key: StateKey) -> Mapping[Digest, list[str]]:
-    """Object -> the other states of this architecture that have it, as far as they are here."""
+    """Object -> the other states of this store that have it, as far as they are here."""
     having: dict[Digest, list[str]] = {}
-    for other in store.get_state_keys(key.state_type):
+    for other in store.get_state_keys():
         if other == key:
             continue
         try:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from mlstate.errors import ManifestError, StateExistsError, StateNotFoundError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, manifest_files
+from mlstate.manifests.changing import change_manifest
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_keys
 from mlstate.stores.manifest import manifest_of
@@ -44,12 +45,20 @@ def enlist(
         StateExistsError: The manifest lists other weights under a key; it stays as it is.
         ManifestError: The manifest cannot be read or edited, or lists other object mirrors.
     """
-    path = local_path(manifest)
     new = manifest_of(store, keys, objects=objects)
-    if not path.exists():
-        new.write(path)
-        return list(new.states)
-    old = Manifest.read(path)
+    changed: list[StateKey] = []
+
+    def join(old: Manifest) -> Manifest:
+        _check_free(old, new, manifest, overwrite=overwrite)
+        changed.extend(key for key, entry in new.states.items() if old.states.get(key) != entry)
+        objects_said = old.objects if old.states else new.objects
+        return replace(old, states={**old.states, **new.states}, objects=objects_said)
+
+    change_manifest(manifest, join)
+    return changed
+
+
+def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: bool) -> None:
     for key, entry in new.states.items():
         listed = old.states.get(key)
         if listed and listed.digest not in (None, entry.digest) and not overwrite:
@@ -69,10 +78,6 @@ def enlist(
             found=", ".join(new.objects),
             remedy="write these states into a manifest of their own",
         )
-    changed = [key for key, entry in new.states.items() if old.states.get(key) != entry]
-    objects_said = old.objects if old.states else new.objects
-    replace(old, states={**old.states, **new.states}, objects=objects_said).write(path)
-    return changed
 
 
 def unlist(manifest: _PathLike, keys: Iterable[StateKey]) -> None:
@@ -91,7 +96,11 @@ def unlist(manifest: _PathLike, keys: Iterable[StateKey]) -> None:
     for key in sorted(leaving):
         if not any(key in read.states for _, read in files):
             raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+
+    def leave(old: Manifest) -> Manifest:
+        staying = {key: entry for key, entry in old.states.items() if key not in leaving}
+        return replace(old, states=staying)
+
     for path, read in files:
-        staying = {key: entry for key, entry in read.states.items() if key not in leaving}
-        if len(staying) < len(read.states):
-            replace(read, states=staying).write(path)
+        if leaving & read.states.keys():
+            change_manifest(path, leave)

@@ -25,7 +25,7 @@ from mlstate.stores.plainwriter import (
 from mlstate.stores.view import Found, StateView
 from mlstate.units import parse_size
 
-__all__ = ["export"]
+__all__ = ["export", "publish", "refuse_existing"]
 
 _TORCH = re.compile(r".+\.(pt|pth|bin|ckpt)(\.tar)?", re.IGNORECASE)
 _SAFETENSORS = re.compile(r".+\.safetensors", re.IGNORECASE)
@@ -103,14 +103,14 @@ def export(
                     found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
                 ),
             )
-        _refuse_existing(target, overwrite=overwrite)
+        refuse_existing(target, overwrite=overwrite)
         sweep(target.parent)
         with temporaries(target.parent) as run:
             if kind == "torch":
                 temporary = _write_torch(store, key, run / "weights")
             else:
                 temporary = _reading(store, key, lambda found: _write_plain(found, run))
-            _publish(temporary, target, overwrite=overwrite)
+            publish(temporary, target, overwrite=overwrite)
     return target
 
 
@@ -173,7 +173,12 @@ def _write_torch(store: Any, key: StateKey, temporary: Path) -> Path:
     return temporary
 
 
-def _refuse_existing(target: Path, *, overwrite: bool) -> None:
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Refuse a destination before anything is read for it.
+
+    Raises:
+        StateExistsError: A folder is there; or a file, and it is not to be replaced.
+    """
     if target.is_dir():
         raise StateExistsError("a folder is in the way of a file; nothing was changed", path=target)
     if not overwrite and os.path.lexists(target):
@@ -184,9 +189,14 @@ def _refuse_existing(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
+def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
+    """Give a file that is complete its name, and make that durable.
+
+    Raises:
+        StateExistsError: Somebody else has made a file of this name, and it is not to be replaced.
+    """
     if overwrite:
         os.replace(temporary, target)
     elif not create_exclusively(temporary, target):
-        _refuse_existing(target, overwrite=False)
+        refuse_existing(target, overwrite=False)
     sync_path(target.parent)

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlstate.errors import FormatError, StateExistsError
+from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.manifests.changing import change_manifest
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.adoption import Adoption, AdoptReport, digests_in, spared_of
@@ -59,20 +61,45 @@ def mirror_into(path: Path, adoption: Adoption, fetching: ManifestStore) -> Adop
     state = read_state(pinned, fetching.objects)
     digest, size, files = pinned.pinned_digest, state.nbytes, pinned.files
     if known is not None and not wish.overwrite:
+        if not (adoption.by_caller or files):  # the source has none, and nobody spoke of any
+            pinned, files = replace(pinned, files=known.files), known.files
         if not is_same(known, digest, pinned):
             raise other_exists(known, digest, pinned)
         if wish.other_meta(known, wanted):
             warn_of_meta(key)
+        for mirror in pinned.mirrors:
+            if isinstance(mirror, Mirror):
+                _add_mirror(path, key, known, mirror)
         return adoption.report(digest, size, files, spared=size, existed=True)
     fetcher.fetch(pinned)  # its files, too
-    now = _read(path)
-    if now.states.get(key) != known:
-        raise StateExistsError(
-            "this state of the manifest was changed meanwhile; nothing was written", path=path
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(now, states={**now.states, key: pinned}).write(path)
+
+    def write(now: Manifest) -> Manifest:
+        if now.states.get(key) != known:
+            raise StateExistsError(
+                "this state of the manifest was changed meanwhile; nothing was written", path=path
+            )
+        return replace(now, states={**now.states, key: pinned})
+
+    change_manifest(path, write)
     return adoption.report(digest, size, files, spared=spared_of(state, having), existed=False)
+
+
+def _add_mirror(path: Path, key: StateKey, known: StateEntry, mirror: Mirror) -> None:
+    """Name another place for weights that the manifest lists already, behind those it has."""
+    base = Path(os.path.abspath(path)).parent
+    for other in known.mirrors:  # one that says more of the same place is the same place
+        if isinstance(other, Mirror):
+            there = below(other, base) if other.urls else other
+            if (there.urls, there.select) == (mirror.urls, mirror.select):
+                return
+
+    def write(now: Manifest) -> Manifest:
+        if now.states.get(key) != known:
+            return now  # somebody changed it meanwhile: it has a mirror, which is enough
+        longer = replace(known, mirrors=(*known.mirrors, mirror))
+        return replace(now, states={**now.states, key: longer})
+
+    change_manifest(path, write)
 
 
 def _read(path: Path) -> Manifest:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from mlstate.errors import FormatError, StoreNotFoundError
 from mlstate.fetch.progress import OnProgress
 from mlstate.format import layout
 from mlstate.locations import local_path
+from mlstate.manifests import manifest_files
 from mlstate.stores.view import StateView
 
 __all__ = ["open_store"]
 
 _BUCKET = re.compile(r"s3://([^/]+)/?(.*)")
 _REPOSITORY = re.compile(r"github:([^/]+)/([^/]+?)(?:\.git)?/?")
+_ON_THE_WEB = (
+    "a copy of a store on a web server cannot be listed: name it in a manifest, as "
+    "objects = [...], and give the manifest"
+)
 _EXPECTED = "a folder, a manifest, s3://bucket[/prefix] or github:owner/repository"
 
 
@@ -71,19 +77,25 @@ def open_store(
         owner, name = repository.groups()
         return GitHubReleaseStore(owner, name, cache=cache, offline=offline, progress=progress)
     if "://" in text or text.startswith(("s3:", "github:")):
+        web = text.startswith(("http://", "https://"))
         raise FormatError(
             "this address is none of a store",
             path=text,
             expected=_EXPECTED,
-            remedy="a copy of a store on a web server cannot be listed: name it in a manifest, "
-            "as objects = [...], and give the manifest",
+            remedy=_ON_THE_WEB if web else None,
         )
     folder = local_path(text)
     if not folder.is_dir() and (folder.exists() or folder.suffix == ".toml"):
         if not folder.exists():
-            raise StoreNotFoundError("there is no manifest here", path=folder, expected=_EXPECTED)
+            raise StoreNotFoundError(
+                "there is no manifest here", path=folder, expected=_EXPECTED, remedy=_near(folder)
+            )
+        if folder.suffix != ".toml":
+            raise FormatError(
+                "this file is no store, and no manifest", path=folder, expected=_EXPECTED
+            )
         return _manifest_store(folder, cache, offline, progress)
-    if not _is_store(folder) and any(folder.rglob("*.toml")):
+    if not _is_store(folder) and _has_manifests(folder):
         return _manifest_store(folder, cache, offline, progress)
     if not create and not _is_store(folder):
         raise StoreNotFoundError(
@@ -91,10 +103,15 @@ def open_store(
             path=folder,
             expected=_EXPECTED,
             found=_found(folder),
+            remedy=_near(folder),
         )
     from mlstate.stores.local import LocalStateStore
 
     return LocalStateStore(folder)
+
+
+def _has_manifests(folder: Path) -> bool:
+    return folder.is_dir() and bool(manifest_files(folder))
 
 
 def _manifest_store(
@@ -115,6 +132,17 @@ def _is_store(folder: Path) -> bool:
     from mlstate.stores.legacy import LegacyFolder
 
     return next(LegacyFolder(folder).keys(), None) is not None
+
+
+def _near(path: Path) -> str | None:
+    """What is there and is called nearly so."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return None
+    near = get_close_matches(path.name, names, n=2, cutoff=0.75)
+    named = [str(path.parent / name) for name in near if name != path.name]
+    return f"did you mean {' or '.join(named)}?" if named else None
 
 
 def _found(folder: Path) -> str:

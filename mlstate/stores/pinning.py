@@ -10,6 +10,7 @@ from mlstate.errors import FetchError, MlstateError, StateNotFoundError
 from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry, manifest_files
+from mlstate.manifests.changing import change_manifest
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_keys
 from mlstate.stores.caches import CacheLike, PathLike, make_fetcher, open_cache
@@ -83,12 +84,15 @@ def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
     if entry.digest is None and "blake3" in entry.misspelt.values():
         raise entry.unpinned()  # its author has pinned it already
     pinned = fetcher.pin(fetcher.settle(entry))
-    now = Manifest.read(path)  # somebody may have edited it while the state was fetched
-    if now.states.get(entry.key) != entry:
-        raise StateNotFoundError(
-            "this state of the manifest was changed meanwhile; its digest was not written",
-            key=entry.key,
-            path=path,
-        )
-    replace(now, states={**now.states, entry.key: pinned}).write(path)
+
+    def write(now: Manifest) -> Manifest:
+        if now.states.get(entry.key) != entry:  # somebody edited it while the state was fetched
+            raise StateNotFoundError(
+                "this state of the manifest was changed meanwhile; its digest was not written",
+                key=entry.key,
+                path=path,
+            )
+        return replace(now, states={**now.states, entry.key: pinned})
+
+    change_manifest(path, write)
     return pinned

@@ -131,7 +131,7 @@ class _InFile(OpenedSide):
 
 
 @contextmanager
-def opened(side: Side) -> Iterator[OpenedSide]:
+def opened(side: Side, select: str | None = None) -> Iterator[OpenedSide]:
     """Look at a side; it is good within the context.
 
     Raises:
@@ -139,7 +139,7 @@ def opened(side: Side) -> Iterator[OpenedSide]:
         StateNotFoundError: There is no such state.
     """
     if isinstance(side, str | os.PathLike):
-        with sources_of_file(side) as sources:
+        with sources_of_file(side, select=_applicable(select, side)) as sources:
             yield _InFile(side, sources)
         return
     if not (isinstance(side, tuple) and len(side) == 2 and isinstance(side[0], StateView)):
@@ -150,3 +150,8 @@ def opened(side: Side) -> Iterator[OpenedSide]:
         )
     check_key(side[1])
     yield _Stored(*side)
+
+
+def _applicable(select: str | None, path: str | os.PathLike[str]) -> str | None:
+    """Of two files one may be a safetensors file, in which nothing can be selected."""
+    return None if str(path).endswith((".safetensors", ".json")) else select

@@ -180,6 +180,8 @@ def _look(store: StateView, listing: Listing) -> _Looked:
         raise  # the next state would meet the same
     except MlstateError as error:
         return error
+    except OSError as error:  # this one may not be read, say
+        return MlstateError("a state cannot be read", key=listing.key, found=error)
 
 
 class _Counting:

@@ -162,7 +162,8 @@ def _unpickle(source: Any, origin: str, *, mmap: bool) -> object:
         raise FormatError(
             "this file is not a checkpoint of plain tensors",
             path=origin,
-            found=f"a pickled {refused[1]}" if refused else type(error).__name__,
+            expected="what torch.save writes of tensors, whole",
+            found=f"a pickled {refused[1]}" if refused else "something else, or a part of it",
         ) from None
 
 

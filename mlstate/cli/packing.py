@@ -1,0 +1,96 @@
+"""States as one tar, for machines without a network: `bundle`, `unbundle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlstate.cli.keys import chosen_keys
+from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, command, opened
+from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
+
+if TYPE_CHECKING:
+    from mlstate.cli import schema
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(
+        app, "Write states into one tar.", "mlstate bundle --all --store weights -o weights.tar"
+    )(bundle)
+    command(
+        app,
+        "Bring the states of a tar into a store.",
+        "mlstate unbundle weights.tar --store weights",
+    )(unbundle)
+
+
+def bundle(
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE.tar", help="The tar to write.")
+    ],
+    keys: Keys = None,
+    everything: All = False,
+    store: StoreOption = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write states and all that they need into one tar, for machines without any network."""
+    from mlstate.cli.progress import progress_of
+    from mlstate.stores.bundles import bundle as write_bundle
+
+    view = opened(store)
+    chosen = chosen_keys(view, keys or [], everything=everything)
+    write_bundle(view, chosen, output, overwrite=overwrite, progress=progress_of(view))
+    size = human_size(Path(output).stat().st_size)
+    put_written("bundle", chosen, output, as_json=as_json)
+    note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle")
+
+
+def unbundle(
+    path: Annotated[
+        str, typer.Argument(metavar="FILE.tar", help="The bundle; - for standard input.")
+    ],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            "-s",
+            envvar="MLSTATE_STORE",
+            show_envvar=True,
+            metavar="STORE",
+            help="Where to: a folder, which may be new, or s3://bucket/prefix. By default the "
+            "cache, where every manifest finds what it needs.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the states of a bundle into a store, all verified, or none. By default: the cache."""
+    from mlstate.cli.progress import progress
+    from mlstate.errors import ReadOnlyStoreError
+    from mlstate.stores.bundles import unbundle as read_bundle
+    from mlstate.stores.saving import SavingStore
+
+    target = None if store is None else opened(store, create=True)
+    if target is not None and not isinstance(target, SavingStore):
+        raise ReadOnlyStoreError(
+            "nothing can be unbundled into this store",
+            path=target,
+            expected="a folder, or a bucket",
+            remedy="leave --store out: the cache is what every manifest reads",
+        )
+    came = read_bundle(path, target, overwrite=overwrite, progress=progress())
+    if as_json:
+        unbundled: schema.Unbundle = {
+            "schema": "mlstate.unbundle/1",
+            "states": [str(key) for key in came],
+        }
+        print_json(unbundled)
+        return
+    for key in came:
+        put(str(key))
