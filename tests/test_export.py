@@ -240,4 +240,4 @@ except OSError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("OSError"), done.stderr
-    assert not (tmp_path / "x.pth").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]

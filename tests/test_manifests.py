@@ -1402,6 +1402,8 @@ def test_the_files_of_a_store_are_no_manifests(tmp_path):
     for path in (tmp_path / ".hidden" / "x.toml", tmp_path / "deep" / "m.toml"):
         path.write_text("version = 1\n")
     assert manifest_files(tmp_path) == [tmp_path / "deep" / "m.toml"]
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    assert manifest_files(tmp_path) == [tmp_path / "deep" / "m.toml"]
     with pytest.raises(ManifestError, match="a store, not a folder of manifests"):
         manifest_files(store.folder)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlstate import LocalStateStore, StateKey, verify
+from mlstate import LocalStateStore, Manifest, StateKey, adopt, enlist, export, verify
 from mlstate.errors import FormatError, StateExistsError
 from tests.models import LINEAR, net, same, values
 
@@ -223,3 +223,35 @@ def test_a_store_of_a_newer_version_is_refused_untouched(tmp_path, settings):
         with pytest.raises(FormatError):
             write()
     assert sorted((str(path), path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def _list(folder, manifest, number, barrier):
+    store, key = LocalStateStore(folder), StateKey(LINEAR, f"n{number}")
+    barrier.wait()
+    if number % 2:
+        enlist(manifest, store, [key])
+    else:
+        adopt(Path(folder).parent / f"{number}.safetensors", key, manifest, mirror=True)
+
+
+def test_processes_that_list_states_in_one_manifest_at_once_lose_none(tmp_path):
+    count, manifest = 6, tmp_path / "deep" / "er" / "m.toml"
+    store = LocalStateStore(tmp_path / "store")
+    for number in range(count):
+        key = store.save(net(number), f"n{number}")
+        export(store, key, tmp_path / f"{number}.safetensors")
+    barrier = SPAWN.Barrier(count)
+    processes = [
+        SPAWN.Process(target=_list, args=(str(store.folder), manifest, number, barrier))
+        for number in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
+    states = Manifest.read(manifest).states
+    assert {key: entry.digest for key, entry in states.items()} == {
+        key: store.digest(key) for key in store.get_state_keys()
+    }
+    assert [path.name for path in manifest.parent.iterdir()] == ["m.toml"]

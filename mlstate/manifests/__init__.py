@@ -175,7 +175,7 @@ def manifest_files(path: Path) -> list[Path]:
         return [path]
     if _is_store(path):
         raise ManifestError(
-            "this is the folder of a store, not one of manifests",
+            "this folder is a store, not a folder of manifests",
             path=path,
             remedy="give it as LocalStateStore(folder), or give the path of a manifest",
         )
