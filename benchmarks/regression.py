@@ -2,8 +2,8 @@
 
 Each job is held against plain work of the same kind on the same bytes (hashing, copying, writing,
 receiving them), so the ratio says little about the machine. It fails if a ratio is much greater
-than the recorded one: well within a factor of 2. Least times of several rounds are compared, and
-what exceeds its limit is measured once more, for longer, before it counts.
+than the recorded one: by a factor of 2, say. Least times of several rounds are compared, and what
+exceeds its limit is measured again, for longer, before it counts.
 
 ``--record`` writes what is measured as what is to be compared with.
 """
@@ -39,8 +39,10 @@ from tests.servers.nginx import Nginx
 from tests.servers.ports import MissingProgramError
 
 RECORDED = Path(__file__).parent / "results" / "regression.json"
-MARGIN = 1.5
-"""How many times its recorded ratio a job may take."""
+MARGIN = 1.8
+"""How many times its recorded ratio a job may take: less than 2, and as much as noise needs."""
+LOOKS = 3
+"""How often what seems too slow is measured again before it counts."""
 TYPE = StateType("pytorch", "regression")
 FIRST, SECOND = StateKey(TYPE, "first"), StateKey(TYPE, "second")
 FILE = "model.safetensors"
@@ -72,7 +74,8 @@ def main() -> None:
         jobs = jobs_in(_folder(stack), stack)
         ratios = measure(jobs, arguments.rounds)
         if not arguments.record:
-            ratios = second_look(ratios, recorded(), jobs, arguments.rounds)
+            for _ in range(LOOKS):
+                ratios = second_look(ratios, recorded(), jobs, arguments.rounds)
     rows = tuple(
         Figure(name, ratio, None if arguments.record else limit(name, recorded()))
         for name, ratio in ratios.items()

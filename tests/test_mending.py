@@ -13,7 +13,7 @@ from mlstate.errors import IntegrityError
 KEY = StateKey.parse("pytorch.net.a")
 WAYS = {
     "materialize": lambda store, out: store.materialize(KEY, out / "folder"),
-    "bundle": lambda store, out: bundle(store, [KEY], out / "x.tar"),
+    "bundle": lambda store, out: bundle(store, [KEY], out / "x.tar", overwrite=True),
     "fetch of the state object": lambda store, out: store.fetch(KEY),
 }
 

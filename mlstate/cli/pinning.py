@@ -75,10 +75,16 @@ def lock(
 
 def _to_pin(manifest: str, texts: list[str]) -> list[StateKey]:
     """The states to pin: those named, taken over into the manifest where need be; or all."""
+    from mlstate.locations import local_path
+    from mlstate.manifests import manifest_files
     from mlstate.stores.enlisting import enlist
     from mlstate.stores.manifest import ManifestStore, Store
 
-    known = ManifestStore(manifest) if Path(manifest).exists() or not texts else None
+    if Path(manifest).exists() or not texts:
+        manifest_files(local_path(manifest))  # which refuses a store: its states are pinned
+        known = ManifestStore(manifest)
+    else:
+        known = None
     if not texts:
         assert known is not None
         return [k for k, e in known.manifest.states.items() if e.digest is None or e.size is None]

@@ -72,16 +72,17 @@ class Manifest:
     def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
         """Read a file, a folder of ``*.toml`` files (recursively, in sorted order), or several.
 
-        Of a folder, neither hidden folders nor stores in it are looked into.
+        Of a folder, neither hidden folders nor stores in it are looked into. A store itself is
+        read like a manifest of its states.
 
         Of a state that several list with one digest, the mirrors of all are tried, in that order;
         who gives a digest counts before who gives none.
 
         Raises:
-            ManifestError: There is no such file or folder, it is a store, one cannot be read, or
-                two give a key different digests.
+            ManifestError: There is no such file or folder, one cannot be read, or two give a key
+                different digests.
         """
-        files = [file for path in paths for file in manifest_files(local_path(path))]
+        files = [file for path in paths for file in _listed(local_path(path))]
         manifests = [cls.parse(_content(file), str(file)) for file in files]
         _warn_of_misspelt(manifests)
         if len(manifests) == 1:
@@ -154,6 +155,13 @@ def _warn_of_misspelt(manifests: list[Manifest]) -> None:
                     f"and is ignored; did you mean {meant}?",
                     stacklevel=4,
                 )
+
+
+def _listed(path: Path) -> list[Path]:
+    """The files to read; those of a store are for reading alone: see `manifest_files`."""
+    return (
+        sorted((path / layout.STATES).rglob("*.toml")) if _is_store(path) else manifest_files(path)
+    )
 
 
 def manifest_files(path: Path) -> list[Path]:
