@@ -1,5 +1,6 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
+# make coverage     the same, and which lines and branches they reach: takes nearly twice as long
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
 # make bench-check  whether something became much slower than it was recorded to be
@@ -12,12 +13,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-oldest bench bench-check check docs format clean
+.PHONY: quickstart test coverage test-oldest bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
+	$(BIN)/pytest -n auto
+
+coverage: $(VENV)/test
 	$(BIN)/pytest -n auto --cov --cov-report=term
 
 test-oldest:
