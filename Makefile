@@ -41,6 +41,8 @@ bench: $(VENV)/test
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.growth --measure
+	$(BIN)/python -m benchmarks.s3 --rounds 3 --json benchmarks/results/s3.json
+	$(BIN)/python -m benchmarks.page
 
 bench-check: $(VENV)/test
 	$(BIN)/python -m benchmarks.regression

@@ -145,3 +145,9 @@ def test_ratios_are_recorded_of_all_that_is_measured():
     assert {"load, mapped", "load, copied", "save", "save, nothing changed", "fetch"} <= names
     assert json.loads(regression.RECORDED.read_text())["machine"]["cores"]
     assert 1 < regression.MARGIN < 2
+
+
+def test_the_page_about_performance_has_the_committed_results():
+    from benchmarks.page import PAGE, page
+
+    assert page(PAGE.read_text()) == PAGE.read_text()
