@@ -91,6 +91,23 @@ def test_a_flipped_upload_is_sent_again(server, bucket, line, data, times):
 
 
 @pytest.mark.parametrize("data", OBJECTS.values(), ids=OBJECTS)
+def test_an_upload_that_is_refused_without_a_word_is_sent_again(server, bucket, line, data):
+    digest = Digest.of(data)
+    left = [1]
+
+    def refuse(record):
+        if record.method == "PUT" and "/objects/" in record.path and left[0]:
+            left[0] -= 1
+            return Reply(400, {}, b"")
+        return None
+
+    line.answer = refuse
+    object_store(server, bucket, line).writer().put(digest, [data])
+    assert left == [0]
+    assert contents(server, bucket)[f"objects/{digest[:2]}/{digest[2:]}"] == data
+
+
+@pytest.mark.parametrize("data", OBJECTS.values(), ids=OBJECTS)
 def test_of_uploads_that_flip_again_and_again_nothing_stays(server, bucket, line, data):
     digest = Digest.of(data)
     line.change = flipping(-1, "/objects/")

@@ -21,7 +21,7 @@ from mlstate.objects.bucketerrors import (
     status_of,
 )
 from mlstate.objects.bucketreading import BucketReader
-from mlstate.objects.bucketvalues import Connection, Written
+from mlstate.objects.bucketvalues import Written
 
 __all__ = ["ATTEMPTS", "PART", "PARTS_AT_ONCE", "BucketClient", "pause"]
 
@@ -33,33 +33,9 @@ ATTEMPTS = 4
 
 
 class BucketClient(BucketReader):
-    """A bucket. Used by many threads at once, but not across a fork.
+    """A bucket, to be read and written; see `BucketReader` for how it is opened."""
 
-    Args:
-        address: ``s3://bucket``, say; for errors.
-        connect: Opens it, when it is first asked for something.
-        offline: Whether sockets are forbidden.
-        low_speed: The bytes a second that a server must give on average...
-        low_speed_seconds: ...over so many seconds.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        connect: Callable[[], Connection],
-        *,
-        offline: bool = False,
-        low_speed: float = 1024.0,
-        low_speed_seconds: float = 60.0,
-    ) -> None:
-        super().__init__(
-            address,
-            connect,
-            offline=offline,
-            low_speed=low_speed,
-            low_speed_seconds=low_speed_seconds,
-        )
-        self._bare_etags = False
+    _bare_etags = False
 
     def put(self, path: str, data: Bytes) -> Written:
         """Write a thing in one request, whatever is there.
@@ -128,7 +104,9 @@ class BucketClient(BucketReader):
                 with explained(self.address, "write", path):
                     return Written.of(obstore.put(store, path, data(), **options))
             except BucketError as error:
-                self._wait(error, attempt, again=error.code in DAMAGED)
+                # A gateway may refuse a body without a word why: with a bare 400.
+                bare = error.code is None and error.status == 400
+                self._wait(error, attempt, again=bare or error.code in DAMAGED)
         raise AssertionError  # the last attempt returns or raises
 
     def _conditional(
