@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from benchmarks.harness import Table, Way, arguments_parser, compare, report
-from benchmarks.states import MODELS, Model, state_bytes
+from benchmarks.harness import Table, Way, compare
+from benchmarks.states import Model, measure_models, state_bytes
 from mlstate import LocalStateStore
 
 BASE = "load_file + load_state_dict"
@@ -40,16 +39,7 @@ GOALS = {  # of the model: mapped, copied, and copied held against sha256 + load
 
 def main() -> None:
     """Measure every model in turn."""
-    parser = arguments_parser(__doc__ or "")
-    parser.add_argument("--model", action="append", choices=[model.name for model in MODELS])
-    arguments = parser.parse_args()
-    tables = []
-    for model in MODELS:
-        if not arguments.model or model.name in arguments.model:
-            with tempfile.TemporaryDirectory() as folder:
-                bench = Bench.of(model, Path(folder))
-                tables += bench.tables(arguments.rounds)
-    report(tables, arguments.json, keep=bool(arguments.model))
+    measure_models(__doc__ or "", lambda model, folder, n: Bench.of(model, folder).tables(n))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.harness import Table, Way, arguments_parser, compare, report
-from benchmarks.states import MODELS, Model, state_bytes
+from benchmarks.harness import Table, Way, compare
+from benchmarks.states import Model, measure_models, state_bytes
 from mlstate import LocalStateStore
 
 __all__ = ["no_fsync"]
@@ -32,16 +31,7 @@ GOALS = {"ResNet-50": 0.4, "BERT-base": 0.4, "LLM": 0.3}  # nothing changed
 
 def main() -> None:
     """Measure every model in turn."""
-    parser = arguments_parser(__doc__ or "")
-    parser.add_argument("--model", action="append", choices=[model.name for model in MODELS])
-    arguments = parser.parse_args()
-    tables = []
-    for model in MODELS:
-        if not arguments.model or model.name in arguments.model:
-            with tempfile.TemporaryDirectory() as folder:
-                bench = Bench.of(model, Path(folder))
-                tables += bench.tables(arguments.rounds)
-    report(tables, arguments.json, keep=bool(arguments.model))
+    measure_models(__doc__ or "", lambda model, folder, n: Bench.of(model, folder).tables(n))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ They are torch modules, as users have them: hundreds of small modules cost a loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,9 +14,19 @@ from typing import cast
 import torch
 from torch import nn
 
+from benchmarks.harness import Table, arguments_parser, report
 from mlstate import StateType, with_state_type
 
-__all__ = ["MODELS", "Model", "bert_base", "llm", "minilm", "resnet50", "state_bytes"]
+__all__ = [
+    "MODELS",
+    "Model",
+    "bert_base",
+    "llm",
+    "measure_models",
+    "minilm",
+    "resnet50",
+    "state_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,24 @@ class Model:
 
     name: str
     make: Callable[[], nn.Module]
+
+
+def measure_models(description: str, tables: Callable[[Model, Path, int], Iterable[Table]]) -> None:
+    """Measure every model in turn, or those that ``--model`` names, and write the results.
+
+    Args:
+        description: What is measured, for ``--help``.
+        tables: Measures a model, in a folder of its own, in so many rounds.
+    """
+    parser = arguments_parser(description)
+    parser.add_argument("--model", action="append", choices=[model.name for model in MODELS])
+    arguments = parser.parse_args()
+    measured: list[Table] = []
+    for model in MODELS:
+        if not arguments.model or model.name in arguments.model:
+            with tempfile.TemporaryDirectory() as folder:
+                measured += tables(model, Path(folder), arguments.rounds)
+    report(measured, arguments.json, keep=bool(arguments.model))
 
 
 def state_bytes(state: Mapping[str, torch.Tensor]) -> int:

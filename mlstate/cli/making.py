@@ -16,6 +16,7 @@ from mlstate.cli.options import (
     Verify,
     command,
     opened,
+    store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 
@@ -61,14 +62,9 @@ def add(
     ],
     store: Annotated[
         str | None,
-        typer.Option(
-            "--store",
-            "-s",
-            envvar="MLSTATE_STORE",
-            show_envvar=True,
-            metavar="STORE",
-            help="Where to: a folder, which may be new, s3://bucket/prefix, github:owner/repo; "
-            "or with --mirror a manifest.",
+        store_option(
+            "Where to: a folder, which may be new, s3://bucket/prefix, github:owner/repo; "
+            "or with --mirror a manifest."
         ),
     ] = None,
     mirror: Annotated[

@@ -25,6 +25,7 @@ __all__ = [
     "command",
     "name_of",
     "opened",
+    "store_option",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -34,12 +35,15 @@ STORE_HELP = (
     "By default the manifests that come with mlstate and those of MLSTATE_MANIFESTS."
 )
 
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store", "-s", envvar="MLSTATE_STORE", show_envvar=True, help=STORE_HELP, metavar="STORE"
-    ),
-]
+
+def store_option(help_: str) -> Any:
+    """The option ``--store`` of a command: everywhere the same, with its own help."""
+    return typer.Option(
+        "--store", "-s", envvar="MLSTATE_STORE", show_envvar=True, help=help_, metavar="STORE"
+    )
+
+
+StoreOption = Annotated[str | None, store_option(STORE_HELP)]
 StoreArgument = Annotated[
     str | None,
     typer.Argument(metavar="STORE", help="The same as --store.", show_default=False),

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlstate.cli.keys import chosen_keys
-from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, command, opened
+from mlstate.cli.options import (
+    All,
+    Json,
+    Keys,
+    Overwrite,
+    StoreOption,
+    command,
+    opened,
+    store_option,
+)
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
 
 if TYPE_CHECKING:
@@ -57,14 +66,9 @@ def unbundle(
     ],
     store: Annotated[
         str | None,
-        typer.Option(
-            "--store",
-            "-s",
-            envvar="MLSTATE_STORE",
-            show_envvar=True,
-            metavar="STORE",
-            help="Where to: a folder, which may be new, or s3://bucket/prefix. By default the "
-            "cache, where every manifest finds what it needs.",
+        store_option(
+            "Where to: a folder, which may be new, or s3://bucket/prefix. By default the "
+            "cache, where every manifest finds what it needs."
         ),
     ] = None,
     overwrite: Overwrite = False,

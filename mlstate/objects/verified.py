@@ -73,7 +73,7 @@ def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
     """
     with store.open(digest) as file:
         buffer = memoryview(bytearray(_FIRST))
-        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]  # all that is opened has it
             yield buffer[:count]
             if count == len(buffer) < _PIECE:
                 buffer = memoryview(bytearray(_PIECE))

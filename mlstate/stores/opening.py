@@ -69,8 +69,8 @@ def open_store(
         from mlstate.stores.s3 import S3StateStore
 
         name, prefix = bucket.groups()
-        options = {"cache": cache, "offline": offline, "progress": progress}
-        return S3StateStore(name, base_path=prefix.strip("/"), **options)  # type: ignore[arg-type]
+        base = prefix.strip("/")
+        return S3StateStore(name, base_path=base, cache=cache, offline=offline, progress=progress)
     if repository := _REPOSITORY.fullmatch(text):
         from mlstate.stores.github import GitHubReleaseStore
 
