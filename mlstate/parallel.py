@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["THREADS", "begun", "for_each"]
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+__all__ = ["THREADS", "Background", "begun", "for_each"]
 
 THREADS = 2
 
@@ -90,3 +93,57 @@ def begun(
         over = True
         for helper in helpers:
             helper.join()
+
+
+class Background:
+    """Work that mostly waits, for a disk say, on threads of its own while the caller goes on.
+
+    Args:
+        threads: How many.
+        most: How much may be under way; who brings more waits.
+    """
+
+    def __init__(self, threads: int, *, most: int) -> None:
+        self._threads = threads
+        self._room = threading.BoundedSemaphore(most)
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._errors: list[BaseException] = []
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Take some work; called from several threads.
+
+        Raises:
+            BaseException: Earlier work failed; this one was not taken.
+        """
+        if self._errors:
+            raise self._errors[0]
+        self._room.acquire()
+        with self._lock:
+            if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._pool = ThreadPoolExecutor(self._threads)
+            self._pool.submit(self._run, work)
+
+    def wait(self) -> None:
+        """Wait until all of it is done, and let the threads end.
+
+        Raises:
+            BaseException: The first error of any work.
+        """
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+        if self._errors:
+            error, self._errors = self._errors[0], []
+            raise error
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            self._room.release()

@@ -23,7 +23,8 @@ import pytest
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import Publish, write_file, write_in_store
+from mlstate.objects.files import write_file, write_in_store
+from mlstate.objects.newfile import Publish
 
 DATA = b"content"
 NAME = Digest.of(DATA)
@@ -144,7 +145,8 @@ root, umask = Path(sys.argv[1]), int(sys.argv[2])
 os.umask(umask)
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import Publish, write_file, write_in_store
+from mlstate.objects.files import write_file, write_in_store
+from mlstate.objects.newfile import Publish
 writer = FolderObjectStore(root).writer()
 writer.put(Digest.of(b"x"), [b"x"])
 writer.flush()
@@ -224,7 +226,8 @@ def test_a_creation_that_fails_leaves_the_name_free(tmp_path, way, monkeypatch):
 RACE = """
 import ctypes, errno, os, sys, time
 from pathlib import Path
-from mlstate.objects.files import Publish, write_in_store
+from mlstate.objects.files import write_in_store
+from mlstate.objects.newfile import Publish
 way, root, me, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 def unsupported(*_, **__):
     raise PermissionError(errno.EPERM, "no hard links here")
@@ -426,14 +429,17 @@ def published_is_true(store: FolderObjectStore) -> None:
 @pytest.mark.parametrize("where", [0, -1])
 def test_a_buffer_that_changes_between_hashing_and_writing(tmp_path, monkeypatch, size, where):
     store, buffer = FolderObjectStore(tmp_path), bytearray(size)
-    digest, really_write = Digest.of(buffer), os.write
-    writer = store.writer()
+    digest, writer = Digest.of(buffer), store.writer()
 
-    def change_then_write(descriptor, data):
-        buffer[where] = 1
-        return really_write(descriptor, data)
+    def change_then(really_write):
+        def write(descriptor, data):
+            buffer[where] = 1
+            return really_write(descriptor, data)
 
-    monkeypatch.setattr(os, "write", change_then_write)
+        return write
+
+    monkeypatch.setattr(os, "write", change_then(os.write))
+    monkeypatch.setattr(os, "writev", change_then(os.writev))
     try:
         writer.put(digest, [buffer])
     except IntegrityError:
@@ -633,7 +639,8 @@ import random, sys
 from pathlib import Path
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import Publish, write_in_store
+from mlstate.objects.files import write_in_store
+from mlstate.objects.newfile import Publish
 root, seed = Path(sys.argv[1]), int(sys.argv[2])
 chance, store = random.Random(seed), FolderObjectStore(root)
 print("ready", flush=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlstate.parallel import begun, for_each
+from mlstate.parallel import Background, begun, for_each
 
 
 @settings(max_examples=50, deadline=None)
@@ -137,3 +137,48 @@ def test_an_error_of_another_thread_waits_until_the_caller_takes_part():
         assert failed.wait(10)
         with pytest.raises(ValueError, match="x"):
             finish()
+
+
+def test_work_in_the_background_is_done_when_it_was_waited_for():
+    done: list[int] = []
+    background = Background(3, most=4)
+    for round_ in range(3):
+        for number in range(20):
+            background.do(lambda number=number: done.append(number))
+        background.wait()
+        assert sorted(done) == sorted(list(range(20)) * (round_ + 1))
+
+
+def test_no_more_than_asked_for_is_under_way():
+    background, go = Background(2, most=3), threading.Event()
+    for _ in range(3):
+        background.do(go.wait)
+    fourth = threading.Thread(target=background.do, args=(go.wait,))
+    fourth.start()
+    fourth.join(0.1)
+    assert fourth.is_alive()
+    go.set()
+    fourth.join()
+    background.wait()
+
+
+def test_an_error_in_the_background_is_raised_and_then_forgotten():
+    background = Background(2, most=3)
+
+    def fail() -> None:
+        raise KeyError("lost")
+
+    background.do(fail)
+    with pytest.raises(KeyError, match="lost"):
+        background.wait()
+    background.do(lambda: None)
+    background.wait()
+
+
+def test_the_threads_of_the_background_end():
+    before = set(threading.enumerate())
+    background = Background(4, most=8)
+    for _ in range(8):
+        background.do(lambda: None)
+    background.wait()
+    assert set(threading.enumerate()) <= before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mlstate import LocalStateStore, StateKey
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
+from mlstate.objects.mapping import MAP_FROM
 from mlstate.objects.saveact import SaveAct
 
 KEY = StateKey.parse("pytorch.net.one")
@@ -64,8 +66,9 @@ def test_what_is_there_is_hashed_and_not_written(tmp_path, monkeypatch):
     first = SaveAct(store, verify=False)
     for number in range(20):
         first.store(parts(number))
+    first.settle()
     act = SaveAct(store, verify=False)
-    monkeypatch.setattr("mlstate.objects.folder.temporary_file", None)
+    monkeypatch.setattr("mlstate.objects.folder.NewFile", None)
     monkeypatch.setattr("mlstate.objects.folder.write_in_store", None)
     for number in range(20):
         assert act.store(parts(number)) == digest(number)
@@ -77,12 +80,14 @@ def test_a_damaged_object_is_written_again_if_that_is_asked_for(tmp_path):
     act = SaveAct(store, verify=False)
     for number in range(5):
         act.store(parts(number))
+    act.flush()
     path = store.path(digest(4))
     path.chmod(0o644)
     path.write_bytes(bytes(path.stat().st_size))
     again = SaveAct(store, verify=True)
     for number in (100, 101, 102, 4):
         again.store(parts(number))
+    again.flush()
     assert path.read_bytes() == b"".join(parts(4))
 
 
@@ -103,11 +108,77 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(descriptor, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlstate.objects.files.write_all", full)
+    monkeypatch.setattr("mlstate.objects.writing.write_all", full)
     with pytest.raises(OSError, match="No space"):
         act.store(parts(3))
+    act.settle()
     assert leftovers(store) == []
     assert store.size(digest(3)) is None
+
+
+@pytest.mark.parametrize("call", ["settle", "flush"])
+def test_what_the_disk_refuses_in_the_background_is_told(tmp_path, monkeypatch, call):
+    store = FolderObjectStore(tmp_path)
+    act = SaveAct(store, verify=False)
+    act.store(parts(1))
+    act.store(parts(2))
+
+    def broken(file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("mlstate.objects.newfile.NewFile.flush", broken)
+    act.store(parts(3))
+    with pytest.raises(OSError, match="Input/output"):
+        getattr(act, call)()
+    assert leftovers(store) == []
+    assert store.size(digest(3)) is None
+    act.settle()  # it was told once
+    monkeypatch.undo()
+    assert act.store(parts(3)) == digest(3)
+    act.flush()
+    assert store.size(digest(3)) == sum(map(len, parts(3)))
+
+
+def test_after_a_failure_nothing_more_is_taken(tmp_path, monkeypatch):
+    store = FolderObjectStore(tmp_path)
+    act = SaveAct(store, verify=False)
+    act.store(parts(1))
+    act.store(parts(2))
+    monkeypatch.setattr("mlstate.objects.newfile.os.fsync", None)
+
+    def many() -> None:
+        for number in range(3, 200):
+            act.store(parts(number))
+
+    with pytest.raises(TypeError):
+        many()
+    with pytest.raises(TypeError):
+        act.settle()
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("size", [MAP_FROM - 1, MAP_FROM, (2 << 20) - 4096, 5_000_000])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_large_objects_are_written_as_they_are_hashed(tmp_path, monkeypatch, size, mapped):
+    """Where the file cannot be mapped, too: on a network, say."""
+    if not mapped:
+        monkeypatch.setattr("mlstate.objects.writing.may_map", lambda *_: False)
+    store = FolderObjectStore(tmp_path)
+    head, data = bytes(4096), bytes(range(251)) * (size // 251 + 1)
+    writer = store.writer()
+    digest, new = writer.add([head, memoryview(data)[:size]])
+    assert new
+    writer.flush()
+    assert store.path(digest).read_bytes() == head + data[:size]
+    assert digest == Digest.of(head + data[:size])
+
+
+def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path, monkeypatch):
+    really = os.writev
+    monkeypatch.setattr(os, "writev", lambda file, views: really(file, [views[0][:100]]))
+    store, content = FolderObjectStore(tmp_path), [bytes(range(200)), bytes(3_000_000)]
+    digest, _ = store.writer().add(content)
+    assert digest == Digest.of(*content)
 
 
 def test_tensors_that_change_while_they_are_saved_spoil_no_object(tmp_path):

@@ -7,22 +7,17 @@ import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.files import (
-    Publish,
-    make_folders,
-    read_small,
-    sync_path,
-    temporary_file,
-    write_in_store,
-)
-from mlstate.parallel import THREADS
+from mlstate.objects.files import make_folders, read_small, write_in_store
+from mlstate.objects.newfile import NewFile, Publish, sync_path
+from mlstate.parallel import Background
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
 
@@ -31,6 +26,11 @@ GRACE_SECONDS = 14 * 24 * 3600
 
 _FRESH_SECONDS = GRACE_SECONDS / 14
 """Objects younger than this need no freshening when they are reused."""
+
+_FLUSHING_THREADS = 4
+"""Files that are flushed at once: they share a commit of the file system's journal."""
+_WAITING = 64
+"""Files that are written and not yet flushed, at most: each has a descriptor."""
 
 
 def check_folder(root: Path) -> None:
@@ -150,15 +150,18 @@ class FolderObjectWriter:
 
     def __init__(self, store: FolderObjectStore) -> None:
         self._store = store
-        self._touched: set[Path] = set()
-        self._lock = Lock()
-        self._gate = BoundedSemaphore(THREADS)
+        self._objects = f"{store.root}/{layout.OBJECTS}"
+        self._temporaries = f"{store.root}/{layout.TEMPORARIES}"
+        make_folders(store.root, Path(self._temporaries))
+        self._touched: set[str] = set()  # folders of objects, by the first two digits
+        self._flushing = Background(_FLUSHING_THREADS, most=_WAITING)
+        self._devices: dict[int, bool] = {}
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here; see `ObjectWriter.reuse`."""
-        path = self._store.path(digest)
+        path = self._path(digest)
         try:
-            found = path.stat()
+            found = os.stat(path)
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return False
             if not -_FRESH_SECONDS < time.time() - found.st_mtime < _FRESH_SECONDS:
@@ -166,42 +169,52 @@ class FolderObjectWriter:
         except (FileNotFoundError, PermissionError):
             # Another member's file cannot be freshened, but it can be replaced by an equal one.
             return False
-        self._touch(path.parent)
+        self._touched.add(digest[:2])
         return True
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object; see `ObjectWriter.put`."""
         name = layout.object_path(digest)
         write_in_store(self._store.root, name, parts, digest=digest, sync_parent=False)
-        self._touch((self._store.root / name).parent)
+        self._touched.add(digest[:2])
 
     def add(self, parts: Sequence[Bytes]) -> tuple[Digest, bool]:
         """Write an object whose digest nobody knows yet; see `AddingWriter.add`."""
-        root = self._store.root
-        size = sum(memoryview(part).nbytes for part in parts)
-        temporary = root / layout.TEMPORARIES / uuid.uuid4().hex
-        make_folders(root, temporary.parent)
-        with temporary_file(temporary, parts, gate=self._gate) as digest:
-            if self.reuse(digest, size):
+        with ExitStack() as stack:
+            file = stack.enter_context(NewFile(f"{self._temporaries}/{uuid.uuid4().hex}"))
+            digest = file.write(parts, self._devices)
+            if self.reuse(digest, file.size):
                 return digest, False
-            path = self._store.path(digest)
-            make_folders(root, path.parent, sync=False)  # `flush` does it, once
-            os.replace(temporary, path)
-        self._touch(path.parent)
+            self._flushing.do(partial(self._publish, file, digest))
+            stack.pop_all()
         return digest, True
+
+    def _publish(self, file: NewFile, digest: Digest) -> None:
+        """What waits for the disk, and what comes after it."""
+        path = self._path(digest)
+        with file:
+            file.flush()
+            if digest[:2] not in self._touched:
+                make_folders(self._store.root, Path(path).parent, sync=False)  # `flush` does it
+                self._touched.add(digest[:2])
+            file.publish(path)
+
+    def settle(self) -> None:
+        """Wait for the disk to have what was added; see `AddingWriter.settle`."""
+        self._flushing.wait()
 
     def flush(self) -> None:
         """Flush each folder that an object was put in or reused from, once."""
-        with self._lock:
-            touched, self._touched = self._touched, set()
-        # Those above them too: another process may have made a folder and not come this far.
-        above = {parent for folder in touched for parent in (folder.parent, self._store.root)}
-        for folder in (*sorted(touched), *sorted(above, reverse=True)):
-            sync_path(folder)
+        self.settle()
+        touched, self._touched = sorted(self._touched), set()
+        for name in touched:
+            sync_path(Path(self._objects, name))
+        if touched:  # those above, too: another process may have made one and not come this far
+            sync_path(Path(self._objects))
+            sync_path(self._store.root)
 
-    def _touch(self, folder: Path) -> None:
-        with self._lock:
-            self._touched.add(folder)
+    def _path(self, digest: Digest) -> str:
+        return f"{self._objects}/{digest[:2]}/{digest[2:]}"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

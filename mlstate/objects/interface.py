@@ -105,6 +105,16 @@ class AddingWriter(ObjectWriter, Protocol):
 
         Returns:
             Its digest, and whether it was new: what was here is taken as by `reuse`.
+
+        Raises:
+            OSError: It could not be written, or one that was added before could not.
+        """
+
+    def settle(self) -> None:
+        """Wait until all that was added has its name.
+
+        Raises:
+            OSError: Something could not be written.
         """
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import sys
+from functools import cache
 from typing import BinaryIO
 
 __all__ = ["MAP_FROM", "may_map"]
@@ -33,21 +34,21 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
-def may_map(file: BinaryIO, devices: dict[int, bool] | None = None) -> bool:
+def may_map(file: BinaryIO | int, devices: dict[int, bool] | None = None) -> bool:
     """Whether a file may be mapped: our own or root's, on a local file system.
 
     A map shows what others do to the file later; and where the file may become shorter, the
     process that reads it there is killed.
 
     Args:
-        file: The open file.
+        file: The open file, or its descriptor.
         devices: What was found out of other files in the same act: device -> whether it is local.
             Added to. Not to be kept for long: what is mounted changes.
     """
     if not sys.platform.startswith("linux"):
         return False  # no way known here to tell a network mount
     try:
-        descriptor = file.fileno()
+        descriptor = file if isinstance(file, int) else file.fileno()
     except OSError:
         return False
     found = os.fstat(descriptor)
@@ -61,10 +62,15 @@ def may_map(file: BinaryIO, devices: dict[int, bool] | None = None) -> bool:
     return local
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """Once: each of these makes a class of its own, which takes 0.4 ms."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _file_system(descriptor: int) -> int:
     """The kernel's magic number of the file system (statfs, which Python does not offer)."""
     buffer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fstatfs(descriptor, buffer):
+    if _libc().fstatfs(descriptor, buffer):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(struct.unpack_from("@l", buffer)[0]) & 0xFFFFFFFF

@@ -19,9 +19,11 @@ from pathlib import Path
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import IntegrityError
 from mlstate.format import layout
-from mlstate.objects.files import make_folders, seal, sync_path, write_all
+from mlstate.objects.files import make_folders
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
+from mlstate.objects.newfile import seal, sync_path
 from mlstate.objects.partial import Partial
+from mlstate.objects.writing import write_all
 
 __all__ = ["Arriving", "Receiver", "Staged"]
 

@@ -46,6 +46,7 @@ class SaveAct:
         self._objects = objects
         self._threads = threads
         self._writer: ObjectWriter = objects.writer()
+        self._adding = self._writer if isinstance(self._writer, AddingWriter) else None
         self._verify = verify
         self._taken: set[Digest] = set()
         self._lock = Lock()
@@ -64,10 +65,9 @@ class SaveAct:
         Returns:
             Its digest.
         """
-        writer = self._writer
         likely_new = self._new_of_late >= _SURE and not self._verify
-        if likely_new and isinstance(writer, AddingWriter):
-            digest, new = writer.add(parts)
+        if likely_new and self._adding is not None:
+            digest, new = self._adding.add(parts)
             with self._lock:
                 known = digest in self._taken
                 self._taken.add(digest)
@@ -114,6 +114,11 @@ class SaveAct:
         with parts() as found:
             self._writer.put(digest, found)
         return True
+
+    def settle(self) -> None:
+        """Wait until all that was stored is in its place: after a failure, too."""
+        if self._adding is not None:
+            self._adding.settle()
 
     def flush(self) -> None:
         """Make all that was taken durable."""

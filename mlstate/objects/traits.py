@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlstate.objects.extents import clone_range
-from mlstate.objects.files import rename_exclusively, sync_path
 from mlstate.objects.locks import try_lock
 from mlstate.objects.mapping import may_map
+from mlstate.objects.newfile import rename_exclusively, sync_path
 
 __all__ = ["Traits", "file_system_of", "probe"]
 

@@ -25,7 +25,7 @@ from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
-from mlstate.objects.files import sync_path
+from mlstate.objects.newfile import sync_path
 from mlstate.objects.tars import TarReader, TarWriter
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.reading import read_state

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from mlstate.errors import FormatError, IntegrityError, StateExistsError, concerning
 from mlstate.locations import local_path
-from mlstate.objects.files import create_exclusively, sync_path
+from mlstate.objects.newfile import create_exclusively, sync_path
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_key

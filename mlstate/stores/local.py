@@ -46,8 +46,6 @@ class LocalStateStore(SavingBesideLegacy):
 
     checkpoints: LegacyFolder
 
-    writing_threads = 4
-
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = local_path(folder)
         self._state_files = FolderStateFiles(self.folder)

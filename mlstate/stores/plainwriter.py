@@ -30,7 +30,8 @@ from mlstate.format.plain_file import (
 from mlstate.format.state_object import BYTES_NAME, StateObject, TensorRef
 from mlstate.objects import ObjectStore
 from mlstate.objects.extents import clone_range
-from mlstate.objects.files import make_folders, sync_path
+from mlstate.objects.files import make_folders
+from mlstate.objects.newfile import sync_path
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.parallel import for_each
 from mlstate.stores.plainfolder import temporary_name

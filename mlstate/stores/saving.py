@@ -50,8 +50,6 @@ class SavingStore(Saves, StateView):
 
     threads = THREADS
     """How many objects are looked at, hashed and written at once."""
-    writing_threads: int | None = None
-    """How many new ones are, if that is another number: who waits for a disk lets others hash."""
 
     def __init__(self, states: StateFiles, target: WritableObjectStore) -> None:
         self.states = states
@@ -107,8 +105,10 @@ class SavingStore(Saves, StateView):
                         warn_of_meta(key)
                     return key
             act = self._act(verify=wish.verify)
-            threads = self.writing_threads or self.threads
-            encoded = encode_state(sources, threads=threads, store=act.store)
+            try:
+                encoded = encode_state(sources, threads=self.threads, store=act.store)
+            finally:
+                act.settle()
             for name, entry in wanted.files.items():
                 act.take(entry.digest, [content_of(wish.files[name])])
             act.take(encoded.digest, [encoded.data])
