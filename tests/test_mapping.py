@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from mlstate import LocalStateStore, StateType
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.tensors import encode_tensors, read_tensors
-from mlstate.tensors.memory import MAP_FROM, as_bytes, file_tensor
+from mlstate.tensors.memory import MAP_FROM, as_bytes, mapped_tensor, read_tensor
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux maps files")
 
@@ -33,6 +34,11 @@ def written(path: Path, size: int = MAP_FROM) -> bytes:
 def opened(path: Path, size: int = MAP_FROM) -> torch.Tensor:
     with open(path, "rb", buffering=0) as file:
         return file_tensor(file, size)
+
+
+def file_tensor(file: BinaryIO, size: int) -> torch.Tensor:
+    mapped = mapped_tensor(file, size)
+    return read_tensor(file, size) if mapped is None else mapped
 
 
 def file_behind(tensor: torch.Tensor) -> str | None:

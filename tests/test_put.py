@@ -33,7 +33,21 @@ class Twice(nn.Module):
         self.register_buffer("cache", torch.randn(3), persistent=False)
 
 
+class Large(nn.Module):
+    """Tensors of more than a megabyte, apart from each other: of several pieces, and turned."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.pieces = nn.Parameter(torch.randn(1500, 1777))  # 10.7 MB
+        self.turned = nn.Parameter(torch.randn(600, 700).t())
+        self.complex = nn.Parameter(torch.randn(300, 500, dtype=torch.complex64))
+        self.register_buffer("count", torch.randint(100, (700, 500)))
+        self.small = nn.Linear(9, 9)
+
+
 MODELS = {
+    "large": lambda seed: with_state_type(Large(seed), LINEAR),
     "net": lambda seed: net(seed),
     "twice": lambda seed: with_state_type(Twice(seed), LINEAR),
 }
@@ -108,6 +122,48 @@ def test_a_module_that_keeps_its_parameters_elsewhere_too_sees_the_new_ones(tmp_
     assert torchs_own == []
     data = torch.randn(5, 2, 32)
     assert torch.equal(model(data)[0], source(data)[0])
+
+
+def test_who_wants_to_hear_of_new_parameters_does(tmp_path, torchs_own):
+    store, source, model = LocalStateStore(tmp_path), net(1), net(2)
+    key = store.save(source, "one")
+    heard = []
+    hooks = [
+        nn.modules.module.register_module_parameter_registration_hook(
+            lambda module, name, parameter: heard.append(name)
+        ),
+        nn.modules.module.register_module_buffer_registration_hook(
+            lambda module, name, buffer: heard.append(name)
+        ),
+    ]
+    try:
+        store.load(model, key, assign=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torchs_own == []
+    assert sorted(heard) == sorted(name.rpartition(".")[2] for name in model.state_dict())
+    assert same(values(model), values(source))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_conjugate_view_in_a_model_takes_the_values(assign, tmp_path):
+    """Torch refuses to copy into such views by one call for several."""
+    source, model = (with_state_type(nn.Module(), LINEAR) for _ in "ab")
+    source.register_buffer("view", torch.full((400, 500), 1 + 2j).conj())
+    model.register_buffer("view", torch.full((400, 500), 3 + 4j).conj())
+    store = LocalStateStore(tmp_path)
+    store.load(model, store.save(source, "one"), assign=assign)
+    assert torch.equal(model.view, source.view)
+
+
+def test_a_large_tensor_of_another_dtype_is_cast(tmp_path):
+    store, source = LocalStateStore(tmp_path), MODELS["large"](1)
+    key = store.save(source, "one")
+    model = MODELS["large"](2)
+    model.pieces.data = model.pieces.data.double()
+    assert store.load(model, key).cast_keys == ["pieces"]
+    assert torch.equal(model.pieces, source.pieces.double())
 
 
 def test_each_assigned_tensor_has_a_memory_of_its_own(tmp_path):

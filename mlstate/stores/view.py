@@ -241,7 +241,7 @@ class StateView(AbstractStateStore[Any]):
                 )
             from mlstate.tensors import load_tensors, reading
 
-            with reading(found.objects, state, shared=True, packed=not assign) as read:
+            with reading(found.objects, state, shared=True) as read:
                 return load_tensors(
                     model,
                     state.specs,

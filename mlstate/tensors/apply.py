@@ -13,13 +13,14 @@ from mlstate.digests import Digest
 from mlstate.errors import IncompatibleStateError
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import LoadResult, TensorModel
-from mlstate.tensors.fit import Fit, compare, has_own_rules, some
+from mlstate.tensors.fit import Fit, compare, some
 from mlstate.tensors.memory import as_bytes
 from mlstate.tensors.put import can_put, put
-from mlstate.tensors.ties import UNINITIALIZED, assignable, overlapping
+from mlstate.tensors.ties import UNINITIALIZED, assignable
 
 __all__ = ["apply_state", "load_tensors"]
 
+_Modules = list[tuple[str, torch.nn.Module]]
 _PLAIN = (torch.Tensor, torch.nn.Parameter, *UNINITIALIZED)
 
 
@@ -49,13 +50,12 @@ def load_tensors(
     """
     fit = compare(model, specs)
     problems = fit.problems_of_shapes(ignore_mismatched_sizes=ignore_mismatched_sizes)
-    own_rules = has_own_rules(model)
-    if not own_rules:
+    if not fit.own_rules:
         # Names that a model's own rules may translate are for those rules to judge.
         problems = fit.problems_of_names(strict=strict) + problems
     if not assign:
         problems += fit.unwritable(specs)
-    elif parts := overlapping(fit.own, fit.ties):
+    elif parts := fit.overlapping:
         problems.append(f"of memory that overlaps, which assign=True would part: {some(parts)}")
     if problems:
         raise IncompatibleStateError(
@@ -71,7 +71,7 @@ def load_tensors(
             found="; ".join(" and ".join(group) for group in torn),
             remedy="untie them in the model; with strict=False the last of them wins, as in torch",
         )
-    result = apply_state(model, tensors, fit, strict=strict, assign=assign, own_rules=own_rules)
+    result = apply_state(model, tensors, fit, strict=strict, assign=assign)
     result.digest = digest
     return result
 
@@ -96,7 +96,6 @@ def apply_state(
     *,
     strict: bool,
     assign: bool,
-    own_rules: bool,
 ) -> LoadResult:
     """Put verified tensors into a model.
 
@@ -107,7 +106,6 @@ def apply_state(
         strict: Refuse what is missing or unexpected; for a model with rules of its own, which
             alone can tell. For all others `Fit.problems_of_names` has told before.
         assign: Make the tensors the model's own instead of copying from them.
-        own_rules: What `has_own_rules` says of the model.
 
     Returns:
         What torch reports, without a digest.
@@ -137,10 +135,10 @@ def apply_state(
         # names of today the version is today's; any other state is for the modules to judge.
         given = OrderedDict(given)
         given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
-    restore = own_rules or any(type(t) not in _PLAIN for t in _tensors(model))
-    with _refused(model, restore=restore, assign=assign):
+    restore = fit.own_rules or any(type(t) not in _PLAIN for t in _tensors(fit.modules))
+    with _refused(fit.modules, restore=restore, assign=assign):
         if not restore and not tied and can_put(given, fit.own, assign=assign):
-            put(model, given, fit.own, assign=assign)
+            put(fit, given, assign=assign)
             return LoadResult((), (), fit.mismatched, fit.cast)
         keys = model.load_state_dict(given, strict=False, assign=assign)
         left = {*keys.missing_keys, *tied} - fit.mismatched.keys()
@@ -157,14 +155,14 @@ def apply_state(
 
 
 @contextmanager
-def _refused(model: torch.nn.Module, *, restore: bool, assign: bool) -> Iterator[None]:
+def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None]:
     """Turn what torch or a model's own rules refuse into an error of ours.
 
     With ``restore`` the model gets its tensors back. That needs a copy of them, so it is only for
     models with rules of their own: of all others the comparison said before that torch will take
     everything.
     """
-    held, lazy, values = _snapshot(model, copied=not assign) if restore else ([], [], [])
+    held, lazy, values = _snapshot(modules, copied=not assign) if restore else ([], [], [])
     try:
         yield
     except BaseException as error:
@@ -191,11 +189,11 @@ _Lazy = list[tuple[torch.Tensor, type, torch.Tensor]]
 _Values = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def _snapshot(model: torch.nn.Module, *, copied: bool) -> tuple[_Held, _Lazy, _Values]:
+def _snapshot(modules: _Modules, *, copied: bool) -> tuple[_Held, _Lazy, _Values]:
     """A model's tensors: which module has which, which are lazy, and copies of values."""
-    tensors = {id(tensor): tensor for tensor in _tensors(model)}.values()
+    tensors = {id(tensor): tensor for tensor in _tensors(modules)}.values()
     return (
-        [(module, {**module._parameters}, {**module._buffers}) for module in model.modules()],
+        [(module, {**module._parameters}, {**module._buffers}) for _, module in modules],
         [(t, type(t), t.data) for t in tensors if isinstance(t, UNINITIALIZED)],
         [
             (t, t.detach().clone())
@@ -205,8 +203,8 @@ def _snapshot(model: torch.nn.Module, *, copied: bool) -> tuple[_Held, _Lazy, _V
     )
 
 
-def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    for module in model.modules():
+def _tensors(modules: _Modules) -> Iterator[torch.Tensor]:
+    for _, module in modules:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield tensor

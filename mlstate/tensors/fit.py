@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import TensorModel
 from mlstate.tensors.dtypes import TORCH_DTYPES, torch_dtype, torch_shape
-from mlstate.tensors.ties import UNINITIALIZED, tied_groups
+from mlstate.tensors.ties import UNINITIALIZED, overlapping, stand_apart, tied_groups
 
-__all__ = ["Fit", "compare", "has_own_rules", "some"]
+__all__ = ["Fit", "compare", "some"]
 
 _EXTRA_STATE = "_extra_state"
 
@@ -26,6 +26,7 @@ class Fit:
 
     Attributes:
         own: The model's entries.
+        modules: The modules that it is made of, with their names; none of what is no module.
         common: Names in both.
         missing: Names of the model that the state lacks.
         unexpected: Names of the state that the model lacks.
@@ -34,6 +35,7 @@ class Fit:
     """
 
     own: Mapping[str, Any]
+    modules: list[tuple[str, torch.nn.Module]]
     common: set[str]
     missing: list[str]
     unexpected: list[str]
@@ -42,8 +44,26 @@ class Fit:
 
     @cached_property
     def ties(self) -> list[list[str]]:
-        """The model's names, those that are one tensor or one memory together."""
-        return tied_groups(self.own)
+        """The model's names that are one tensor or one memory, together."""
+        return [] if self.apart else tied_groups(self.own)
+
+    @property
+    def overlapping(self) -> list[str]:
+        """Names of memory that overlaps in part, so that it could not be assigned."""
+        return [] if self.apart else overlapping(self.own, self.ties)
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether no two names are one tensor, or share memory. So it is in most models."""
+        return stand_apart(self.own)
+
+    @cached_property
+    def own_rules(self) -> bool:
+        """Whether the model loads by rules of its own: hooks, or an overridden method.
+
+        Such a model may rename what it is given, so only its own load can say what is missing.
+        """
+        return bool(self.modules) and _has_own_rules([module for _, module in self.modules])
 
     def problems_of_names(self, *, strict: bool) -> list[str]:
         """What the names forbid, in sentences; nothing if the load may go on."""
@@ -150,7 +170,8 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
         FormatError: A stored element type that this torch lacks.
     """
     own = _entries(model)
-    filled_in = _filled_in_by_torch(model)
+    modules = list(model.named_modules()) if isinstance(model, torch.nn.Module) else []
+    filled_in = _filled_in_by_torch(modules)
     mismatched, casts = {}, []
     for name, spec in specs.items():
         target = own.get(name)
@@ -163,6 +184,7 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
             casts.append(name)
     return Fit(
         own,
+        modules,
         specs.keys() & own.keys(),
         [name for name in own if name not in specs and name not in filled_in],
         sorted(specs.keys() - own.keys()),
@@ -171,14 +193,8 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
     )
 
 
-def has_own_rules(model: TensorModel) -> bool:
-    """Whether a model loads by rules of its own: hooks, or an overridden method.
-
-    Such a model may rename what it is given, so only its own load can say what is missing.
-    """
-    if not isinstance(model, torch.nn.Module):
-        return False
-    if type(model).load_state_dict is not torch.nn.Module.load_state_dict:
+def _has_own_rules(modules: list[torch.nn.Module]) -> bool:
+    if type(modules[0]).load_state_dict is not torch.nn.Module.load_state_dict:
         return True
     known = (torch.nn.Module._load_from_state_dict, _NormBase._load_from_state_dict)
     return any(
@@ -188,7 +204,7 @@ def has_own_rules(model: TensorModel) -> bool:
         or module._state_dict_pre_hooks
         or type(module)._load_from_state_dict not in known
         or type(module).state_dict is not torch.nn.Module.state_dict
-        for module in model.modules()
+        for module in modules
     )
 
 
@@ -203,20 +219,18 @@ def _entries(model: TensorModel) -> Mapping[str, Any]:
     return {name: themselves.get(name, entry) for name, entry in model.state_dict().items()}
 
 
-def _filled_in_by_torch(model: TensorModel) -> set[str]:
+def _filled_in_by_torch(modules: list[tuple[str, torch.nn.Module]]) -> set[str]:
     """Names that torch does not miss: checkpoints older than this counter of BatchNorm lack it."""
-    if not isinstance(model, torch.nn.Module):
-        return set()
     return {
         f"{prefix}.num_batches_tracked" if prefix else "num_batches_tracked"
-        for prefix, module in model.named_modules()
+        for prefix, module in modules
         if isinstance(module, _NormBase)
     }
 
 
 def _fits(stored: tuple[int, ...], own: tuple[int, ...]) -> bool:
     # torch takes a tensor of one dimension for a scalar: that is how version 0.3 wrote scalars.
-    return stored == tuple(own) or (not own and len(stored) == 1 and stored[0] > 0)
+    return stored == own or (not own and len(stored) == 1 and stored[0] > 0)
 
 
 def some(names: list[str], most: int = 8) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import sys
 from typing import BinaryIO
@@ -14,7 +13,7 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.objects.mapping import MAP_FROM, may_map
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
 
-__all__ = ["MAP_FROM", "as_bytes", "as_tensor", "file_tensor"]
+__all__ = ["MAP_FROM", "as_bytes", "as_tensor", "mapped_tensor", "read_tensor"]
 
 
 _MEMORY = ctypes.c_ubyte * sys.maxsize
@@ -33,11 +32,15 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 def as_tensor(raw: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     """Bytes (uint8, one dimension, exactly the data) as the tensor that they are."""
-    return raw.view(torch_dtype(spec)).reshape(torch_shape(spec))
+    typed = raw.view(torch_dtype(spec))
+    shape = torch_shape(spec)
+    return typed if len(shape) == 1 else typed.view(shape)
 
 
-def file_tensor(file: BinaryIO, size: int, devices: dict[int, bool] | None = None) -> torch.Tensor:
-    """A file's bytes as a private, writable uint8 tensor: mapped where that is safe, or read.
+def mapped_tensor(
+    file: BinaryIO, size: int, devices: dict[int, bool] | None = None
+) -> torch.Tensor | None:
+    """A file's bytes as a private, writable uint8 tensor, mapped: nothing is read yet.
 
     Nothing that is done to the tensor reaches the file. A map shows what others do to the file
     later, so only files that nobody else can change unnoticed are mapped: our own or root's, on a
@@ -48,22 +51,36 @@ def file_tensor(file: BinaryIO, size: int, devices: dict[int, bool] | None = Non
         size: Its size in bytes.
         devices: As for `may_map`.
 
+    Returns:
+        None if it is not safe, not possible, or too small to be worth it: then read the file.
+    """
+    if size < MAP_FROM or not may_map(file, devices):
+        return None
+    # By way of the descriptor: it is the file that was looked at, whatever the name has come to
+    # mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for each
+    # map, and a large model would use up the process's limit).
+    try:
+        return torch.from_file(
+            f"/dev/fd/{file.fileno()}",
+            shared=False,
+            size=size,
+            dtype=torch.uint8,
+            device="cpu",  # whatever the default device is
+        )
+    except RuntimeError:  # there is no /dev/fd, or the process may not map any more
+        return None
+
+
+def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:
+    """A file's bytes as a uint8 tensor, read into memory.
+
+    Args:
+        file: The open file.
+        size: Its size in bytes.
+
     Raises:
         IntegrityError: The file became shorter.
     """
-    if size >= MAP_FROM and may_map(file, devices):
-        # By way of the descriptor: it is the file that was looked at, whatever the name has come
-        # to mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for
-        # each map, and a large model would use up the process's limit).
-        # Where there is no /dev/fd, or the process may not map any more, the file is read.
-        with contextlib.suppress(RuntimeError):
-            return torch.from_file(
-                f"/dev/fd/{file.fileno()}",
-                shared=False,
-                size=size,
-                dtype=torch.uint8,
-                device="cpu",  # whatever the default device is
-            )
     raw = torch.empty(size, dtype=torch.uint8, device="cpu")
     view = as_bytes(raw)
     position = 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-__all__ = ["UNINITIALIZED", "assignable", "overlapping", "tied_groups"]
+__all__ = ["UNINITIALIZED", "assignable", "overlapping", "stand_apart", "tied_groups"]
 
 UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 """Entries of lazy modules: they have no shape yet, and take any."""
@@ -35,7 +35,8 @@ def assignable(
     for name in given.keys() - own.keys():  # hooks of the model may know these
         ready[name] = given[name].clone() if id(given[name]) in taken else given[name]
         taken.add(id(given[name]))
-    for group in groups:
+    tied = {name for group in groups for name in group}
+    for group in itertools.chain(groups, ([name] for name in own if name not in tied)):
         having = [name for name in group if name in given]
         if not having:
             continue
@@ -48,13 +49,16 @@ def assignable(
         parameters: dict[int, torch.nn.Parameter] = {}
         for name in group:
             target = own[name]
-            if isinstance(target, torch.nn.Parameter):
-                ready[name] = parameters.setdefault(
-                    id(target), torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
-                )
-            else:
+            if type(target) is torch.Tensor or not isinstance(target, torch.nn.Parameter):
                 ready[name] = loaded
-        lacking.update(name for name in group if name not in given)
+            elif id(target) in parameters:
+                ready[name] = parameters[id(target)]
+            else:
+                parameters[id(target)] = ready[name] = torch.nn.Parameter(
+                    loaded, requires_grad=target.requires_grad
+                )
+        if len(having) < len(group):
+            lacking.update(name for name in group if name not in given)
     return ready, lacking
 
 
@@ -74,15 +78,31 @@ def overlapping(own: Mapping[str, Any], groups: list[list[str]]) -> list[str]:
         own: The model's entries.
         groups: What `tied_groups` says of them.
     """
-    spans = []
-    for group in groups:
-        entry = own[group[0]]
-        if _has_place(entry):
-            start = entry.data_ptr()
-            spans.append((_device(entry), start, start + _extent(entry), group[0]))
-    spans.sort()
+    again = {name for group in groups for name in group[1:]}
+    spans = sorted(
+        (_device(entry), *_span(entry), name)
+        for name, entry in own.items()
+        if name not in again and _has_place(entry)
+    )
     pairs = itertools.pairwise(spans)
     return sorted({n for a, b in pairs if a[0] == b[0] and b[1] < a[2] for n in (a[3], b[3])})
+
+
+def stand_apart(own: Mapping[str, Any]) -> bool:
+    """Whether no two entries are one, or share memory. So it is in most models.
+
+    Devices are not told apart: what seems to overlap is looked at again.
+    """
+    if len(set(map(id, own.values()))) < len(own):
+        return False
+    spans = sorted(_span(entry) for entry in own.values() if _has_place(entry))
+    return all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def _span(entry: torch.Tensor) -> tuple[int, int]:
+    """From the first byte of a tensor to behind its last one."""
+    start = entry.data_ptr()
+    return start, start + _extent(entry)
 
 
 def _device(entry: torch.Tensor) -> str:
@@ -90,7 +110,7 @@ def _device(entry: torch.Tensor) -> str:
 
 
 def _extent(entry: torch.Tensor) -> int:
-    """From the first byte of a tensor to behind its last one."""
+    """The bytes from a tensor's first one to its last one."""
     if entry.is_contiguous():
         return entry.nbytes
     steps = zip(entry.shape, entry.stride(), strict=True)
@@ -108,21 +128,11 @@ def _has_place(entry: Any) -> bool:
 
 
 def tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
-    """Names of a model, those that are one tensor or one memory together."""
-    starts: dict[Any, list[str]] = {}
-    for name, entry in own.items():
-        starts.setdefault(_start(entry), []).append(name)
-    if len(starts) == len(own):  # most models: nothing begins where something else does
-        return list(starts.values())
+    """Names of a model that are one tensor or one memory, together; all others are left out."""
     groups: dict[Any, list[str]] = {}
     for name, entry in own.items():
         groups.setdefault(_place(name, entry), []).append(name)
-    return list(groups.values())
-
-
-def _start(entry: Any) -> Any:
-    """Equal for entries that are one tensor or one memory, and for few others."""
-    return entry.data_ptr() if _has_place(entry) else (id(entry),)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _place(name: str, entry: Any) -> Any:
