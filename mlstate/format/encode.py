@@ -24,7 +24,7 @@ from mlstate.format.state_object import (
     TensorRef,
     check_bytes_state,
 )
-from mlstate.parallel import THREADS, for_each
+from mlstate.parallel import THREADS, begun
 
 __all__ = [
     "EncodedState",
@@ -142,9 +142,6 @@ def encode_state(
     for source in listed:
         if source.name in headers:
             large.setdefault((source.memory, source.spec), []).append(source)
-        else:
-            with source.data() as data:
-                inline[source.name] = InlineTensor(source.spec, bytes(data))
 
     def encode(tied: list[TensorSource]) -> None:
         first = tied[0]
@@ -162,7 +159,12 @@ def encode_state(
     ordered = sorted(large.values(), key=lambda tied: -tied[0].spec.nbytes)
     for _ in range(min(_FIRST, len(ordered)) if store else 0):
         encode(ordered.pop())
-    for_each(encode, ordered, threads)
+    with begun(encode, ordered, threads) as finish:
+        for source in listed:
+            if source.name not in headers:
+                with source.data() as content:
+                    inline[source.name] = InlineTensor(source.spec, bytes(content))
+        finish()
     state = StateObject(inline, refs)
     data = state.encode()
     return EncodedState(state, data, Digest.of(data), by_digest)

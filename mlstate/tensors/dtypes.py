@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from mlstate.errors import FormatError
@@ -48,15 +50,20 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
     Raises:
         FormatError: The format has no such element type.
     """
+    return _spec(tensor.dtype, tuple(tensor.shape))
+
+
+@lru_cache(4096)
+def _spec(kind: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
+    """A spec that was made before: most tensors of a model are like another one."""
     try:
-        dtype = _NAMES[tensor.dtype]
+        dtype = _NAMES[kind]
     except KeyError:
         raise FormatError(
             "the format has no such element type",
             expected=", ".join(_NAMES.values()),
-            found=tensor.dtype,
+            found=kind,
         ) from None
-    shape = tuple(tensor.shape)
     if dtype == "F4":  # torch counts pairs, the format counts elements
         if not shape:
             raise FormatError("a scalar of two 4-bit elements has no shape in the format")
