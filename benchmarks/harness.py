@@ -41,6 +41,7 @@ PACKAGES = (
     "huggingface_hub",
     "obstore",
     "boto3",
+    "pooch",
 )
 
 

@@ -18,6 +18,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
+from benchmarks import hubcache
 from benchmarks.harness import Table, Way, compare
 from benchmarks.states import Model, measure_models, state_bytes
 from mlstate import LocalStateStore
@@ -60,6 +61,7 @@ class Bench:
         copied = model.make()
         state = copied.state_dict()
         save_file(state, folder / "model.safetensors")
+        hubcache.fill(folder / "hub", folder / "model.safetensors")
         torch.save(state, folder / "model.pt")
         store = LocalStateStore(folder / "store")
         key = store.save(copied, "seed0")
@@ -105,6 +107,7 @@ class Bench:
             Way(ASSIGN, self._mlstate_assign),
             Way(COPY, self._mlstate),
             Way("load_file + load_state_dict(assign=True)", self._safetensors_assign),
+            Way("huggingface_hub's cache + the same", self._hub),
             Way(SHA256, _both(self._sha256, plain)),
             Way("blake3 of the file + the same", _both(self._blake3, plain)),
             Way("torch.load + load_state_dict", pickled),
@@ -120,20 +123,16 @@ class Bench:
             Way("torch.load + load_state_dict", self._torch),
         ]
 
-    def _then(
-        self, first: Callable[[], object], second: Callable[[], object]
-    ) -> Callable[[], None]:
-        def both() -> None:
-            first()
-            second()
-
-        return both
-
     def _safetensors(self) -> None:
         self.copied.load_state_dict(load_file(self.folder / "model.safetensors"))
 
     def _safetensors_assign(self) -> None:
         self.assigned.load_state_dict(load_file(self.folder / "model.safetensors"), assign=True)
+
+    def _hub(self) -> None:
+        self.copied.load_state_dict(
+            load_file(hubcache.find(self.folder / "hub", "model.safetensors"))
+        )
 
     def _torch(self) -> None:
         self.copied.load_state_dict(torch.load(self.folder / "model.pt"))
