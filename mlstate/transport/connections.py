@@ -14,6 +14,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 __all__ = ["POOLS", "Adapter", "Watch", "receive", "watch_of"]
 
+_MOMENT = 0.05
+"""The seconds for which what comes is gathered before it is passed on."""
+
 
 class Watch(io.RawIOBase):
     """What a connection gives, until a deadline: so that no drip of bytes keeps a reader for ever.
@@ -53,21 +56,43 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *args, **named)
         self.watch = Watch(self.fp.detach(), sock.gettimeout() or 60)
         self.fp = io.BufferedReader(self.watch)
+        self._broken: OSError | None = None
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Receive once of a body of known length: what `readinto` does until the buffer is full.
+        """Receive of a body of known length: what comes within a moment, at least once.
+
+        The network gives a little at a time, under TLS 16 KB; all that is to be done with it takes
+        longer than to receive it.
 
         Returns:
             How many bytes came; none at the end, or if the server closed before it.
         """
         assert self.length is not None
+        if self._broken is not None:
+            raise self._broken
         if self.isclosed():
             return 0
-        count = self.fp.readinto1(buffer[: self.length])
+        wanted = buffer[: self.length]
+        count = self._receive_some(wanted)
         self.length -= count
         if not self.length:
             self.close()  # of the reply alone; its connection can be used again
         return count
+
+    def _receive_some(self, wanted: memoryview) -> int:
+        filled, until = 0, time.monotonic() + _MOMENT
+        while filled < len(wanted) and (not filled or time.monotonic() < until):
+            try:
+                count = self.fp.readinto1(wanted[filled:])
+            except OSError as error:
+                if not filled:
+                    raise
+                self._broken = error  # what came before it counts
+                break
+            if not count:
+                break
+            filled += count
+        return filled
 
 
 class _Connection(HTTPConnection):
@@ -111,7 +136,7 @@ def watch_of(reply: BaseHTTPResponse) -> Watch | None:
 
 
 def receive(reply: BaseHTTPResponse, buffer: memoryview) -> int:
-    """Receive once from the body of a reply, as it is; into the buffer at once where that can be.
+    """Receive from the body of a reply, as it is; into the buffer at once where that can be.
 
     Returns:
         How many bytes came; none at the end, or if the server closed before it.
