@@ -409,7 +409,8 @@ def test_what_came_before_a_break_is_given_before_it_is_told(
             came.extend(data)
 
     with hasty.open(chaos.url + "/x").read() as stream:
-        pytest.raises(TransportError, read_on, stream)
+        with pytest.raises(TransportError):
+            read_on(stream)
     assert came
     assert came == CONTENT[: len(came)]
     assert len(came) < len(CONTENT)
