@@ -408,9 +408,8 @@ def test_what_came_before_a_break_is_given_before_it_is_told(
         while data := stream.read(1 << 20):
             came.extend(data)
 
-    with hasty.open(chaos.url + "/x").read() as stream:
-        with pytest.raises(TransportError):
-            read_on(stream)
+    with hasty.open(chaos.url + "/x").read() as stream, pytest.raises(TransportError):
+        read_on(stream)
     assert came
     assert came == CONTENT[: len(came)]
     assert len(came) < len(CONTENT)
