@@ -42,6 +42,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.growth --measure
 	$(BIN)/python -m benchmarks.s3 --rounds 3 --json benchmarks/results/s3.json
+	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json
 	$(BIN)/python -m benchmarks.page
 
 bench-check: $(VENV)/test
@@ -88,6 +89,7 @@ $(VENV)/test: $(VENV)/quickstart
 # What only benchmarks are held against.
 $(VENV)/bench: $(VENV)/test
 	$(PIP) pooch
+	if command -v nvidia-smi > /dev/null; then $(PIP) fastsafetensors; fi
 	touch $@
 
 $(VENV)/check: $(VENV)/test

@@ -239,9 +239,10 @@ class StateView(AbstractStateStore[Any]):
                     f"this {type(model).__name__} takes no tensors",
                     expected="state_dict() and load_state_dict()",
                 )
-            from mlstate.tensors import load_tensors, reading
+            from mlstate.tensors import load_tensors, places_of, reading
 
-            with reading(found.objects, state, shared=True) as read:
+            places = places_of(model, state.specs)
+            with reading(found.objects, state, shared=True, places=places) as read:
                 return load_tensors(
                     model,
                     state.specs,
@@ -270,14 +271,15 @@ class StateView(AbstractStateStore[Any]):
             StateNotFoundError: There is no such state, or no such name in it.
             IntegrityError: Bytes are damaged or missing.
         """
-        from mlstate.tensors import read_tensors
+        from mlstate.tensors import places_on, read_tensors
 
         found = self.get(key)
         with concerning(key):
             self.bring(found.entry, check_list(names), files=names is None)
             state = read_state(*found)
             wanted = check_names(names, state.specs)
-            tensors = read_tensors(found.objects, state, wanted)
+            places = places_on(device, state.specs if wanted is None else wanted)
+            tensors = read_tensors(found.objects, state, wanted, places=places)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def materialize(

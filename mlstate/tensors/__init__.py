@@ -3,6 +3,7 @@
 from mlstate.tensors.apply import load_tensors
 from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
+from mlstate.tensors.places import places_of, places_on
 from mlstate.tensors.read import read_tensors, reading
 from mlstate.tensors.saving import write_checkpoint
 
@@ -11,6 +12,8 @@ __all__ = [
     "load_checkpoint",
     "load_tensors",
     "open_checkpoint",
+    "places_of",
+    "places_on",
     "read_tensors",
     "reading",
     "state_digest",

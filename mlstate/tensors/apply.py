@@ -83,7 +83,7 @@ def _differ(group: list[str], tensors: Mapping[str, torch.Tensor]) -> bool:
         other is not having[0]
         and (
             (other.dtype, other.shape) != (having[0].dtype, having[0].shape)
-            or as_bytes(other) != as_bytes(having[0])
+            or as_bytes(other.cpu()) != as_bytes(having[0].cpu())
         )
         for other in having[1:]
     )

@@ -15,7 +15,7 @@ from mlstate.models import TensorModel
 from mlstate.tensors.dtypes import TORCH_DTYPES, torch_dtype, torch_shape
 from mlstate.tensors.ties import UNINITIALIZED, overlapping, stand_apart, tied_groups
 
-__all__ = ["Fit", "compare", "some"]
+__all__ = ["Fit", "compare", "entries", "some"]
 
 _EXTRA_STATE = "_extra_state"
 
@@ -169,7 +169,7 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
     Raises:
         FormatError: A stored element type that this torch lacks.
     """
-    own = _entries(model)
+    own = entries(model)
     modules = list(model.named_modules()) if isinstance(model, torch.nn.Module) else []
     filled_in = _filled_in_by_torch(modules)
     mismatched, casts = {}, []
@@ -208,7 +208,7 @@ def _has_own_rules(modules: list[torch.nn.Module]) -> bool:
     )
 
 
-def _entries(model: TensorModel) -> Mapping[str, Any]:
+def entries(model: TensorModel) -> Mapping[str, Any]:
     """A model's entries: the parameters themselves, so that it can be seen which names are one."""
     if not isinstance(model, torch.nn.Module):
         return model.state_dict()

@@ -13,7 +13,7 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.objects.mapping import MAP_FROM, may_map
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
 
-__all__ = ["MAP_FROM", "as_bytes", "as_tensor", "mapped_tensor", "read_tensor"]
+__all__ = ["MAP_FROM", "as_bytes", "as_tensor", "mapped_tensor", "read_into", "read_tensor"]
 
 
 _MEMORY = ctypes.c_ubyte * sys.maxsize
@@ -82,16 +82,24 @@ def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:
         IntegrityError: The file became shorter.
     """
     raw = torch.empty(size, dtype=torch.uint8, device="cpu")
-    view = as_bytes(raw)
-    position = 0
     file.seek(0)
-    while position < size:
+    read_into(file, as_bytes(raw))
+    return raw
+
+
+def read_into(file: BinaryIO, view: memoryview) -> None:
+    """Fill memory with the next bytes of a file.
+
+    Raises:
+        IntegrityError: The file has fewer.
+    """
+    position = 0
+    while position < len(view):
         count = file.readinto(view[position:])  # type: ignore[attr-defined]
         if not count:
             raise IntegrityError(
                 "a file was cut short while it was read",
-                expected=f"{size} bytes",
+                expected=f"{len(view)} bytes",
                 found=f"{position} bytes",
             )
         position += count
-    return raw

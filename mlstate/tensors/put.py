@@ -45,17 +45,12 @@ def _fits(given: Any, entry: Any, *, assign: bool) -> bool:
         type(entry) in _PLAIN
         and type(given) in _PLAIN
         and given.shape == entry.shape
-        and (assign or _takes_copies(entry))
+        and (assign or (given.device == entry.device and _takes_copies(entry)))
     )
 
 
 def _takes_copies(entry: torch.Tensor) -> bool:
-    return (
-        entry.device.type == "cpu"
-        and entry.layout is torch.strided
-        and not entry.is_conj()
-        and not entry.is_neg()
-    )
+    return entry.layout is torch.strided and not entry.is_conj() and not entry.is_neg()
 
 
 def put(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
@@ -85,7 +80,8 @@ def put(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
 def _is_copy_of_bytes(own: torch.Tensor, tensor: torch.Tensor) -> bool:
     """Whether a copy is nothing but one of bytes, and of enough of them."""
     return (
-        own.dtype == tensor.dtype
+        own.is_cpu
+        and own.dtype == tensor.dtype
         and own.nbytes >= _LARGE
         and own.is_contiguous()
         and tensor.is_contiguous()
