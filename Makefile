@@ -37,6 +37,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.memory --json benchmarks/results/memory.json
 	$(BIN)/python -m benchmarks.phases --json benchmarks/results/phases.json
 	$(BIN)/python -m benchmarks.limits --json benchmarks/results/limits.json
+	$(BIN)/python -m benchmarks.profiles --json benchmarks/results/profiles.json
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
@@ -88,7 +89,7 @@ $(VENV)/test: $(VENV)/quickstart
 
 # What only benchmarks are held against.
 $(VENV)/bench: $(VENV)/test
-	$(PIP) pooch
+	$(PIP) pooch py-spy
 	if command -v nvidia-smi > /dev/null; then $(PIP) fastsafetensors; fi
 	touch $@
 

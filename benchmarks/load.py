@@ -23,6 +23,8 @@ from benchmarks.harness import Table, Way, compare
 from benchmarks.states import Model, measure_models, state_bytes
 from mlstate import LocalStateStore
 
+__all__ = ["drop_caches"]
+
 BASE = "load_file + load_state_dict"
 ASSIGN = "mlstate, assign=True"
 COPY = "mlstate, into the model"
@@ -94,7 +96,7 @@ class Bench:
             return [warm, hashed]
         cold = compare(
             f"load, {self.title}, cold",
-            [Way(way.name, way.run, _drop_caches) for way in self._cold()],
+            [Way(way.name, way.run, drop_caches) for way in self._cold()],
             rounds=min(rounds, COLD_ROUNDS),
             goals={COPY: 0.7},
         )
@@ -170,7 +172,8 @@ def _given(goals: dict[str, float | None]) -> dict[str, float]:
     return {way: goal for way, goal in goals.items() if goal is not None}
 
 
-def _drop_caches() -> None:
+def drop_caches() -> None:
+    """Empty the page cache; takes root."""
     os.sync()
     DROP_CACHES.write_text("3")
 
