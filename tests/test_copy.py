@@ -455,12 +455,12 @@ COPY = """
 import sys, time
 from mlstate import LocalStateStore, copy
 from mlstate.objects.folder import FolderObjectWriter
-put = FolderObjectWriter.put
-def slowly(self, digest, parts):
-    put(self, digest, parts)
+publish = FolderObjectWriter._publish
+def slowly(self, file, digest):
+    publish(self, file, digest)
     print(digest, flush=True)
-    time.sleep(0.05)
-FolderObjectWriter.put = slowly
+    time.sleep(0.1)
+FolderObjectWriter._publish = slowly
 copy(LocalStateStore(sys.argv[1]), LocalStateStore(sys.argv[2]))
 assert "torch" not in sys.modules
 """

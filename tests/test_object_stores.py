@@ -220,6 +220,7 @@ def test_another_members_old_object_is_not_reused_but_can_be_replaced():
         pytest.skip("needs root, to be two users")
     save = (
         "import os, sys\n"
+        "import concurrent.futures.thread\n"  # of a Python that only root may read
         "from mlstate.objects import FolderObjectStore\n"
         "from mlstate.digests import Digest\n"
         "root, user, group, digest, data = sys.argv[1:]\n"

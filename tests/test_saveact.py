@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlstate import LocalStateStore, StateKey
 from mlstate.digests import Digest
+from mlstate.errors import IntegrityError
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.mapping import MAP_FROM
 from mlstate.objects.saveact import SaveAct
@@ -137,6 +138,17 @@ def test_what_the_disk_refuses_in_the_background_is_told(tmp_path, monkeypatch, 
     assert act.store(parts(3)) == digest(3)
     act.flush()
     assert store.size(digest(3)) == sum(map(len, parts(3)))
+
+
+def test_bytes_that_are_not_those_of_the_digest_are_refused(tmp_path):
+    store = FolderObjectStore(tmp_path)
+    act = SaveAct(store, verify=False)
+    with pytest.raises(IntegrityError, match="changed") as caught:
+        act.take(digest(1), parts(2))
+    assert (caught.value.expected, caught.value.found) == (digest(1), digest(2))
+    act.flush()
+    assert leftovers(store) == []
+    assert list(store.digests()) == []
 
 
 def test_after_a_failure_nothing_more_is_taken(tmp_path, monkeypatch):

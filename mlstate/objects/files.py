@@ -17,7 +17,7 @@ from mlstate.errors import FormatError, IntegrityError
 from mlstate.format import layout
 from mlstate.objects.newfile import NewFile, Publish, sync_path
 
-__all__ = ["make_folders", "read_small", "write_file", "write_in_store"]
+__all__ = ["check_written", "make_folders", "read_small", "write_file", "write_in_store"]
 
 SMALL = 16 << 20
 """The largest text of a store that is read, in bytes: a state file, the settings."""
@@ -127,20 +127,30 @@ def write_file(
     """
     with NewFile(temporary, read_only=read_only) as file:
         found = file.write(parts)
-        if digest is not None and found != digest:
-            raise IntegrityError(
-                "the bytes changed while they were written; nothing was stored under their name",
-                path=target,
-                expected=digest,
-                found=found,
-                remedy="do not modify the tensors while they are saved",
-            )
+        if digest is not None:
+            check_written(found, digest, target)
         file.flush()
         if not file.publish(target, publish):
             return False
     if sync_parent:
         sync_path(target.parent)
     return True
+
+
+def check_written(found: Digest, expected: Digest, target: str | Path) -> None:
+    """Refuse bytes that became others on their way.
+
+    Raises:
+        IntegrityError: They have.
+    """
+    if found != expected:
+        raise IntegrityError(
+            "the bytes changed while they were written; nothing was stored under their name",
+            path=target,
+            expected=expected,
+            found=found,
+            remedy="do not modify the tensors while they are saved",
+        )
 
 
 def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:

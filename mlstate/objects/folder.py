@@ -15,7 +15,7 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.files import make_folders, read_small, write_in_store
+from mlstate.objects.files import check_written, make_folders, read_small, write_in_store
 from mlstate.objects.newfile import NewFile, Publish, sync_path
 from mlstate.parallel import Background
 
@@ -29,8 +29,8 @@ _FRESH_SECONDS = GRACE_SECONDS / 14
 
 _FLUSHING_THREADS = 4
 """Files that are flushed at once: they share a commit of the file system's journal."""
-_WAITING = 64
-"""Files that are written and not yet flushed, at most: each has a descriptor."""
+_WAITING = 16
+"""Files that are written and not yet flushed, at most: what a kill may lose."""
 
 
 def check_folder(root: Path) -> None:
@@ -104,7 +104,7 @@ class FolderObjectStore:
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not here."""
         try:
-            found = self.path(digest).stat()
+            found = os.stat(f"{self.root}/{layout.object_path(digest)}")
         except FileNotFoundError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -178,16 +178,18 @@ class FolderObjectWriter:
         write_in_store(self._store.root, name, parts, digest=digest, sync_parent=False)
         self._touched.add(digest[:2])
 
-    def add(self, parts: Sequence[Bytes]) -> tuple[Digest, bool]:
-        """Write an object whose digest nobody knows yet; see `AddingWriter.add`."""
+    def add(self, parts: Sequence[Bytes], digest: Digest | None = None) -> tuple[Digest, bool]:
+        """Write an object, and wait for the disk in the background; see `AddingWriter.add`."""
         with ExitStack() as stack:
             file = stack.enter_context(NewFile(f"{self._temporaries}/{uuid.uuid4().hex}"))
-            digest = file.write(parts, self._devices)
-            if self.reuse(digest, file.size):
-                return digest, False
-            self._flushing.do(partial(self._publish, file, digest))
+            found = file.write(parts, self._devices)
+            if digest is not None:
+                check_written(found, digest, self._path(digest))
+            elif self.reuse(found, file.size):
+                return found, False
+            self._flushing.do(partial(self._publish, file, found))
             stack.pop_all()
-        return digest, True
+        return found, True
 
     def _publish(self, file: NewFile, digest: Digest) -> None:
         """What waits for the disk, and what comes after it."""
@@ -208,7 +210,8 @@ class FolderObjectWriter:
         self.settle()
         touched, self._touched = sorted(self._touched), set()
         for name in touched:
-            sync_path(Path(self._objects, name))
+            self._flushing.do(partial(sync_path, Path(self._objects, name)))
+        self._flushing.wait()
         if touched:  # those above, too: another process may have made one and not come this far
             sync_path(Path(self._objects))
             sync_path(self._store.root)

@@ -95,18 +95,21 @@ class ObjectWriter(Protocol):
 
 @runtime_checkable
 class AddingWriter(ObjectWriter, Protocol):
-    """A writer that can hash and write in one pass."""
+    """A writer that hashes and writes in one pass, and waits for the disk in the background."""
 
-    def add(self, parts: Sequence[Bytes]) -> tuple[Digest, bool]:
-        """Write an object whose digest nobody knows yet, unless it turns out to be here.
+    def add(self, parts: Sequence[Bytes], digest: Digest | None = None) -> tuple[Digest, bool]:
+        """Write an object; of one whose digest nobody knows yet, only if it is not here.
 
         Args:
             parts: Its bytes, one part after the other.
+            digest: Its digest, if that is known: then whatever bears its name is replaced.
 
         Returns:
-            Its digest, and whether it was new: what was here is taken as by `reuse`.
+            Its digest, and whether it was written: what was here is taken as by `reuse`. It has its
+            name when `settle` or `flush` has returned.
 
         Raises:
+            IntegrityError: The bytes turned out to have another digest; nothing was published.
             OSError: It could not be written, or one that was added before could not.
         """
 

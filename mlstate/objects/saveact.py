@@ -112,7 +112,10 @@ class SaveAct:
             self.reused[digest] = size
             return False
         with parts() as found:
-            self._writer.put(digest, found)
+            if self._adding is None:
+                self._writer.put(digest, found)
+            else:
+                self._adding.add(found, digest)
         return True
 
     def settle(self) -> None:

@@ -107,10 +107,10 @@ class SavingStore(Saves, StateView):
             act = self._act(verify=wish.verify)
             try:
                 encoded = encode_state(sources, threads=self.threads, store=act.store)
+                for name, entry in wanted.files.items():
+                    act.take(entry.digest, [content_of(wish.files[name])])
             finally:
                 act.settle()
-            for name, entry in wanted.files.items():
-                act.take(entry.digest, [content_of(wish.files[name])])
             act.take(encoded.digest, [encoded.data])
             self._complete(act, encoded, wanted, wish)
         return key
@@ -208,11 +208,14 @@ class SavingStore(Saves, StateView):
                 wish.source.passed(digest, sizes[digest])
 
         # Few large ones at once: a store may have to hold all of one in memory.
-        for large, threads in ((True, min(THREADS, self.threads)), (False, self.threads)):
-            chosen = [digest for digest in encoded.sources if (sizes[digest] > _LARGE) is large]
-            for_each(put, sorted(chosen, key=lambda digest: -sizes[digest]), threads)
-        for name, file in wanted.files.items():
-            act.take_if_needed(file.digest, None, partial(_content_parts, wish.files, name))
+        try:
+            for large, threads in ((True, min(THREADS, self.threads)), (False, self.threads)):
+                chosen = [digest for digest in encoded.sources if (sizes[digest] > _LARGE) is large]
+                for_each(put, sorted(chosen, key=lambda digest: -sizes[digest]), threads)
+            for name, file in wanted.files.items():
+                act.take_if_needed(file.digest, None, partial(_content_parts, wish.files, name))
+        finally:
+            act.settle()
         act.take(encoded.digest, [encoded.data])
 
 
