@@ -102,8 +102,8 @@ def _copy_bytes(pairs: list[_Pair]) -> None:
             for start in range(0, own.nbytes, _PIECE)
         ),
     )
-    if pairs:  # what autograd remembers of them is out of date, as after torch's own copies
-        torch.autograd.graph.increment_version([own for own, _ in pairs])
+    for own, _ in pairs:  # autograd is to know that its values changed, as by torch's own copies
+        torch.autograd.graph.increment_version(own)
 
 
 def _assign(module: torch.nn.Module, prefix: str, given: Mapping[str, Any]) -> None:
