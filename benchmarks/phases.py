@@ -24,16 +24,17 @@ from benchmarks.save import no_fsync
 from benchmarks.states import MODELS, Model
 from mlstate import LocalStateStore
 from mlstate.digests import Hasher
-from mlstate.objects import files
+from mlstate.objects import newfile, writing
 from mlstate.stores import view
-from mlstate.tensors import apply, encode, read
+from mlstate.tensors import apply, encode, fit, opened
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "hash (with the page faults of mapped files)": ((Hasher, "update"),),
-    "map or read files": ((read, "file_tensor"),),
-    "write to the page cache": ((files, "write_all"),),
+    "open, map or read files": ((opened.OpenedObject, "open"), (opened, "read_tensor")),
+    "write to the page cache": ((writing, "_write_block"), (writing, "write_all")),
+    "flush and name files": ((newfile.NewFile, "flush"), (newfile.NewFile, "publish")),
     "read the state object": ((view, "read_state"),),
-    "compare names and shapes": ((apply, "compare"), (apply, "overlapping")),
+    "compare names and shapes": ((apply, "compare"), (fit, "stand_apart")),
     "look at the tensors": ((encode, "_source"),),
     "copy or assign": ((apply, "assignable"), (apply, "put")),
 }

@@ -151,3 +151,37 @@ def test_the_page_about_performance_has_the_committed_results():
     from benchmarks.page import PAGE, page
 
     assert page(PAGE.read_text()) == PAGE.read_text()
+
+
+def test_what_the_phases_are_measured_by_is_there():
+    from benchmarks.phases import PHASES
+
+    for functions in PHASES.values():
+        for owner, name in functions:
+            assert callable(getattr(owner, name))
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind"),
+    [
+        ("update (mlstate/digests.py:63)", "hash"),
+        ("copy (mlstate/tensors/put.py:92)", "copy into the model"),
+        ("_write_block (mlstate/objects/writing.py:130)", "write"),
+        ("_sync (mlstate/objects/newfile.py:180)", "flush"),
+        ("readinto (socket.py:706)", "receive"),
+        ("__setattr__ (torch/nn/modules/module.py:1971)", "torch"),
+        ("parse (mlstate/format/state_object.py:190)", "mlstate's own Python"),
+        ("decode (json/decoder.py:337)", "other Python"),
+    ],
+)
+def test_a_profile_names_the_kind_of_work_by_the_innermost_function(frame, kind):
+    from benchmarks.profiles import _shares
+
+    assert _shares(f"main (x.py:1);{frame} 3\n") == {kind: 1}
+
+
+def test_a_profile_leaves_out_what_is_done_between_two_runs():
+    from benchmarks.profiles import _shares
+
+    seen = "main (x.py:1);clear (benchmarks/fetch.py:9);unlink (a.py:2) 7\nmain (x.py:1) 1\n"
+    assert _shares(seen) == {"other Python": 1}

@@ -147,6 +147,19 @@ def test_who_wants_to_hear_of_new_parameters_does(tmp_path, torchs_own):
 
 
 @pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("shapes", [[], [(900, 900)], [(3,)], [(900, 900), (700, 800)]])
+def test_a_model_of_nothing_of_large_ones_or_of_small_ones_alone(assign, shapes, tmp_path):
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        tensors = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+        return with_state_type(nn.ParameterList(tensors), LINEAR)
+
+    store, source, model = LocalStateStore(tmp_path), make(1), make(2)
+    store.load(model, store.save(source, "one"), assign=assign)
+    assert same(values(model), values(source))
+
+
+@pytest.mark.parametrize("assign", [False, True])
 def test_a_conjugate_view_in_a_model_takes_the_values(assign, tmp_path):
     """Torch refuses to copy into such views by one call for several."""
     source, model = (with_state_type(nn.Module(), LINEAR) for _ in "ab")

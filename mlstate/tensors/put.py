@@ -72,8 +72,9 @@ def put(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
     other: list[_Pair] = []
     for pair in pairs.values():
         (plain if fit.apart and _is_copy_of_bytes(*pair) else other).append(pair)
-    with torch.no_grad():
-        torch._foreach_copy_([own for own, _ in other], [tensor for _, tensor in other])
+    if other:  # torch refuses to do nothing
+        with torch.no_grad():
+            torch._foreach_copy_([own for own, _ in other], [tensor for _, tensor in other])
     _copy_bytes(plain)
 
 
