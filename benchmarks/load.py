@@ -19,6 +19,7 @@ from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from benchmarks import hubcache
+from benchmarks.floors import hash_files, objects_of
 from benchmarks.harness import Table, Way, compare
 from benchmarks.states import Model, measure_models, state_bytes
 from mlstate import LocalStateStore
@@ -56,6 +57,7 @@ class Bench:
     copied: Any
     assigned: Any
     megabytes: int
+    objects: list[Path]
 
     @classmethod
     def of(cls, model: Model, folder: Path) -> Bench:
@@ -69,7 +71,8 @@ class Bench:
         key = store.save(copied, "seed0")
         os.sync()
         megabytes = state_bytes(state) // 1_000_000
-        return cls(model.name, folder, store, key, copied, model.make(), megabytes)
+        objects = objects_of(store.folder)
+        return cls(model.name, folder, store, key, copied, model.make(), megabytes, objects)
 
     @property
     def title(self) -> str:
@@ -108,6 +111,7 @@ class Bench:
             Way(BASE, plain),
             Way(ASSIGN, self._mlstate_assign),
             Way(COPY, self._mlstate),
+            Way("mapping and hashing the same files, nothing else", self._floor),
             Way("load_file + load_state_dict(assign=True)", self._safetensors_assign),
             Way("huggingface_hub's cache + the same", self._hub),
             Way(SHA256, _both(self._sha256, plain)),
@@ -130,6 +134,9 @@ class Bench:
 
     def _safetensors_assign(self) -> None:
         self.assigned.load_state_dict(load_file(self.folder / "model.safetensors"), assign=True)
+
+    def _floor(self) -> None:
+        hash_files(self.objects)
 
     def _hub(self) -> None:
         self.copied.load_state_dict(

@@ -209,5 +209,8 @@ TABLES: dict[str, Callable[[], str]] = {
         ".0f",
         goals=True,
     ),
+    "regression": partial(
+        _figures, "regression", "least time over that of plain work on the same bytes", ".2f"
+    ),
 }
 """Name of a table on the page -> what makes it."""

@@ -52,6 +52,8 @@ KINDS = (
     ("mlstate's own Python", r"\(mlstate/"),
 )
 """Kind of work -> what the innermost function looks like: its name and its file."""
+_QUALIFIED = re.compile(r"^[^ ]*\.(?=[^ .]+ \()|:\d+(?=\)$)")
+"""What a function is in, before its name; and the line, behind its file."""
 BETWEEN = re.compile(r"^(clear|rmtree|drop_caches|turn_to) \(")
 """What is done between two runs of a job, and is none of it."""
 
@@ -107,16 +109,15 @@ def _shares(stacks: str) -> dict[str, float]:
     counts: Counter[str] = Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
-        frames = stack.split(";")
+        frames = [_QUALIFIED.sub("", frame) for frame in stack.split(";")]
         if not any(map(BETWEEN.match, frames)):
-            counts[_kind(frames)] += int(count)
+            counts[_kind(frames[-1])] += int(count)
     total = sum(counts.values())
     return {kind: count / total for kind, count in counts.most_common()}
 
 
-def _kind(frames: list[str]) -> str:
+def _kind(frame: str) -> str:
     """What is being done, by the innermost function."""
-    frame = re.sub(r":\d+\)$", ")", frames[-1])
     found = (kind for kind, pattern in KINDS if re.search(pattern, frame))
     return next(found, "other Python")
 

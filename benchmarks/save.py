@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.floors import hash_tensors, write_and_hash
 from benchmarks.harness import Table, Way, compare
 from benchmarks.states import Model, measure_models, state_bytes
 from mlstate import LocalStateStore
@@ -59,6 +60,7 @@ class Bench:
         new = [
             self._way(BASE, _unsynced(self._safetensors)),
             self._way(NEW, _unsynced(self._mlstate)),
+            self._way("writing and hashing the same tensors, nothing else", self._floor),
             self._way("save_file + sha256 of the file", _unsynced(self._safetensors_hashed)),
             self._way("torch.save", _unsynced(self._torch)),
             self._way("torch.save + sha256 of the file", _unsynced(self._torch_hashed)),
@@ -68,7 +70,11 @@ class Bench:
             self._way(NEW, self._mlstate),
             self._way("torch.save + fsync", self._synced(self._torch)),
         ]
-        same = [self._way(BASE, self._safetensors), self._way(NEW, self._mlstate_again)]
+        same = [
+            self._way(BASE, self._safetensors),
+            self._way(NEW, self._mlstate_again),
+            self._way("hashing the same tensors, nothing else", lambda: hash_tensors(self.state)),
+        ]
         unchanged = {NEW: GOALS[self.name]} if self.name in GOALS else None
         title = f"save, {size}"
         return [
@@ -87,6 +93,9 @@ class Bench:
 
     def _mlstate(self) -> None:
         LocalStateStore(self.out / "store").save(self.model, "seed0")
+
+    def _floor(self) -> None:
+        write_and_hash(self.state, self.out / "files")
 
     def _mlstate_again(self) -> None:
         self.kept.save(self.model, "seed0")

@@ -164,12 +164,12 @@ def test_what_the_phases_are_measured_by_is_there():
 @pytest.mark.parametrize(
     ("frame", "kind"),
     [
-        ("update (mlstate/digests.py:63)", "hash"),
-        ("copy (mlstate/tensors/put.py:92)", "copy into the model"),
+        ("Hasher.update (mlstate/digests.py:63)", "hash"),
+        ("_copy_bytes.<locals>.copy (mlstate/tensors/put.py:92)", "copy into the model"),
         ("_write_block (mlstate/objects/writing.py:130)", "write"),
         ("_sync (mlstate/objects/newfile.py:180)", "flush"),
-        ("readinto (socket.py:706)", "receive"),
-        ("__setattr__ (torch/nn/modules/module.py:1971)", "torch"),
+        ("SocketIO.readinto (socket.py:706)", "receive"),
+        ("Module.__setattr__ (torch/nn/modules/module.py:1971)", "torch"),
         ("parse (mlstate/format/state_object.py:190)", "mlstate's own Python"),
         ("decode (json/decoder.py:337)", "other Python"),
     ],
@@ -183,5 +183,5 @@ def test_a_profile_names_the_kind_of_work_by_the_innermost_function(frame, kind)
 def test_a_profile_leaves_out_what_is_done_between_two_runs():
     from benchmarks.profiles import _shares
 
-    seen = "main (x.py:1);clear (benchmarks/fetch.py:9);unlink (a.py:2) 7\nmain (x.py:1) 1\n"
+    seen = "main (x.py:1);Bench.clear (benchmarks/fetch.py:9);unlink (a.py:2) 7\nmain (x.py:1) 1\n"
     assert _shares(seen) == {"other Python": 1}
