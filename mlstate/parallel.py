@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 __all__ = ["THREADS", "Background", "begun", "for_each"]
 
 THREADS = 2
+
+_MOMENT = 1.0
+"""The seconds within which a thread begins, once it was started."""
 
 _T = TypeVar("_T")
 
@@ -45,6 +47,8 @@ def begun(
     work: Callable[[_T], None],
     items: Iterable[_T],
     threads: int = THREADS,
+    *,
+    cancel: Callable[[], object] = lambda: None,
 ) -> Iterator[Callable[[], None]]:
     """Like `for_each`, with time for something else: the other threads begin at once.
 
@@ -52,10 +56,12 @@ def begun(
         work: What to do.
         items: With what.
         threads: How many threads work, this one included, once it calls what this gives.
+        cancel: Called at the end, whatever it was: wakes a thread that waits for the next item.
 
     Yields:
         A call that takes part in the work, and returns when all of it is done. Without that call,
-        or after an error, items not yet begun are left out when the context ends.
+        or after an error, items not yet begun are left out when the context ends. No thread is at
+        work after that: not after Ctrl-C, either.
 
     Raises:
         BaseException: By that call: the first error of any thread.
@@ -64,6 +70,7 @@ def begun(
     remaining = iter(items)
     lock = threading.Lock()
     errors: list[BaseException] = []
+    helpers: list[_Helper] = []
     over = False
 
     def run() -> None:
@@ -80,23 +87,75 @@ def begun(
     def finish() -> None:
         run()
         for helper in helpers:
-            helper.join()
+            helper.wait()
         if errors:
             raise errors[0]
 
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
-    for helper in helpers:
-        helper.start()
     try:
+        for _ in range(threads - 1):
+            helpers.append(_Helper(run))
+            helpers[-1].start()
         yield finish
     finally:  # Ctrl-C, too: the helpers take no further item
         over = True
+        cancel()
         for helper in helpers:
-            helper.join()
+            helper.wait()
+
+
+class _Helper:
+    """A thread whose end can be waited for again after the waiting was interrupted.
+
+    ``Thread.join`` cannot: once interrupted, it takes the thread to have ended. Nor can events and
+    semaphores, which an interruption may leave locked; locks themselves and simple queues can.
+
+    Args:
+        run: What it does. Where it begins late, after somebody gave up, it must find nothing to do.
+    """
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+        self._asked = self._started = False
+        self._not_begun, self._at_work = threading.Lock(), threading.Lock()
+        self._not_begun.acquire()
+        self._at_work.acquire()
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            RuntimeError: There can be no more threads.
+        """
+        self._asked = True
+        try:
+            threading.Thread(target=self._until_the_end, daemon=True).start()
+        except RuntimeError:
+            self._asked = False
+            raise
+        self._started = True
+
+    def wait(self) -> None:
+        """Wait for its end, if it was started."""
+        if not self._asked:
+            return
+        # If Ctrl-C came while it was being started, nobody knows whether it was.
+        if self._started or self._not_begun.acquire(timeout=_MOMENT):
+            self._started = True
+            with self._at_work:
+                pass
+
+    def _until_the_end(self) -> None:
+        self._not_begun.release()
+        try:
+            self._run()
+        finally:
+            self._at_work.release()
 
 
 class Background:
     """Work that mostly waits, for a disk say, on threads of its own while the caller goes on.
+
+    Where no thread can be started, at the end of a program, the caller does it.
 
     Args:
         threads: How many.
@@ -105,9 +164,12 @@ class Background:
 
     def __init__(self, threads: int, *, most: int) -> None:
         self._threads = threads
-        self._room = threading.BoundedSemaphore(most)
+        self._room: SimpleQueue[None] = SimpleQueue()  # a place for each work under way
+        for _ in range(most):
+            self._room.put(None)
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._helpers: list[_Helper] = []
         self._errors: list[BaseException] = []
 
     def do(self, work: Callable[[], object]) -> None:
@@ -118,13 +180,19 @@ class Background:
         """
         if self._errors:
             raise self._errors[0]
-        self._room.acquire()
+        self._room.get()
         with self._lock:
-            if self._pool is None:
-                from concurrent.futures import ThreadPoolExecutor
-
-                self._pool = ThreadPoolExecutor(self._threads)
-            self._pool.submit(self._run, work)
+            if len(self._helpers) < self._threads:
+                helper = _Helper(partial(self._run_all, self._queue))
+                self._helpers.append(helper)
+                try:
+                    helper.start()
+                except RuntimeError:
+                    self._helpers.remove(helper)
+            if self._helpers:
+                self._queue.put(work)
+                return
+        self._run(work)
 
     def wait(self) -> None:
         """Wait until all of it is done, and let the threads end.
@@ -133,12 +201,19 @@ class Background:
             BaseException: The first error of any work.
         """
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
+            helpers = self._helpers
+            for _ in helpers:
+                self._queue.put(None)
+            self._helpers, self._queue = [], SimpleQueue()
+        for helper in helpers:
+            helper.wait()
         if self._errors:
             error, self._errors = self._errors[0], []
             raise error
+
+    def _run_all(self, queue: SimpleQueue[Callable[[], object] | None]) -> None:
+        for work in iter(queue.get, None):
+            self._run(work)
 
     def _run(self, work: Callable[[], object]) -> None:
         try:
@@ -146,4 +221,4 @@ class Background:
         except BaseException as error:
             self._errors.append(error)
         finally:
-            self._room.release()
+            self._room.put(None)

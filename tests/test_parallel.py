@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from queue import SimpleQueue
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlstate.parallel import Background, begun, for_each
+from mlstate.parallel import Background, _Helper, begun, for_each
 
 
 @settings(max_examples=50, deadline=None)
@@ -182,3 +183,59 @@ def test_the_threads_of_the_background_end():
         background.do(lambda: None)
     background.wait()
     assert set(threading.enumerate()) <= before
+
+
+def test_ctrl_c_while_the_end_is_waited_for_leaves_no_thread_at_work(monkeypatch):
+    """Python's own join takes an interrupted thread to have ended."""
+    go, done = threading.Event(), []
+
+    def work(number: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            go.wait()
+            done.append(number)
+        else:
+            while not helper_has_one.is_set():
+                helper_has_one.wait(0.01)
+
+    helper_has_one = threading.Event()
+
+    def items():
+        yield 1
+        helper_has_one.set()
+        yield 2
+
+    wait, interrupted = _Helper.wait, []
+
+    def once(helper):
+        if not interrupted:
+            interrupted.append(helper)
+            threading.Timer(0.1, go.set).start()
+            raise KeyboardInterrupt
+        wait(helper)
+
+    monkeypatch.setattr(_Helper, "wait", once)
+    with pytest.raises(KeyboardInterrupt):
+        for_each(work, items())
+    assert len(done) == 1, "it was waited for"
+
+
+def test_a_helper_that_waits_for_items_is_woken_when_there_will_be_none():
+    queue: SimpleQueue[int | None] = SimpleQueue()
+    with (
+        pytest.raises(KeyError),
+        begun(print, iter(queue.get, None), cancel=lambda: queue.put(None)),
+    ):
+        raise KeyError
+
+
+def test_without_threads_the_caller_does_it(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[int] = []
+    background = Background(2, most=2)
+    for number in range(5):
+        background.do(lambda number=number: done.append(number))
+    background.wait()
+    assert done == [0, 1, 2, 3, 4]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 
 import pytest
 import torch
 from torch import nn
 
-from mlstate import LocalStateStore, StateType, with_state_type
+from mlstate import LocalStateStore, StateKey, StateType, with_state_type
+from mlstate.errors import IncompatibleStateError, IntegrityError
 from tests.models import LINEAR, net, same, values
 
 LSTM = StateType("pytorch", "lstm")
@@ -212,8 +214,6 @@ def test_where_torchs_own_rules_matter_they_are_asked(way, assign, tmp_path, tor
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_damage_leaves_the_model_as_it_was(assign, tmp_path):
-    from mlstate.errors import IntegrityError
-
     store, model = LocalStateStore(tmp_path), net(2)
     key = store.save(net(1), "one")
     damaged = max(tmp_path.glob("objects/*/*"), key=lambda path: path.stat().st_size)
@@ -228,3 +228,53 @@ def test_damage_leaves_the_model_as_it_was(assign, tmp_path):
         store.load(model, key, assign=assign)
     assert same(values(model), before)
     assert all(model.get_parameter(name) is tensor for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interrupted_copy_is_completed_before_it_is_told(after, tmp_path, monkeypatch):
+    """All is verified by then, and a model that is half loaded is of no use."""
+    store, source, model = LocalStateStore(tmp_path), MODELS["large"](1), MODELS["large"](2)
+    key = store.save(source, "one")
+    really, calls = ctypes.memmove, []
+
+    def memmove(*arguments):
+        calls.append(arguments)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return really(*arguments)
+
+    monkeypatch.setattr(ctypes, "memmove", memmove)
+    with pytest.raises(KeyboardInterrupt):
+        store.load(model, key)
+    assert same(values(model), values(source))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_an_extra_state_that_is_a_tensor_goes_to_its_module(assign, tmp_path):
+    class Extra(nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def get_extra_state(self) -> torch.Tensor:
+            return torch.tensor(self.number)
+
+        def set_extra_state(self, state: torch.Tensor) -> None:
+            self.number = int(state)
+
+    store = LocalStateStore(tmp_path)
+    source, model = (with_state_type(Extra(number), LINEAR) for number in (5, 1))
+    store.load(model, store.save(source, "one"), assign=assign)
+    assert model.number == 5
+
+
+def test_that_it_does_not_fit_is_told_before_that_something_is_missing(tmp_path):
+    store, source = LocalStateStore(tmp_path), MODELS["large"](1)
+    key = store.save(source, "one")
+    for path in tmp_path.glob("objects/*/*"):
+        if path.stat().st_size > 1 << 20:
+            path.unlink()
+    with pytest.raises(IncompatibleStateError, match="does not fit"):
+        store.load(net(1), StateKey(LINEAR, "one"))
+    with pytest.raises(IntegrityError, match="missing"):
+        store.load(MODELS["large"](2), key)

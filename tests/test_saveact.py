@@ -15,6 +15,7 @@ from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.mapping import MAP_FROM
+from mlstate.objects.newfile import NewFile
 from mlstate.objects.saveact import SaveAct
 
 KEY = StateKey.parse("pytorch.net.one")
@@ -123,6 +124,7 @@ def test_what_the_disk_refuses_in_the_background_is_told(tmp_path, monkeypatch, 
     act = SaveAct(store, verify=False)
     act.store(parts(1))
     act.store(parts(2))
+    act.settle()
 
     def broken(file):
         raise OSError(5, "Input/output error")
@@ -214,3 +216,31 @@ def test_tensors_that_change_while_they_are_saved_spoil_no_object(tmp_path):
     assert len(objects) == 15
     for path in objects:
         assert Digest.of(path.read_bytes()) == path.parent.name + path.name
+
+
+def test_what_failed_first_is_told_not_what_failed_in_the_background(tmp_path, monkeypatch):
+    act = SaveAct(FolderObjectStore(tmp_path), verify=False)
+    monkeypatch.setattr("mlstate.objects.newfile.NewFile.flush", None)
+
+    def fail() -> None:
+        with act.settled():
+            act.take(digest(1), parts(1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+
+
+def test_a_file_that_is_closed_twice_closes_no_other(tmp_path):
+    file = NewFile(tmp_path / "new")
+    file.close()
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)
+    file.close()
+    os.close(other)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_thousands_of_parts(tmp_path):
+    content = [bytes([number % 251]) * 700 for number in range(3000)]
+    digest, _ = FolderObjectStore(tmp_path).writer().add(content)
+    assert digest == Digest.of(*content)

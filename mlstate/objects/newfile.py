@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 from mlstate.digests import Bytes, Digest
@@ -49,9 +50,19 @@ class NewFile:
 
     def __init__(self, temporary: StrPath, *, read_only: bool = True) -> None:
         self._path = temporary
-        self._descriptor = _open_new(temporary, 0o444 if read_only else 0o666)
+        self._descriptor = -1
         self._named = False
+        self._lock = Lock()
         self.size = 0
+        try:
+            self._descriptor = _open_new(temporary, 0o444 if read_only else 0o666)
+        except KeyboardInterrupt:  # it may have been made already
+            self._remove()
+            raise
+
+    def __del__(self) -> None:
+        """Ctrl-C can come before a ``with`` has it."""
+        self.close()
 
     def __enter__(self) -> NewFile:
         return self
@@ -98,8 +109,17 @@ class NewFile:
         return True
 
     def close(self) -> None:
-        """Let go of it."""
-        os.close(self._descriptor)
+        """Let go of it; once more does nothing."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        try:
+            os.close(descriptor)
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
         if not self._named:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)

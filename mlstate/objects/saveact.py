@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
@@ -118,8 +118,19 @@ class SaveAct:
                 self._adding.add(found, digest)
         return True
 
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """At the end all that was stored is in its place; after a failure nothing is under way."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # what failed first is told
+                self.settle()
+            raise
+        self.settle()
+
     def settle(self) -> None:
-        """Wait until all that was stored is in its place: after a failure, too."""
+        """Wait until all that was stored is in its place."""
         if self._adding is not None:
             self._adding.settle()
 

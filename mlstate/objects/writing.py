@@ -21,6 +21,8 @@ _BLOCK = 2 << 20
 mapping it cheaper (docs/performance.md)."""
 _PIECE = 1 << 18
 """Copied and hashed at once, while it is in the core's own cache."""
+_MOST_VIEWS = 1024
+"""So many pieces of memory the system takes by one call."""
 _SPARE = 8
 _spare: list[bytearray] = []
 """Buffers for the next files: new memory costs a page fault for every 4 KB."""
@@ -129,6 +131,8 @@ def _blocks(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
 def _write_block(descriptor: int, block: list[memoryview]) -> int:
     """Write a block, by one call if the system takes all of it at once."""
     size = sum(map(len, block))
+    if len(block) > _MOST_VIEWS:
+        block = [memoryview(b"".join(block))]
     written = os.writev(descriptor, block)
     if written < size:
         for view in block:

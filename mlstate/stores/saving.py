@@ -105,14 +105,13 @@ class SavingStore(Saves, StateView):
                         warn_of_meta(key)
                     return key
             act = self._act(verify=wish.verify)
-            try:
+            with act.settled():
                 encoded = encode_state(sources, threads=self.threads, store=act.store)
                 for name, entry in wanted.files.items():
                     act.take(entry.digest, [content_of(wish.files[name])])
-            finally:
-                act.settle()
-            act.take(encoded.digest, [encoded.data])
-            self._complete(act, encoded, wanted, wish)
+            with act.settled():
+                act.take(encoded.digest, [encoded.data])
+                self._complete(act, encoded, wanted, wish)
         return key
 
     def _receive(self, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> bool:
@@ -163,7 +162,6 @@ class SavingStore(Saves, StateView):
         if absent(self.target, _sizes(encoded, wanted), self.threads) or wish.verify:
             act = self._act(verify=wish.verify)
             self._put_all(act, encoded, wanted, wish)
-            act.flush()
 
     def _complete(
         self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, wish: Wish
@@ -175,7 +173,6 @@ class SavingStore(Saves, StateView):
         if act.lost():
             again = self._act(verify=False)
             self._put_all(again, encoded, wanted, wish)
-            again.flush()
         if wish.reused is not None:
             tensors = encoded.sources.items()
             wish.reused.update({d: s.spec.nbytes for d, s in tensors if d in act.reused})
@@ -197,6 +194,7 @@ class SavingStore(Saves, StateView):
         return SaveAct(self.target, verify=verify, threads=self.threads)
 
     def _put_all(self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> None:
+        """Put what is not there, the state object last, and make it durable."""
         sizes = encoded.sizes()
         if wish.source is not None:
             needed = _sizes(encoded, wanted)
@@ -208,15 +206,15 @@ class SavingStore(Saves, StateView):
                 wish.source.passed(digest, sizes[digest])
 
         # Few large ones at once: a store may have to hold all of one in memory.
-        try:
+        with act.settled():
             for large, threads in ((True, min(THREADS, self.threads)), (False, self.threads)):
                 chosen = [digest for digest in encoded.sources if (sizes[digest] > _LARGE) is large]
                 for_each(put, sorted(chosen, key=lambda digest: -sizes[digest]), threads)
             for name, file in wanted.files.items():
                 act.take_if_needed(file.digest, None, partial(_content_parts, wish.files, name))
-        finally:
-            act.settle()
-        act.take(encoded.digest, [encoded.data])
+        with act.settled():
+            act.take(encoded.digest, [encoded.data])
+            act.flush()
 
 
 def _sizes(encoded: EncodedState, wanted: StateEntry) -> dict[Digest, int | None]:

@@ -137,7 +137,7 @@ def apply_state(
         given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
     restore = fit.own_rules or any(type(t) not in _PLAIN for t in _tensors(fit.modules))
     with _refused(fit.modules, restore=restore, assign=assign):
-        if not restore and not tied and can_put(given, fit.own, assign=assign):
+        if not restore and not tied and can_put(fit, given, assign=assign):
             put(fit, given, assign=assign)
             return LoadResult((), (), fit.mismatched, fit.cast)
         keys = model.load_state_dict(given, strict=False, assign=assign)

@@ -15,9 +15,9 @@ from mlstate.models import TensorModel
 from mlstate.tensors.dtypes import TORCH_DTYPES, torch_dtype, torch_shape
 from mlstate.tensors.ties import UNINITIALIZED, overlapping, stand_apart, tied_groups
 
-__all__ = ["Fit", "compare", "entries", "some"]
+__all__ = ["EXTRA_STATE", "Fit", "compare", "entries", "some"]
 
-_EXTRA_STATE = "_extra_state"
+EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
     mismatched, casts = {}, []
     for name, spec in specs.items():
         target = own.get(name)
-        if not isinstance(target, torch.Tensor) or name.endswith(_EXTRA_STATE):
+        if not isinstance(target, torch.Tensor) or name.endswith(EXTRA_STATE):
             continue
         stored = torch_shape(spec)
         if not isinstance(target, UNINITIALIZED) and not _fits(stored, target.shape):

@@ -14,6 +14,9 @@ from mlstate.tensors.staging import stages
 
 __all__ = ["places_of", "places_on"]
 
+_SHARE = 0.8
+"""How much of the room on a device is counted on: it may be in pieces."""
+
 
 def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> dict[str, torch.device]:
     """Where the entries of a model are that a state has values for, if that is an accelerator.
@@ -36,7 +39,7 @@ def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> dict[str, 
     return {
         name: device
         for device, names in wanted.items()
-        if sum(specs[name].nbytes for name in names) < _room(device)
+        if sum(specs[name].nbytes for name in names) < _SHARE * _room(device)
         for name in names
     }
 
@@ -48,7 +51,10 @@ def places_on(device: Any, names: Iterable[str]) -> dict[str, torch.device]:
         device: A ``torch.device`` or what names one.
         names: The tensors.
     """
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except (TypeError, RuntimeError):  # something else that Tensor.to takes, or refuses
+        return {}
     if not stages(place):
         return {}
     if place.index is None:

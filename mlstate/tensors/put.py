@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mlstate.parallel import for_each
-from mlstate.tensors.fit import Fit
+from mlstate.tensors.fit import EXTRA_STATE, Fit
 
 __all__ = ["can_put", "put"]
 
@@ -25,18 +25,22 @@ _LARGE = 1 << 20
 _PIECE = 4 << 20
 
 
-def can_put(given: Mapping[str, Any], own: Mapping[str, Any], *, assign: bool) -> bool:
+def can_put(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> bool:
     """Whether `put` does what the module's own load would do.
 
     Args:
+        fit: The model, one that has no rules of its own.
         given: The tensors.
-        own: The entries of a module that has no rules of its own.
         assign: Whether the module is to hold the tensors themselves.
     """
+    own = fit.own
     return (
         given.keys() == own.keys()
         and not torch.__future__.get_swap_module_params_on_conversion()
+        and not any(name.endswith(EXTRA_STATE) for name in own)
         and all(_fits(given[name], entry, assign=assign) for name, entry in own.items())
+        # Of names that share memory the last wins; on a GPU copies by one call have no order.
+        and (assign or fit.apart or all(entry.is_cpu for entry in own.values()))
     )
 
 
@@ -72,10 +76,19 @@ def put(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
     other: list[_Pair] = []
     for pair in pairs.values():
         (plain if fit.apart and _is_copy_of_bytes(*pair) else other).append(pair)
-    if other:  # torch refuses to do nothing
+    try:
+        _copy_by_torch(other)
+        _copy_bytes(plain)
+    except BaseException:  # Ctrl-C, say: the model is not to be left half loaded
+        _copy_by_torch(list(pairs.values()))
+        raise
+
+
+def _copy_by_torch(pairs: list[_Pair]) -> None:
+    """Copy by one call, which Ctrl-C does not part."""
+    if pairs:  # torch refuses to do nothing
         with torch.no_grad():
-            torch._foreach_copy_([own for own, _ in other], [tensor for _, tensor in other])
-    _copy_bytes(plain)
+            torch._foreach_copy_([own for own, _ in pairs], [tensor for _, tensor in pairs])
 
 
 def _is_copy_of_bytes(own: torch.Tensor, tensor: torch.Tensor) -> bool:
@@ -92,17 +105,13 @@ def _is_copy_of_bytes(own: torch.Tensor, tensor: torch.Tensor) -> bool:
 def _copy_bytes(pairs: list[_Pair]) -> None:
     """Copy memory, a piece at a time on each core: torch's own way is slower (measured)."""
 
-    def copy(piece: tuple[int, int, int]) -> None:
-        ctypes.memmove(*piece)
+    def copy(piece: tuple[torch.Tensor, torch.Tensor, int]) -> None:
+        own, tensor, start = piece  # which must live as long as their memory is copied
+        size = min(_PIECE, own.nbytes - start)
+        ctypes.memmove(own.data_ptr() + start, tensor.data_ptr() + start, size)
 
-    for_each(
-        copy,
-        (
-            (own.data_ptr() + start, tensor.data_ptr() + start, min(_PIECE, own.nbytes - start))
-            for own, tensor in pairs
-            for start in range(0, own.nbytes, _PIECE)
-        ),
-    )
+    starts = ((own, tensor, range(0, own.nbytes, _PIECE)) for own, tensor in pairs)
+    for_each(copy, ((own, tensor, start) for own, tensor, pieces in starts for start in pieces))
     for own, _ in pairs:  # autograd is to know that its values changed, as by torch's own copies
         torch.autograd.graph.increment_version(own)
 

@@ -87,13 +87,17 @@ def reading(
             found[one.names[0]] = one.verified(lanes)
 
     try:
-        with begun(verify, iter(queue.get, None)) as finish:
+        with begun(verify, iter(queue.get, None), cancel=lambda: queue.put(None)) as finish:
+            refused: Exception | None = None
             try:
                 _enqueue(objects, ordered, queue)
-            finally:
-                queue.put(None)
+            except Exception as error:  # to be told when it is clear that the state fits
+                refused = error
+            queue.put(None)
 
             def result() -> dict[str, torch.Tensor]:
+                if refused is not None:
+                    raise refused
                 for device, listed in small.items():
                     found.update(_inline(state.inline, listed, device))
                 finish()
