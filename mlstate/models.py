@@ -85,7 +85,7 @@ def with_state_type(module: _Model, state_type: StateType) -> _Model:
             expected="StateType(backend, architecture)",
             found=repr(state_type),
         )
-    module.state_type = state_type  # type: ignore[attr-defined]
+    module.state_type = state_type  # type: ignore[attr-defined]  # any module takes it
     return module
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -22,7 +21,7 @@ import pytest
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
-from mlstate.objects import FolderObjectStore
+from mlstate.objects import FolderObjectStore, newfile
 from mlstate.objects.files import write_file, write_in_store
 from mlstate.objects.newfile import Publish
 
@@ -53,7 +52,7 @@ def way(request, monkeypatch):
     if request.param != "link":
         monkeypatch.setattr(os, "link", unsupported)
     if request.param == "claim":
-        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+        monkeypatch.setattr(newfile, "libc", object)
     return request.param
 
 
@@ -216,7 +215,7 @@ def test_a_creation_that_fails_leaves_the_name_free(tmp_path, way, monkeypatch):
     with monkeypatch.context() as disk:
         disk.setattr(os, "link", full if way == "link" else unsupported)
         disk.setattr(os, "replace", full)
-        disk.setattr(ctypes, "CDLL", lambda *_, **__: object())
+        disk.setattr(newfile, "libc", object)
         with pytest.raises(OSError, match="no space left"):
             write_in_store(tmp_path, "name", [DATA], publish=Publish.CREATE)
     assert files(tmp_path) == {}
@@ -224,9 +223,10 @@ def test_a_creation_that_fails_leaves_the_name_free(tmp_path, way, monkeypatch):
 
 
 RACE = """
-import ctypes, errno, os, sys, time
+import errno, os, sys, time
 from pathlib import Path
 from mlstate.objects.files import write_in_store
+from mlstate.objects import newfile
 from mlstate.objects.newfile import Publish
 way, root, me, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 def unsupported(*_, **__):
@@ -234,7 +234,7 @@ def unsupported(*_, **__):
 if way != "link":
     os.link = unsupported
 if way == "claim":
-    ctypes.CDLL = lambda *_, **__: object()
+    newfile.libc = object
 print("ready", flush=True)
 begin = float(input())
 for n in range(rounds):

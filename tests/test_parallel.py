@@ -182,7 +182,9 @@ def test_the_threads_of_the_background_end():
     for _ in range(8):
         background.do(lambda: None)
     background.wait()
-    assert set(threading.enumerate()) <= before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)  # they have ended their work, and are about to end
+        assert not thread.is_alive()
 
 
 def test_ctrl_c_while_the_end_is_waited_for_leaves_no_thread_at_work(monkeypatch):

@@ -11,6 +11,7 @@ from torch import nn
 
 from mlstate import LocalStateStore, StateKey, StateType, with_state_type
 from mlstate.errors import IncompatibleStateError, IntegrityError
+from mlstate.tensors import put
 from tests.models import LINEAR, net, same, values
 
 LSTM = StateType("pytorch", "lstm")
@@ -246,6 +247,23 @@ def test_an_interrupted_copy_is_completed_before_it_is_told(after, tmp_path, mon
     monkeypatch.setattr(ctypes, "memmove", memmove)
     with pytest.raises(KeyboardInterrupt):
         store.load(model, key)
+    assert same(values(model), values(source))
+
+
+def test_an_interrupted_assignment_is_completed_before_it_is_told(tmp_path, monkeypatch):
+    store, source, model = LocalStateStore(tmp_path), MODELS["twice"](1), MODELS["twice"](2)
+    key = store.save(source, "one")
+    really, calls = put._assign, []
+
+    def once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        really(*arguments)
+
+    monkeypatch.setattr(put, "_assign", once)
+    with pytest.raises(KeyboardInterrupt):
+        store.load(model, key, assign=True)
     assert same(values(model), values(source))
 
 

@@ -180,6 +180,7 @@ class _BucketFile(io.RawIOBase):
             self._position = position
         return position
 
+    # Of what `RawIOBase` takes, this needs something that can be sliced.
     def readinto(self, buffer: memoryview | bytearray) -> int:  # type: ignore[override]
         if self._position >= self._size:
             return 0

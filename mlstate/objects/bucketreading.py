@@ -123,6 +123,7 @@ class BucketReader:
         store = self._open().reading
         try:
             with explained(self.address, "read", path, *NOT_FOUND, "GenericError"):
+                # Its options are a TypedDict, and these are put together key by key.
                 result = obstore.get(store, path, options=options)  # type: ignore[arg-type]
         except Exception as error:
             raise self._unreadable(error, path) from None

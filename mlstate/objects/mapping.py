@@ -10,7 +10,7 @@ import sys
 from functools import cache
 from typing import BinaryIO
 
-__all__ = ["MAP_FROM", "may_map"]
+__all__ = ["MAP_FROM", "libc", "may_map"]
 
 MAP_FROM = 1 << 20
 """Files smaller than this are read, not mapped: 50,000 maps would meet the kernel's limit."""
@@ -63,14 +63,14 @@ def may_map(file: BinaryIO | int, devices: dict[int, bool] | None = None) -> boo
 
 
 @cache
-def _libc() -> ctypes.CDLL:
-    """Once: each of these makes a class of its own, which takes 0.4 ms."""
+def libc() -> ctypes.CDLL:
+    """The C library, looked up once: each lookup makes a class of its own, which takes 0.4 ms."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _file_system(descriptor: int) -> int:
     """The kernel's magic number of the file system (statfs, which Python does not offer)."""
     buffer = ctypes.create_string_buffer(256)
-    if _libc().fstatfs(descriptor, buffer):
+    if libc().fstatfs(descriptor, buffer):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(struct.unpack_from("@l", buffer)[0]) & 0xFFFFFFFF

@@ -1,7 +1,8 @@
 """A file that is complete and durable before it gets its name.
 
-A unique temporary is written and hashed as it is written, made read-only, flushed to the disk, and
-published under its name. A crash at any point leaves the name as it was, or complete.
+A unique temporary, read-only for all others from the start, is written and hashed as it is written,
+flushed to the disk, and published under its name. A crash at any point leaves the name as it was,
+or complete.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from threading import Lock
 from types import TracebackType
 
 from mlstate.digests import Bytes, Digest
+from mlstate.objects.mapping import libc
 from mlstate.objects.writing import write_hashed
 
 __all__ = ["NewFile", "Publish", "create_exclusively", "rename_exclusively", "seal", "sync_path"]
@@ -172,7 +174,7 @@ def rename_exclusively(temporary: StrPath, target: StrPath) -> None:
     """
     if not sys.platform.startswith("linux"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2 = getattr(libc(), "renameat2", None)
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     at_cwd, no_replace = -100, 1

@@ -104,7 +104,7 @@ class TarReader:
         self.seekable = seekable
         self._file = file
         self._position = 0
-        self._end = file.seek(0, 2) if seekable else None  # type: ignore[attr-defined]
+        self._end = file.seek(0, 2) if seekable else None  # type: ignore[attr-defined]  # so it was told
 
     def members(self) -> Iterator[Member]:
         """Every member in order. Without seeking, read each before the next is asked for.

@@ -194,7 +194,8 @@ class StateView(AbstractStateStore[Any]):
     ) -> LoadResult:
         """Load a state into a model: all of it verified before the first value changes.
 
-        A refused or failed load leaves the model exactly as it was. (A model whose own load hooks
+        A refused or failed load leaves the model exactly as it was; one that is stopped by Ctrl-C,
+        as it was or, if all was verified by then, loaded. (A model whose own load hooks
         rename or raise gets its tensors back, but what else a hook did is beyond this.)
 
         Args:

@@ -12,13 +12,16 @@ from mlstate.models import TensorModel
 from mlstate.tensors.fit import entries
 from mlstate.tensors.staging import stages
 
-__all__ = ["places_of", "places_on"]
+__all__ = ["Places", "places_of", "places_on"]
+
+Places = Mapping[str, torch.device]
+"""The tensors that are wanted on another device than the CPU, and where."""
 
 _SHARE = 0.8
 """How much of the room on a device is counted on: it may be in pieces."""
 
 
-def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> dict[str, torch.device]:
+def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Places:
     """Where the entries of a model are that a state has values for, if that is an accelerator.
 
     What is sent there is not the model's own memory, which stays as it is until all is verified.
@@ -44,7 +47,7 @@ def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> dict[str, 
     }
 
 
-def places_on(device: Any, names: Iterable[str]) -> dict[str, torch.device]:
+def places_on(device: Any, names: Iterable[str]) -> Places:
     """All on one device, if it is an accelerator.
 
     Args:

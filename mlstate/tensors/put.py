@@ -67,8 +67,11 @@ def put(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
         assign: Make the model's modules hold the tensors themselves.
     """
     if assign:
-        for prefix, module in fit.modules:
-            _assign(module, prefix and f"{prefix}.", given)
+        try:
+            _assign_all(fit, given)
+        except KeyboardInterrupt:  # the model is not to be left half loaded
+            _assign_all(fit, given)
+            raise
         return
     # In the model's order: of names that are one tensor the last wins.
     pairs = {(id(own), id(given[name])): (own, given[name]) for name, own in fit.own.items()}
@@ -116,8 +119,13 @@ def _copy_bytes(pairs: list[_Pair]) -> None:
         torch.autograd.graph.increment_version(own)
 
 
+def _assign_all(fit: Fit, given: Mapping[str, Any]) -> None:
+    for prefix, module in fit.modules:
+        _assign(module, prefix and f"{prefix}.", given)
+
+
 def _assign(module: torch.nn.Module, prefix: str, given: Mapping[str, Any]) -> None:
-    """What ``setattr`` does with entries that are there, unless the module has it do more."""
+    """Do what ``setattr`` does with entries that are there, unless the module has it do more."""
     direct = type(module).__setattr__ is torch.nn.Module.__setattr__ and not _watched()
     for entries in (module._parameters, module._buffers):
         for name, entry in entries.items():

@@ -14,12 +14,11 @@ from mlstate.objects import ObjectStore
 from mlstate.parallel import begun
 from mlstate.tensors.memory import MAP_FROM, as_tensor
 from mlstate.tensors.opened import OpenedObject
+from mlstate.tensors.places import Places
 from mlstate.tensors.staging import Lanes
 
-__all__ = ["Places", "read_tensors", "reading"]
+__all__ = ["read_tensors", "reading"]
 
-Places = Mapping[str, torch.device]
-"""The tensors that are wanted on another device than the CPU."""
 _Group = tuple[TensorRef, torch.device | None]
 
 
@@ -144,6 +143,7 @@ def _inline(
     if device is not None:
         whole = whole.to(device)
     sizes = [tensor.spec.nbytes for _, tensor in listed]
+    # torch's stubs say of it that it returns nothing.
     parts = torch.split_with_sizes_copy(whole, sizes)  # type: ignore[func-returns-value]
     found = {}
     try:
