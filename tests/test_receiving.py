@@ -244,6 +244,32 @@ def test_what_is_marked_is_there_and_what_is_missing_is_asked_for_in_bounded_ran
         partial.discard()
 
 
+def test_who_finds_all_marked_may_close_the_files_at_once(
+    receiver: Receiver, store: FolderObjectStore, small_segments: None, monkeypatch
+):
+    """Streams that end together: one counted its block, another completed, and it still wrote."""
+    partial = receiver.partial(NAME, len(DATA))
+    *others, last = partial.missing()
+    written, pwrite = [], os.pwrite
+
+    def slow(descriptor: int, data: bytes, position: int) -> int:
+        if position == last[0] // SMALL_SEGMENT and not written:  # the mark of the last block
+            written.append(position)
+            if partial.claim():
+                partial.close()
+        return pwrite(descriptor, data, position)
+
+    for segment in others:
+        put(partial, *segment)
+    partial.write(last[0], DATA[last[0] :])
+    monkeypatch.setattr(os, "pwrite", slow)
+    partial.mark(*last)
+    assert written
+    assert partial.claim()
+    receiver.publish_partial(partial, DIGEST)
+    assert read(store, DIGEST) == DATA
+
+
 def test_a_partial_of_another_size_begins_anew(receiver: Receiver, small_segments: None):
     first = receiver.partial(NAME, len(DATA))
     put(first, *first.missing()[0])

@@ -102,10 +102,11 @@ class Partial:
         """
         first, last = start // BLOCK, stop // BLOCK if stop < self.size else len(self._done)
         if last > first:
-            with self._lock:
+            marks = b"\x01" * (last - first)
+            os.pwrite(self._marks, marks, first)
+            with self._lock:  # last: whoever finds that nothing is left may close the files
                 self._left -= self._done.count(0, first, last)
-                self._done[first:last] = b"\x01" * (last - first)
-            os.pwrite(self._marks, b"\x01" * (last - first), first)
+                self._done[first:last] = marks
         return last * BLOCK
 
     def claim(self) -> bool:

@@ -225,9 +225,9 @@ class Arriving:
 
     def close(self) -> None:
         """Let go of the file; remove it if it was neither published nor staged."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
             if self._unnamed:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path)
