@@ -9,12 +9,13 @@ tmp/ trash/ roots/                temporaries, removed things, what a cache keep
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError
-from mlstate.states import StateKey, StateType
+from mlstate.states import StateKey, StateType, keys_of
 
 __all__ = [
     "DAMAGED_SUFFIX",
@@ -104,30 +105,30 @@ def key_of_state_path(path: str) -> StateKey | None:
         return None
 
 
-def keys_in_state_folder(folder: str, names: Iterable[str]) -> Iterator[StateKey]:
-    """The keys of the files of one folder of states, as `key_of_state_path` gives them one by one.
+def keys_in_state_folder(folder: str, names: Iterable[str]) -> list[StateKey]:
+    """The keys of the files of one folder of states, sorted; see `key_of_state_path`.
 
-    States of one type share the type's object: making it anew for each of thousands, and comparing
-    it when they are sorted, would take most of the time.
+    States of one type share the type's object, and are checked together: to make, check and compare
+    everything anew for each of thousands would take most of the time.
 
     Args:
         folder: The relative path that `state_folder` gives.
         names: The names of its files; those of no state files are passed over.
     """
-    types: dict[str, StateType] = {}
     _, backend, architecture = folder.split("/")
-    for name in names:
-        if not name.endswith(STATE_SUFFIX):
-            continue
-        extra, dot, training_id = name.removesuffix(STATE_SUFFIX).rpartition(".")
-        try:
-            state_type = types.get(extra + dot)
-            if state_type is None:
-                parts = tuple(extra.split(".")) if dot else ()
-                state_type = types[extra + dot] = StateType(backend, architecture, parts)
-            yield StateKey(state_type, training_id)
-        except FormatError:
-            continue
+    stems = [name.removesuffix(STATE_SUFFIX) for name in names if name.endswith(STATE_SUFFIX)]
+    dotted = [stem for stem in stems if "." in stem]
+    plain = [stem for stem in stems if "." not in stem] if dotted else stems
+    by_extra = {"": plain} if plain else {}
+    for stem in dotted:
+        extra, dot, training_id = stem.rpartition(".")
+        by_extra.setdefault(extra + dot, []).append(training_id)
+    types: list[tuple[StateType, list[str]]] = []
+    for extra, training_ids in by_extra.items():
+        with suppress(FormatError):
+            parts = tuple(extra.split(".")[:-1])
+            types.append((StateType(backend, architecture, parts), training_ids))
+    return [key for state_type, ids in sorted(types) for key in keys_of(state_type, ids)]
 
 
 def check_settings(data: bytes, path: str) -> None:

@@ -34,16 +34,12 @@ class BucketStateFiles:
         """The keys that are here, by path alone; of one type, only its own are listed."""
         if self.place.check():
             folder = layout.STATES if state_type is None else layout.state_folder(state_type)
-            for item in self.place.client.items(self.place.path(folder)):
-                if key := layout.key_of_state_path(self.place.name(item.path)):
-                    yield key
+            yield from sorted(key for key, _ in self._dated(folder))
 
     def dated(self) -> Iterator[tuple[StateKey, float | None]]:
         """All keys, each with when it was written, by the server's clock."""
         if self.place.check():
-            for item in self.place.client.items(self.place.path(layout.STATES)):
-                if key := layout.key_of_state_path(self.place.name(item.path)):
-                    yield key, item.modified
+            yield from self._dated(layout.STATES)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -117,6 +113,11 @@ class BucketStateFiles:
     def locate(self, key: StateKey) -> str:
         """The address of the state file."""
         return self.place.locate(layout.state_path(key))
+
+    def _dated(self, folder: str) -> Iterator[tuple[StateKey, float | None]]:
+        for item in self.place.client.items(self.place.path(folder)):
+            if key := layout.key_of_state_path(self.place.name(item.path)):
+                yield key, item.modified
 
     def _read(self, key: StateKey) -> tuple[bytes, str | None] | None:
         return self.place.read(layout.state_path(key), ManifestError)

@@ -60,7 +60,7 @@ class SavingStore(Saves, StateView):
         """The states that are compatible with a type, or all, sorted by fields."""
         if state_type is not None:
             check_state_type(state_type)
-        return sorted(self.states.keys(state_type))
+        return list(self.states.keys(state_type))
 
     def exists(self, state_key: StateKey) -> bool:
         """Whether a state is in this store."""

@@ -9,6 +9,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -62,7 +63,7 @@ class StateFiles(Protocol):
     """The state files of a store."""
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, in no order; those compatible with a type, or all."""
+        """The keys that are here, sorted by fields; those compatible with a type, or all."""
 
     def dated(self) -> Iterator[tuple[StateKey, float | None]]:
         """All keys, each with when it was written, in seconds since the epoch; None if unknown."""
@@ -107,8 +108,9 @@ class FolderStateFiles:
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are here, by path alone: a damaged file fails at its own load only."""
         folders = [layout.state_folder(state_type)] if state_type else self._folders()
-        for folder in folders:
-            yield from layout.keys_in_state_folder(folder, _names(self.root / folder))
+        return chain.from_iterable(
+            layout.keys_in_state_folder(folder, _names(self.root / folder)) for folder in folders
+        )
 
     def dated(self) -> Iterator[tuple[StateKey, float | None]]:
         """All keys, each with the time of its file."""
@@ -187,8 +189,8 @@ class FolderStateFiles:
         return self.root / layout.state_path(key)
 
     def _folders(self) -> Iterator[str]:
-        for backend in _names(self.root / layout.STATES):
-            for architecture in _names(self.root / layout.STATES / backend):
+        for backend in sorted(_names(self.root / layout.STATES)):
+            for architecture in sorted(_names(self.root / layout.STATES / backend)):
                 yield f"{layout.STATES}/{backend}/{architecture}"
 
 
@@ -201,7 +203,7 @@ class MemoryStateFiles:
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are here."""
-        for key in list(self._files):
+        for key in sorted(self._files):
             if state_type is None or key.state_type.is_compatible_with(state_type):
                 yield key
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Protocol
 
 from mlstate.errors import ReadOnlyStoreError
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_key, check_state_type
+from mlstate.stores.abstract import check_key
 from mlstate.stores.saving import SavingStore
 from mlstate.stores.view import Listing
 
@@ -44,12 +43,9 @@ class SavingBesideLegacy(SavingStore):
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted by fields."""
-        if state_type is not None:
-            check_state_type(state_type)
-        keys = list(self.states.keys(state_type))
-        if legacy := set(self.checkpoints.keys(state_type)):
-            keys = [*legacy.union(keys)]
-        return sorted(keys, key=attrgetter("state_type", "training_id"))
+        keys = super().get_state_keys(state_type)
+        legacy = set(self.checkpoints.keys(state_type))
+        return sorted(legacy.union(keys)) if legacy else keys
 
     def listing(self) -> Iterator[Listing]:
         """All states with what listing them tells, in no order."""
