@@ -158,12 +158,12 @@ class Background:
     Where no thread can be started, at the end of a program, the caller does it.
 
     Args:
-        threads: How many.
+        threads: How many at most; one more is started where all that there are have work.
         most: How much may be under way; who brings more waits.
     """
 
     def __init__(self, threads: int, *, most: int) -> None:
-        self._threads = threads
+        self._threads, self._most = threads, most
         self._room: SimpleQueue[None] = SimpleQueue()  # a place for each work under way
         for _ in range(most):
             self._room.put(None)
@@ -182,7 +182,8 @@ class Background:
             raise self._errors[0]
         self._room.get()
         with self._lock:
-            if len(self._helpers) < self._threads:
+            under_way = self._most - self._room.qsize()
+            if len(self._helpers) < min(self._threads, under_way):
                 helper = _Helper(partial(self._run_all, self._queue))
                 self._helpers.append(helper)
                 try:

@@ -161,14 +161,18 @@ def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
         folder: A folder below it, or itself.
         sync: Make those below the root durable; who makes many flushes those above them later.
     """
-    if folder.is_dir():
-        return
     if folder == root:
-        root.mkdir(parents=True, exist_ok=True)
-        sync_path(root.parent)
+        if not folder.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+            sync_path(root.parent)
         return
-    make_folders(root, folder.parent, sync=sync)
-    with contextlib.suppress(FileExistsError):
+    try:  # without a look first: most that are asked for are new, or there is nothing to do
         os.mkdir(folder)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_folders(root, folder.parent, sync=sync)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
     if sync:
         sync_path(folder.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import time
@@ -153,6 +154,7 @@ class FolderObjectWriter:
         self._objects = f"{store.root}/{layout.OBJECTS}"
         self._temporaries = f"{store.root}/{layout.TEMPORARIES}"
         make_folders(store.root, Path(self._temporaries))
+        self._act, self._numbers = uuid.uuid4().hex, itertools.count()
         self._touched: set[str] = set()  # folders of objects, by the first two digits
         self._flushing = Background(_FLUSHING_THREADS, most=_WAITING)
         self._devices: dict[int, bool] = {}
@@ -181,7 +183,8 @@ class FolderObjectWriter:
     def add(self, parts: Sequence[Bytes], digest: Digest | None = None) -> tuple[Digest, bool]:
         """Write an object, and wait for the disk in the background; see `AddingWriter.add`."""
         with ExitStack() as stack:
-            file = stack.enter_context(NewFile(f"{self._temporaries}/{uuid.uuid4().hex}"))
+            temporary = f"{self._temporaries}/{self._act}-{next(self._numbers)}"
+            file = stack.enter_context(NewFile(temporary))
             found = file.write(parts, self._devices)
             if digest is not None:
                 check_written(found, digest, self._path(digest))
@@ -193,13 +196,13 @@ class FolderObjectWriter:
 
     def _publish(self, file: NewFile, digest: Digest) -> None:
         """What waits for the disk, and what comes after it."""
-        path = self._path(digest)
         with file:
             file.flush()
             if digest[:2] not in self._touched:
-                make_folders(self._store.root, Path(path).parent, sync=False)  # `flush` does it
+                folder = Path(self._objects, digest[:2])
+                make_folders(self._store.root, folder, sync=False)  # `flush` does it
                 self._touched.add(digest[:2])
-            file.publish(path)
+            file.publish(self._path(digest))
 
     def settle(self) -> None:
         """Wait for the disk to have what was added; see `AddingWriter.settle`."""

@@ -88,6 +88,8 @@ class Wish:
         check_file_names(self.files)
         files = {name: FileEntry(Digest.of(content_of(self.files[name]))) for name in self.files}
         entry = StateEntry(key, None, files=files, meta=self.meta or {})
+        if not files and not self.meta:
+            return entry  # nothing that TOML might refuse or change
         text = Manifest({key: entry}).format().encode()
         return Manifest.parse(text, "the new state file").states[key]
 
