@@ -177,6 +177,18 @@ def test_what_is_read_from_a_folder_is_mapped_and_private(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_few_small_objects_of_a_load_are_mapped_and_the_rest_is_read(tmp_path, monkeypatch):
+    """All of them would be too many maps for a process that holds hundreds of adapters."""
+    monkeypatch.setattr(mlstate.tensors.read, "_SMALL_MAPS", 3)
+    values = {f"w{i}": torch.full((5_000 + i,), i * 1.0) for i in range(6)}
+    store, state = saved(tmp_path, large=torch.zeros(300_000), **values)
+    found = read_tensors(store, state)
+    mapped = {name for name, tensor in found.items() if file_behind(tensor)}
+    assert mapped == {"large", "w5", "w4", "w3"}
+    for name, value in values.items():
+        assert torch.equal(found[name], value)
+
+
 def test_equal_tensors_that_are_mapped_do_not_share_memory(tmp_path):
     ones = torch.ones(600_000)
     store, state = saved(tmp_path, a=ones, b=ones.clone())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
@@ -123,8 +123,8 @@ class StateObject:
         if BYTES_NAME in self.inline or BYTES_NAME in self.refs:
             check_bytes_state(self.specs)
 
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
         """Every name with its type and shape."""
         inline = {name: entry.spec for name, entry in self.inline.items()}
         return inline | {name: ref.spec for name, ref in self.refs.items()}

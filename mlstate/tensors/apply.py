@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from mlstate.digests import Digest
 from mlstate.errors import IncompatibleStateError
@@ -194,12 +195,8 @@ def _snapshot(modules: _Modules, *, copied: bool) -> tuple[_Held, _Lazy, _Values
     tensors = {id(tensor): tensor for tensor in _tensors(modules)}.values()
     return (
         [(module, {**module._parameters}, {**module._buffers}) for _, module in modules],
-        [(t, type(t), t.data) for t in tensors if isinstance(t, UNINITIALIZED)],
-        [
-            (t, t.detach().clone())
-            for t in tensors
-            if copied and not isinstance(t, UNINITIALIZED) and not t.is_meta
-        ],
+        [(t, type(t), t.data) for t in tensors if is_lazy(t)],
+        [(t, t.detach().clone()) for t in tensors if copied and not is_lazy(t) and not t.is_meta],
     )
 
 

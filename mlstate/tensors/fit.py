@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import TensorModel
 from mlstate.tensors.dtypes import TORCH_DTYPES, torch_dtype, torch_shape
-from mlstate.tensors.ties import UNINITIALIZED, overlapping, stand_apart, tied_groups
+from mlstate.tensors.ties import overlapping, stand_apart, tied_groups
 
 __all__ = ["EXTRA_STATE", "Fit", "compare", "entries", "some"]
 
@@ -94,7 +95,7 @@ class Fit:
             for name in self.common - self.mismatched.keys()
             for entry in [self.own[name]]
             if isinstance(entry, torch.Tensor)
-            and not isinstance(entry, UNINITIALIZED)
+            and not is_lazy(entry)
             and (
                 (entry.is_inference() and not torch.is_inference_mode_enabled())
                 or any(size > 1 and not step for size, step in zip(*_layout(entry), strict=True))
@@ -178,7 +179,7 @@ def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
         if not isinstance(target, torch.Tensor) or name.endswith(EXTRA_STATE):
             continue
         stored = torch_shape(spec)
-        if not isinstance(target, UNINITIALIZED) and not _fits(stored, target.shape):
+        if not is_lazy(target) and not _fits(stored, target.shape):
             mismatched[name] = (stored, tuple(target.shape))
         elif torch_dtype(spec) != target.dtype:
             casts.append(name)

@@ -38,7 +38,11 @@ def as_tensor(raw: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
 
 
 def mapped_tensor(
-    file: BinaryIO, size: int, devices: dict[int, bool] | None = None
+    file: BinaryIO,
+    size: int,
+    devices: dict[int, bool] | None = None,
+    *,
+    smallest: int = MAP_FROM,
 ) -> torch.Tensor | None:
     """A file's bytes as a private, writable uint8 tensor, mapped: nothing is read yet.
 
@@ -50,11 +54,12 @@ def mapped_tensor(
         file: The open file; it may be closed afterwards.
         size: Its size in bytes.
         devices: As for `may_map`.
+        smallest: The size from which on it is to be mapped, in bytes.
 
     Returns:
         None if it is not safe, not possible, or too small to be worth it: then read the file.
     """
-    if size < MAP_FROM or not may_map(file, devices):
+    if size < max(1, smallest) or not may_map(file, devices):
         return None
     # By way of the descriptor: it is the file that was looked at, whatever the name has come to
     # mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for each

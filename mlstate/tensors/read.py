@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from queue import SimpleQueue
 
 import torch
@@ -12,7 +13,8 @@ from mlstate.errors import FormatError, concerning
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.objects import ObjectStore
 from mlstate.parallel import begun
-from mlstate.tensors.memory import MAP_FROM, as_tensor
+from mlstate.tensors.dtypes import torch_dtype, torch_shape
+from mlstate.tensors.memory import MAP_FROM
 from mlstate.tensors.opened import OpenedObject
 from mlstate.tensors.places import Places
 from mlstate.tensors.staging import Lanes
@@ -20,6 +22,10 @@ from mlstate.tensors.staging import Lanes
 __all__ = ["read_tensors", "reading"]
 
 _Group = tuple[TensorRef, torch.device | None]
+
+_SMALL_MAPS = 64
+"""So many objects of a load are mapped though they are small. To read one takes ten times as long,
+most of it for new memory; but a map for every tensor of hundreds of adapters would be too many."""
 
 
 def read_tensors(
@@ -122,34 +128,44 @@ def _enqueue(
     interpreter's lock, for each call of the system, they may have to wait for it afterwards.
     """
     local: dict[int, bool] = {}
-    ahead = True
+    ahead, small = True, 0
     for (ref, device), names in ordered:
         one = OpenedObject(objects, ref, names, device, local)
-        if ahead and device is None and one.size >= MAP_FROM:
+        smallest = 0 if small < _SMALL_MAPS else MAP_FROM
+        if ahead and device is None and one.size >= smallest:
+            small += one.size < MAP_FROM
             with concerning(tensor=names[0]):
-                ahead = one.open()
+                ahead = one.open(smallest)
         queue.put(one)
 
 
 def _inline(
     tensors: Mapping[str, InlineTensor], names: Iterable[str], device: torch.device | None
 ) -> dict[str, torch.Tensor]:
-    """The small tensors: copied by one call, for a model can have thousands."""
-    listed = [(name, tensors[name]) for name in names]
-    data = bytearray().join([tensor.data for _, tensor in listed])
-    whole = torch.empty(0, dtype=torch.uint8, device="cpu")
-    if data:
-        whole = torch.frombuffer(data, dtype=torch.uint8)
-    if device is not None:
-        whole = whole.to(device)
-    sizes = [tensor.spec.nbytes for _, tensor in listed]
-    # torch's stubs say of it that it returns nothing.
-    parts = torch.split_with_sizes_copy(whole, sizes)  # type: ignore[func-returns-value]
-    found = {}
-    try:
-        for (name, tensor), part in zip(listed, parts, strict=True):  # type: ignore[call-overload]
-            found[name] = as_tensor(part, tensor.spec)
-    except FormatError as error:
-        error.tensor = name
-        raise
+    """The small tensors: those of a type are copied by one call, for a model can have thousands."""
+    by_dtype: dict[str, list[str]] = {}
+    for name in names:
+        by_dtype.setdefault(tensors[name].spec.dtype, []).append(name)
+    found: dict[str, torch.Tensor] = {}
+    for listed in by_dtype.values():
+        try:
+            shapes = []
+            for name in listed:
+                dtype = torch_dtype(tensors[name].spec)
+                shapes.append(torch_shape(tensors[name].spec))
+        except FormatError as error:
+            error.tensor = name
+            raise
+        data = bytearray().join([tensors[name].data for name in listed])
+        whole = torch.empty(0, dtype=dtype, device="cpu")
+        if data:
+            whole = torch.frombuffer(data, dtype=torch.uint8).view(dtype)
+        if device is not None:
+            whole = whole.to(device)
+        # torch's stubs say of it that it returns nothing.
+        parts = torch.split_with_sizes_copy(  # type: ignore[func-returns-value]
+            whole, [prod(shape) for shape in shapes]
+        )
+        for name, shape, part in zip(listed, shapes, parts, strict=True):  # type: ignore[call-overload]
+            found[name] = part if len(shape) == 1 else part.view(shape)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 __all__ = ["UNINITIALIZED", "assignable", "overlapping", "stand_apart", "tied_groups"]
 
@@ -120,7 +120,7 @@ def _extent(entry: torch.Tensor) -> int:
 def _has_place(entry: Any) -> bool:
     return (
         isinstance(entry, torch.Tensor)
-        and not isinstance(entry, UNINITIALIZED)
+        and not is_lazy(entry)
         and entry.layout is torch.strided
         and entry.numel() > 0
         and entry.data_ptr() != 0
