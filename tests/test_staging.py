@@ -94,6 +94,24 @@ def test_a_failure_waits_for_what_is_under_way(store, late):
     assert late == []
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_where_the_room_does_not_suffice_all_comes_by_way_of_the_cpu(
+    store, late, monkeypatch, first
+):
+    receive, calls = staging._Lane.receive, []
+
+    def full(lane, *arguments):
+        calls.append(lane)
+        if len(calls) > first:
+            raise torch.OutOfMemoryError("no room on the device")
+        return receive(lane, *arguments)
+
+    monkeypatch.setattr(staging._Lane, "receive", full)
+    assert same(read(store), tensors())
+    assert len(calls) > first
+    assert late == []
+
+
 def test_some_of_them(store):
     wanted = ["small", "more"]
     assert list(read(store, wanted)) == wanted

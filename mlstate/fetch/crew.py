@@ -2,7 +2,7 @@
 
 Each stream has a thread of its own. Where the network is no slower than this machine, they wait for
 the interpreter's lock and for a processor, and more of them are only in each other's way: from a
-server on the same machine 16 take a third longer than 4 (docs/performance.md).
+server on the same machine 16 take a fifth longer than 4 (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import prod
 from queue import SimpleQueue
 
@@ -43,7 +43,7 @@ def read_tensors(
         state: The verified state object.
         names: Those to read; all by default. Nothing else is read or verified.
         shared: Let equal tensors share memory: for who only copies from them.
-        places: Which are wanted elsewhere than on the CPU.
+        places: Which are wanted elsewhere than on the CPU; see `reading`.
 
     Returns:
         Name -> tensor, private and writable, in the order of `names` or of the state object.
@@ -70,10 +70,33 @@ def reading(
 
     Yields:
         A call that gives what `read_tensors` returns, and raises what it raises. Without that
-        call the reading ends with the context.
+        call the reading ends with the context. Where the room on a device does not suffice after
+        all, since somebody else has taken it meanwhile, all tensors are on the CPU.
     """
+    with ExitStack() as stack:
+        read = stack.enter_context(_reading(objects, state, names, shared, places or {}))
+
+        def read_somewhere() -> dict[str, torch.Tensor]:
+            try:
+                return read()
+            except torch.OutOfMemoryError:
+                if not places:
+                    raise
+            stack.close()  # what came as far as the device makes room again
+            return read_tensors(objects, state, names, shared=shared)
+
+        yield read_somewhere
+
+
+@contextmanager
+def _reading(
+    objects: ObjectStore,
+    state: StateObject,
+    names: Collection[str] | None,
+    shared: bool,
+    places: Places,
+) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
     wanted = list(state.specs) if names is None else list(names)
-    places = places or {}
     found: dict[str, torch.Tensor] = {}
     groups: dict[_Group, list[str]] = {}
     small: dict[torch.device | None, list[str]] = {}
@@ -115,6 +138,7 @@ def reading(
             yield result
     finally:
         lanes.settle()  # before the memory that is being copied to can be used for anything else
+        found.clear()
 
 
 def _enqueue(
