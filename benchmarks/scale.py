@@ -28,8 +28,8 @@ from mlstate.format import layout, tensor_object
 from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.manifests import StateEntry
+from mlstate.operations.verifying.verify import verify
 from mlstate.stores.statefiles import format_state_file
-from mlstate.stores.verifying import verify
 
 OTHERS = (100, 1_000, 10_000)
 OBJECTS = (10_000, 30_000, 100_000)

@@ -13,6 +13,21 @@ if TYPE_CHECKING:
     from mlstate.errors import MlstateError
     from mlstate.manifests import Manifest
     from mlstate.models import LoadResult, with_state_type
+    from mlstate.operations import (
+        adopt,
+        bundle,
+        copy,
+        describe,
+        diagnose,
+        diff,
+        enlist,
+        export,
+        lock,
+        unbundle,
+        unlist,
+        usage,
+        verify,
+    )
     from mlstate.states import StateKey, StateType
     from mlstate.stores import (
         AbstractListStateStore,
@@ -24,25 +39,12 @@ if TYPE_CHECKING:
         MemoryStateStore,
         S3StateStore,
         Store,
-        adopt,
-        bundle,
-        copy,
-        describe,
-        diagnose,
-        diff,
-        enlist,
-        export,
-        file_digest,
         load_pretrained_model,
-        lock,
         manifest_of,
         open_store,
-        unbundle,
-        unlist,
-        usage,
-        verify,
     )
     from mlstate.tensors import state_digest
+    from mlstate.weights.files import file_digest
 
 __version__ = "0.1.0"
 
@@ -97,24 +99,24 @@ _HOMES = {
     "StateKey": "mlstate.states",
     "StateType": "mlstate.states",
     "Store": "mlstate.stores",
-    "adopt": "mlstate.stores",
-    "bundle": "mlstate.stores",
-    "copy": "mlstate.stores",
-    "describe": "mlstate.stores",
-    "diagnose": "mlstate.stores",
-    "diff": "mlstate.stores",
-    "enlist": "mlstate.stores",
-    "export": "mlstate.stores",
-    "file_digest": "mlstate.stores",
+    "adopt": "mlstate.operations",
+    "bundle": "mlstate.operations",
+    "copy": "mlstate.operations",
+    "describe": "mlstate.operations",
+    "diagnose": "mlstate.operations",
+    "diff": "mlstate.operations",
+    "enlist": "mlstate.operations",
+    "export": "mlstate.operations",
+    "file_digest": "mlstate.weights.files",
     "load_pretrained_model": "mlstate.stores",
-    "lock": "mlstate.stores",
+    "lock": "mlstate.operations",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
     "state_digest": "mlstate.tensors",
-    "unbundle": "mlstate.stores",
-    "unlist": "mlstate.stores",
-    "usage": "mlstate.stores",
-    "verify": "mlstate.stores",
+    "unbundle": "mlstate.operations",
+    "unlist": "mlstate.operations",
+    "usage": "mlstate.operations",
+    "verify": "mlstate.operations",
     "with_state_type": "mlstate.models",
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mlstate import GitHubReleaseStore, StateKey
-from mlstate.stores.releaseplan import is_data, stem_of
+from mlstate.stores.github.plan import is_data, stem_of
 from mlstate.transport import Retries
 from tests.models import LINEAR
 from tests.servers.github import GitHub

@@ -28,7 +28,7 @@ from mlstate.errors import (
     UnpinnedStateError,
 )
 from mlstate.manifests import StateEntry
-from mlstate.stores.bundles import bundle, unbundle
+from mlstate.operations.bundling.bundle import bundle, unbundle
 from tests.models import BytesModel, same
 
 A = StateKey.parse("pytorch.net.a")
@@ -566,7 +566,7 @@ def test_headers_before_headers_are_not_believed_either(tar, tmp_path, pax):
 
 
 def run(program, *arguments, **options):
-    code = f"from mlstate.stores.bundles import bundle, unbundle\nimport sys\n{program}"
+    code = f"from mlstate.operations.bundling.bundle import bundle, unbundle\nimport sys\n{program}"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], env=ENVIRONMENT, **options
     )

@@ -36,7 +36,7 @@ from mlstate.errors import (
 )
 from mlstate.format import layout
 from mlstate.locations import parse_mirror
-from mlstate.stores import CopyReport
+from mlstate.operations import CopyReport
 from tests.buckets import bucket_store, contents
 from tests.fetching import check_cache
 from tests.github_stores import TAG, github_store
@@ -572,7 +572,7 @@ def test_what_is_pruned_while_it_is_reused_is_put_again(places, source):
 MEMORY = """
 import resource, sys
 from mlstate import LocalStateStore, copy
-import mlstate.fetch, mlstate.stores.copying
+import mlstate.fetch, mlstate.operations.copying
 from pathlib import Path
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line)
 limit = used * 1024 + 90_000_000

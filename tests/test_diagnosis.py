@@ -26,11 +26,11 @@ from mlstate import (
 from mlstate.errors import FormatError, IntegrityError
 from mlstate.objects import traits
 from mlstate.objects.traits import file_system_of, probe
-from mlstate.stores import folderchecks, reaching
-from mlstate.stores.checks import Check, failed, reason_of
-from mlstate.stores.diagnosis import Diagnosis, diagnose
-from mlstate.stores.places import Place
-from mlstate.stores.reaching import MOST_PLACES, ask_all
+from mlstate.operations.diagnosing import folders, reaching
+from mlstate.operations.diagnosing.checks import Check, failed, reason_of
+from mlstate.operations.diagnosing.diagnose import Diagnosis, diagnose
+from mlstate.operations.diagnosing.places import Place
+from mlstate.operations.diagnosing.reaching import MOST_PLACES, ask_all
 from tests.buckets import bucket_store
 from tests.fetching import FILE, Published, publish, write_manifest
 from tests.servers.nginx import Nginx
@@ -202,7 +202,7 @@ def test_a_read_only_cache_that_is_no_store_is_a_finding(
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 AS_ANOTHER = """
 import os, sys
-from mlstate.stores.diagnosis import diagnose
+from mlstate.operations.diagnosing.diagnose import diagnose
 diagnose(sys.argv[1], reach=False)  # imports what this user may read
 os.setgroups([]); os.setgid(12345); os.setuid(12345)
 os.environ["MLSTATE_CACHE"] = sys.argv[1]
@@ -274,7 +274,7 @@ def test_a_disk_that_is_nearly_full_is_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk, expected: tuple[str, object, str]
 ):
     name, ok, found = expected
-    monkeypatch.setattr(folderchecks.os, "statvfs", lambda _: disk)
+    monkeypatch.setattr(folders.os, "statvfs", lambda _: disk)
     one = check(diagnose(LocalStateStore(tmp_path), reach=False), f"cache: {name}")
     assert (one.ok, one.found) == (ok, found)
     assert (one.remedy is not None) == (ok is False)
@@ -354,7 +354,7 @@ def test_the_deepest_and_latest_mount_counts(tmp_path: Path):
 def test_a_network_mount_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mounts").write_text("21 1 8:1 / / rw - nfs4 server:/ rw")
     monkeypatch.setattr(
-        folderchecks, "file_system_of", lambda folder: file_system_of(folder, tmp_path / "mounts")
+        folders, "file_system_of", lambda folder: file_system_of(folder, tmp_path / "mounts")
     )
     one = check(diagnose(LocalStateStore(tmp_path), reach=False), "cache: file system")
     assert one.ok is None

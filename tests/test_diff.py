@@ -24,7 +24,7 @@ from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.stores.comparing import StateDiff
+from mlstate.operations.comparing import StateDiff
 from mlstate.stores.statefiles import FolderStateFiles, format_state_file
 from mlstate.tensors.compare import compare_tensors
 from mlstate.tensors.dtypes import TORCH_DTYPES

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mlstate import LocalStateStore, StateKey, file_digest, state_digest
 from mlstate.errors import FormatError
-from mlstate.stores.weightfiles import sources_of_file
+from mlstate.weights.files import sources_of_file
 from tests.models import net, values
 
 

@@ -26,7 +26,7 @@ from mlstate.errors import (
     StateNotFoundError,
     TransportError,
 )
-from mlstate.stores import uploading
+from mlstate.stores.github import uploading
 from tests.github_stores import KEY, TAG, data_names, github_store, weights
 from tests.models import LINEAR, same
 from tests.servers.recording import Reply

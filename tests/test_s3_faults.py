@@ -145,7 +145,7 @@ def test_a_server_that_always_cuts_is_an_error_and_loads_nothing(
     server, bucket, start_proxy, monkeypatch
 ):
     hasty = partial(BucketOptions, attempts=2, first_delay=0.01)
-    monkeypatch.setattr("mlstate.stores.s3.BucketOptions", hasty)
+    monkeypatch.setattr("mlstate.stores.bucket.store.BucketOptions", hasty)
     store = bucket_store(server, bucket, url=start_proxy.url)
     store._fetcher.retries = Retries(2, first=0.01, most=0.05)
     start_proxy.cut = lambda record: "/objects/" in record.path

@@ -588,7 +588,9 @@ def test_a_key_that_may_read_but_not_write(watched):
 
 
 def test_an_endpoint_that_nobody_listens_at(moto, monkeypatch):
-    monkeypatch.setattr("mlstate.stores.s3.BucketOptions", partial(BucketOptions, attempts=1))
+    monkeypatch.setattr(
+        "mlstate.stores.bucket.store.BucketOptions", partial(BucketOptions, attempts=1)
+    )
     with closed_port() as port:
         store = S3StateStore("bucket", moto.session_kwargs, f"http://{HOST}:{port}")
         for error in errors(store):

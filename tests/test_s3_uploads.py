@@ -24,7 +24,7 @@ from mlstate.errors import BucketError
 from mlstate.objects import bucketuploads
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.bucketclient import ATTEMPTS
-from mlstate.stores.s3 import S3StateStore
+from mlstate.stores.bucket.store import S3StateStore
 from tests.buckets import bucket_place, bucket_store, check_objects, contents, unfinished
 from tests.models import LINEAR, net, same, values
 from tests.servers.forwarding import Forwarding

@@ -40,7 +40,7 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
-from mlstate.stores import Finding, VerifyReport
+from mlstate.operations import Finding, VerifyReport
 from mlstate.stores.statefiles import format_state_file
 from tests.buckets import bucket_store, put
 from tests.fetching import manifest_store
@@ -504,7 +504,7 @@ def test_what_is_remembered_of_an_object_is_little(tmp_path):
     plant_state(store, KEY, StateObject({}, refs))
     # Its objects are not there, which is looked at; and then every name is said.
     from mlstate.fetch.progress import Meter
-    from mlstate.stores.inspection import Inspection
+    from mlstate.operations.verifying.inspection import Inspection
 
     look = Inspection([store.target], 2, Meter("x"))
     tracemalloc.start()

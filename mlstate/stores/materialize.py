@@ -17,7 +17,8 @@ from mlstate.manifests import StateEntry
 from mlstate.objects.files import make_folders, write_file
 from mlstate.objects.newfile import sync_path
 from mlstate.reading import read_state
-from mlstate.stores.plainfolder import (
+from mlstate.units import parse_size
+from mlstate.weights.plainfolder import (
     RECORD_NAME,
     FolderPlan,
     Recorded,
@@ -26,8 +27,7 @@ from mlstate.stores.plainfolder import (
     look,
     sweep,
 )
-from mlstate.stores.plainwriter import Output, WholeOutput, temporaries, weights_of, write_output
-from mlstate.units import parse_size
+from mlstate.weights.plainwriter import Output, WholeOutput, temporaries, weights_of, write_output
 
 if TYPE_CHECKING:
     from mlstate.stores.view import Found

@@ -66,13 +66,13 @@ def open_store(
 
         return Store(cache, offline=offline, progress=progress)
     if bucket := _BUCKET.fullmatch(text):
-        from mlstate.stores.s3 import S3StateStore
+        from mlstate.stores.bucket.store import S3StateStore
 
         name, prefix = bucket.groups()
         base = prefix.strip("/")
         return S3StateStore(name, base_path=base, cache=cache, offline=offline, progress=progress)
     if repository := _REPOSITORY.fullmatch(text):
-        from mlstate.stores.github import GitHubReleaseStore
+        from mlstate.stores.github.store import GitHubReleaseStore
 
         owner, name = repository.groups()
         return GitHubReleaseStore(owner, name, cache=cache, offline=offline, progress=progress)

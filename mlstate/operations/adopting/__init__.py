@@ -1,0 +1,1 @@
+"""`adopt`: weights that somebody else wrote, as a state of a store."""

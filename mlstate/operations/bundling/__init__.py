@@ -1,0 +1,1 @@
+"""`bundle` and `unbundle`: states as one tar, for machines without a network."""

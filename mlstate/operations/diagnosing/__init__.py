@@ -1,0 +1,1 @@
+"""`diagnose`: what a person should know when something does not work."""

@@ -1,0 +1,1 @@
+"""`verify`: every byte is read; what is wrong is said, or repaired."""

@@ -1,0 +1,1 @@
+"""States in the releases of a GitHub repository."""

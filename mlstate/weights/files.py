@@ -1,0 +1,278 @@
+"""Files of weights on this machine, whoever wrote them: which tensors they hold, and their bytes.
+
+A safetensors file is read as it lies, without torch; a torch checkpoint with ``weights_only=True``.
+Nothing is verified here: there is nothing that says what such a file should hold.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.errors import FormatError, WeightsNotFoundError, concerning
+from mlstate.format.dtypes import TensorSpec, check_values
+from mlstate.format.encode import TensorSource, check_sources, encode_state
+from mlstate.format.state_object import (
+    InlineTensor,
+    StateObject,
+    TensorRef,
+    is_state_object,
+)
+from mlstate.locations import local_path
+from mlstate.objects.mapping import MAP_FROM, may_map
+from mlstate.parallel import for_each
+from mlstate.weights.containers import INDEX, SAFETENSORS, TORCH_GZIP, container_of, weights_in
+
+__all__ = [
+    "PIECE",
+    "FileTensor",
+    "OpenFile",
+    "digest_of_tensors",
+    "file_digest",
+    "local_files",
+    "pieces_at",
+    "sources_of_file",
+]
+
+PIECE = 1 << 20
+"""How many bytes are read and hashed at a time."""
+
+_USUAL_HEADER = 64 << 10
+
+
+def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> Digest:
+    """The state digest of a file of weights: are these the same weights?
+
+    It is what `mlstate.Store.digest` gives of the same tensors under the same names, whichever
+    container they are in. Needs no torch, unless the file is a torch checkpoint. The file is read
+    once, a piece at a time, and nothing is stored.
+
+    Args:
+        path: A safetensors file; the ``.index.json`` of a sharded one; a torch checkpoint,
+            compressed with gzip or not; or a folder with one of these.
+        select: Of a torch checkpoint, the dotted path of the state dict inside.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        FormatError: There is no such file, it holds no weights, or some that cannot be stored.
+        TransportError: It cannot be read.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from mlstate import state_digest
+        >>> file = tempfile.mkdtemp() + "/ones.pt"
+        >>> torch.save({"weight": torch.ones(2)}, file)
+        >>> file_digest(file) == state_digest({"weight": torch.ones(2)})
+        True
+    """
+    with sources_of_file(path, select=select) as sources:
+        tensors = [source for source in sources if isinstance(source, FileTensor)]
+        if len(tensors) == len(sources):
+            return digest_of_tensors(tensors)
+        return encode_state(sources).digest
+
+
+@contextmanager
+def sources_of_file(
+    path: str | os.PathLike[str], *, select: str | None = None
+) -> Iterator[list[TensorSource]]:
+    """The tensors of a file of weights; none is read before its bytes are asked for.
+
+    Args:
+        path: As for `file_digest`.
+        select: As for `file_digest`.
+
+    Yields:
+        A source for each tensor, good within the context. Its bytes are mapped where that is
+        safe, and else read: one tensor at a time is in memory for each that is asked for.
+
+    Raises:
+        FormatError: As `file_digest`.
+        TransportError: As `file_digest`.
+    """
+    with ExitStack() as stack:
+        sources: list[TensorSource] = []
+        for file, container in local_files(local_path(path)):
+            with concerning(path=file):
+                if container == SAFETENSORS:
+                    if select is not None:
+                        raise FormatError(
+                            "a safetensors file has nothing inside that could be selected",
+                            found=f"select={select!r}",
+                        )
+                    sources += _stored(file, stack)
+                else:
+                    sources += _unpickled(file, container == TORCH_GZIP, select)
+        with concerning(path=path):
+            check_sources(sources)
+        yield sources
+
+
+def local_files(path: Path) -> list[tuple[Path, str]]:
+    """The files behind a path, each with its container: itself, or all shards.
+
+    Args:
+        path: As for `file_digest`.
+
+    Raises:
+        FormatError: There is nothing, or nothing that holds weights.
+    """
+    if not path.exists():
+        raise WeightsNotFoundError(
+            "there is no such file or folder", path=path, remedy="check the path"
+        )
+    file = path / weights_in(path) if path.is_dir() else path
+    if not file.name.endswith(INDEX):
+        return [(file, _container(file))]
+    # Of fetching only what is needed, when it is: every store imports this module.
+    from mlstate.fetch.addresses import parse_index
+
+    names = parse_index(file.read_bytes(), str(file))
+    return [(shard, _container(shard)) for shard in (file.parent / name for name in names)]
+
+
+def _container(file: Path) -> str:
+    from mlstate.transport.local import LocalResource
+
+    with LocalResource(file).read() as stream:
+        return container_of(str(file), stream.read(16))
+
+
+@dataclass
+class OpenFile:
+    """An open file, of which ranges are read by any thread."""
+
+    file: BinaryIO
+    path: str
+
+    def pieces(self, start: int, size: int) -> Iterator[Bytes]:
+        """A range, piece by piece.
+
+        Raises:
+            FormatError: The file ends before.
+        """
+        for piece in pieces_at(self.file.fileno(), start, size):
+            yield piece
+            size -= len(piece)
+        if size:
+            raise FormatError("a file became shorter while it was read", path=self.path)
+
+    @cached_property
+    def mapped(self) -> memoryview | None:
+        """All of it, or None where it may not be mapped."""
+        size = os.fstat(self.file.fileno()).st_size
+        if size < MAP_FROM or not may_map(self.file):
+            return None
+        return memoryview(mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor as it lies in a file; see `TensorSource`.
+
+    Attributes:
+        name: Its name.
+        spec: Its element type and shape.
+        file: The file.
+        start: Where in it the data begins.
+        exact: Refuse a BOOL byte other than 0 and 1, rather than take it for 1.
+    """
+
+    name: str
+    spec: TensorSpec
+    file: OpenFile = field(repr=False)
+    start: int
+    exact: bool = False
+
+    @property
+    def memory(self) -> Hashable:
+        """What makes it the same memory as another; see `TensorSource.memory`."""
+        return (id(self.file), self.start)
+
+    def pieces(self) -> Iterator[Bytes]:
+        """Its bytes, a piece at a time.
+
+        Raises:
+            FormatError: The file became shorter, or a BOOL tensor is not `exact`.
+        """
+        from mlstate.fetch.gather import values
+
+        with concerning(tensor=self.name):
+            pieces = self.file.pieces(self.start, self.spec.nbytes)
+            for piece in pieces if self.exact else values(self.spec, pieces):
+                check_values(self.spec, piece)
+                yield piece
+
+    @contextmanager
+    def data(self) -> Iterator[Bytes]:
+        """Its bytes; see `TensorSource.data`."""
+        mapped = self.file.mapped if self.spec.dtype != "BOOL" else None
+        if mapped is None:
+            yield b"".join(self.pieces())
+        else:
+            yield mapped[self.start : self.start + self.spec.nbytes]
+
+
+def digest_of_tensors(tensors: Iterable[FileTensor]) -> Digest:
+    """The state digest of tensors that lie in files, each read once, a piece at a time.
+
+    Raises:
+        FormatError: A name that the format does not allow, or a file became shorter.
+    """
+    listed = list(tensors)
+    headers = check_sources([*listed])
+    inline: dict[str, InlineTensor] = {}
+    refs: dict[str, TensorRef] = {}
+
+    def digest(tensor: FileTensor) -> None:
+        if tensor.name not in headers:
+            inline[tensor.name] = InlineTensor(tensor.spec, b"".join(tensor.pieces()))
+            return
+        hasher = Hasher()
+        hasher.update(headers[tensor.name])
+        for piece in tensor.pieces():
+            hasher.update(piece)
+        refs[tensor.name] = TensorRef(tensor.spec, hasher.digest())
+
+    # The largest first, so that the threads end together.
+    for_each(digest, sorted(listed, key=lambda tensor: -tensor.spec.nbytes))
+    return Digest.of(StateObject(inline, refs).encode())
+
+
+def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
+    """A range of a file, piece by piece; fewer bytes if the file ends."""
+    while size and (piece := os.pread(descriptor, min(PIECE, size), start)):
+        yield piece
+        start, size = start + len(piece), size - len(piece)
+
+
+def _stored(path: Path, stack: ExitStack) -> list[TensorSource]:
+    from mlstate.fetch.remotefile import read_remote_file
+    from mlstate.transport.local import LocalResource
+
+    header = read_remote_file(LocalResource(path), _USUAL_HEADER)
+    file = OpenFile(stack.enter_context(path.open("rb", buffering=0)), str(path))
+    length = int.from_bytes(os.pread(file.file.fileno(), 8, 0), "little")
+    if is_state_object(os.pread(file.file.fileno(), length, 8)):
+        raise FormatError(
+            "this is a state object: it names its large tensors, and does not hold them",
+            remedy="its state digest is the BLAKE3 of the file itself: b3sum gives it",
+        )
+    if os.fstat(file.file.fileno()).st_size != header.size:
+        raise FormatError("the file changed while it was read")
+    return [FileTensor(name, t.spec, file, t.start) for name, t in header.tensors.items()]
+
+
+def _unpickled(path: Path, gzip: bool, select: str | None) -> list[TensorSource]:
+    from mlstate.tensors import open_checkpoint, tensor_sources
+
+    return tensor_sources(open_checkpoint(path, gzip=gzip, select=select, origin=str(path)))

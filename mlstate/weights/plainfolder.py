@@ -1,0 +1,231 @@
+"""A plain folder that states are materialized into: what is there, and what of it is ours.
+
+Judged by content alone: a file is ours if it is recorded and its bytes are still those that were
+written, so nothing that somebody trained or edited in the folder is ever replaced unasked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mlstate.digests import Digest, Hasher
+from mlstate.errors import FormatError, StateExistsError
+from mlstate.format.plain_file import PlainFile, is_weights_name
+from mlstate.format.state_object import MAX_HEADER
+from mlstate.locations import check_file_names
+from mlstate.objects.files import read_small
+from mlstate.weights.files import (
+    PIECE,
+    FileTensor,
+    OpenFile,
+    digest_of_tensors,
+    pieces_at,
+)
+
+__all__ = [
+    "RECORD_NAME",
+    "FolderPlan",
+    "Recorded",
+    "format_record",
+    "is_own_name",
+    "look",
+    "sweep",
+    "temporary_name",
+]
+
+RECORD_NAME = ".mlstate.toml"
+"""The file in the folder that says what was written there."""
+
+_OWN = ".mlstate"
+_TEMPORARY = re.compile(r"\.mlstate-[0-9a-f]{32}\.tmp")
+_ABANDONED_SECONDS = 3600
+
+Recorded = Mapping[str, tuple[Digest, ...]]
+"""Name -> digests, each of which was written under this name."""
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What is to be done to a folder.
+
+    Attributes:
+        write: The names to write; all others that are wanted are there already.
+        stale: The names to remove: what an earlier state had and this one has not.
+        recorded: What the folder's record says now.
+        kept: What of it is to stay, though it is not wanted now.
+    """
+
+    write: frozenset[str]
+    stale: tuple[str, ...]
+    recorded: Recorded
+    kept: Recorded
+
+
+def look(
+    folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool, weights_only: bool = False
+) -> FolderPlan:
+    """Compare a folder with what it is to hold. Reads only.
+
+    Args:
+        folder: The folder; it may be missing.
+        wanted: Each file with its digest: of weights the state digest of the tensors in it.
+        overwrite: Take what is in the way for replaceable, whoever wrote it.
+        weights_only: Leave other files that are recorded, and their record, as they are.
+
+    Raises:
+        StateExistsError: Something is in the way that was not written here, or was changed since.
+    """
+    recorded = _read_record(folder / RECORD_NAME)
+    write, stale = set(), []
+    for name, digest in wanted.items():
+        found = _found(folder, name)
+        if found == digest:
+            continue
+        if found is not None and not overwrite and found not in recorded.get(name, ()):
+            raise _in_the_way(folder / name)
+        write.add(name)
+    others = {*filter(is_weights_name, _names(folder)), *recorded}
+    if weights_only:
+        others = set(filter(is_weights_name, others))
+    for name in sorted(others - wanted.keys()):
+        found = _found(folder, name)
+        if found in recorded.get(name, ()):
+            stale.append(name)
+        elif found is not None and is_weights_name(name):
+            # Tools would read it instead of ours, or beside them.
+            if not overwrite:
+                raise _in_the_way(folder / name)
+            stale.append(name)
+    kept = {name: recorded[name] for name in recorded.keys() - others - wanted.keys()}
+    return FolderPlan(frozenset(write), tuple(stale), recorded, kept)
+
+
+def _in_the_way(path: Path) -> StateExistsError:
+    return StateExistsError(
+        "a file is in the way that mlstate did not write, or that was changed since; the folder "
+        "is as it was",
+        path=path,
+        remedy="choose another folder, or move the file away, or replace it by overwrite=True",
+    )
+
+
+_UNKNOWN = "something else"
+
+
+def _found(folder: Path, name: str) -> str | None:
+    """The digest of a file; None if there is none, `_UNKNOWN` if it cannot be ours."""
+    path = folder / name
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISDIR(mode):
+        raise StateExistsError("a folder is in the way of a file; nothing was changed", path=path)
+    if not stat.S_ISREG(mode):
+        return _UNKNOWN
+    try:
+        with path.open("rb", buffering=0) as file:
+            if name.lower().endswith(".safetensors") and is_weights_name(name):
+                return _weights_digest(file, path) or _UNKNOWN
+            hasher = Hasher()
+            while piece := file.read(PIECE):
+                hasher.update(piece)
+            return hasher.digest()
+    except FileNotFoundError:
+        return None  # another process removed it
+
+
+def _weights_digest(file: BinaryIO, path: Path) -> Digest | None:
+    """The state digest of the tensors in a plain file; None if it is not laid out as ours are."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(b"".join(pieces_at(file.fileno(), 0, 8)), "little")
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        return None
+    try:
+        layout = PlainFile.parse(b"".join(pieces_at(file.fileno(), 0, 8 + length)))
+        if layout.size != size:
+            return None
+        opened = OpenFile(file, str(path))
+        return digest_of_tensors(
+            FileTensor(name, spec, opened, layout.starts[name], exact=True)
+            for name, spec in layout.specs.items()
+        )
+    except FormatError:
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+# The record.
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a file of this name would be taken for a record or a temporary of ours."""
+    return name.lower().startswith(_OWN)
+
+
+def format_record(key: object, digest: Digest, files: Recorded) -> bytes:
+    """The content of a folder's record."""
+    import tomlkit
+
+    document = tomlkit.document()
+    document.add(tomlkit.comment("What mlstate wrote here; it replaces and removes nothing else."))
+    document["version"] = 1
+    document["key"] = str(key)
+    document["blake3"] = str(digest)
+    document["files"] = {name: [*map(str, files[name])] for name in sorted(files)}
+    return tomlkit.dumps(document).encode()
+
+
+def _read_record(path: Path) -> Recorded:
+    """What a folder's record says; nothing, if it cannot be understood."""
+    try:
+        table = tomllib.loads(read_small(path).decode())
+        if table.get("version") != 1:
+            return {}
+        files = {
+            name: tuple(Digest(text) for text in digests)
+            for name, digests in table["files"].items()
+        }
+        check_file_names(files)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        return {}
+    return files
+
+
+# Temporaries.
+
+
+def temporary_name() -> str:
+    """A name for the folder of a run's temporaries, that no other run has."""
+    return f"{_OWN}-{os.urandom(16).hex()}.tmp"
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporaries of runs that nothing was heard of for an hour."""
+    limit = time.time() - _ABANDONED_SECONDS
+    for name in _names(folder):
+        if _TEMPORARY.fullmatch(name):
+            run = folder / name
+            try:
+                newest = max(path.lstat().st_mtime for path in (run, *run.iterdir()))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if newest < limit:
+                shutil.rmtree(run, ignore_errors=True)
