@@ -29,10 +29,11 @@ from mlstate.parallel import THREADS, for_each
 from mlstate.reading import state_object_limit
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_keys
+from mlstate.stores.asked import not_found
 from mlstate.stores.caches import make_fetcher
 from mlstate.stores.fetching import FetchingView
 from mlstate.stores.saving import SavingStore
-from mlstate.stores.view import StateView, not_found
+from mlstate.stores.view import StateView
 
 __all__ = ["Finding", "VerifyReport", "verify"]
 

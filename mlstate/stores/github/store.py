@@ -21,13 +21,14 @@ from mlstate.format.encode import EncodedState, TensorSource, check_sources, enc
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
+from mlstate.stores.asked import not_found
 from mlstate.stores.caches import CacheLike, make_fetcher, open_cache
 from mlstate.stores.github.plan import LEGACY, POINTER, key_of, listings, make_plan
 from mlstate.stores.github.releases import UPLOADED, Release, Releases, immutable
 from mlstate.stores.github.saving import ReleaseSaving, Shelf
 from mlstate.stores.github.web import ReleaseWeb
 from mlstate.stores.remote import RemoteView
-from mlstate.stores.view import Found, Listing, not_found
+from mlstate.stores.view import Found, Listing
 from mlstate.stores.wishes import (
     FROM_COPY,
     Saves,
