@@ -51,10 +51,18 @@ def after(seconds: float, count: int) -> Callable[[int], int]:
     return wait
 
 
-def test_what_comes_fast_is_read_by_a_few(monkeypatch: pytest.MonkeyPatch):
+def test_what_keeps_a_processor_busy_is_read_by_a_few(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_FIRST_BYTES", 10)
-    monkeypatch.setattr(module, "_LOOK_AGAIN", 10)
-    network = Network(after(0.002, 1 << 20))
+    monkeypatch.setattr(module, "_LOOK_AGAIN", 0.1)
+    monkeypatch.setattr(module, "_BUSY", 0.02)  # other processes may be busy, too
+
+    def work(_: int) -> int:
+        until = time.thread_time() + 0.005
+        while time.thread_time() < until:
+            pass
+        return 1
+
+    network = Network(work)
     assert network.crew(200).work() is None
     assert sorted(network.done) == list(range(200))
     assert network.at_once <= module._FEW
@@ -79,7 +87,7 @@ def test_where_it_becomes_slow_all_read(monkeypatch: pytest.MonkeyPatch):
     def wait(item: int) -> int:
         if item >= 100:
             together.wait(60)
-        return 1 << 30
+        return 1
 
     network = Network(wait)
     assert network.crew(100 + MOST).work() is None

@@ -8,6 +8,7 @@ server on the same machine 16 take a fifth longer than 4 (docs/performance.md).
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -20,8 +21,8 @@ _FIRST_BYTES = 0.01
 """The seconds within which something comes from nearby."""
 _LOOK_AGAIN = 0.25
 """The seconds after which it is asked again whether more would help."""
-_FAST = 400 << 20
-"""Bytes a second that keep a machine busy: faster streams do not wait for the network."""
+_BUSY = 0.7
+"""So much of a processor's time, and threads wait for Python's lock rather than for the network."""
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,7 @@ class Crew(Generic[_T]):
         self._most = most
         self._came = came
         self._groups: list[threading.Thread] = []
+        self._busy: list[float] = []  # seconds of a processor, for each item that is done
         self._errors: list[BaseException] = []
 
     def work(self) -> BaseException | None:
@@ -70,22 +72,28 @@ class Crew(Generic[_T]):
 
     def _run(self, count: int) -> None:
         try:
-            for_each(self._do, self._items, count)
+            for_each(self._timed, self._items, count)
         except BaseException as error:
             self._errors.append(error)
             self._items.close()
 
+    def _timed(self, item: _T) -> None:
+        began = time.thread_time()
+        self._do(item)
+        self._busy.append(time.thread_time() - began)
+
     def _more_may_help(self) -> bool:
-        """Watch the first threads until they are done, or it shows that they wait for bytes."""
-        first, seconds, enough = self._groups[0], _FIRST_BYTES, 1.0
-        while True:
-            before = self._came()
-            first.join(seconds)
-            if not first.is_alive():
-                return False
-            if self._came() - before < enough:
+        """Watch the first threads until they are done, or it shows that the network is slow."""
+        first, before = self._groups[0], self._came()
+        first.join(_FIRST_BYTES)
+        if first.is_alive() and self._came() == before:
+            return True
+        while first.is_alive():
+            done = len(self._busy)
+            first.join(_LOOK_AGAIN)
+            if first.is_alive() and sum(self._busy[done:]) < _BUSY * _LOOK_AGAIN:
                 return True
-            seconds, enough = _LOOK_AGAIN, _FAST * _LOOK_AGAIN
+        return False
 
 
 class _Shared(Iterator[_T]):
