@@ -30,8 +30,9 @@ __all__ = ["MAX_SIZE", "FetchReport", "Fetcher"]
 
 _Kind = TypeVar("_Kind", bound=Attempts)
 
-CONNECTIONS = 16
-"""Requests at once: with 50 ms of latency each, 76 objects come as fast as one file (measured)."""
+CONNECTIONS = 32
+"""Requests at once, where they wait for the network: 50 ms away thousands of small objects come
+twice as fast as by 16. Nearby there are fewer; see `Crew`."""
 MAX_SIZE = 1 << 40
 """The most bytes that are taken of a state whose size nobody gives."""
 
