@@ -41,7 +41,7 @@ AWAY = f"{LATENCY * 1000:.0f} ms of latency a request"
 FILE = "model.safetensors"
 BERT = StateKey.parse("pytorch.bert-shaped.seed0")
 SMALL = StateKey.parse("pytorch.many-small.seed0")
-CONNECTIONS = 32
+CONNECTIONS = 16
 TABLES = ("file", "far", "small", "small-far")
 
 

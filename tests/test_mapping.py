@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,13 +64,26 @@ def test_an_own_large_file_is_mapped(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, MAP_FROM - 1])
-def test_a_small_file_is_read(tmp_path, size):
+def test_a_small_file_is_read_where_many_are_mapped(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(mlstate.tensors.memory, "_room_for_small", deque())
     data = written(tmp_path / "file", size)
     tensor = opened(tmp_path / "file", size)
     assert tensor.shape == (size,)
     assert as_bytes(tensor) == data
     if size:
         assert file_behind(tensor) is None
+
+
+def test_what_is_not_mapped_any_more_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlstate.tensors.memory, "_room_for_small", deque([None]))
+    data = written(tmp_path / "file", 5000)
+    first = opened(tmp_path / "file", 5000)
+    assert file_behind(first) == str(tmp_path / "file")
+    assert file_behind(opened(tmp_path / "file", 5000)) is None
+    del first
+    again = opened(tmp_path / "file", 5000)
+    assert file_behind(again) == str(tmp_path / "file")
+    assert as_bytes(again) == data
 
 
 @pytest.mark.parametrize("size", [5000, MAP_FROM + 5])
@@ -177,9 +191,10 @@ def test_what_is_read_from_a_folder_is_mapped_and_private(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_few_small_objects_of_a_load_are_mapped_and_the_rest_is_read(tmp_path, monkeypatch):
-    """All of them would be too many maps for a process that holds hundreds of adapters."""
-    monkeypatch.setattr(mlstate.tensors.read, "_SMALL_MAPS", 3)
+def test_some_small_objects_are_mapped_and_the_rest_is_read(tmp_path, monkeypatch):
+    """All of them would be too many maps for a process that holds thousands of adapters."""
+    room = deque([None] * 3)
+    monkeypatch.setattr(mlstate.tensors.memory, "_room_for_small", room)
     values = {f"w{i}": torch.full((5_000 + i,), i * 1.0) for i in range(6)}
     store, state = saved(tmp_path, large=torch.zeros(300_000), **values)
     found = read_tensors(store, state)
@@ -187,6 +202,8 @@ def test_a_few_small_objects_of_a_load_are_mapped_and_the_rest_is_read(tmp_path,
     assert mapped == {"large", "w5", "w4", "w3"}
     for name, value in values.items():
         assert torch.equal(found[name], value)
+    del found
+    assert len(room) == 3
 
 
 def test_equal_tensors_that_are_mapped_do_not_share_memory(tmp_path):

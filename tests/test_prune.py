@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -348,3 +350,23 @@ def test_savers_deleters_and_pruners_at_once_lose_nothing(tmp_path):
     assert pruned > 0
     for key in store.get_state_keys(LINEAR):
         store.load(net(9), key)
+
+
+KILLED = """
+import os, sys, torch
+from mlstate import LocalStateStore, StateKey
+from mlstate.objects.folder import FolderObjectWriter
+FolderObjectWriter._publish = lambda *_: os._exit(9)
+tensors = {f"w{i}": torch.full((5000,), float(i)) for i in range(5)}
+LocalStateStore(sys.argv[1]).save_state_dict(tensors, StateKey.parse("pytorch.net.killed"))
+"""
+
+
+def test_what_a_killed_save_leaves_is_swept(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path]).returncode == 9
+    left = list((tmp_path / "tmp").iterdir())
+    assert left
+    for path in left:
+        os.utime(path, (1, 1))
+    assert sorted(LocalStateStore(tmp_path).prune().swept) == sorted(map(str, left))
+    assert not list((tmp_path / "tmp").iterdir())

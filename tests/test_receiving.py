@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, ObjectNotFoundError
+from mlstate.fetch.segments import Segments
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects import partial as partials
@@ -268,6 +270,25 @@ def test_who_finds_all_marked_may_close_the_files_at_once(
     assert partial.claim()
     receiver.publish_partial(partial, DIGEST)
     assert read(store, DIGEST) == DATA
+
+
+def test_streams_may_go_on_after_their_object_was_given_up(
+    receiver: Receiver, store: FolderObjectStore, small_segments: None
+):
+    """One of many found that the server gives the whole only; the others write meanwhile."""
+    segments = Segments(receiver)
+    first, *_ = segments.pieces(NAME, len(DATA), lambda whole: pytest.fail("it is not complete"))
+
+    def chunks() -> Iterator[bytes]:
+        yield DATA[: SMALL_SEGMENT // 2]
+        segments.discard(NAME)
+        yield DATA[SMALL_SEGMENT // 2 : SMALL_SEGMENT]
+
+    first.want(chunks())
+    assert temporaries(store) == []
+    before = len(os.listdir("/proc/self/fd"))
+    segments.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
 
 
 def test_a_partial_of_another_size_begins_anew(receiver: Receiver, small_segments: None):

@@ -136,8 +136,8 @@ def test_what_is_right_has_no_findings_and_every_byte_was_read(store):
 
 
 def test_it_is_public():
-    assert mlstate.verify is mlstate.stores.verify is verify
-    assert mlstate.stores.Finding is Finding
+    assert mlstate.verify is mlstate.operations.verify is verify
+    assert mlstate.operations.Finding is Finding
 
 
 def test_nothing_is_touched(store):

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from mlstate.digests import Bytes
 from mlstate.errors import IntegrityError, TransportError
-from mlstate.fetch.crew import Crew
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.segments import Take
+from mlstate.parallel import for_each
 from mlstate.transport import Resource, Retries, Stream, retried, retrying
 
 __all__ = ["CHUNK", "Reader"]
@@ -33,7 +33,7 @@ class Reader:
     Args:
         retries: How often and how patiently to try again what may pass.
         meter: Counts what comes.
-        connections: How many streams are read at once, at most.
+        connections: How many streams are read at once.
     """
 
     def __init__(self, retries: Retries, meter: Meter, connections: int) -> None:
@@ -125,6 +125,7 @@ class Reader:
         Raises:
             BaseException: That error.
         """
+        errors: list[BaseException] = []
 
         def do(call: Callable[[], None]) -> None:
             try:
@@ -137,15 +138,23 @@ class Reader:
                 self._stopped.set()
                 raise
 
-        crew = Crew(do, work, self._connections, lambda: self.meter.done)
+        def do_all() -> None:
+            try:
+                for_each(do, work, self._connections)
+            except BaseException as error:
+                errors.append(error)
+
+        # This thread does nothing but wait, so that Ctrl-C finds it ready, whatever a server does.
+        waited_for = threading.Thread(target=do_all, daemon=True)
+        waited_for.start()
         try:
-            error = crew.work()
+            waited_for.join()
         except BaseException:
             self._stopped.set()
-            crew.wait(_PATIENCE)
+            waited_for.join(_PATIENCE)
             raise
-        if error is not None:
-            raise error
+        if errors:
+            raise errors[0]
 
 
 class StoppedError(Exception):

@@ -39,6 +39,7 @@ class Segments:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._open: dict[str, Partial] = {}
+        self._discarded: list[Partial] = []
         self._lock = Lock()
 
     def pieces(
@@ -99,17 +100,22 @@ class Segments:
         self._receiver.publish_partial(partial, digest)
 
     def discard(self, name: str) -> None:
-        """Remove what is here of an object: it comes in another way."""
+        """Remove what is here of an object: it comes in another way.
+
+        Other streams may be writing to it. So it is closed when all of them have ended.
+        """
         with self._lock:
             partial = self._open.pop(name, None)
-        if partial is not None:
-            partial.discard()
+            if partial is not None:
+                self._discarded.append(partial)
+                partial.forget()
 
     def close(self) -> None:
         """Let go of what is not complete; a later run may go on."""
         with self._lock:
-            partials, self._open = self._open, {}
-        for partial in partials.values():
+            partials, self._open = [*self._open.values(), *self._discarded], {}
+            self._discarded = []
+        for partial in partials:
             partial.close()
 
     def _complete(self, name: str, complete: Callable[[Partial], None]) -> None:

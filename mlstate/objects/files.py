@@ -174,5 +174,9 @@ def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
         make_folders(root, folder.parent, sync=sync)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
+    except OSError:  # a network's server may refuse before it looks whether the folder is there
+        if folder.is_dir():
+            return
+        raise
     if sync:
         sync_path(folder.parent)

@@ -154,7 +154,7 @@ class FolderObjectWriter:
         self._objects = f"{store.root}/{layout.OBJECTS}"
         self._temporaries = f"{store.root}/{layout.TEMPORARIES}"
         make_folders(store.root, Path(self._temporaries))
-        self._act, self._numbers = uuid.uuid4().hex, itertools.count()
+        self._act, self._numbers = uuid.uuid4().hex[:20], itertools.count()
         self._touched: set[str] = set()  # folders of objects, by the first two digits
         self._flushing = Background(_FLUSHING_THREADS, most=_WAITING)
         self._devices: dict[int, bool] = {}
@@ -183,8 +183,8 @@ class FolderObjectWriter:
     def add(self, parts: Sequence[Bytes], digest: Digest | None = None) -> tuple[Digest, bool]:
         """Write an object, and wait for the disk in the background; see `AddingWriter.add`."""
         with ExitStack() as stack:
-            temporary = f"{self._temporaries}/{self._act}-{next(self._numbers)}"
-            file = stack.enter_context(NewFile(temporary))
+            name = f"{self._act}{next(self._numbers):012x}"  # 32 digits, as pruning knows them
+            file = stack.enter_context(NewFile(f"{self._temporaries}/{name}"))
             found = file.write(parts, self._devices)
             if digest is not None:
                 check_written(found, digest, self._path(digest))

@@ -134,6 +134,12 @@ class Partial:
         self._remove = (self._marks_path, self.path)
         self.close()
 
+    def forget(self) -> None:
+        """Take away its names: no later run finds it. Who is writing to it may go on."""
+        for path in (self._marks_path, self.path):
+            path.unlink(missing_ok=True)
+        self._remove = ()
+
     def close(self) -> None:
         """Let go of it; a later run may go on, if it can find it."""
         remove, self._remove = self._remove, ()

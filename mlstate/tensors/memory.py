@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
+from collections import deque
 from typing import BinaryIO
 
 import torch
@@ -15,6 +17,12 @@ from mlstate.tensors.dtypes import torch_dtype, torch_shape
 
 __all__ = ["MAP_FROM", "as_bytes", "as_tensor", "mapped_tensor", "read_into", "read_tensor"]
 
+
+_SMALL_MAPS = 4096
+_room_for_small: deque[None] = deque([None] * _SMALL_MAPS)
+"""A process may have 65,530 maps, and may hold the tensors of thousands of adapters. So only so
+many objects smaller than `MAP_FROM` are mapped at a time. It is worth it: to read one takes ten
+times as long, most of it for new memory (docs/performance.md)."""
 
 _MEMORY = ctypes.c_ubyte * sys.maxsize
 """One type for all sizes: to make one for each takes longer than all else here."""
@@ -41,8 +49,6 @@ def mapped_tensor(
     file: BinaryIO,
     size: int,
     devices: dict[int, bool] | None = None,
-    *,
-    smallest: int = MAP_FROM,
 ) -> torch.Tensor | None:
     """A file's bytes as a private, writable uint8 tensor, mapped: nothing is read yet.
 
@@ -54,18 +60,24 @@ def mapped_tensor(
         file: The open file; it may be closed afterwards.
         size: Its size in bytes.
         devices: As for `may_map`.
-        smallest: The size from which on it is to be mapped, in bytes.
 
     Returns:
-        None if it is not safe, not possible, or too small to be worth it: then read the file.
+        None if it is not safe or not possible, or if it is small and many are mapped: then read
+        the file.
     """
-    if size < max(1, smallest) or not may_map(file, devices):
+    if not size or not may_map(file, devices):
         return None
+    small = size < MAP_FROM
+    if small:
+        try:
+            _room_for_small.pop()
+        except IndexError:
+            return None
     # By way of the descriptor: it is the file that was looked at, whatever the name has come to
     # mean. torch closes its own descriptor after mapping (mmap of Python 3.11 keeps one for each
     # map, and a large model would use up the process's limit).
     try:
-        return torch.from_file(
+        mapped = torch.from_file(
             f"/dev/fd/{file.fileno()}",
             shared=False,
             size=size,
@@ -73,7 +85,12 @@ def mapped_tensor(
             device="cpu",  # whatever the default device is
         )
     except RuntimeError:  # there is no /dev/fd, or the process may not map any more
+        if small:
+            _room_for_small.append(None)
         return None
+    if small:
+        weakref.finalize(mapped, _room_for_small.append, None).atexit = False
+    return mapped
 
 
 def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:

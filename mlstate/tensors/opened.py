@@ -14,7 +14,7 @@ from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import DATA_OFFSET
 from mlstate.objects import ObjectStore
 from mlstate.objects.verified import check_digest, check_size
-from mlstate.tensors.memory import MAP_FROM, as_bytes, as_tensor, mapped_tensor, read_tensor
+from mlstate.tensors.memory import as_bytes, as_tensor, mapped_tensor, read_tensor
 from mlstate.tensors.staging import Lanes
 
 __all__ = ["OpenedObject"]
@@ -50,11 +50,8 @@ class OpenedObject:
         self.names = names
         self.size = tensor_object.object_size(ref.spec)
 
-    def open(self, smallest: int = MAP_FROM) -> bool:
+    def open(self) -> bool:
         """Open it, and map it if that is possible.
-
-        Args:
-            smallest: As for `mapped_tensor`.
 
         Returns:
             False if it is not, and the file is open until `verified` reads it.
@@ -67,7 +64,7 @@ class OpenedObject:
             found = file.seek(0, 2)
             check_size(self._objects, self._ref.digest, self.size, found, what=_WHAT)
             if self._device is None:
-                self._raw = mapped_tensor(file, self.size, self._local, smallest=smallest)
+                self._raw = mapped_tensor(file, self.size, self._local)
             if self._raw is None:
                 self._file = file
         finally:

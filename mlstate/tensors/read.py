@@ -14,7 +14,6 @@ from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.objects import ObjectStore
 from mlstate.parallel import begun
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
-from mlstate.tensors.memory import MAP_FROM
 from mlstate.tensors.opened import OpenedObject
 from mlstate.tensors.places import Places
 from mlstate.tensors.staging import Lanes
@@ -22,10 +21,6 @@ from mlstate.tensors.staging import Lanes
 __all__ = ["read_tensors", "reading"]
 
 _Group = tuple[TensorRef, torch.device | None]
-
-_SMALL_MAPS = 64
-"""So many objects of a load are mapped though they are small. To read one takes ten times as long,
-most of it for new memory; but a map for every tensor of hundreds of adapters would be too many."""
 
 
 def read_tensors(
@@ -152,14 +147,12 @@ def _enqueue(
     interpreter's lock, for each call of the system, they may have to wait for it afterwards.
     """
     local: dict[int, bool] = {}
-    ahead, small = True, 0
+    ahead = True
     for (ref, device), names in ordered:
         one = OpenedObject(objects, ref, names, device, local)
-        smallest = 0 if small < _SMALL_MAPS else MAP_FROM
-        if ahead and device is None and one.size >= smallest:
-            small += one.size < MAP_FROM
+        if ahead and device is None:
             with concerning(tensor=names[0]):
-                ahead = one.open(smallest)
+                ahead = one.open()
         queue.put(one)
 
 

@@ -44,7 +44,7 @@ class Transports:
         self,
         *,
         offline: bool = False,
-        connections: int = 32,
+        connections: int = 16,
         connect_timeout: float = 10.0,
         read_timeout: float = 30.0,
         low_speed: float = 1024.0,
