@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,17 @@ def test_small_tensors_that_come_in_many_pieces_are_whole(
     loaded = manifest_store(path, tmp_path / "cache").load_state_dict(KEY)
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_after_a_stop_nothing_more_is_asked_for():
+    """Threads that Ctrl-C has left behind: each went through all that was left."""
+    asked: list[int] = []
+
+    def work(item: int) -> None:
+        asked.append(item)
+        if item == 3:
+            one._stopped.set()
+
+    one = reader()
+    one.all(partial(work, item) for item in range(10))
+    assert asked == [0, 1, 2, 3]

@@ -31,7 +31,7 @@ __all__ = ["MAX_SIZE", "FetchReport", "Fetcher"]
 _Kind = TypeVar("_Kind", bound=Attempts)
 
 CONNECTIONS = 16
-"""Requests at once: with 50 ms of latency each, 76 objects come as fast as one file (measured)."""
+"""Requests at once, which hide most of the network's latency (docs/performance.md)."""
 MAX_SIZE = 1 << 40
 """The most bytes that are taken of a state whose size nobody gives."""
 

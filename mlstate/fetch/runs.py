@@ -128,6 +128,8 @@ class Reader:
         errors: list[BaseException] = []
 
         def do(call: Callable[[], None]) -> None:
+            if self._stopped.is_set():
+                return  # nobody waits for it any more, and it need not even be asked for
             try:
                 call()
             except StoppedError:
