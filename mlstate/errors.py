@@ -159,7 +159,11 @@ class UnpinnedStateError(MlstateError):
 
 
 class ReadOnlyStoreError(MlstateError, NotImplementedError):
-    """This store, or this state of it, cannot be written."""
+    """This store, or this state of it, cannot be written.
+
+    Programs that were written for the predecessor's stores, some of which only load, catch
+    `NotImplementedError`.
+    """
 
 
 class AccessError(MlstateError, PermissionError):

@@ -22,7 +22,7 @@ import pytest
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.objects import FolderObjectStore, newfile
-from mlstate.objects.files import write_file, write_in_store
+from mlstate.objects.files import make_folders, write_file, write_in_store
 from mlstate.objects.newfile import Publish
 
 DATA = b"content"
@@ -144,7 +144,7 @@ root, umask = Path(sys.argv[1]), int(sys.argv[2])
 os.umask(umask)
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import write_file, write_in_store
+from mlstate.objects.files import make_folders, write_file, write_in_store
 from mlstate.objects.newfile import Publish
 writer = FolderObjectStore(root).writer()
 writer.put(Digest.of(b"x"), [b"x"])
@@ -684,3 +684,18 @@ def test_after_a_kill_every_object_has_the_bytes_that_its_name_says(tmp_path):
     writer.put(NAME, [DATA])
     writer.flush()
     assert FolderObjectStore(root).size(NAME) == len(DATA)
+
+
+def test_a_server_that_refuses_before_it_looks_is_asked_whether_the_folder_is_there(
+    tmp_path, monkeypatch
+):
+    """NFS does so with a folder that exists, below one that may not be written to."""
+    (tmp_path / "there").mkdir()
+
+    def refuse(path, mode=0o777):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    make_folders(tmp_path, tmp_path / "there")
+    with pytest.raises(PermissionError):
+        make_folders(tmp_path, tmp_path / "not there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from queue import SimpleQueue
 
@@ -241,3 +242,17 @@ def test_without_threads_the_caller_does_it(monkeypatch):
         background.do(lambda number=number: done.append(number))
     background.wait()
     assert done == [0, 1, 2, 3, 4]
+
+
+def test_another_thread_is_begun_only_where_all_have_work():
+    background, go = Background(3, most=8), threading.Event()
+    for _ in range(4):  # each is done before the next comes
+        background.do(lambda: None)
+        while background._room.qsize() < 8:
+            time.sleep(0.001)
+    assert len(background._helpers) == 1
+    for _ in range(2):
+        background.do(lambda: go.wait(60))
+    assert len(background._helpers) == 2
+    go.set()
+    background.wait()

@@ -13,7 +13,8 @@ from typing import BinaryIO
 __all__ = ["MAP_FROM", "libc", "may_map"]
 
 MAP_FROM = 1 << 20
-"""Files smaller than this are read, not mapped: 50,000 maps would meet the kernel's limit."""
+"""Smaller files are read, for 50,000 maps would meet the kernel's limit; of small tensor objects
+some are mapped all the same, and counted (`tensors.memory`)."""
 
 _NETWORK_FILE_SYSTEMS = frozenset(
     {

@@ -46,9 +46,7 @@ def as_tensor(raw: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
 
 
 def mapped_tensor(
-    file: BinaryIO,
-    size: int,
-    devices: dict[int, bool] | None = None,
+    file: BinaryIO, size: int, devices: dict[int, bool] | None = None
 ) -> torch.Tensor | None:
     """A file's bytes as a private, writable uint8 tensor, mapped: nothing is read yet.
 
