@@ -291,6 +291,17 @@ def test_streams_may_go_on_after_their_object_was_given_up(
     assert len(os.listdir("/proc/self/fd")) == before - 2
 
 
+def test_a_new_partial_is_not_emptied_first(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
+    # ext4 writes a file that was once cut to nothing to the disk when it is closed: 50 ms.
+    cut: list[int] = []
+    real = os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", lambda file, size: (cut.append(size), real(file, size))[1])
+    partial = receiver.partial(Digest.of(b"new"), 3 * partials.BLOCK)
+    assert os.fstat(partial.descriptor).st_size == 3 * partials.BLOCK
+    partial.close()
+    assert cut.count(0) == 1  # of its marks, which are tiny
+
+
 def test_a_partial_of_another_size_begins_anew(receiver: Receiver, small_segments: None):
     first = receiver.partial(NAME, len(DATA))
     put(first, *first.missing()[0])

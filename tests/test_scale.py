@@ -22,8 +22,9 @@ names = st.lists(
     st.one_of(
         st.text(st.sampled_from("aB9_-. é"), max_size=9).map(lambda text: f"{text}.toml"),
         st.sampled_from(
-            ["con.toml", "x.CON.toml", "a.b.c.toml", ".toml", "a\nb.toml", f"{'a' * 65}.toml"]
+            ["con.toml", "x.CON.toml", "a.b.c.toml", ".toml", "a\nb.toml", "a.toml\nb.toml"]
         ),
+        st.integers(63, 66).map(lambda length: f"{'a' * length}.toml"),
         st.text(max_size=5),
     )
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from mlstate.digests import Digest
@@ -116,7 +117,7 @@ def keys_in_state_folder(folder: str, names: Iterable[str]) -> list[StateKey]:
         names: The names of its files; those of no state files are passed over.
     """
     _, backend, architecture = folder.split("/")
-    stems = [name.removesuffix(STATE_SUFFIX) for name in names if name.endswith(STATE_SUFFIX)]
+    stems = _stems(list(names))
     dotted = [stem for stem in stems if "." in stem]
     plain = [stem for stem in stems if "." not in stem] if dotted else stems
     by_extra = {"": plain} if plain else {}
@@ -128,7 +129,15 @@ def keys_in_state_folder(folder: str, names: Iterable[str]) -> list[StateKey]:
         with suppress(FormatError):
             parts = tuple(extra.split(".")[:-1])
             types.append((StateType(backend, architecture, parts), training_ids))
-    return [key for state_type, ids in sorted(types) for key in keys_of(state_type, ids)]
+    return list(chain.from_iterable(keys_of(*item) for item in sorted(types)))
+
+
+def _stems(names: list[str]) -> list[str]:
+    """What stands before the suffix of state files, of all names that have it."""
+    lines = "\n".join([*names, ""])
+    if lines.count(f"{STATE_SUFFIX}\n") == lines.count("\n") == len(names):  # almost always
+        return lines.replace(f"{STATE_SUFFIX}\n", "\n").split("\n")[:-1]
+    return [name.removesuffix(STATE_SUFFIX) for name in names if name.endswith(STATE_SUFFIX)]
 
 
 def check_settings(data: bytes, path: str) -> None:

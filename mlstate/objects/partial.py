@@ -60,11 +60,13 @@ class Partial:
         self._marks = os.open(self._marks_path, _FLAGS, 0o666)
         count = -(-size // BLOCK)
         done = os.pread(self._marks, count, 0)
-        if os.fstat(self.descriptor).st_size != size or len(done) != count:
+        found = os.fstat(self.descriptor).st_size
+        if found != size or len(done) != count:
             done = bytes(count)
             os.ftruncate(self._marks, 0)
             os.pwrite(self._marks, done, 0)
-            os.ftruncate(self.descriptor, 0)
+            if found:  # ext4 starts to write a file to the disk at its close if it was once emptied
+                os.ftruncate(self.descriptor, 0)
             os.ftruncate(self.descriptor, size)
         self._done = bytearray(done)
         self.resumed = any(self._done)
