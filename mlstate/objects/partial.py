@@ -62,11 +62,13 @@ class Partial:
         done = os.pread(self._marks, count, 0)
         found = os.fstat(self.descriptor).st_size
         if found != size or len(done) != count:
-            done = bytes(count)
-            os.ftruncate(self._marks, 0)
-            os.pwrite(self._marks, done, 0)
-            if found:  # ext4 starts to write a file to the disk at its close if it was once emptied
+            # What is empty is not emptied: ext4 then writes the file to the disk at its close.
+            if done:
+                os.ftruncate(self._marks, 0)
+            if found:
                 os.ftruncate(self.descriptor, 0)
+            done = bytes(count)
+            os.pwrite(self._marks, done, 0)
             os.ftruncate(self.descriptor, size)
         self._done = bytearray(done)
         self.resumed = any(self._done)
