@@ -12,6 +12,7 @@ from mlstate.errors import IntegrityError, TransportError
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.segments import Take
+from mlstate.fetch.turns import Turns
 from mlstate.parallel import for_each
 from mlstate.transport import Resource, Retries, Stream, retried, retrying
 
@@ -126,19 +127,23 @@ class Reader:
             BaseException: That error.
         """
         errors: list[BaseException] = []
+        turns = Turns(self._connections, self.meter)
+        damaged = threading.Event()
 
         def do(call: Callable[[], None]) -> None:
-            if self._stopped.is_set():
-                return  # nobody waits for it any more, and it need not even be asked for
-            try:
-                call()
-            except StoppedError:
-                pass  # another one failed, and says why
-            except IntegrityError:
-                raise  # begin nothing new; what is under way is verified, too, and is kept
-            except BaseException:
-                self._stopped.set()
-                raise
+            with turns:
+                if self._stopped.is_set() or damaged.is_set():
+                    return  # nobody waits for it any more, and it need not even be asked for
+                try:
+                    call()
+                except StoppedError:
+                    pass  # another one failed, and says why
+                except IntegrityError:
+                    damaged.set()  # what is under way is verified, too, and is kept
+                    raise
+                except BaseException:
+                    self._stopped.set()
+                    raise
 
         def do_all() -> None:
             try:
@@ -150,9 +155,11 @@ class Reader:
         waited_for = threading.Thread(target=do_all, daemon=True)
         waited_for.start()
         try:
+            turns.watch(waited_for)
             waited_for.join()
         except BaseException:
             self._stopped.set()
+            turns.give_all()
             waited_for.join(_PATIENCE)
             raise
         if errors:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import struct
+import sys
 import time
 from typing import Any
 
@@ -16,6 +18,7 @@ __all__ = ["POOLS", "Adapter", "Watch", "receive", "watch_of"]
 
 _MOMENT = 0.05
 """The seconds for which what comes is gathered before it is passed on."""
+_BUFFER = io.DEFAULT_BUFFER_SIZE
 
 
 class Watch(io.RawIOBase):
@@ -39,14 +42,71 @@ class Watch(io.RawIOBase):
             TimeoutError: Now it is after the deadline.
         """
         count = self._raw.readinto(buffer)
+        self.check()
+        return count
+
+    def check(self) -> None:
+        """Look at the clock.
+
+        Raises:
+            TimeoutError: Now it is after the deadline.
+        """
         if time.monotonic() > self.deadline:
             raise TimeoutError("too slow")
-        return count
 
     def close(self) -> None:
         """Let go of the socket."""
         self._raw.close()
         super().close()
+
+
+class _Direct:
+    """Receives from a socket, by one call of the system, all that comes within a moment.
+
+    Python's own timeouts look at the socket before each receive, and each look and each receive
+    lets go of the interpreter's lock, for which all streams then wait.
+
+    Args:
+        sock: The socket; this changes how it waits, until `close`.
+        watch: The watch over it.
+
+    """
+
+    def __init__(self, sock: socket.socket, watch: Watch) -> None:
+        seconds, fraction = divmod(_MOMENT, 1)
+        moment = struct.pack("@ll", int(seconds), int(fraction * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, moment)
+        self._sock, self._watch = sock, watch
+        self._timeout = sock.gettimeout()
+        sock.settimeout(None)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Receive until the buffer is full or a moment has passed, but something.
+
+        Raises:
+            TimeoutError: Nothing came in time.
+        """
+        until = time.monotonic() + (self._timeout or 60)
+        while True:
+            try:
+                count = self._sock.recv_into(buffer, 0, socket.MSG_WAITALL)
+            except BlockingIOError:  # the moment has passed
+                if time.monotonic() > until:
+                    raise TimeoutError("timed out") from None
+                count = -1
+            self._watch.check()
+            if count >= 0:
+                return count
+
+    def close(self) -> None:
+        """Be done; the socket waits as before."""
+        self._sock.settimeout(self._timeout)
+
+
+def _can_be_direct(sock: socket.socket) -> bool:
+    # Exactly a socket: those of TLS and of SOCKS receive in a way of their own. Other systems take
+    # another kind of timeout, and not all of them give what came until then.
+    return type(sock) is socket.socket and sys.platform == "linux"
 
 
 class _Response(http.client.HTTPResponse):
@@ -55,8 +115,10 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
         super().__init__(sock, *args, **named)
         self.watch = Watch(self.fp.detach(), sock.gettimeout() or 60)
-        self.fp = io.BufferedReader(self.watch)
+        self.fp = io.BufferedReader(self.watch, _BUFFER)
         self._broken: OSError | None = None
+        self._socket = sock
+        self._direct: _Direct | None = None
 
     def receive_into(self, buffer: memoryview) -> int:
         """Receive of a body of known length: what comes within a moment, at least once.
@@ -73,11 +135,25 @@ class _Response(http.client.HTTPResponse):
         if self.isclosed():
             return 0
         wanted = buffer[: self.length]
-        count = self._receive_some(wanted)
+        if self._direct is not None:
+            count = self._direct.readinto(wanted)
+        elif len(wanted) > _BUFFER and _can_be_direct(self._socket):
+            count = self._take_buffered(wanted)
+            self._direct = _Direct(self._socket, self.watch)
+        else:
+            count = self._receive_some(wanted)
         self.length -= count
         if not self.length:
+            if self._direct is not None:
+                self._direct.close()
             self.close()  # of the reply alone; its connection can be used again
         return count
+
+    def _take_buffered(self, wanted: memoryview) -> int:
+        """What came with the headers, so that all else can come past the buffer."""
+        data = self.fp.read1(_BUFFER)
+        wanted[: len(data)] = data
+        return len(data)
 
     def _receive_some(self, wanted: memoryview) -> int:
         filled, until = 0, time.monotonic() + _MOMENT
