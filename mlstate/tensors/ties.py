@@ -36,20 +36,16 @@ def assignable(
         ready[name] = given[name].clone() if id(given[name]) in taken else given[name]
         taken.add(id(given[name]))
     tied = {name for group in groups for name in group}
-    for group in itertools.chain(groups, ([name] for name in own if name not in tied)):
+    for group in groups:
         having = [name for name in group if name in given]
         if not having:
             continue
         # Of different values for names that are one in the model the last wins, as in a copy.
-        source = given[having[-1]]
-        loaded = _in_place_of(source, own[having[-1]])
-        if loaded is source and id(source) in taken:
-            loaded = source.clone()  # equal to another, but not tied to it in the model
-        taken.add(id(source))
+        loaded = _own_copy(given[having[-1]], own[having[-1]], taken)
         parameters: dict[int, torch.nn.Parameter] = {}
         for name in group:
             target = own[name]
-            if type(target) is torch.Tensor or not isinstance(target, torch.nn.Parameter):
+            if not isinstance(target, torch.nn.Parameter):
                 ready[name] = loaded
             elif id(target) in parameters:
                 ready[name] = parameters[id(target)]
@@ -57,13 +53,36 @@ def assignable(
                 parameters[id(target)] = ready[name] = torch.nn.Parameter(
                     loaded, requires_grad=target.requires_grad
                 )
-        if len(having) < len(group):
-            lacking.update(name for name in group if name not in given)
+        lacking.update(name for name in group if name not in given)
+    for name, target in own.items():
+        if name in given and name not in tied:
+            loaded = _own_copy(given[name], target, taken)
+            if type(target) is not torch.Tensor and isinstance(target, torch.nn.Parameter):
+                loaded = torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
+            ready[name] = loaded
     return ready, lacking
+
+
+def _own_copy(source: torch.Tensor, target: Any, taken: set[int]) -> torch.Tensor:
+    """A tensor as it takes the place of another; what was taken already is copied.
+
+    Args:
+        source: The tensor.
+        target: The entry of the model.
+        taken: The tensors that have a place: equal to another name's, but not tied to it in the
+            model. Added to.
+    """
+    loaded = _in_place_of(source, target)
+    if loaded is source and id(source) in taken:
+        loaded = source.clone()
+    taken.add(id(source))
+    return loaded
 
 
 def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
     if not isinstance(target, torch.Tensor):  # an extra state, which takes what it is given
+        return loaded
+    if loaded.dtype is target.dtype and loaded.is_cpu and (target.is_cpu or target.is_meta):
         return loaded
     device = loaded.device if target.is_meta else target.device
     if (loaded.dtype, loaded.device) == (target.dtype, device):
