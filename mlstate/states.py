@@ -53,7 +53,7 @@ def _check_length(parts: Iterable[str], reserve: int = 0) -> None:
         )
 
 
-@dataclass(frozen=True, order=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True, weakref_slot=True)
 class StateType:
     """A family of interchangeable states.
 
@@ -123,7 +123,7 @@ class StateType:
         return ".".join(self.parts)
 
 
-@dataclass(frozen=True, order=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True, weakref_slot=True)
 class StateKey:
     """One state: a type, and what distinguishes the state within it.
 

@@ -55,7 +55,8 @@ def test_where_nothing_comes_all_streams_are_asked_soon():
 
 @pytest.mark.parametrize("bytes_", [True, False])
 def test_where_much_comes_few_streams_read(bytes_: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "_LOOK", 0.3)  # whatever else this machine has to do
+    monkeypatch.setattr(turns, "_LOOK", 0.3)
+    monkeypatch.setattr(turns, "_FAST", 1e7)  # whatever else this machine has to do
     count, meter = Count(), Meter("test")
 
     def work(item: int) -> None:
@@ -69,11 +70,11 @@ def test_where_much_comes_few_streams_read(bytes_: bool, monkeypatch: pytest.Mon
 
 
 def test_what_becomes_slow_gets_more_streams(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "_LOOK", 0.2)
+    monkeypatch.setattr(turns, "_LOOK", 0.5)
     count, meter = Count(), Meter("test")
 
     def feed() -> None:
-        for _ in range(20):
+        for _ in range(26):
             meter.add(1 << 30)
             time.sleep(0.05)
         seen.append(count.most)
@@ -134,3 +135,31 @@ def test_fewer_streams_than_few_are_as_many():
 
     Reader(Retries(), Meter("test"), 2).all(partial(work, item) for item in range(20))
     assert count.most == 2
+
+
+def test_after_ctrl_c_nobody_waits_for_a_turn_for_ever(monkeypatch: pytest.MonkeyPatch):
+    stuck, began = threading.Event(), Count()
+    before = set(threading.enumerate())
+
+    def interrupted(self: turns.Turns, work: threading.Thread) -> None:
+        while began.now < turns._FEW:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    def work(item: int) -> None:
+        with began:
+            stuck.wait(20)
+
+    monkeypatch.setattr(turns.Turns, "watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_all(Meter("test"), work)
+    left = set(threading.enumerate()) - before
+    until = time.monotonic() + 10
+    while sum(thread.is_alive() for thread in left) > turns._FEW + 1:  # and who waits for these
+        assert time.monotonic() < until, "some wait although nothing is read any more"
+        time.sleep(0.01)
+    stuck.set()
+    for thread in left:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert began.began == turns._FEW

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mlstate.errors import TransportError
 from mlstate.transport import Transports, connections
 
 CONTENT = bytes(range(256)) * 800
@@ -27,6 +30,12 @@ def web():
 def read(resource, *bounds, size):
     with resource.read(*bounds) as stream:
         return b"".join(iter(lambda: stream.read(size), b""))
+
+
+def on_a_thread(call, *arguments, **named):
+    """As fetches do it: the main thread, which gets the signals, receives as Python does."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(call, *arguments, **named).result()
 
 
 class Slowly:
@@ -103,24 +112,103 @@ def test_afterwards_the_socket_waits_as_before(slowly):
     assert one.receiver.gettimeout() == 3.0
 
 
+@linux
+def test_a_large_body_is_received_directly_and_its_connection_waits_as_before(
+    web, recording_server, monkeypatch
+):
+    made = []
+
+    class Noted(connections._Direct):
+        def __init__(self, sock, watch):
+            super().__init__(sock, watch)
+            made.append(sock)
+
+    monkeypatch.setattr(connections, "_Direct", Noted)
+    recording_server.files = {"x": CONTENT}
+    resource = web.open(recording_server.url + "/x")
+    assert read(resource, size=1 << 20) == CONTENT
+    assert made == []
+    assert on_a_thread(read, resource, size=1 << 20) == CONTENT
+    (sock,) = made
+    assert sock.gettimeout() == 5
+    moment = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+    assert moment == bytes(16)
+
+
+@pytest.mark.parametrize("where", [on_a_thread, lambda call: call()], ids=["thread", "main"])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"stall_after": 100_000},
+        {"rate": 500},
+        {"cut_after": 100_000},
+        {"cut_after": 100_000, "reset": True},
+    ],
+    ids=str,
+)
+def test_what_came_is_given_before_a_server_fails(recording_server, start_chaos, faults, where):
+    recording_server.files = {"x": CONTENT}
+    chaos = start_chaos(recording_server.url, **faults)
+    came = bytearray()
+
+    def read_all():
+        with hasty.open(chaos.url + "/x").read() as stream:
+            while data := stream.read(1 << 20):
+                came.extend(data)
+
+    began = time.monotonic()
+    with (
+        Transports(read_timeout=0.3, low_speed=1000, low_speed_seconds=0.4) as hasty,
+        pytest.raises(TransportError) as caught,
+    ):
+        where(read_all)
+    assert caught.value.transient
+    assert time.monotonic() - began < 5
+    assert came == CONTENT[: len(came)]
+    assert len(came) < len(CONTENT)
+
+
+@linux
+def test_a_silent_server_is_left_in_time_whatever_signals_come(recording_server, start_chaos):
+    recording_server.files = {"x": CONTENT}
+    chaos = start_chaos(recording_server.url, stall_after=100_000)
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    began = time.monotonic()
+    try:
+        with (
+            Transports(read_timeout=0.5) as transports,
+            pytest.raises(TransportError, match="silent"),
+        ):
+            read(transports.open(chaos.url + "/x"), size=1 << 20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("size", [8191, 8192, 8193, 20_000, 100_000, 3 << 20])
 @pytest.mark.parametrize("buffer", [1000, 8192, 8193, 1 << 20])
 def test_a_body_is_whole_however_it_is_asked_for(web, recording_server, size, buffer):
     content = random.Random(size).randbytes(size)
     recording_server.files = {"x": content}
     resource = web.open(recording_server.url + "/x")
-    for _ in range(2):  # over one connection
-        assert read(resource, size=buffer) == content
-        assert read(resource, 1, size, size=buffer) == content[1:]
+    for call in (on_a_thread, lambda read, *a, **b: read(*a, **b)) * 2:  # over one connection
+        assert call(read, resource, size=buffer) == content
+        assert call(read, resource, 1, size, size=buffer) == content[1:]
     assert recording_server.connections == 1
 
 
 def test_buffers_of_all_sizes_may_follow_one_another(web, recording_server):
     recording_server.files = {"x": CONTENT}
     rng = random.Random(0)
-    for _ in range(20):
+
+    def read_all():
         data = b""
         with web.open(recording_server.url + "/x").read() as stream:
             while piece := stream.read(rng.choice([1, 100, 9000, 50_000])):
                 data += piece
-        assert data == CONTENT
+        return data
+
+    for _ in range(20):
+        assert on_a_thread(read_all) == CONTENT

@@ -14,16 +14,16 @@ _FEW = 4
 _LOOK = 0.01
 """The seconds between looks at how much came."""
 _FAST = 2e8
-"""Bytes a second; a network that brings fewer is what is waited for."""
+"""Bytes a second, fewer than any machine can hash and write: what brings no more is waited for."""
 _REQUEST = 400_000
 """For so many bytes a request counts: it keeps this machine busy for as long."""
 
 
 class Turns:
-    """Lets few streams read at once as long as the network is faster than this machine.
+    """Lets few streams read at once where the network is faster than this machine.
 
-    More of them would only wait for each other then. As often as too little came for a moment,
-    twice as many may read. Each reads within its turn: ``with turns: ...``.
+    More of them would only wait for each other there. As often as little came for a moment, twice
+    as many may read, and never fewer again. Each reads within its turn: ``with turns: ...``.
 
     Args:
         connections: How many streams there are.
@@ -32,9 +32,9 @@ class Turns:
 
     def __init__(self, connections: int, meter: Meter) -> None:
         self._meter = meter
-        self._free: SimpleQueue[None] = SimpleQueue()  # which Ctrl-C cannot leave locked
+        self._free: SimpleQueue[None] = SimpleQueue()  # Ctrl-C within `put` leaves it usable
         self._given, self._held_back = 0, connections
-        self._ended = 0
+        self._ended = 0  # about: threads add to it without a lock
         self._give(_FEW)
 
     def _give(self, more: int) -> None:

@@ -45,7 +45,7 @@ def assignable(
         parameters: dict[int, torch.nn.Parameter] = {}
         for name in group:
             target = own[name]
-            if not isinstance(target, torch.nn.Parameter):
+            if not _is_parameter(target):
                 ready[name] = loaded
             elif id(target) in parameters:
                 ready[name] = parameters[id(target)]
@@ -57,20 +57,27 @@ def assignable(
     for name, target in own.items():
         if name in given and name not in tied:
             loaded = _own_copy(given[name], target, taken)
-            if type(target) is not torch.Tensor and isinstance(target, torch.nn.Parameter):
+            if _is_parameter(target):
                 loaded = torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
             ready[name] = loaded
     return ready, lacking
 
 
+def _is_parameter(entry: Any) -> bool:
+    # The type alone says no of plain tensors, for which torch's isinstance takes long.
+    return type(entry) is not torch.Tensor and isinstance(entry, torch.nn.Parameter)
+
+
 def _own_copy(source: torch.Tensor, target: Any, taken: set[int]) -> torch.Tensor:
-    """A tensor as it takes the place of another; what was taken already is copied.
+    """A tensor as it takes the place of another.
+
+    One that has a place already is copied: it is equal to another name's, but not tied to it in the
+    model.
 
     Args:
         source: The tensor.
         target: The entry of the model.
-        taken: The tensors that have a place: equal to another name's, but not tied to it in the
-            model. Added to.
+        taken: The ids of the tensors that have a place. Added to.
     """
     loaded = _in_place_of(source, target)
     if loaded is source and id(source) in taken:

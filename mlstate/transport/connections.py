@@ -7,6 +7,7 @@ import io
 import socket
 import struct
 import sys
+import threading
 import time
 from typing import Any
 
@@ -69,19 +70,19 @@ class _Direct:
     Args:
         sock: The socket; this changes how it waits, until `close`.
         watch: The watch over it.
-
     """
 
     def __init__(self, sock: socket.socket, watch: Watch) -> None:
-        seconds, fraction = divmod(_MOMENT, 1)
-        moment = struct.pack("@ll", int(seconds), int(fraction * 1e6))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, moment)
         self._sock, self._watch = sock, watch
         self._timeout = sock.gettimeout()
+        self._set_moment(_MOMENT)
         sock.settimeout(None)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Receive until the buffer is full or a moment has passed, but something.
+        """Receive at least one byte, and then until the buffer is full or a moment has passed.
+
+        Returns:
+            How many bytes came; 0 at the end.
 
         Raises:
             TimeoutError: Nothing came in time.
@@ -90,23 +91,35 @@ class _Direct:
         while True:
             try:
                 count = self._sock.recv_into(buffer, 0, socket.MSG_WAITALL)
-            except BlockingIOError:  # the moment has passed
+            except BlockingIOError:  # nothing came within a moment
+                self._watch.check()
                 if time.monotonic() > until:
                     raise TimeoutError("timed out") from None
-                count = -1
-            self._watch.check()
-            if count >= 0:
+            else:
+                self._watch.check()
                 return count
 
     def close(self) -> None:
         """Be done; the socket waits as before."""
+        self._set_moment(0)
         self._sock.settimeout(self._timeout)
+
+    def _set_moment(self, seconds: float) -> None:
+        """How long a receive waits until the buffer is full; 0 for ever."""
+        whole, fraction = divmod(seconds, 1)
+        timeval = struct.pack("@ll", int(whole), int(fraction * 1e6))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
 
 def _can_be_direct(sock: socket.socket) -> bool:
-    # Exactly a socket: those of TLS and of SOCKS receive in a way of their own. Other systems take
-    # another kind of timeout, and not all of them give what came until then.
-    return type(sock) is socket.socket and sys.platform == "linux"
+    return (
+        # Others lay out a timeout in another way, and not all of them give what came until then.
+        sys.platform == "linux"
+        # Those of TLS and of SOCKS receive in a way of their own.
+        and type(sock) is socket.socket
+        # There a signal lets a receive begin anew, and with it the moment: it may never be over.
+        and threading.current_thread() is not threading.main_thread()
+    )
 
 
 class _Response(http.client.HTTPResponse):
@@ -121,10 +134,10 @@ class _Response(http.client.HTTPResponse):
         self._direct: _Direct | None = None
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Receive of a body of known length: what comes within a moment, at least once.
+        """Receive of a body of known length: what comes within a moment, at least one byte.
 
         The network gives a little at a time, under TLS 16 KB; all that is to be done with it takes
-        longer than to receive it.
+        longer than to receive it. The first time it may be what came with the headers alone.
 
         Returns:
             How many bytes came; none at the end, or if the server closed before it.
