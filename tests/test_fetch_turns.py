@@ -120,7 +120,7 @@ def test_who_waits_for_a_turn_asks_for_nothing_after_an_error(
     assert asked.began <= turns._FEW
 
 
-def test_few_items_need_no_turns_at_all():
+def test_a_single_request_needs_no_other_turn():
     done: list[int] = []
     read_all(Meter("test"), done.append, 1)
     assert done == [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import string
+import weakref
 
 import pytest
 from hypothesis import assume, example, given
@@ -229,6 +230,7 @@ def test_keys_are_values(key):
     same = StateKey.parse(str(key))
     assert hash(same) == hash(key)
     assert pickle.loads(pickle.dumps(key)) == copy.deepcopy(key) == key
+    assert weakref.ref(key)() is key
 
 
 @pytest.mark.parametrize("field", ["state_type", "training_id"])

@@ -202,11 +202,12 @@ def _place(name: str, entry: Any) -> tuple[int, int]:
 
 
 def _spec(name: str, entry: dict[str, Any]) -> TensorSpec:
+    dtype: Any = entry.get("dtype")  # TensorSpec checks it, whatever it is
     shape = entry.get("shape")
     try:
         if not isinstance(shape, list):
             raise FormatError("a tensor has no shape", found=entry)
-        return TensorSpec(entry.get("dtype"), tuple(shape))  # type: ignore[arg-type]  # it checks
+        return TensorSpec(dtype, tuple(shape))
     except FormatError as error:
         error.tensor = name
         raise

@@ -10,11 +10,11 @@ from mlstate.fetch.progress import Meter
 __all__ = ["Turns"]
 
 _FEW = 4
-"""So many streams bring all that this machine can hash and write."""
+"""So many streams bring all that two cores can hash and write (docs/performance.md)."""
 _LOOK = 0.01
 """The seconds between looks at how much came."""
 _FAST = 2e8
-"""Bytes a second, fewer than any machine can hash and write: what brings no more is waited for."""
+"""Bytes a second. A network that brings fewer is what is waited for, not this machine."""
 _REQUEST = 400_000
 """For so many bytes a request counts: it keeps this machine busy for as long."""
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from threading import BoundedSemaphore
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
@@ -181,7 +181,7 @@ class _BucketFile(io.RawIOBase):
         return position
 
     # Of what `RawIOBase` takes, this needs something that can be sliced.
-    def readinto(self, buffer: memoryview | bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         if self._position >= self._size:
             return 0
         if self._chunks is None:

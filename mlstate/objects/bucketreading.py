@@ -115,7 +115,7 @@ class BucketReader:
         """
         import obstore
 
-        options: dict[str, Any] = {}
+        options: Any = {}  # a TypedDict of its own, put together key by key
         if stop is not None:
             options["range"] = (start, stop)
         elif start:
@@ -123,8 +123,7 @@ class BucketReader:
         store = self._open().reading
         try:
             with explained(self.address, "read", path, *NOT_FOUND, "GenericError"):
-                # Its options are a TypedDict, and these are put together key by key.
-                result = obstore.get(store, path, options=options)  # type: ignore[arg-type]
+                result = obstore.get(store, path, options=options)
         except Exception as error:
             raise self._unreadable(error, path) from None
         first, end = result.range

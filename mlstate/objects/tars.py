@@ -9,7 +9,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NoReturn, Protocol
+from typing import BinaryIO, NoReturn, Protocol, cast
 
 from mlstate.errors import FormatError, IntegrityError
 
@@ -104,7 +104,8 @@ class TarReader:
         self.seekable = seekable
         self._file = file
         self._position = 0
-        self._end = file.seek(0, 2) if seekable else None  # type: ignore[attr-defined]  # so it was told
+        self._jumping = cast("BinaryIO", file) if seekable else None
+        self._end = 0 if self._jumping is None else self._jumping.seek(0, 2)
 
     def members(self) -> Iterator[Member]:
         """Every member in order. Without seeking, read each before the next is asked for.
@@ -200,10 +201,10 @@ class TarReader:
         return size
 
     def _go(self, position: int) -> None:
-        if self._end is not None:
+        if self._jumping is not None:
             if position > self._end:
                 self._cut_short(self._end)
-            self._file.seek(position)  # type: ignore[attr-defined]  # as was promised
+            self._jumping.seek(position)
             self._position = position
         while self._position < position:
             self._read(min(_PIECE, position - self._position))
