@@ -24,19 +24,19 @@ from benchmarks.save import no_fsync
 from benchmarks.states import MODELS, Model
 from mlstate import LocalStateStore
 from mlstate.digests import Hasher
-from mlstate.objects import newfile, writing
-from mlstate.stores import view
-from mlstate.tensors import apply, encode, fit, opened
+from mlstate.objects import durable, writing
+from mlstate.stores import read
+from mlstate.tensors import encode, fit, load, opened
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "hash (with the page faults of mapped files)": ((Hasher, "update"),),
     "open, map or read files": ((opened.OpenedObject, "open"), (opened, "read_tensor")),
     "write to the page cache": ((writing, "_write_block"), (writing, "write_all")),
-    "flush and name files": ((newfile.NewFile, "flush"), (newfile.NewFile, "publish")),
-    "read the state object": ((view, "read_state"),),
-    "compare names and shapes": ((apply, "compare"), (fit, "stand_apart")),
+    "flush and name files": ((durable.NewFile, "flush"), (durable.NewFile, "publish")),
+    "read the state object": ((read, "read_state"),),
+    "compare names and shapes": ((load, "compare"), (fit, "stand_apart")),
     "look at the tensors": ((encode, "_source"),),
-    "copy or assign": ((apply, "assignable"), (apply, "put")),
+    "copy or assign": ((load, "assignable"), (load, "put")),
 }
 """Phase -> the functions that do it and nothing else that is named here."""
 

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 
 from benchmarks.harness import Row, Table, Way, arguments_parser, compare, report
 from mlstate import S3StateStore, StateKey
-from mlstate.objects.bucketopening import open_bucket
-from tests.buckets import options_for
+from mlstate.buckets.open import open_bucket
 from tests.servers.ceph import Ceph
 from tests.servers.moto import Moto
 from tests.servers.ports import MissingProgramError
 from tests.servers.s3 import S3Server
+from tests.support.buckets import options_for
 
 TENSORS = 64
 FIRST = StateKey.parse("pytorch.large.first")

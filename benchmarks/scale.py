@@ -28,7 +28,7 @@ from mlstate.format import layout, tensor_object
 from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.manifests import StateEntry
-from mlstate.operations.verifying.verify import verify
+from mlstate.operations.verify.verify import verify
 from mlstate.stores.statefiles import format_state_file
 
 OTHERS = (100, 1_000, 10_000)

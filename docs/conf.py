@@ -1,6 +1,6 @@
 """Sphinx configuration. Builds without a network: no intersphinx, no external theme."""
 
-from mlstate import __version__
+from mlstate.version import __version__
 
 project = "mlstate"
 author = "the mlstate authors"

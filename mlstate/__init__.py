@@ -8,26 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlstate.lazy import exports
+from mlstate.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mlstate.errors import MlstateError
     from mlstate.manifests import Manifest
     from mlstate.models import LoadResult, with_state_type
-    from mlstate.operations import (
-        adopt,
-        bundle,
-        copy,
-        describe,
-        diagnose,
-        diff,
-        enlist,
-        export,
-        lock,
-        unbundle,
-        unlist,
-        usage,
-        verify,
-    )
+    from mlstate.operations.adopt import adopt
+    from mlstate.operations.bundle import bundle, unbundle
+    from mlstate.operations.copy import copy
+    from mlstate.operations.describe import describe
+    from mlstate.operations.diff import diff
+    from mlstate.operations.doctor.doctor import diagnose
+    from mlstate.operations.enlist import enlist, unlist
+    from mlstate.operations.export import export
+    from mlstate.operations.lock import lock
+    from mlstate.operations.usage import usage
+    from mlstate.operations.verify.verify import verify
     from mlstate.states import StateKey, StateType
     from mlstate.stores import (
         AbstractListStateStore,
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
     )
     from mlstate.tensors import state_digest
     from mlstate.weights.files import file_digest
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AbstractListStateStore",
@@ -99,24 +94,24 @@ _HOMES = {
     "StateKey": "mlstate.states",
     "StateType": "mlstate.states",
     "Store": "mlstate.stores",
-    "adopt": "mlstate.operations",
-    "bundle": "mlstate.operations",
-    "copy": "mlstate.operations",
-    "describe": "mlstate.operations",
-    "diagnose": "mlstate.operations",
-    "diff": "mlstate.operations",
-    "enlist": "mlstate.operations",
-    "export": "mlstate.operations",
+    "adopt": "mlstate.operations.adopt",
+    "bundle": "mlstate.operations.bundle",
+    "copy": "mlstate.operations.copy",
+    "describe": "mlstate.operations.describe",
+    "diagnose": "mlstate.operations.doctor.doctor",
+    "diff": "mlstate.operations.diff",
+    "enlist": "mlstate.operations.enlist",
+    "export": "mlstate.operations.export",
     "file_digest": "mlstate.weights.files",
     "load_pretrained_model": "mlstate.stores",
-    "lock": "mlstate.operations",
+    "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
     "state_digest": "mlstate.tensors",
-    "unbundle": "mlstate.operations",
-    "unlist": "mlstate.operations",
-    "usage": "mlstate.operations",
-    "verify": "mlstate.operations",
+    "unbundle": "mlstate.operations.bundle",
+    "unlist": "mlstate.operations.enlist",
+    "usage": "mlstate.operations.usage",
+    "verify": "mlstate.operations.verify.verify",
     "with_state_type": "mlstate.models",
 }
 

@@ -21,7 +21,7 @@ from mlstate.fetch import Fetcher
 from mlstate.format import layout
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry, manifest_files
-from mlstate.stores.caches import make_fetcher, open_cache
+from mlstate.stores.cache import make_fetcher, open_cache
 from mlstate.transport import Retries, Transports, retrying
 from mlstate.transport.hub import HubAddress, parse_hub_address
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from mlstate import __version__
 from mlstate.cli import checking, doctor, listing, making, moving, packing, pinning, removing
 from mlstate.cli.errors import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.output import complain, note
 from mlstate.cli.parameters import keep_texts
 from mlstate.cli.wording import in_shell_words
 from mlstate.errors import MlstateError
+from mlstate.version import __version__
 
 __all__ = ["app", "command_tree", "run"]
 

@@ -24,9 +24,9 @@ from mlstate.cli.wording import in_shell_words
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
-    from mlstate.operations.comparing import Change, StateDiff
-    from mlstate.operations.verifying.findings import VerifyReport
-    from mlstate.stores.view import StateView
+    from mlstate.operations.diff import Change, StateDiff
+    from mlstate.operations.verify.report import VerifyReport
+    from mlstate.stores.read import StateView
 
 __all__ = ["register"]
 
@@ -66,7 +66,7 @@ def verify(
     anything is damaged or missing and was not repaired.
     """
     from mlstate.cli.progress import progress
-    from mlstate.operations.verifying.verify import verify as verify_states
+    from mlstate.operations.verify.verify import verify as verify_states
 
     view = opened(store)
     chosen = chosen_keys(view, keys or [], everything=everything)
@@ -155,7 +155,7 @@ def diff(
 
     By digest first, so what is equal is not read. Exit code 1 if the weights differ.
     """
-    from mlstate.operations.comparing import diff as compare
+    from mlstate.operations.diff import diff as compare
 
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
     found = compare(_side(view, first), _side(view, second), values=not names_only, select=select)

@@ -13,7 +13,7 @@ from mlstate.cli.wording import in_shell_words
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
-    from mlstate.operations.diagnosing.diagnose import Check, Diagnosis
+    from mlstate.operations.doctor.doctor import Check, Diagnosis
 
 __all__ = ["register"]
 
@@ -36,7 +36,7 @@ def doctor(
 
     Nothing is changed, and no token is shown. The exit code is 1 if there is a PROBLEM.
     """
-    from mlstate.operations.diagnosing.diagnose import diagnose
+    from mlstate.operations.doctor.doctor import diagnose
 
     found = diagnose(store, reach=not no_network, offline=True if no_network else None)
     if as_json:

@@ -13,7 +13,7 @@ from mlstate.errors import FormatError, MlstateError, StateNotFoundError
 from mlstate.states import StateKey
 
 if TYPE_CHECKING:
-    from mlstate.stores.view import StateView
+    from mlstate.stores.read import StateView
 
 __all__ = ["chosen_keys", "complete_keys", "one_key"]
 
@@ -73,7 +73,7 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
     """The keys that begin with what was typed: of stores on this machine, which answer at once."""
     where = next(filter(None, map(context.params.get, ("store", "source", "manifest"))), None)
     try:
-        from mlstate.stores.opening import open_store
+        from mlstate.stores.open import open_store
 
         if "://" in str(where) or str(where).startswith("github:"):
             return []

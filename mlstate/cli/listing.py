@@ -31,8 +31,8 @@ from mlstate.cli.output import (
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
-    from mlstate.operations.describing import Description
-    from mlstate.operations.sizes import StateUsage, Usage
+    from mlstate.operations.describe import Description
+    from mlstate.operations.usage import StateUsage, Usage
 
 __all__ = ["register"]
 
@@ -64,7 +64,7 @@ def ls(
     with their headers, each counted once: those that no other state of the store needs, and those
     that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
-    from mlstate.operations.sizes import usage
+    from mlstate.operations.usage import usage
     from mlstate.states import StateType
 
     name = _where(context, where, store)
@@ -141,7 +141,7 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     Of a state that is elsewhere its tensors are known once its state object is here: a few KB,
     fetched alone where that is possible, and else by mlstate fetch.
     """
-    from mlstate.operations.describing import describe
+    from mlstate.operations.describe import describe
 
     opened_store = opened(store, quiet=True)
     described = describe(opened_store, one_key(opened_store, key))
@@ -234,7 +234,7 @@ def du(
     as_json: Json = False,
 ) -> None:
     """Show what takes the space: by architecture, by state, shared, and what prune would take."""
-    from mlstate.operations.sizes import usage
+    from mlstate.operations.usage import usage
 
     name = _where(context, where, store)
     used = usage(opened(name, quiet=True))

@@ -99,7 +99,7 @@ def add(
 ) -> None:
     """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest."""
     from mlstate.cli.progress import progress
-    from mlstate.operations.adopting.adopt import adopt
+    from mlstate.operations.adopt import adopt
     from mlstate.states import StateKey
 
     if store is None:
@@ -182,7 +182,7 @@ def export(
 
     For a folder with the state's other files, too: mlstate materialize.
     """
-    from mlstate.operations.exporting import export as write_export
+    from mlstate.operations.export import export as write_export
 
     view = opened(store)
     wanted = one_key(view, key)

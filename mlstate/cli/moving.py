@@ -24,9 +24,9 @@ from mlstate.errors import CopyError
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
-    from mlstate.operations.copying import CopyReport
+    from mlstate.operations.copy import CopyReport
     from mlstate.states import StateKey
-    from mlstate.stores.view import StateView
+    from mlstate.stores.read import StateView
 
 __all__ = ["register"]
 
@@ -138,7 +138,7 @@ def copy(
     if objects and manifest is None:
         raise typer.BadParameter("--objects is for --manifest FILE")
     from mlstate.cli.progress import progress_of
-    from mlstate.operations.copying import copy as copy_states
+    from mlstate.operations.copy import copy as copy_states
 
     sending = opened(source)
     receiving = opened(target, create=True, quiet=True)
@@ -192,7 +192,7 @@ def _list(
     overwrite: bool,
 ) -> None:
     """Write states into a manifest: with the addresses given, or the store's own."""
-    from mlstate.operations.enlisting import enlist
+    from mlstate.operations.enlist import enlist
     from mlstate.stores.local import LocalStateStore
 
     if not objects and isinstance(store, LocalStateStore):

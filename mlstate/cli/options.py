@@ -10,7 +10,7 @@ import typer
 from mlstate.cli.keys import complete_keys
 
 if TYPE_CHECKING:
-    from mlstate.stores.view import StateView
+    from mlstate.stores.read import StateView
 
 __all__ = [
     "All",
@@ -102,6 +102,6 @@ def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> S
         quiet: Whether nothing is going to be fetched.
     """
     from mlstate.cli.progress import progress
-    from mlstate.stores.opening import open_store
+    from mlstate.stores.open import open_store
 
     return open_store(store, create=create, progress=None if quiet else progress())

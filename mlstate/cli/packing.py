@@ -50,7 +50,7 @@ def bundle(
 ) -> None:
     """Write states and all that they need into one tar, for machines without any network."""
     from mlstate.cli.progress import progress_of
-    from mlstate.operations.bundling.bundle import bundle as write_bundle
+    from mlstate.operations.bundle import bundle as write_bundle
 
     view = opened(store)
     chosen = chosen_keys(view, keys or [], everything=everything)
@@ -77,8 +77,8 @@ def unbundle(
     """Bring the states of a bundle into a store, all verified, or none. By default: the cache."""
     from mlstate.cli.progress import progress
     from mlstate.errors import ReadOnlyStoreError
-    from mlstate.operations.bundling.bundle import unbundle as read_bundle
-    from mlstate.stores.saving import SavingStore
+    from mlstate.operations.bundle import unbundle as read_bundle
+    from mlstate.stores.save import SavingStore
 
     target = None if store is None else opened(store, create=True)
     if target is not None and not isinstance(target, SavingStore):

@@ -46,7 +46,7 @@ def lock(
     come with mlstate are pinned in a manifest of one's own.
     """
     from mlstate.cli.progress import progress
-    from mlstate.operations.pinning import lock as lock_states
+    from mlstate.operations.lock import lock as lock_states
 
     pinned: dict[StateKey, StateEntry] = {}
     code = OK
@@ -77,7 +77,7 @@ def _to_pin(manifest: str, texts: list[str]) -> list[StateKey]:
     """The states to pin: those named, taken over into the manifest where need be; or all."""
     from mlstate.locations import local_path
     from mlstate.manifests import manifest_files
-    from mlstate.operations.enlisting import enlist
+    from mlstate.operations.enlist import enlist
     from mlstate.stores.manifest import ManifestStore, Store
 
     if Path(manifest).exists() or not texts:

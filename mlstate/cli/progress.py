@@ -10,7 +10,7 @@ from mlstate.cli.output import human_size, is_lively, note
 
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress, Progress
-    from mlstate.stores.view import StateView
+    from mlstate.stores.read import StateView
 
 __all__ = ["progress", "progress_of"]
 

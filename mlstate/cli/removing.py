@@ -35,7 +35,7 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
     the entries go; what is in the cache stays there.
     """
     from mlstate.errors import ReadOnlyStoreError
-    from mlstate.operations.enlisting import unlist
+    from mlstate.operations.enlist import unlist
     from mlstate.stores.manifest import ManifestStore, Store
 
     view = opened(store, quiet=True)

@@ -7,8 +7,8 @@ import posixpath
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlstate.errors import FormatError
-from mlstate.fetch.ground import Ground
-from mlstate.fetch.remotefile import read_exactly
+from mlstate.fetch.context import Ground
+from mlstate.fetch.header import read_exactly
 from mlstate.format import canonical
 from mlstate.locations import Mirror, check_file_names
 from mlstate.transport.hub import parse_hub_address

@@ -14,11 +14,11 @@ from mlstate.errors import (
     OfflineError,
     TransportError,
 )
-from mlstate.fetch.filemirror import USUAL_HEADER, FileMirror
+from mlstate.fetch.context import Ground
+from mlstate.fetch.file_mirror import USUAL_HEADER, FileMirror
 from mlstate.fetch.gather import Gathering
-from mlstate.fetch.ground import Ground
 from mlstate.fetch.progress import Meter
-from mlstate.fetch.runs import Reader
+from mlstate.fetch.reader import Reader
 from mlstate.fetch.segments import DamagedPartialError
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry

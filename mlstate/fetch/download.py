@@ -10,7 +10,7 @@ from pathlib import Path
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, NoRangesError
 from mlstate.fetch.plan import Piece
-from mlstate.fetch.runs import Reader
+from mlstate.fetch.reader import Reader
 from mlstate.fetch.segments import LARGE, DamagedPartialError, Segments
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Arriving, Receiver, Staged

@@ -14,7 +14,7 @@ from mlstate.fetch.attempts import Attempts
 from mlstate.fetch.damage import damaged_objects, has_mirrors
 from mlstate.fetch.hubstates import any_on_hub, settled_on_hub
 from mlstate.fetch.needs import Needs, needs_of
-from mlstate.fetch.pinning import Pinning
+from mlstate.fetch.pin import Pinning
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout

@@ -1,7 +1,7 @@
 """Where the tensors of a state go as they arrive.
 
 `KnownGathering` has the state object: it knows the digest of every tensor, and each is published
-as soon as it is whole and right. `mlstate.fetch.unknown` is for states without one.
+as soon as it is whole and right. `mlstate.fetch.unsized` is for states without one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from threading import Lock
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, concerning
+from mlstate.fetch.header import FileTensor
 from mlstate.fetch.plan import Piece
-from mlstate.fetch.remotefile import FileTensor
 from mlstate.fetch.segments import LARGE, Segments, Take
 from mlstate.format import tensor_object
 from mlstate.format.dtypes import TensorSpec

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import replace
 
 from mlstate.fetch.addresses import INDEX, hub_weights
-from mlstate.fetch.ground import Ground
+from mlstate.fetch.context import Ground
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.transport.hub import HubAddress, parse_hub_address

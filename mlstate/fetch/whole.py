@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, concerning
+from mlstate.fetch.context import Ground
 from mlstate.fetch.download import fill
-from mlstate.fetch.ground import Ground
-from mlstate.fetch.remotefile import read_exactly
+from mlstate.fetch.header import read_exactly
 from mlstate.objects.receiving import check_arrived
 from mlstate.transport import Resource
 

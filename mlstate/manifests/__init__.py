@@ -18,8 +18,8 @@ from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.merging import conflict, merged
-from mlstate.manifests.reading import ManifestText, parse_manifest
+from mlstate.manifests.merge import conflict, merged
+from mlstate.manifests.parse import ManifestText, parse_manifest
 from mlstate.states import StateKey
 
 __all__ = ["FileEntry", "Manifest", "StateEntry", "manifest_files"]
@@ -103,7 +103,7 @@ class Manifest:
         Raises:
             FormatError: `meta` holds something that TOML cannot.
         """
-        from mlstate.manifests.writing import format_manifest  # tomlkit: only who writes needs it
+        from mlstate.manifests.write import format_manifest
 
         return format_manifest(self._text())
 
@@ -120,7 +120,7 @@ class Manifest:
             ManifestError: The file that is there cannot be read or edited; nothing was changed.
             FormatError: `meta` holds something that TOML cannot.
         """
-        from mlstate.manifests.editing import edit_manifest
+        from mlstate.manifests.edit import edit_manifest
         from mlstate.objects.files import write_file
 
         target = local_path(path).resolve()  # a link stays a link

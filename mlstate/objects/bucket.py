@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from threading import BoundedSemaphore
 from typing import Any, BinaryIO
 
+from mlstate.buckets.client import PART, PARTS_AT_ONCE, BucketClient
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.bucketclient import PART, PARTS_AT_ONCE, BucketClient
-from mlstate.objects.bucketplace import BucketPlace
 from mlstate.objects.bucketpresence import BucketPresence
 from mlstate.objects.buffers import chunks, copied
 from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.objects.prefix import BucketPlace
 
 __all__ = ["LARGE_AT_ONCE", "PARTS_EACH", "BucketObjectStore", "BucketObjectWriter"]
 

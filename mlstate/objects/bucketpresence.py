@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 from threading import Lock
 
+from mlstate.buckets.values import Item
 from mlstate.digests import Digest
 from mlstate.format import layout
-from mlstate.objects.bucketplace import BucketPlace
-from mlstate.objects.bucketvalues import Item
+from mlstate.objects.prefix import BucketPlace
 
 __all__ = ["BucketPresence"]
 

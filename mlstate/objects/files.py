@@ -15,7 +15,7 @@ from pathlib import Path
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, IntegrityError
 from mlstate.format import layout
-from mlstate.objects.newfile import NewFile, Publish, sync_path
+from mlstate.objects.durable import NewFile, Publish, sync_path
 
 __all__ = ["check_written", "make_folders", "read_small", "write_file", "write_in_store"]
 

@@ -16,8 +16,8 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
+from mlstate.objects.durable import NewFile, Publish, sync_path
 from mlstate.objects.files import check_written, make_folders, read_small, write_in_store
-from mlstate.objects.newfile import NewFile, Publish, sync_path
 from mlstate.parallel import Background
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]

@@ -19,9 +19,9 @@ from pathlib import Path
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import IntegrityError
 from mlstate.format import layout
+from mlstate.objects.durable import seal, sync_path
 from mlstate.objects.files import make_folders
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
-from mlstate.objects.newfile import seal, sync_path
 from mlstate.objects.partial import Partial
 from mlstate.objects.writing import write_all
 

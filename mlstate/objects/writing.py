@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mmap import PROT_READ, mmap
 
 from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.objects.mapping import MAP_FROM, may_map
+from mlstate.objects.mapped import MAP_FROM, may_map
 
 __all__ = ["write_all", "write_hashed"]
 

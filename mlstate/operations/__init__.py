@@ -1,4 +1,7 @@
-"""What can be done with states and stores beyond `load` and `save`: one name each."""
+"""What can be done with stores: one public function a module, exported by `mlstate`.
+
+This package exports the types of what they return.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,13 @@ from typing import TYPE_CHECKING
 from mlstate.lazy import exports
 
 if TYPE_CHECKING:
-    from mlstate.operations.adopting.adopt import adopt
-    from mlstate.operations.adopting.adoption import AdoptReport
-    from mlstate.operations.bundling.bundle import bundle, unbundle
-    from mlstate.operations.comparing import StateDiff, diff
-    from mlstate.operations.copying import CopyReport, copy
-    from mlstate.operations.describing import Description, describe
-    from mlstate.operations.diagnosing.diagnose import Diagnosis, diagnose
-    from mlstate.operations.enlisting import enlist, unlist
-    from mlstate.operations.exporting import export
-    from mlstate.operations.pinning import lock
-    from mlstate.operations.sizes import StateUsage, Usage, usage
-    from mlstate.operations.verifying.findings import Finding, VerifyReport
-    from mlstate.operations.verifying.verify import verify
+    from mlstate.operations.copy import CopyReport
+    from mlstate.operations.describe import Description
+    from mlstate.operations.diff import StateDiff
+    from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.intake import AdoptReport
+    from mlstate.operations.usage import StateUsage, Usage
+    from mlstate.operations.verify.report import Finding, VerifyReport
 
 __all__ = [
     "AdoptReport",
@@ -31,44 +28,18 @@ __all__ = [
     "StateUsage",
     "Usage",
     "VerifyReport",
-    "adopt",
-    "bundle",
-    "copy",
-    "describe",
-    "diagnose",
-    "diff",
-    "enlist",
-    "export",
-    "lock",
-    "unbundle",
-    "unlist",
-    "usage",
-    "verify",
 ]
 
 _HOMES = {
-    "AdoptReport": "mlstate.operations.adopting.adoption",
-    "CopyReport": "mlstate.operations.copying",
-    "Description": "mlstate.operations.describing",
-    "Diagnosis": "mlstate.operations.diagnosing.diagnose",
-    "Finding": "mlstate.operations.verifying.findings",
-    "StateDiff": "mlstate.operations.comparing",
-    "StateUsage": "mlstate.operations.sizes",
-    "Usage": "mlstate.operations.sizes",
-    "VerifyReport": "mlstate.operations.verifying.findings",
-    "adopt": "mlstate.operations.adopting.adopt",
-    "bundle": "mlstate.operations.bundling.bundle",
-    "copy": "mlstate.operations.copying",
-    "describe": "mlstate.operations.describing",
-    "diagnose": "mlstate.operations.diagnosing.diagnose",
-    "diff": "mlstate.operations.comparing",
-    "enlist": "mlstate.operations.enlisting",
-    "export": "mlstate.operations.exporting",
-    "lock": "mlstate.operations.pinning",
-    "unbundle": "mlstate.operations.bundling.bundle",
-    "unlist": "mlstate.operations.enlisting",
-    "usage": "mlstate.operations.sizes",
-    "verify": "mlstate.operations.verifying.verify",
+    "AdoptReport": "mlstate.operations.intake",
+    "CopyReport": "mlstate.operations.copy",
+    "Description": "mlstate.operations.describe",
+    "Diagnosis": "mlstate.operations.doctor.doctor",
+    "Finding": "mlstate.operations.verify.report",
+    "StateDiff": "mlstate.operations.diff",
+    "StateUsage": "mlstate.operations.usage",
+    "Usage": "mlstate.operations.usage",
+    "VerifyReport": "mlstate.operations.verify.report",
 }
 
 __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -8,14 +8,14 @@ from mlstate.lazy import exports
 
 if TYPE_CHECKING:
     from mlstate.stores.abstract import AbstractStateStore
-    from mlstate.stores.bucket.store import S3StateStore
     from mlstate.stores.github.store import GitHUBReleaseStore, GitHubReleaseStore
     from mlstate.stores.list import AbstractListStateStore
     from mlstate.stores.local import LocalStateStore
     from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model, manifest_of
     from mlstate.stores.memory import MemoryStateStore
-    from mlstate.stores.opening import open_store
-    from mlstate.stores.prune import PruneReport
+    from mlstate.stores.open import open_store
+    from mlstate.stores.prune_folder import PruneReport
+    from mlstate.stores.s3 import S3StateStore
 
 __all__ = [
     "AbstractListStateStore",
@@ -41,12 +41,12 @@ _HOMES = {
     "LocalStateStore": "mlstate.stores.local",
     "ManifestStore": "mlstate.stores.manifest",
     "MemoryStateStore": "mlstate.stores.memory",
-    "PruneReport": "mlstate.stores.prune",
-    "S3StateStore": "mlstate.stores.bucket.store",
+    "PruneReport": "mlstate.stores.prune_folder",
+    "S3StateStore": "mlstate.stores.s3",
     "Store": "mlstate.stores.manifest",
     "load_pretrained_model": "mlstate.stores.manifest",
     "manifest_of": "mlstate.stores.manifest",
-    "open_store": "mlstate.stores.opening",
+    "open_store": "mlstate.stores.open",
 }
 
 __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -13,7 +13,7 @@ from mlstate.manifests import StateEntry
 from mlstate.models import LoadResult
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_list
-from mlstate.stores.view import Found, StateView
+from mlstate.stores.read import Found, StateView
 
 if TYPE_CHECKING:
     import torch

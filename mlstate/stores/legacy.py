@@ -11,7 +11,7 @@ from mlstate.errors import FormatError
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
-from mlstate.stores.view import Found, Listing
+from mlstate.stores.read import Found, Listing
 
 __all__ = ["LegacyFolder"]
 

@@ -9,9 +9,9 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.states import StateKey
 from mlstate.stores.legacy import LegacyFolder
-from mlstate.stores.prune import PruneReport, prune_folder
+from mlstate.stores.prune_folder import PruneReport, prune_folder
+from mlstate.stores.read import Found
 from mlstate.stores.statefiles import FolderStateFiles
-from mlstate.stores.view import Found
 from mlstate.stores.withlegacy import SavingBesideLegacy
 
 __all__ = ["LocalStateStore"]

@@ -14,10 +14,10 @@ from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_keys, check_list, check_state_type
-from mlstate.stores.cacheprune import CachePruneReport, prune_cache
-from mlstate.stores.caches import CacheLike, PathLike, make_fetcher, open_cache
+from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
+from mlstate.stores.cache_prune import CachePruneReport, prune_cache
 from mlstate.stores.fetching import FetchingView
-from mlstate.stores.view import Found, StateView
+from mlstate.stores.read import Found, StateView
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
 

@@ -14,11 +14,11 @@ from mlstate.format.plain_file import INDEX_NAME, is_weights_name
 from mlstate.format.state_object import StateObject
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
+from mlstate.objects.durable import sync_path
 from mlstate.objects.files import make_folders, write_file
-from mlstate.objects.newfile import sync_path
 from mlstate.reading import read_state
 from mlstate.units import parse_size
-from mlstate.weights.plainfolder import (
+from mlstate.weights.folder import (
     RECORD_NAME,
     FolderPlan,
     Recorded,
@@ -27,10 +27,10 @@ from mlstate.weights.plainfolder import (
     look,
     sweep,
 )
-from mlstate.weights.plainwriter import Output, WholeOutput, temporaries, weights_of, write_output
+from mlstate.weights.writer import Output, WholeOutput, temporaries, weights_of, write_output
 
 if TYPE_CHECKING:
-    from mlstate.stores.view import Found
+    from mlstate.stores.read import Found
 
 __all__ = ["materialize_state"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlstate.objects import MemoryObjectStore
-from mlstate.stores.saving import SavingStore
+from mlstate.stores.save import SavingStore
 from mlstate.stores.statefiles import MemoryStateFiles
 
 __all__ = ["MemoryStateStore"]

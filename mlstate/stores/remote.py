@@ -21,7 +21,7 @@ from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_compatible
 from mlstate.stores.fetching import FetchingView
-from mlstate.stores.view import Found
+from mlstate.stores.read import Found
 
 if TYPE_CHECKING:
     import torch

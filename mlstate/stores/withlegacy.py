@@ -8,8 +8,8 @@ from typing import Protocol
 from mlstate.errors import ReadOnlyStoreError
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key
-from mlstate.stores.saving import SavingStore
-from mlstate.stores.view import Listing
+from mlstate.stores.read import Listing
+from mlstate.stores.save import SavingStore
 
 __all__ = ["Checkpoints", "SavingBesideLegacy"]
 

@@ -1,8 +1,8 @@
 """Tensors in and out of objects: the only layer that imports torch."""
 
-from mlstate.tensors.apply import load_tensors
 from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
+from mlstate.tensors.load import load_tensors
 from mlstate.tensors.places import places_of, places_on
 from mlstate.tensors.read import read_tensors, reading
 from mlstate.tensors.saving import write_checkpoint

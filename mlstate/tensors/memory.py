@@ -12,7 +12,7 @@ import torch
 
 from mlstate.errors import IntegrityError
 from mlstate.format.dtypes import TensorSpec
-from mlstate.objects.mapping import MAP_FROM, may_map
+from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
 
 __all__ = ["MAP_FROM", "as_bytes", "as_tensor", "mapped_tensor", "read_into", "read_tensor"]

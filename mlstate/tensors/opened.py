@@ -14,8 +14,8 @@ from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import DATA_OFFSET
 from mlstate.objects import ObjectStore
 from mlstate.objects.verified import check_digest, check_size
+from mlstate.tensors.gpu import Lanes
 from mlstate.tensors.memory import as_bytes, as_tensor, mapped_tensor, read_tensor
-from mlstate.tensors.staging import Lanes
 
 __all__ = ["OpenedObject"]
 

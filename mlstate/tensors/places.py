@@ -10,7 +10,7 @@ import torch
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import TensorModel
 from mlstate.tensors.fit import entries
-from mlstate.tensors.staging import stages
+from mlstate.tensors.gpu import stages
 
 __all__ = ["Places", "places_of", "places_on"]
 

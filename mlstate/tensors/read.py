@@ -14,9 +14,9 @@ from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.objects import ObjectStore
 from mlstate.parallel import begun
 from mlstate.tensors.dtypes import torch_dtype, torch_shape
+from mlstate.tensors.gpu import Lanes
 from mlstate.tensors.opened import OpenedObject
 from mlstate.tensors.places import Places
-from mlstate.tensors.staging import Lanes
 
 __all__ = ["read_tensors", "reading"]
 

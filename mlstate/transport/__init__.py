@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from mlstate.transport.interface import Resource, Stream
-from mlstate.transport.opening import Transports
+from mlstate.transport.open import Transports
 from mlstate.transport.retry import Retries, retried, retrying
 
 __all__ = ["Resource", "Retries", "Stream", "Transports", "retried", "retrying"]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mlstate.errors import FormatError
-from mlstate.transport.addresses import Url
+from mlstate.transport.urls import Url
 
 __all__ = ["Credential", "Credentials", "checked_token", "hub_endpoint", "token_variable"]
 

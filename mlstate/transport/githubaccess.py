@@ -15,8 +15,8 @@ import os
 from dataclasses import dataclass
 
 from mlstate.errors import FormatError
-from mlstate.transport.addresses import Url
 from mlstate.transport.credentials import Credential, checked_token
+from mlstate.transport.urls import Url
 
 __all__ = ["GitHub", "find_credential"]
 

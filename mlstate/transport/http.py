@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import NoRangesError, TransportError
-from mlstate.transport.addresses import Url
+from mlstate.transport.client import drop, let_go
 from mlstate.transport.connections import receive, watch_of
 from mlstate.transport.explaining import explained
-from mlstate.transport.following import Place, Web
 from mlstate.transport.interface import BaseStream, Stream
 from mlstate.transport.local import check_range
+from mlstate.transport.redirects import Place, Web
 from mlstate.transport.replies import (
     Extent,
     check_form,
@@ -25,7 +25,7 @@ from mlstate.transport.replies import (
     status_error,
     unsatisfied_total,
 )
-from mlstate.transport.session import drop, let_go
+from mlstate.transport.urls import Url
 
 __all__ = ["HttpResource"]
 

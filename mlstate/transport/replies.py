@@ -12,8 +12,8 @@ from http import HTTPStatus
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import TransportError
-from mlstate.transport.addresses import Url
 from mlstate.transport.credentials import token_variable
+from mlstate.transport.urls import Url
 
 __all__ = ["Extent", "check_form", "content_length", "extent", "status_error", "unsatisfied_total"]
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from mlstate.errors import FormatError
-from mlstate.fetch.remotefile import begins_with
+from mlstate.fetch.header import begins_with
 from mlstate.format import layout
 
 __all__ = [

@@ -26,7 +26,7 @@ from mlstate.format.state_object import (
     is_state_object,
 )
 from mlstate.locations import local_path
-from mlstate.objects.mapping import MAP_FROM, may_map
+from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import for_each
 from mlstate.weights.containers import INDEX, SAFETENSORS, TORCH_GZIP, container_of, weights_in
 
@@ -256,7 +256,7 @@ def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
 
 
 def _stored(path: Path, stack: ExitStack) -> list[TensorSource]:
-    from mlstate.fetch.remotefile import read_remote_file
+    from mlstate.fetch.header import read_remote_file
     from mlstate.transport.local import LocalResource
 
     header = read_remote_file(LocalResource(path), _USUAL_HEADER)

@@ -1,6 +1,6 @@
 """One suite for every object store. A new one joins with a `Kit` for an empty store of its own.
 
-A test class gives a fixture ``kit``; see tests/test_object_stores.py, where a list makes it.
+A test class gives a fixture ``kit``; see tests/objects/test_conformance.py, where a list makes it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from mlstate.errors import (
     StateNotFoundError,
 )
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
-from tests.models import LINEAR, BytesModel, NoModule, net, same, values
+from tests.support.models import LINEAR, BytesModel, NoModule, net, same, values
 
 
 class StateStoreSuite:

@@ -1,7 +1,7 @@
 """GitHub for the tests: its REST API for releases, its uploads, its download pages, its storage.
 
 Four servers, each at a port of its own, as the real ones are four hosts. What it answers is held
-against GitHub's own description of its API in tests/test_servers_github.py.
+against GitHub's own description of its API in tests/servers/test_github.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Hugging Face hub for the tests: repositories at one port, their large files at another.
 
 What it answers is what the real one does: the headers are those that huggingface_hub reads, and
-tests/test_servers_hub.py downloads with huggingface_hub from it.
+tests/servers/test_hub.py downloads with huggingface_hub from it.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from mlstate.errors import (
     ReadOnlyStoreError,
     TransportError,
 )
+from mlstate.stores.github.api import GitHubApi
+from mlstate.stores.github.api_errors import TOKEN_REMEDY, GitHubError
 from mlstate.transport import retried
-from mlstate.transport.githubapi import GitHubApi
-from mlstate.transport.githuberrors import TOKEN_REMEDY, GitHubError
 
 __all__ = ["UPLOADED", "Asset", "Release", "Releases", "immutable"]
 

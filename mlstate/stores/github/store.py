@@ -20,16 +20,17 @@ from mlstate.fetch import OnProgress
 from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType
+from mlstate.stores.absent import not_found
 from mlstate.stores.abstract import check_key, check_state_type
-from mlstate.stores.asked import not_found
-from mlstate.stores.caches import CacheLike, make_fetcher, open_cache
-from mlstate.stores.github.plan import LEGACY, POINTER, key_of, listings, make_plan
+from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
+from mlstate.stores.github.api import GitHub, GitHubApi
+from mlstate.stores.github.assets import LEGACY, POINTER, key_of, listings, make_plan
+from mlstate.stores.github.publish import ReleaseSaving, Shelf
 from mlstate.stores.github.releases import UPLOADED, Release, Releases, immutable
-from mlstate.stores.github.saving import ReleaseSaving, Shelf
 from mlstate.stores.github.web import ReleaseWeb
+from mlstate.stores.read import Found, Listing
 from mlstate.stores.remote import RemoteView
-from mlstate.stores.view import Found, Listing
-from mlstate.stores.wishes import (
+from mlstate.stores.request import (
     FROM_COPY,
     Saves,
     Wish,
@@ -38,7 +39,6 @@ from mlstate.stores.wishes import (
     other_exists,
     warn_of_meta,
 )
-from mlstate.transport.githubapi import GitHub, GitHubApi
 
 __all__ = ["GitHUBReleaseStore", "GitHubReleaseStore"]
 

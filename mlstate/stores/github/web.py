@@ -10,18 +10,11 @@ from urllib.parse import quote
 
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.fetch import Fetcher
-from mlstate.fetch.remotefile import read_exactly
+from mlstate.fetch.header import read_exactly
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey
-from mlstate.stores.github.plan import (
-    LEGACY,
-    MAX_POINTER,
-    OLD,
-    POINTER,
-    parse_pointer,
-    stem_of,
-)
+from mlstate.stores.github.assets import LEGACY, MAX_POINTER, OLD, POINTER, parse_pointer, stem_of
 from mlstate.stores.remote import without_local_places
 from mlstate.transport import retrying
 

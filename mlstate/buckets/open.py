@@ -1,0 +1,250 @@
+"""Opening a bucket: which credentials, which endpoint, which client.
+
+S3 is asked with what boto3 finds (keys, profiles, single sign-on, roles), where it is installed;
+GCS and Azure with what the environment says. Nothing slow is imported, and nothing is connected
+to, before a bucket is first asked for something.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from mlstate.buckets.client import BucketClient
+from mlstate.buckets.errors import explained
+from mlstate.buckets.values import Connection
+from mlstate.errors import BucketAccessError, FormatError, TransportError
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+__all__ = ["BucketOptions", "open_bucket", "parse_bucket_address"]
+
+_ADDRESS = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?", re.DOTALL)
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_UPLOAD_SECONDS = 600
+"""For one request of an upload; at most 64 MiB are under way at once, so 1 Mbit/s will do."""
+
+
+@dataclass(frozen=True)
+class BucketOptions:
+    """How to reach a bucket.
+
+    Attributes:
+        session: What ``boto3.session.Session`` takes: ``profile_name``, ``region_name``, keys.
+        endpoint: The URL of another service than the provider's own that speaks S3; or None.
+        offline: Whether sockets are forbidden.
+        attempts: How often a request is tried.
+        first_delay: The most seconds to wait after the first attempt; doubles each time.
+        connect_timeout: The seconds that a connection may take to be made.
+        read_timeout: The seconds that a server may be silent.
+        low_speed: The bytes a second that a server must give on average...
+        low_speed_seconds: ...over so many seconds.
+    """
+
+    session: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    endpoint: str | None = None
+    offline: bool = False
+    attempts: int = 5
+    first_delay: float = 0.2
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    low_speed: float = 1024.0
+    low_speed_seconds: float = 60.0
+
+
+def parse_bucket_address(address: str) -> tuple[str, str, str]:
+    """Scheme, bucket and path of an address such as ``s3://bucket/path``.
+
+    Raises:
+        FormatError: It is none.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise FormatError(
+            "not the address of a bucket", expected="s3://bucket/path", found=address[:200]
+        )
+    return match[1], match[2], (match[3] or "").strip("/")
+
+
+def open_bucket(address: str, options: BucketOptions | None = None) -> BucketClient:
+    """A client for a bucket. Whether it is there shows when it is asked.
+
+    Args:
+        address: ``s3://bucket``, ``gs://bucket`` or ``az://container``; a path is ignored.
+        options: How to reach it; by default as the environment says.
+
+    Raises:
+        FormatError: The address is malformed.
+        TransportError: A package is missing.
+    """
+    scheme, bucket, _ = parse_bucket_address(address)
+    options = BucketOptions() if options is None else options
+    _require("obstore")
+    connect = {"s3": _connect_s3, "gs": _connect_gcs, "az": _connect_azure}[scheme]
+    return BucketClient(
+        f"{scheme}://{bucket}",
+        partial(connect, bucket, options),
+        offline=options.offline,
+        low_speed=options.low_speed,
+        low_speed_seconds=options.low_speed_seconds,
+    )
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise TransportError(
+            f"buckets need the package {package}, which is not installed",
+            remedy="pip install 'mlstate[s3]'",
+        )
+
+
+def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
+    from obstore.store import S3Store
+
+    config: S3Config = {"unsigned_payload": False, "conditional_put": "etag"}
+    named: dict[str, Any] = {}
+    session = None
+    endpoint = options.endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
+    if find_spec("boto3") is not None:
+        session, configured = _session(f"s3://{bucket}", options)
+        endpoint = endpoint or configured
+        credentials = session.get_credentials()
+        if session.region_name is not None:
+            config["region"] = session.region_name
+        if credentials is None:
+            config["skip_signature"] = True  # a public bucket needs no more
+        else:
+            named["credential_provider"] = _Credentials(credentials)
+    elif options.session:
+        _require("boto3")
+    if endpoint:
+        config["endpoint"] = endpoint
+        if "AWS_ENDPOINT_URL_S3" in os.environ:  # which would come before the other
+            config["aws_endpoint_url_s3"] = endpoint
+    plain = bool(endpoint) and str(endpoint).lower().startswith("http://")
+    read, write = _ways(options, allow_http=plain)
+    with explained(f"s3://{bucket}", "open"):
+        reading = S3Store(bucket, config=config, **read, **named)
+        writing = S3Store(bucket, config=config, **write, **named)
+    control = None if session is None else partial(_control, session, endpoint, options)
+    return Connection(reading, writing, control, anonymous=bool(config.get("skip_signature")))
+
+
+def _connect_gcs(bucket: str, options: BucketOptions) -> Connection:
+    from obstore.store import GCSStore
+
+    read, write = _ways(options, allow_http=_is_set("GOOGLE_ALLOW_HTTP"))
+    with explained(f"gs://{bucket}", "open"):
+        return Connection(GCSStore(bucket, **read), GCSStore(bucket, **write))
+
+
+def _connect_azure(container: str, options: BucketOptions) -> Connection:
+    from obstore.store import AzureStore
+
+    read, write = _ways(options, allow_http=_is_set("AZURE_ALLOW_HTTP"))
+    with explained(f"az://{container}", "open"):
+        return Connection(AzureStore(container, **read), AzureStore(container, **write))
+
+
+def _ways(options: BucketOptions, **client: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How to read: silence is an error. How to write: a request may take its time."""
+    client["connect_timeout"] = timedelta(seconds=options.connect_timeout)
+    retries = {
+        "max_retries": options.attempts - 1,
+        "backoff": {
+            "init_backoff": timedelta(seconds=options.first_delay),
+            "max_backoff": timedelta(seconds=20),
+        },
+        "retry_timeout": timedelta(seconds=180),
+    }
+    reading = {
+        "timeout": timedelta(days=7),
+        "read_timeout": timedelta(seconds=options.read_timeout),
+    }
+    writing = {"timeout": timedelta(seconds=_UPLOAD_SECONDS)}
+    return (
+        {"client_options": {**client, **reading}, "retry_config": retries},
+        {"client_options": {**client, **writing}, "retry_config": retries},
+    )
+
+
+def _session(bucket: str, options: BucketOptions) -> tuple[Any, str | None]:
+    """A session of boto3, and the endpoint that its profile gives."""
+    import botocore.session
+    from boto3.session import Session
+    from botocore.exceptions import BotoCoreError
+
+    given = dict(options.session)
+    core = given.pop("botocore_session", None)
+    try:
+        if core is None:
+            core = botocore.session.Session(profile=given.get("profile_name"))
+        session = Session(botocore_session=core, **given)
+        scoped = core.get_scoped_config()
+    except BotoCoreError as error:
+        raise BucketAccessError(
+            "the credentials for this bucket are not set up as they should be",
+            bucket=bucket,
+            operation="open",
+            path=bucket,
+            found=str(error)[:200],
+            remedy="correct session_kwargs, AWS_PROFILE or ~/.aws",
+        ) from None
+    except TypeError as error:
+        raise FormatError(
+            "session_kwargs are those of boto3.session.Session",
+            expected='for instance {"profile_name": ..., "region_name": ...}',
+            found=", ".join(map(str, given)),
+        ) from error
+    return session, scoped.get("endpoint_url")
+
+
+def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
+    """A client of boto3, for what the fast one cannot do."""
+    from botocore.config import Config
+
+    settings = Config(
+        connect_timeout=options.connect_timeout,
+        read_timeout=_UPLOAD_SECONDS,  # a copy within a bucket answers when it is done
+        retries={"total_max_attempts": options.attempts, "mode": "standard"},
+        max_pool_connections=32,
+        # Only what obstore does as well: it is asked what a server makes of a wrong payload.
+        request_checksum_calculation="when_required",
+        s3={
+            "payload_signing_enabled": True,
+            **({"addressing_style": "path"} if endpoint else {}),
+        },
+    )
+    region = session.region_name or "us-east-1"
+    return session.client("s3", endpoint_url=endpoint, config=settings, region_name=region)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
+class _Credentials:
+    """Gives obstore what boto3 finds, renewed when it asks; says nothing of it."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> dict[str, Any]:
+        from datetime import UTC, datetime
+
+        frozen = self._credentials.get_frozen_credentials()
+        # What can expire is asked for again after a while; boto3 knows when to renew it.
+        ends = datetime.now(UTC) + timedelta(minutes=5) if frozen.token else None
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": ends,
+        }

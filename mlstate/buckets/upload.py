@@ -1,0 +1,192 @@
+"""Uploads that are known to be right once they are there.
+
+A server that verifies what it is sent needs no more: obstore signs each request over the SHA-256 of
+its bytes, and AWS and Ceph refuse others. Some servers do not look. What they took is compared by
+its ETag, which is the MD5 of one request and the MD5 of the MD5s of several parts; an ETag that is
+neither says nothing, and the thing is read back. What is wrong is written again, or removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+
+from mlstate.buckets.client import ATTEMPTS, PART, BucketClient, pause
+from mlstate.buckets.errors import bucket_error
+from mlstate.buckets.values import Written
+from mlstate.digests import Bytes
+from mlstate.errors import BucketError
+
+__all__ = ["BucketUploads"]
+
+_ASK_FROM = 1 << 20
+"""So many bytes take as long to hash as a request: below, the ETag is looked at first."""
+
+
+class BucketUploads:
+    """What writes to a bucket, and makes sure that the bytes have arrived.
+
+    All of it raises a `BucketError` if the bytes are damaged on their way again and again; then
+    nothing is there.
+
+    Args:
+        client: The bucket.
+        verifies: Whether the server refuses what was damaged; asked when it matters.
+    """
+
+    def __init__(self, client: BucketClient, verifies: Callable[[], bool]) -> None:
+        self._client = client
+        self._verifies = verifies
+
+    def put(self, path: str, data: Bytes) -> None:
+        """Write a thing in one request, whatever is there."""
+        if len(data) >= _ASK_FROM and self._verifies():
+            self._client.put(path, data)
+            return
+        sent = _Sent.of(data)
+        self._until_right(path, sent, lambda _: self._client.put(path, data))
+
+    def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> None:
+        """Write a large thing in parts; see `BucketClient.put_large`."""
+        if self._verifies():
+            self._client.put_large(path, chunks)
+            return
+        sent = _Sent(PART)
+
+        def watched() -> Iterator[Bytes]:
+            sent.begin()
+            for chunk in chunks():
+                sent.update(chunk)
+                yield chunk
+
+        self._until_right(path, sent, lambda _: self._client.put_large(path, watched))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small thing that is not there yet, if the server honours the condition.
+
+        Returns:
+            False if something was there; it stays.
+        """
+        written = self._client.create(path, data)
+        if written is not None:
+            self._mend(path, data, written)
+        return written is not None
+
+    def replace(self, path: str, data: bytes, etag: str) -> bool:
+        """Write a small thing in place of exactly one version of it.
+
+        Returns:
+            False if another version is there, or none; it stays.
+        """
+        written = self._client.replace(path, data, etag)
+        if written is not None:
+            self._mend(path, data, written)
+        return written is not None
+
+    def _mend(self, path: str, data: bytes, written: Written) -> None:
+        """Write a small thing again if it is wrong, unless another has replaced it since."""
+
+        def write(wrong: Written | None) -> Written | None:
+            if wrong is None:
+                return written
+            if wrong.etag is None:
+                return self._client.put(path, data)
+            return self._client.replace(path, data, wrong.etag)
+
+        self._until_right(path, _Sent.of(data), write)
+
+    def _until_right(
+        self, path: str, sent: _Sent, write: Callable[[Written | None], Written | None]
+    ) -> None:
+        """Write until what is there is what was sent.
+
+        Args:
+            path: Where.
+            sent: What was sent, once it was.
+            write: Writes; takes what was wrong the last time, and gives None if there is nothing
+                to do any more.
+
+        Raises:
+            BucketError: It is wrong again and again, or cannot be written. It was removed.
+        """
+        suspect: Written | None = None
+        try:
+            for attempt in range(ATTEMPTS):
+                written = write(suspect)
+                if written is None:
+                    return
+                suspect = written
+                if self._is_right(path, sent, written):
+                    return
+                pause(attempt)
+            raise bucket_error(
+                self._client.address, "write", path, "", code="BadDigest", status=None
+            )
+        except BaseException:
+            if suspect is not None:  # nobody is to take it for what its name says
+                with contextlib.suppress(BucketError):
+                    self._client.delete(path)
+            raise
+
+    def _is_right(self, path: str, sent: _Sent, written: Written) -> bool:
+        if written.etag is not None and written.etag.strip('"').lower() == sent.etag():
+            return True
+        if self._verifies():
+            return True  # it has looked already; its ETags are made in another way
+        there = _Sent(sent.part)
+        try:
+            with self._client.reading(path) as reading:
+                for chunk in reading.chunks:
+                    there.update(chunk)
+        except BucketError as error:
+            if error.status != 404:
+                raise
+            return False
+        return there.etag() == sent.etag()
+
+
+class _Sent:
+    """Bytes as they pass, and the ETag that S3 makes of them.
+
+    Args:
+        part: The bytes of each part but the last; None if all go in one request.
+    """
+
+    def __init__(self, part: int | None = None) -> None:
+        self.part = part
+        self.begin()
+
+    @classmethod
+    def of(cls, data: Bytes) -> _Sent:
+        """What goes in one request."""
+        sent = cls()
+        sent.update(data)
+        return sent
+
+    def begin(self) -> None:
+        """Forget what has passed."""
+        self._done: list[bytes] = []
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._size = 0
+
+    def update(self, data: Bytes) -> None:
+        """The next bytes."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            room = len(view) if self.part is None else self.part - self._size
+            piece = view[:room]
+            self._md5.update(piece)
+            self._size += len(piece)
+            if self._size == self.part:
+                self._done.append(self._md5.digest())
+                self._md5, self._size = hashlib.md5(usedforsecurity=False), 0
+            view = view[room:]
+
+    def etag(self) -> str:
+        """The ETag of what has passed, without quotation marks."""
+        if self.part is None:
+            return self._md5.hexdigest()
+        parts = [*self._done, *([self._md5.digest()] if self._size else [])]
+        whole = hashlib.md5(b"".join(parts), usedforsecurity=False)
+        return f"{whole.hexdigest()}-{len(parts)}"

@@ -1,0 +1,212 @@
+"""A mirror of files: safetensors, whole or in shards, and torch checkpoints; parts of them, too."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from mlstate.errors import FormatError, IntegrityError, NoRangesError
+from mlstate.fetch import plan
+from mlstate.fetch.addresses import addresses_of
+from mlstate.fetch.checksums import SummedStream, check_sha256
+from mlstate.fetch.context import Ground
+from mlstate.fetch.download import download
+from mlstate.fetch.gather import Gathering
+from mlstate.fetch.header import FileTensor, RemoteFile, read_header, read_remote_file
+from mlstate.fetch.names import translate_all
+from mlstate.fetch.segments import LARGE, Take
+from mlstate.locations import Mirror
+from mlstate.transport import Resource
+
+__all__ = ["USUAL_HEADER", "FileMirror"]
+
+USUAL_HEADER = 64 << 10
+"""How much of a file is asked for first, where nothing says how long its header may be: bytes."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A safetensors file whose header was read, with its tensors under the names of the state."""
+
+    file: RemoteFile
+    tensors: dict[str, FileTensor]
+
+
+class FileMirror:
+    """Brings tensors from one mirror.
+
+    Args:
+        mirror: Which.
+        ground: What the fetch shares.
+        header: How long a header may well be, in bytes.
+        beside: Bytes that were read already beside those of tensors; they, too, count when ranges
+            are joined at the cost of bytes that nobody wants.
+        check_sums: Whether a file's SHA-256 is to be checked where the mirror gives it; who knows
+            the state digest need not. That of a torch checkpoint always is.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        ground: Ground,
+        *,
+        header: int = USUAL_HEADER,
+        beside: int = 0,
+        check_sums: bool,
+    ) -> None:
+        self._mirror = mirror
+        self._ground = ground
+        self._header = header
+        self._beside = beside
+        self._check_sums = check_sums
+
+    def gather(self, gathering: Gathering) -> None:
+        """Bring what is wanted of it.
+
+        Raises:
+            TransportError: It could not be read.
+            FormatError: Its files are not what they should be.
+            IntegrityError: It sent wrong bytes.
+        """
+        plain: list[tuple[Mirror, Resource]] = []
+        checkpoints: list[tuple[Mirror, Resource]] = []
+        for part in self._mirror.parts or (self._mirror,):
+            kind = plain if part.format == "safetensors" else checkpoints
+            opened = (self._ground.open(address) for address in addresses_of(part, self._ground))
+            kind.extend((part, resource) for resource in opened)
+        self._gather_plain(gathering, plain)
+        for part, resource in checkpoints:
+            self._gather_checkpoint(gathering, part, resource)
+        gathering.complete()
+
+    def _gather_plain(self, gathering: Gathering, resources: list[tuple[Mirror, Resource]]) -> None:
+        headed: dict[int, _Plain] = {}
+        whole: list[tuple[Mirror, Resource]] = []
+
+        def look(index: int, part: Mirror, resource: Resource) -> None:
+            if self._check_sums and part.sha256 is not None:
+                whole.append((part, resource))
+                return
+            try:
+                headed[index] = _named(part, read_remote_file(resource, self._header))
+            except NoRangesError:
+                whole.append((part, resource))
+
+        reader = self._ground.reader
+        reader.all(partial(look, index, *item) for index, item in enumerate(resources))
+        wanted = []
+        for _, plain in sorted(headed.items()):
+            specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
+            names = gathering.expect(specs, plain.file.resource.address)
+            wanted.append((plain, names))
+        count = sum(plain.tensors[name].spec.nbytes for plain, names in wanted for name in names)
+        reader.meter.expect(None if whole else count)
+        reader.all(
+            itertools.chain(
+                (partial(self._stream, gathering, *item) for item in whole),
+                itertools.chain.from_iterable(
+                    self._runs(gathering, plain, names) for plain, names in wanted
+                ),
+            )
+        )
+
+    def _runs(
+        self, gathering: Gathering, plain: _Plain, names: list[str]
+    ) -> Iterator[Callable[[], None]]:
+        """The requests that bring these tensors: the large ones first, opened one by one."""
+        resource, reader = plain.file.resource, self._ground.reader
+        small: list[plan.Piece[Take]] = []
+        for name in sorted(names, key=lambda name: -plain.tensors[name].spec.nbytes):
+            tensor = plain.tensors[name]
+            pieces = gathering.pieces(name, tensor)
+            if tensor.spec.nbytes >= LARGE:
+                left = tensor.spec.nbytes
+                for piece in pieces:
+                    left -= piece.stop - piece.start
+                    yield partial(reader.read_run, resource, (piece,))
+                reader.meter.spare(left)
+            else:
+                small.extend(pieces)
+        spent = self._beside + max(plain.file.data_start, self._header)
+        for run in plan.join(small, spent=spent):
+            yield partial(reader.read_run, resource, run)
+
+    def _stream(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
+        """Read a whole file once, from front to back."""
+        reader = self._ground.reader
+        with resource.read() as raw:
+            stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
+            plain = _named(part, read_header(resource, stream))
+            specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
+            names = set(gathering.expect(specs, resource.address))
+            nbytes = plain.file.size - plain.file.data_start
+            if nbytes > self._ground.max_bytes:  # of tensors that are not the state's
+                raise _too_large(resource, nbytes, self._ground.max_bytes)
+            pieces = [
+                piece
+                for name, tensor in plain.tensors.items()
+                if name in names
+                for piece in gathering.whole(name, tensor)
+            ]
+            end = plan.Piece[Take](plain.file.size, plain.file.size, lambda chunks: None)
+            reader.feed(stream, plain.file.data_start, [*pieces, *([end] if pieces else [])])
+            if pieces and stream.read(1):
+                raise FormatError(
+                    "a safetensors file goes on after its last tensor", path=resource.address
+                )
+            if isinstance(stream, SummedStream) and part.sha256 is not None:
+                stream.check(part.sha256, resource.address)
+
+    def _gather_checkpoint(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
+        from mlstate.tensors import open_checkpoint, tensor_sources
+
+        ground = self._ground
+        file = download(
+            resource,
+            ground.receiver,
+            ground.reader,
+            max_bytes=ground.max_bytes,
+            resume=part.sha256 is not None or not self._check_sums,
+        )
+        try:
+            if part.sha256 is not None:
+                check_sha256(file.path, part.sha256, resource.address)
+            tensors = open_checkpoint(
+                file.path,
+                gzip=part.format == "torch-gzip",
+                select=part.select,
+                origin=resource.address,
+                max_bytes=ground.max_bytes,
+            )
+            names = translate_all(part, tensors)
+            sources = tensor_sources(
+                {name: tensors[old] for name, old in names.items() if gathering.knows(name)}
+            )
+            specs = {source.name: source.spec for source in sources}
+            wanted = set(gathering.expect(specs, resource.address))
+            if file.resumed:
+                gathering.distrust()
+            for source in sources:
+                if source.name in wanted:
+                    gathering.take(source)
+        except (IntegrityError, FormatError):
+            file.blame()
+            raise
+        finally:
+            file.discard()
+
+
+def _named(part: Mirror, file: RemoteFile) -> _Plain:
+    names = translate_all(part, file.tensors)
+    return _Plain(file, {name: file.tensors[old] for name, old in names.items()})
+
+
+def _too_large(resource: Resource, size: int, most: int) -> FormatError:
+    return FormatError(
+        "this file is much larger than the state",
+        path=resource.address,
+        expected=f"at most {most} bytes",
+        found=f"{size} bytes",
+    )

@@ -1,0 +1,252 @@
+"""Changing a manifest that a person wrote: what does not change stays, byte for byte.
+
+The text is cut into blocks: a state's own table with those below it and the comments right above
+it, or anything else. A block that says what it should is not touched; one that does not is edited
+alone, by tomlkit, which keeps the comments within; a new one goes where it sorts.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import InlineTable
+
+from mlstate.errors import FormatError, ManifestError
+from mlstate.manifests.parse import ManifestText, parse_manifest
+from mlstate.manifests.write import (
+    format_manifest,
+    format_state,
+    plain_state,
+    plain_top,
+    toml_value,
+)
+from mlstate.states import StateKey
+
+__all__ = ["edit_manifest"]
+
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_HEADER = re.compile(r"""[ \t]*\[\[?[ \t]*[A-Za-z0-9_-]+[^,=]*\]\]?[ \t]*(\#.*)?\r?\n?""")
+_STATE = re.compile(
+    r"""[ \t]*\[[ \t]*states[ \t]*\.[ \t]*("(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*[\].]"""
+)
+
+
+def edit_manifest(data: bytes, origin: str, wanted: ManifestText) -> bytes:
+    """Change an existing manifest's text so that it says exactly what is wanted.
+
+    Args:
+        data: The manifest as it is.
+        origin: Where it is from, for errors.
+        wanted: What it is to say.
+
+    Raises:
+        ManifestError: The text is not a manifest, or written in a style that cannot be edited.
+        FormatError: A value that TOML cannot hold.
+    """
+    old = parse_manifest(data, origin)
+    before, after = _values(old), _values(wanted)
+    if _exact(before) == _exact(after):
+        return data
+    if data == format_manifest(old).encode():
+        return format_manifest(wanted).encode()  # nothing of a person's is in it
+    blocks = _blocks(data.decode())
+    if _exact(_spoken(blocks)) != _exact(before):
+        _refuse(origin)
+    try:
+        edited = "".join(block.whole for block in _edited(blocks, before, after))
+    except (TOMLKitError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        _refuse(origin)  # tomlkit cannot change what is written so
+    for key in sorted(wanted.states.keys() - old.states.keys()):
+        edited = _insert(edited, str(key), format_state(wanted.states[key]))
+    try:
+        said = _values(parse_manifest(edited.encode(), origin))
+    except ManifestError:
+        _refuse(origin)
+    if _exact(said) != _exact(after):
+        _refuse(origin)
+    return edited.encode()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of a manifest's text.
+
+    Attributes:
+        key: The state that it is about; None for the top, and for tables that are no states.
+        lead: The comments right above it.
+        text: Its own lines.
+    """
+
+    key: str | None
+    lead: str
+    text: str
+
+    @property
+    def whole(self) -> str:
+        return self.lead + self.text
+
+
+def _blocks(text: str) -> list[_Block]:
+    blocks: list[_Block] = []
+    key: str | None = None
+    lead: list[str] = []
+    lines: list[str] = []
+    for line in _LINE.findall(text):
+        # What is open above, a list or a text of several lines, does not stand alone.
+        if _HEADER.fullmatch(line) and _parsed("".join(lines)) is not None:
+            next_key = _state_key(line)
+            if next_key is None or next_key != key:
+                above = _comments_at_the_end(lines)
+                cut = len(lines) - len(above)
+                blocks.append(_Block(key, "".join(lead), "".join(lines[:cut])))
+                key, lead, lines = next_key, above, []
+        lines.append(line)
+    return [*blocks, _Block(key, "".join(lead), "".join(lines))]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except ValueError:
+        return None
+
+
+def _state_key(header: str) -> str | None:
+    match = _STATE.match(header)
+    said = None if match is None else _parsed(f"key = {match[1]}")
+    return None if said is None else str(said["key"])
+
+
+def _comments_at_the_end(lines: list[str]) -> list[str]:
+    count = 0
+    while count < len(lines) and lines[-1 - count].lstrip(" \t").startswith("#"):
+        count += 1
+    return lines[len(lines) - count :]
+
+
+def _spoken(blocks: list[_Block]) -> dict[str | None, Any] | None:
+    """What the blocks say, each read alone; None if they do not stand alone."""
+    top = "".join(block.text for block in blocks if block.key is None)
+    texts: list[tuple[str | None, str]] = [(None, top)]
+    texts += [(block.key, f"version = 1\n{block.text}") for block in blocks if block.key]
+    values: dict[str | None, Any] = {}
+    for key, text in texts:
+        try:
+            said = _values(parse_manifest(text.encode(), "a block"))
+        except ManifestError:
+            return None
+        if key in values or said.keys() - {None} != {key} - {None}:
+            return None
+        values[key] = said[key]
+    return values
+
+
+def _values(manifest: ManifestText) -> dict[str | None, Any]:
+    """A manifest as plain values: of each state, and under None those of all together."""
+    states: dict[str | None, Any] = {
+        str(key): plain_state(entry) for key, entry in manifest.states.items()
+    }
+    top: dict[str | None, Any] = {None: plain_top(manifest)}
+    return top | states
+
+
+def _edited(
+    blocks: list[_Block], before: Mapping[str | None, Any], after: Mapping[str | None, Any]
+) -> list[_Block]:
+    """The blocks without those that are not wanted, and with what differs changed."""
+    kept = []
+    for block in blocks:
+        if block.key is None:
+            written = _parsed(block.text) or {}
+            new = after[None].keys() - before[None].keys() if block is blocks[0] else set()
+            said = {name: before[None][name] for name in written if name in before[None]}
+            wanted = {name: after[None][name] for name in {*said, *new} if name in after[None]}
+            kept.append(_changed(block, said, wanted))
+        elif block.key in after:
+            said = {"states": {block.key: before[block.key]}}
+            wanted = {"states": {block.key: after[block.key]}}
+            kept.append(_changed(block, said, wanted))
+    return kept
+
+
+def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Block:
+    if _exact(said) == _exact(wanted):
+        return block
+    text = block.text.replace("\r\n", "\n")
+    body = text.rstrip("\n")
+    document = tomlkit.parse(body + "\n")
+    _update(document, said, wanted)
+    edited = tomlkit.dumps(document).strip("\n") + "\n" + text[len(body) + 1 :]
+    if edited.endswith("\n") and edited.rstrip("\n").rpartition("\n")[2].lstrip().startswith("#"):
+        edited = edited.rstrip("\n") + "\n\n"  # its last comment is not the next table's
+    return _Block(block.key, block.lead, edited.replace("\n", _line_end(block.text)))
+
+
+def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name in sorted(before.keys() - after.keys()):
+        del table[name]
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _update(table[name], old, value)
+        elif isinstance(value, list) and isinstance(old, list) and old and _begins(value, old):
+            for item in value[len(old) :]:
+                table[name].append(toml_value(item, inline=True))
+        elif name not in before or _exact(value) != _exact(old):
+            table[name] = toml_value(value, inline=isinstance(table, InlineTable))
+
+
+def _begins(value: list[Any], old: list[Any]) -> bool:
+    return bool(_exact(value[: len(old)]) == _exact(old))
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _insert(text: str, key: str, block: str) -> str:
+    """Put a new state before the first that sorts after it, else at the end."""
+    end = _line_end(text)
+    blocks = _blocks(text)
+    block = block.replace("\n", end)
+    for number, other in enumerate(blocks):
+        if other.key is not None and StateKey.parse(other.key) > StateKey.parse(key):
+            above = "".join(part.whole for part in blocks[:number])
+            below = "".join(part.whole for part in blocks[number:])
+            return _apart(above, end) + block + end + below
+    return _apart(text, end) + block
+
+
+def _apart(text: str, end: str) -> str:
+    """Text that ends with an empty line, so that the next table is set off."""
+    if text and not text.endswith("\n"):
+        text += end
+    return text if not text or text.endswith(("\n\n", "\n\r\n")) else text + end
+
+
+def _exact(value: Any) -> Any:
+    """A value for comparison, where 1, 1.0 and true differ, 0.0 and -0.0 too, and nan is nan."""
+    if isinstance(value, Mapping):
+        return {name: _exact(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return (kind.__name__, repr(kind(value)))
+    return (type(value).__name__, str(value))
+
+
+def _refuse(origin: str) -> NoReturn:
+    raise ManifestError(
+        "this manifest is written in a style that cannot be edited; nothing was changed",
+        path=origin,
+        remedy='write each state as a table of its own: [states."its.key"]',
+    ) from None

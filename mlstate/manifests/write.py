@@ -1,0 +1,160 @@
+"""Entries to TOML: the same text for the same entries."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import tomlkit
+
+from mlstate.errors import FormatError
+from mlstate.locations import Mirror, UnusableMirror, parse_mirror
+from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.manifests.parse import VERSION, ManifestText, parse_manifest
+
+__all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
+
+_DEEPEST = 50
+_SCALARS = (bool, int, float, datetime.datetime, datetime.date, datetime.time)
+
+
+def format_manifest(manifest: ManifestText) -> str:
+    """The text of a new manifest: sorted, and so the same for the same content.
+
+    Raises:
+        FormatError: A value that TOML cannot hold, or one that would be refused when read.
+    """
+    document = tomlkit.document()
+    document["version"] = VERSION
+    for name, value in plain_top(manifest).items():
+        document[name] = toml_value(value)
+    blocks = [format_state(manifest.states[key]) for key in sorted(manifest.states)]
+    text = "\n".join([tomlkit.dumps(document), *blocks])
+    parse_manifest(text.encode(), "the new manifest")  # what is written can be read
+    return text
+
+
+def format_state(entry: StateEntry) -> str:
+    """One state as a table of its own, with its files and meta as tables below it.
+
+    Raises:
+        FormatError: A value that TOML cannot hold.
+    """
+    document = tomlkit.document()
+    states = tomlkit.table(is_super_table=True)
+    table = tomlkit.table(is_super_table=False)  # its header is there even with nothing below
+    for name, value in plain_state(entry).items():
+        table[name] = toml_value(value)
+    states[str(entry.key)] = table
+    document["states"] = states
+    return tomlkit.dumps(document)
+
+
+def plain_top(manifest: ManifestText) -> dict[str, Any]:
+    """What a manifest says of all its states together, as plain values."""
+    plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
+    plain |= _sorted(manifest.unknown)
+    return plain
+
+
+def plain_state(entry: StateEntry) -> dict[str, Any]:
+    """What a manifest says of a state, as plain values in the order of a new manifest."""
+    table: dict[str, Any] = {}
+    if entry.digest is not None:
+        table["blake3"] = str(entry.digest)
+    if entry.size is not None:
+        table["size"] = entry.size
+    if entry.mirrors:
+        table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
+    table |= _sorted(entry.unknown)
+    if entry.files:
+        table["files"] = {name: _file(entry.files[name]) for name in sorted(entry.files)}
+    if entry.meta:
+        table["meta"] = _sorted(entry.meta)
+    return table
+
+
+def _sorted(value: Any) -> Any:
+    """A value with the names of its tables in order, so that equal values have one text."""
+    if isinstance(value, Mapping):
+        return {name: _sorted(value[name]) for name in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    return value
+
+
+def toml_value(value: Any, *, inline: bool = False, depth: int = 0) -> Any:
+    """A plain value as TOML; lists of addresses and tables get a line for each item.
+
+    Args:
+        value: Text, number, bool, date, time, list or mapping.
+        inline: On one line, as within a list.
+        depth: How deep in other values this one is.
+
+    Raises:
+        FormatError: Anything else, a name that is no text, or nesting without end.
+    """
+    if depth > _DEEPEST:
+        raise FormatError("a value is nested too deeply for a manifest")
+    if isinstance(value, Mapping):
+        table: Any = tomlkit.inline_table() if inline else tomlkit.table()
+        for name, item in value.items():
+            table[_text(name)] = toml_value(item, inline=inline, depth=depth + 1)
+        return table
+    if isinstance(value, list | tuple):
+        array = tomlkit.array()
+        for item in value:
+            array.append(toml_value(item, inline=True, depth=depth + 1))
+        return array.multiline(not inline and len(value) > 0 and isinstance(value[0], str | dict))
+    if isinstance(value, str):
+        return tomlkit.item(_text(value))
+    if not isinstance(value, _SCALARS):
+        raise FormatError(
+            "TOML has no such value",
+            expected="text, number, bool, date, time, list or table",
+            found=repr(value),
+        )
+    return tomlkit.item(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise FormatError("a name in a table is a text", found=repr(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FormatError("a text holds a lone surrogate", found=repr(value)) from None
+    return str(value)
+
+
+def _file(entry: FileEntry) -> Any:
+    if not entry.mirrors and not entry.unknown:
+        return str(entry.digest)
+    table: dict[str, Any] = {"blake3": str(entry.digest)}
+    if entry.mirrors:
+        table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
+    table |= _sorted(entry.unknown)
+    return table
+
+
+def _mirror(mirror: Mirror | UnusableMirror) -> Any:
+    if isinstance(mirror, UnusableMirror):
+        return mirror.toml
+    if mirror.toml is not None and parse_mirror(mirror.toml) == mirror:
+        return mirror.toml  # as its author wrote it
+    table: dict[str, Any] = {}
+    if len(mirror.urls) == 1:
+        table["url"] = mirror.urls[0]
+    elif mirror.urls:
+        table["urls"] = list(mirror.urls)
+    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix"):
+        if getattr(mirror, name):
+            table[name] = getattr(mirror, name)
+    if mirror.format != "safetensors":
+        table["format"] = mirror.format
+    if mirror.rename:
+        table["rename"] = [list(pair) for pair in mirror.rename]
+    if mirror.parts:
+        table["parts"] = [_mirror(part) for part in mirror.parts]
+    return table["url"] if table.keys() == {"url"} else table

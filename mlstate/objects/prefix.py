@@ -1,0 +1,163 @@
+"""A store's place in a bucket: a prefix, its settings, and what the server can promise there."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+from mlstate.buckets.client import BucketClient
+from mlstate.buckets.upload import BucketUploads
+from mlstate.errors import BucketError, FormatError
+from mlstate.format import layout
+from mlstate.objects.files import SMALL
+
+__all__ = ["BucketPlace"]
+
+
+class BucketPlace:
+    """The prefix of a bucket that is a store, or may become one.
+
+    Args:
+        client: The bucket.
+        base: The prefix, with slashes between its parts; the empty one is the whole bucket.
+    """
+
+    def __init__(self, client: BucketClient, base: str = "") -> None:
+        self.client = client
+        self.base = base
+        self._lock = threading.Lock()
+        self._settings: bytes | None = None
+        self._honours: bool | None = None
+        self._verifying = threading.RLock()
+        self._verifies: bool | None = None
+        self.uploads = BucketUploads(client, self.verifies_uploads)
+
+    @property
+    def address(self) -> str:
+        """Where it is: ``s3://bucket/base``, as an object mirror of a manifest has it."""
+        return self.client.locate(self.base).rstrip("/")
+
+    def path(self, name: str) -> str:
+        """The path in the bucket of something in the store."""
+        return f"{self.base}/{name}" if self.base else name
+
+    def name(self, path: str) -> str:
+        """The inverse of `path`."""
+        return path.removeprefix(f"{self.base}/") if self.base else path
+
+    def locate(self, name: str) -> str:
+        """The address of something in the store."""
+        return self.client.locate(self.path(name))
+
+    def read(
+        self, name: str, error: type[FormatError] = FormatError
+    ) -> tuple[bytes, str | None] | None:
+        """A text of the store and its ETag, or None if it is not there.
+
+        Args:
+            name: Which.
+            error: What to raise if it cannot be such a text.
+
+        Raises:
+            FormatError: It is too large to be one.
+            BucketError: The bucket cannot be asked.
+        """
+        found = self.client.read_small(self.path(name), SMALL)
+        if found is not None and len(found[0]) > SMALL:
+            raise error(
+                "this is no text of a store",
+                path=self.locate(name),
+                expected=f"at most {SMALL} bytes",
+                found="more",
+            )
+        return found
+
+    def check(self) -> bool:
+        """Refuse a prefix that is no store, or one of a newer version. Reads only, and once.
+
+        Returns:
+            False if it is an empty store: nothing of a store is there yet.
+
+        Raises:
+            FormatError: See above.
+            BucketError: The bucket cannot be asked.
+        """
+        if self._settings is not None or self._read_settings():
+            return True
+        folders, _ = self.client.children(self.base)
+        having = [name for name in (layout.STATES, layout.OBJECTS) if name in folders]
+        # Settings are made before these: if another process has just begun it, they are there.
+        if having and not self._read_settings():
+            raise FormatError(
+                f"this prefix is not a store: it has {having[0]}/ but no {layout.SETTINGS}",
+                path=self.address,
+                remedy="give the store's own base_path, or an empty or new one",
+            )
+        return self._settings is not None
+
+    def prepare(self) -> None:
+        """Make the prefix a store, if it is not one yet; before anything else is written.
+
+        Raises:
+            FormatError: As `check`.
+            BucketError: The bucket cannot be written.
+        """
+        if not self.check():
+            self.uploads.create(self.path(layout.SETTINGS), layout.NEW_SETTINGS)
+            self._read_settings()
+
+    def honours_conditions(self) -> bool:
+        """Whether the server refuses to create what is there; found out once, without harm.
+
+        The settings are written again, exactly as they are, on the condition that they are not
+        there. A warning says so if the server does not care.
+        """
+        with self._lock:
+            if self._honours is None:
+                self.prepare()
+                assert self._settings is not None
+                written = self.uploads.create(self.path(layout.SETTINGS), self._settings)
+                self._honours = not written
+                if written:
+                    warnings.warn(
+                        f"the server of {self.client.address} ignores conditional writes: if two "
+                        "save different states under one key at the same moment, either may "
+                        "replace the other's",
+                        stacklevel=2,
+                    )
+            return self._honours
+
+    def verifies_uploads(self) -> bool:
+        """Whether the server refuses what was damaged on its way; found out once, without harm.
+
+        The settings are written again, exactly as they are, in a request that is signed over other
+        bytes. A server that looks refuses it.
+        """
+        with self._verifying:
+            if self._verifies is None:
+                self._verifies = False  # for what is written while this is found out
+                self.prepare()
+                self._verifies = self._refuses_damage()
+            return self._verifies
+
+    def _refuses_damage(self) -> bool:
+        path, settings = self.path(layout.SETTINGS), self._settings
+        assert settings is not None
+        try:
+            control = self.client.control
+        except BucketError:
+            return False  # no boto3, or not S3: nobody knows
+        if control.refuses_damage(path, settings):
+            return True
+        found = self.client.read_small(path, SMALL)
+        if found is not None and found[0] != settings:  # it was damaged on its way, this time
+            self.uploads.put(path, settings)
+        return False
+
+    def _read_settings(self) -> bool:
+        found = self.read(layout.SETTINGS)
+        if found is None:
+            return False
+        layout.check_settings(found[0], self.locate(layout.SETTINGS))
+        self._settings = found[0]
+        return True

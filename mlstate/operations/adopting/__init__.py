@@ -1,1 +1,0 @@
-"""`adopt`: weights that somebody else wrote, as a state of a store."""

@@ -1,0 +1,231 @@
+"""Bundles: states and all that they need as one plain tar, for machines without a network.
+
+A bundle is a store's folder, in an order that can be read from front to back: the settings, the
+state files, the state objects, then every other object, each once. So ``tar xf`` makes a store of
+it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from mlstate import settings
+from mlstate.digests import Digest, Hasher
+from mlstate.errors import FormatError, IntegrityError, concerning
+from mlstate.fetch.bar import listener
+from mlstate.fetch.progress import Meter, OnProgress
+from mlstate.format import layout, tensor_object
+from mlstate.locations import local_path
+from mlstate.objects import ObjectStore
+from mlstate.objects.durable import sync_path
+from mlstate.objects.verified import check_digest, check_size
+from mlstate.operations.export import publish, refuse_existing
+from mlstate.operations.tars import TarReader, TarWriter
+from mlstate.operations.unbundle import Unbundling
+from mlstate.reading import read_state
+from mlstate.states import StateKey
+from mlstate.stores.abstract import check_keys
+from mlstate.stores.local import LocalStateStore
+from mlstate.stores.read import StateView
+from mlstate.stores.save import SavingStore
+from mlstate.stores.statefiles import format_state_file
+
+__all__ = ["bundle", "unbundle"]
+
+_PathLike = str | os.PathLike[str]
+
+
+def bundle(
+    store: StateView,
+    keys: Iterable[StateKey],
+    path: _PathLike,
+    *,
+    overwrite: bool = False,
+    progress: OnProgress | bool | None = None,
+) -> None:
+    """Write states, with all their tensors and files, into one uncompressed tar.
+
+    Every object is verified on its way; what a view over mirrors lacks is fetched first. The same
+    states make the same bytes.
+
+    Args:
+        store: Where the states are.
+        keys: Which ones.
+        path: The tar to write; its folders are made if they are missing.
+        overwrite: Replace a file that is there, once the new one is whole.
+        progress: Told how many bytes are written; True: a bar on the terminal.
+
+    Raises:
+        StateNotFoundError: There is no such state.
+        IntegrityError: An object is damaged or missing; nothing was written under this name.
+        UnpinnedStateError: The manifest gives no digest for a state.
+        FormatError: No keys.
+        StateExistsError: The file is there already; nothing was changed.
+    """
+    keys = check_keys(keys)
+    if not keys:
+        raise FormatError("a bundle of nothing", expected="at least one state key")
+    target = local_path(path)
+    refuse_existing(target, overwrite=overwrite)  # before anything is fetched for it
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(store, keys, target, listener(progress), overwrite=overwrite)
+    except IntegrityError:
+        mended = [store.mend(store.get(key).entry) for key in keys]
+        if not any(mended):
+            raise
+        _write(store, keys, target, listener(progress), overwrite=overwrite)
+
+
+def _write(
+    store: StateView,
+    keys: list[StateKey],
+    target: Path,
+    progress: OnProgress | None,
+    *,
+    overwrite: bool,
+) -> None:
+    states, items = _contents(store, keys)
+    meter = Meter(f"bundle {target.name}", progress)
+    meter.expect(sum(item.size for item in items.values()))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        # As the umask has it; and new, whatever is there.
+        with temporary.open("xb") as file:
+            tar = TarWriter(file)
+            texts = {layout.SETTINGS: layout.NEW_SETTINGS}
+            texts |= {layout.state_path(key): states[key] for key in sorted(states)}
+            for name, text in texts.items():
+                tar.add(name, len(text), io.BytesIO(text))
+            for digest, item in items.items():
+                _add_object(tar, digest, item, meter)
+            tar.close()
+        sync_path(temporary)
+        publish(temporary, target, overwrite=overwrite)
+    finally:
+        temporary.unlink(missing_ok=True)
+    meter.end()
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An object that goes into a bundle: where it is, and what it is, for errors."""
+
+    objects: ObjectStore
+    size: int
+    what: str
+    key: StateKey
+    tensor: str | None = None
+
+
+def _contents(
+    store: StateView, keys: list[StateKey]
+) -> tuple[dict[StateKey, bytes], dict[Digest, _Item]]:
+    """The state files, and the objects in the order of the bundle: state objects first."""
+    states: dict[StateKey, bytes] = {}
+    first: dict[Digest, _Item] = {}
+    second: dict[Digest, _Item] = {}
+    for key in keys:
+        entry, objects = store.get(key)
+        with concerning(key):
+            store.bring(entry)
+            state = read_state(entry, objects)
+            states[key] = format_state_file(replace(entry, size=state.nbytes))
+            digest = entry.pinned_digest
+            first[digest] = _Item(objects, _size(objects, digest), "a state object", key)
+            for name, ref in state.refs.items():
+                size = tensor_object.object_size(ref.spec)
+                second[ref.digest] = _Item(objects, size, "a tensor object", key, name)
+            for name, file in entry.files.items():
+                size = _size(objects, file.digest)
+                second[file.digest] = _Item(objects, size, f"the file {name!r}", key)
+    items = {digest: first[digest] for digest in sorted(first)}
+    items |= {digest: second[digest] for digest in sorted(second.keys() - first.keys())}
+    return states, items
+
+
+def _size(objects: ObjectStore, digest: Digest) -> int:
+    with objects.open(digest) as file:  # says where it should be, if it is not there
+        return file.seek(0, 2)
+
+
+def _add_object(tar: TarWriter, digest: Digest, item: _Item, meter: Meter) -> None:
+    with concerning(item.key, tensor=item.tensor), item.objects.open(digest) as file:
+        check_size(item.objects, digest, item.size, file.seek(0, 2), what=item.what)
+        file.seek(0)
+        hashed = _Hashed(file, meter)
+        tar.add(layout.object_path(digest), item.size, hashed)
+        check_digest(item.objects, digest, hashed.hasher.digest(), what=item.what)
+
+
+class _Hashed:
+    """A file that is hashed as it is read."""
+
+    def __init__(self, file: BinaryIO, meter: Meter) -> None:
+        self._file = file
+        self._meter = meter
+        self.hasher = Hasher()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self.hasher.update(data)
+        self._meter.add(len(data))
+        return data
+
+
+def unbundle(
+    path: _PathLike | BinaryIO,
+    target: SavingStore | _PathLike | None = None,
+    *,
+    overwrite: bool = False,
+    progress: OnProgress | bool | None = None,
+) -> list[StateKey]:
+    """Bring the states of a bundle into a store, all of them verified, or none.
+
+    Every object is hashed as it is read, once; what the store has already is not written again.
+
+    A tar of a whole store (``tar cf x.tar -C store .``) will do too, if all its objects belong to
+    its states and it lies in a file: its members may then be in any order. From a pipe the order
+    has to be a bundle's.
+
+    Args:
+        path: The bundle; ``"-"`` for the standard input, or an open binary file, which are read
+            from front to back.
+        target: Where to: a store, or its folder. By default the cache, where every
+            `mlstate.ManifestStore` finds what it needs.
+        overwrite: Replace other states that have the same keys.
+        progress: Told how many bytes are read; True: a bar on the terminal.
+
+    Returns:
+        The keys, sorted.
+
+    Raises:
+        IntegrityError: The bundle is cut short, or its bytes are not those that it names; no state
+            of it is in the store.
+        FormatError: It is no bundle, or holds what does not belong there; likewise.
+        StateExistsError: Another state has the key of one of them; likewise.
+    """
+    if isinstance(target, SavingStore):
+        store = target
+    else:
+        store = LocalStateStore(settings.cache_folder() if target is None else target)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(path, str | os.PathLike):
+            tar = TarReader(path, str(getattr(path, "name", "a stream")), seekable=False)
+        elif path == "-":
+            tar = TarReader(sys.stdin.buffer, "standard input", seekable=False)
+        else:
+            file = stack.enter_context(local_path(path).open("rb"))
+            tar = TarReader(file, str(path), seekable=file.seekable())
+        meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
+        keys = Unbundling(tar, store, meter, overwrite=overwrite).run()
+    meter.end()
+    return keys

@@ -1,1 +1,0 @@
-"""`bundle` and `unbundle`: states as one tar, for machines without a network."""

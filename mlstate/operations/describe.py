@@ -1,0 +1,176 @@
+"""`describe`: all that is known of one state, without its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlstate.digests import Digest
+from mlstate.errors import FetchError, FormatError, IntegrityError, OfflineError, concerning
+from mlstate.format.state_object import StateObject
+from mlstate.locations import Mirror
+from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore
+from mlstate.operations.transfer import NO_TENSOR
+from mlstate.reading import read_state
+from mlstate.states import StateKey
+from mlstate.stores.read import StateView
+
+__all__ = ["Description", "FileInfo", "TensorInfo", "describe"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a state.
+
+    Attributes:
+        name: Its name.
+        dtype: Its element type, as safetensors names it: ``"F32"``.
+        shape: Its shape.
+        nbytes: The bytes of its data.
+        digest: The digest of its object; None of one so small that it is within the state object.
+        same_names: Other names in this state for the same bytes: tied weights.
+        states: Other states of this store that have the same object.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    digest: str | None
+    same_names: tuple[str, ...]
+    states: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file of a state: name, digest, and its bytes if it is here."""
+
+    name: str
+    digest: str
+    nbytes: int | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a state.
+
+    Attributes:
+        key: Its key.
+        digest: Its state digest; None if it is not pinned.
+        nbytes: The bytes of its tensors, every name counted; or None.
+        origin: The manifest or state file that lists it, or None.
+        mirrors: Where its tensors can be had, as addresses.
+        objects: Where its objects can be had: addresses of copies of a store.
+        files: Its files.
+        meta: What was noted with it.
+        tensors: Its tensors; None if its state object is not at hand.
+    """
+
+    key: StateKey
+    digest: str | None
+    nbytes: int | None
+    origin: str | None
+    mirrors: tuple[str, ...]
+    objects: tuple[str, ...]
+    files: tuple[FileInfo, ...]
+    meta: Mapping[str, Any]
+    tensors: tuple[TensorInfo, ...] | None
+
+
+def describe(store: StateView, key: StateKey) -> Description:
+    """Say all that is known of a state. No tensor is read, let alone fetched.
+
+    A state object that is not here is fetched if that is all it costs: from a store's copy, a
+    bucket, a release.
+
+    Args:
+        store: Any store of mlstate.
+        key: The state.
+
+    Raises:
+        StateNotFoundError: There is no such state.
+        IntegrityError: Its state object is damaged.
+
+    Example:
+        >>> import torch
+        >>> from mlstate import MemoryStateStore
+        >>> store = MemoryStateStore()
+        >>> key = StateKey.parse("pytorch.linear.ones")
+        >>> _ = store.save_state_dict({"weight": torch.ones(2, 3)}, key)
+        >>> [(t.name, t.dtype, t.shape) for t in describe(store, key).tensors]
+        [('weight', 'F32', (2, 3))]
+    """
+    found = store.get(key)
+    entry, objects = found
+    with concerning(key):
+        state = _state_object(store, entry, objects)
+        return Description(
+            key,
+            entry.digest,
+            entry.size if state is None else state.nbytes,
+            entry.origin,
+            tuple(address for mirror in entry.mirrors for address in _addresses(mirror)),
+            entry.objects,
+            tuple(
+                FileInfo(name, file.digest, objects.size(file.digest))
+                for name, file in sorted(entry.files.items())
+            ),
+            entry.meta,
+            None if state is None else tuple(_tensors(state, _others(store, key))),
+        )
+
+
+def _state_object(store: StateView, entry: StateEntry, objects: ObjectStore) -> StateObject | None:
+    if entry.digest is None:
+        return None
+    if objects.size(entry.digest) is None:
+        apart = any(isinstance(mirror, Mirror) and mirror.state for mirror in entry.mirrors)
+        if not (entry.objects or apart):
+            return None
+        try:
+            store.bring(entry, NO_TENSOR, files=False)
+        except (FetchError, OfflineError):
+            return None
+    return read_state(entry, objects)
+
+
+def _others(store: StateView, key: StateKey) -> Mapping[Digest, list[str]]:
+    """Object -> the other states of this store that have it, as far as they are here."""
+    having: dict[Digest, list[str]] = {}
+    for other in store.get_state_keys():
+        if other == key:
+            continue
+        try:
+            found = store.get(other)
+            if found.entry.digest is None or found.objects.size(found.entry.digest) is None:
+                continue
+            state = read_state(*found)
+        except (IntegrityError, FormatError):
+            continue  # that state's own trouble
+        for digest in {ref.digest for ref in state.refs.values()}:
+            having.setdefault(digest, []).append(str(other))
+    return having
+
+
+def _tensors(state: StateObject, others: Mapping[Digest, list[str]]) -> Iterator[TensorInfo]:
+    names: dict[Digest, list[str]] = {}
+    for name, ref in state.refs.items():
+        names.setdefault(ref.digest, []).append(name)
+    for name, spec in sorted(state.specs.items()):
+        held = state.refs.get(name)
+        digest = None if held is None else held.digest
+        same = () if digest is None else tuple(n for n in names[digest] if n != name)
+        states = () if digest is None else tuple(others.get(digest, ()))
+        yield TensorInfo(name, spec.dtype, spec.shape, spec.nbytes, digest, same, states)
+
+
+def _addresses(mirror: object) -> Iterator[str]:
+    """The addresses of a mirror, with those of its parts."""
+    if not isinstance(mirror, Mirror):
+        yield f"unusable: {getattr(mirror, 'why', mirror)}"
+        return
+    yield from mirror.urls
+    for part in mirror.parts:
+        yield from _addresses(part)

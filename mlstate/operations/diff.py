@@ -1,0 +1,247 @@
+"""`diff`: which tensors differ between two states, and by how much. By digest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from mlstate.digests import Digest
+from mlstate.errors import IntegrityError
+from mlstate.format.dtypes import TensorSpec
+from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
+from mlstate.operations.operands import OpenedSide, Side, opened
+from mlstate.parallel import for_each
+
+__all__ = ["Change", "StateDiff", "diff"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A tensor that both states have, and that is not the same in both.
+
+    The numbers are None where nothing was to be compared: the shapes differ, or one of the two has
+    elements of 4 bits and the other has not. They are computed in double precision; of 64-bit
+    integers the change is taken before it is rounded. Positions where either side is infinite or
+    not a number are left out of `max_abs` and `relative`.
+
+    Attributes:
+        name: The tensor's name.
+        first: Its element type and shape in the first state.
+        second: The same in the second.
+        max_abs: The largest absolute change of an element.
+        relative: The Euclidean norm of the change, over that of the tensor in the first state. None
+            also where that is 0 and the change is not.
+        differing: How many elements have another value: 0 if only the element type changed, or the
+            sign of zeros, or the bits of what is not a number.
+        nonfinite: How many of these are infinite or not a number, on one side or on both.
+    """
+
+    name: str
+    first: TensorSpec
+    second: TensorSpec
+    max_abs: float | None = None
+    relative: float | None = None
+    differing: int | None = None
+    nonfinite: int | None = None
+
+
+@dataclass(frozen=True)
+class StateDiff:
+    """What differs between two states.
+
+    Attributes:
+        first: The state digest of the first.
+        second: That of the second.
+        equal: The names that are the same in both, in type, shape and bytes; sorted.
+        changed: The tensors that both have and that differ, sorted by name.
+        removed: What only the first has, by name.
+        added: What only the second has, by name.
+        renamed: Of `removed` those that are in `added` under another name, with the same type,
+            shape and bytes: pairs of both names, sorted.
+        files: The names of files that differ, or that only one has; sorted. None are told if a
+            side is no state of a store.
+    """
+
+    first: Digest
+    second: Digest
+    equal: tuple[str, ...]
+    changed: tuple[Change, ...] = ()
+    removed: Mapping[str, TensorSpec] = field(default_factory=dict)
+    added: Mapping[str, TensorSpec] = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether names, types, shapes and bytes of all tensors are the same."""
+        return self.first == self.second
+
+
+def diff(first: Side, second: Side, *, values: bool = True, select: str | None = None) -> StateDiff:
+    """Compare two states: which tensors differ, and by how much.
+
+    Digests are compared first. If the state digests are equal nothing else is read; and of two
+    states of stores only tensors that differ are fetched or read. A file is read once to be
+    hashed, and its tensors that differ once more. However large a tensor is, a few megabytes of it
+    are in memory. Torch is imported if values are compared, or if a file is a torch checkpoint.
+
+    Args:
+        first: A state of a store, as ``(store, key)``; or the path of a file of weights: a
+            safetensors file, the index of a sharded one, a torch checkpoint, or a folder with one
+            of these.
+        second: The other.
+        values: Compare the values of tensors that differ. Without, only names, types and shapes
+            are told.
+        select: Of torch checkpoints, the dotted path of the state dict inside.
+
+    Returns:
+        What differs.
+
+    Raises:
+        StateNotFoundError: There is no such state.
+        UnpinnedStateError: A manifest gives no digest.
+        IntegrityError: Bytes are damaged or missing.
+        FormatError: A side is neither a state nor a file of weights.
+        FetchError: Something is missing, and no mirror could give it.
+
+    Example:
+        >>> import torch
+        >>> from mlstate import MemoryStateStore, StateKey
+        >>> store = MemoryStateStore()
+        >>> one, two = map(StateKey.parse, ("pytorch.linear.one", "pytorch.linear.two"))
+        >>> _ = store.save_state_dict({"weight": torch.ones(3), "bias": torch.zeros(3)}, one)
+        >>> _ = store.save_state_dict({"weight": torch.ones(3), "bias": torch.ones(3)}, two)
+        >>> found = diff((store, one), (store, two))
+        >>> found.equal, [(change.name, change.max_abs) for change in found.changed]
+        (('weight',), [('bias', 1.0)])
+    """
+    with opened(first, select) as one, opened(second, select) as other:
+        for again in (True, False):
+            try:
+                return _compare(one, other, values)
+            except IntegrityError:
+                if not (again and _mend(one, other)):
+                    raise
+    raise AssertionError  # the second time ends it
+
+
+def _mend(one: OpenedSide, other: OpenedSide) -> bool:
+    """Mend both, whichever is damaged; whether something was."""
+    mended = [one.mend(), other.mend()]
+    return any(mended)
+
+
+def _compare(one: OpenedSide, other: OpenedSide, values: bool) -> StateDiff:
+    files = _files(one.files, other.files)
+    if one.digest == other.digest:
+        names = tuple(sorted(one.state.specs))
+        return StateDiff(one.digest, other.digest, names, files=files)
+    mine, theirs = _tensors(one.state), _tensors(other.state)
+    both = sorted(mine.keys() & theirs.keys())
+    equal = tuple(name for name in both if mine[name] == theirs[name])
+    changed = [
+        Change(name, mine[name].spec, theirs[name].spec)
+        for name in both
+        if mine[name] != theirs[name]
+    ]
+    removed = {name: mine[name] for name in sorted(mine.keys() - theirs.keys())}
+    added = {name: theirs[name] for name in sorted(theirs.keys() - mine.keys())}
+    return StateDiff(
+        one.digest,
+        other.digest,
+        equal,
+        tuple(_with_values(changed, one, other) if values else changed),
+        {name: tensor.spec for name, tensor in removed.items()},
+        {name: tensor.spec for name, tensor in added.items()},
+        _renamed(removed, added),
+        files,
+    )
+
+
+_Tensor = InlineTensor | TensorRef
+
+
+def _tensors(state: StateObject) -> dict[str, _Tensor]:
+    return {**state.inline, **state.refs}
+
+
+def _with_values(changed: list[Change], one: OpenedSide, other: OpenedSide) -> Iterator[Change]:
+    """The same with numbers, where there are any."""
+    groups: dict[tuple[object, object], list[Change]] = {}
+    for change in changed:
+        if _comparable(change):
+            # Tied tensors are compared once.
+            tensors = _tensors(one.state)[change.name], _tensors(other.state)[change.name]
+            groups.setdefault((_content(tensors[0]), _content(tensors[1])), []).append(change)
+    if not groups:
+        return iter(changed)
+    names = [group[0].name for group in groups.values()]
+    one.bring(names)
+    other.bring(names)
+    from mlstate.tensors.difference import Difference, compare_tensors
+
+    found: dict[str, Difference] = {}
+
+    def compare(group: list[Change]) -> None:
+        first = group[0]
+        # Closed at once, also if the other side turns out to be damaged.
+        with closing(one.pieces(first.name)) as mine, closing(other.pieces(first.name)) as theirs:
+            difference = compare_tensors(first.first, mine, first.second, theirs)
+        found.update((change.name, difference) for change in group)
+
+    largest_first = sorted(groups.values(), key=lambda group: -group[0].first.nbytes)
+    for_each(compare, largest_first)
+    return (
+        replace(change, **vars(found[change.name])) if change.name in found else change
+        for change in changed
+    )
+
+
+def _comparable(change: Change) -> bool:
+    """Whether elements stand for elements. How two of 4 bits lie in a byte nobody promises."""
+    first, second = change.first, change.second
+    return first.shape == second.shape and (first.dtype == "F4") == (second.dtype == "F4")
+
+
+def _content(tensor: _Tensor) -> tuple[object, ...]:
+    """What is the same of equal tensors."""
+    if isinstance(tensor, TensorRef):
+        return tensor.spec, tensor.digest
+    return tensor.spec, bytes(tensor.data)
+
+
+def _renamed(
+    removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of equal tensors under two names. Of several, those whose names end most alike.
+
+    Small ones are often equal by chance, all zeros say: the last part of their names is the same.
+    """
+    free = {name: _content(tensor) for name, tensor in added.items()}
+    having = set(free.values())
+    left = {name: _content(tensor) for name, tensor in removed.items()}
+    left = {name: content for name, content in left.items() if content in having}
+    found: dict[str, str] = {}
+    for length in range(max((name.count(".") + 1 for name in left), default=0), -1, -1):
+        ends: dict[tuple[object, ...], list[str]] = {}
+        for name, content in free.items():
+            if length or isinstance(added[name], TensorRef):
+                ends.setdefault((_ending(name, length), content), []).append(name)
+        for name in list(left):
+            if same := ends.get((_ending(name, length), left[name])):
+                found[name] = same.pop(0)
+                del left[name], free[found[name]]
+    return tuple(sorted(found.items()))
+
+
+def _ending(name: str, length: int) -> tuple[str, ...]:
+    return tuple(name.split(".")[-length:]) if length else ()
+
+
+def _files(
+    first: Mapping[str, Digest] | None, second: Mapping[str, Digest] | None
+) -> tuple[str, ...]:
+    if first is None or second is None:
+        return ()
+    return tuple(sorted({name for name, _ in first.items() ^ second.items()}))

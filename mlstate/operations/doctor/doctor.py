@@ -1,0 +1,212 @@
+"""`diagnose`: what a person should know when something does not work, or before it does not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mlstate import settings
+from mlstate.errors import MlstateError
+from mlstate.format import layout
+from mlstate.objects import FolderObjectStore
+from mlstate.objects.bucket import BucketObjectStore
+from mlstate.objects.cache import Cache
+from mlstate.objects.prefix import BucketPlace
+from mlstate.operations.doctor.check import Check, failed
+from mlstate.operations.doctor.folders import folder_checks, readonly_check
+from mlstate.operations.doctor.network import ask_all
+from mlstate.operations.doctor.places import GITHUB, Place, places_of, unusable
+from mlstate.stores.local import LocalStateStore
+from mlstate.stores.manifest import ManifestStore
+from mlstate.stores.open import open_store
+from mlstate.stores.read import StateView
+from mlstate.stores.remote import RemoteView
+from mlstate.stores.save import SavingStore
+
+__all__ = ["Check", "Diagnosis", "SettingValue", "diagnose"]
+
+_PACKAGES = (
+    "torch",
+    "safetensors",
+    "blake3",
+    "obstore",
+    "boto3",
+    "huggingface_hub",
+    "rich",
+    "typer",
+)
+_LOGIN = re.compile(r"://[^/@\s]*@")
+
+
+class SettingValue(NamedTuple):
+    """A setting: its name, its value if it is set (a secret one is hidden), its default."""
+
+    name: str
+    value: str | None
+    default: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How things are.
+
+    Attributes:
+        versions: Of mlstate, Python, the system, and the packages that matter; None of one that is
+            not installed.
+        settings: All settings of mlstate; those of other tools that are set.
+        checks: What was looked at.
+    """
+
+    versions: Mapping[str, str | None]
+    settings: tuple[SettingValue, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no finding."""
+        return all(check.ok is not False for check in self.checks)
+
+
+def diagnose(
+    store: str | os.PathLike[str] | StateView | None = None,
+    *,
+    reach: bool = True,
+    offline: bool | None = None,
+) -> Diagnosis:
+    """Look at versions, settings, the cache and its disk, and the places that bytes come from.
+
+    Nothing is changed. In the cache, or in its nearest parent that is there, a temporary folder is
+    made and removed, to see what the file system can do.
+
+    Args:
+        store: The store whose cache and places are looked at: one, or what `open_store` takes.
+        reach: Whether to ask the places: each once, all together for some seconds at most.
+        offline: Open no socket. By default as MLSTATE_OFFLINE says.
+
+    Returns:
+        What was found. That a store cannot be opened is a finding, too.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> manifest = Path(tempfile.mkdtemp()) / "weights.toml"
+        >>> _ = manifest.write_text("version = 1")
+        >>> found = diagnose(ManifestStore(manifest, cache=manifest.parent / "cache"))
+        >>> [check.name for check in found.checks if check.name in ("store", "cache")]
+        ['store', 'cache']
+    """
+    forbidden = settings.offline() if offline is None else offline
+    return Diagnosis(
+        _versions(), tuple(_settings()), tuple(_checks(store, reach=reach, offline=forbidden))
+    )
+
+
+def _versions() -> dict[str, str | None]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mlstate.version import __version__
+
+    found: dict[str, str | None] = {
+        "mlstate": __version__,
+        "Python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _settings() -> Iterator[SettingValue]:
+    for setting in (*settings.SETTINGS, *settings.OTHERS):
+        values = setting.values()
+        for name, value in values.items():
+            # An address may have a login in it, whether it should or not.
+            yield SettingValue(name, _LOGIN.sub("://(hidden)@", value), setting.default)
+        if not values and setting in settings.SETTINGS:
+            yield SettingValue(setting.name, None, setting.default)
+
+
+def _checks(
+    store: str | os.PathLike[str] | StateView | None, *, reach: bool, offline: bool
+) -> Iterator[Check]:
+    view: StateView | None = None
+    try:
+        view = store if isinstance(store, StateView) else open_store(store, offline=offline)
+        yield _store_check(view)
+    except (MlstateError, OSError) as error:
+        yield failed("store", error)
+    if isinstance(view, LocalStateStore):
+        yield from folder_checks("store", view.folder)
+    yield from _cache_checks(view)
+    if isinstance(view, ManifestStore) and (check := unusable(view.manifest)):
+        yield check
+    places = [] if view is None else _places(view)
+    yield from (found for found in places if isinstance(found, Check))
+    asked = [found for found in places if isinstance(found, Place)]
+    if not reach:
+        yield from (Check(place.name, None, "not asked") for place in asked)
+    elif asked:
+        # A store that was given may have credentials that the environment does not know.
+        given = _bucket_of(store)
+        buckets = {} if given is None else {given.client.address: given.client}
+        yield from ask_all(asked, offline=offline, buckets=buckets)
+
+
+def _places(view: StateView) -> Sequence[Place | Check]:
+    if isinstance(view, ManifestStore):
+        return places_of(view.manifest)
+    if bucket := _bucket_of(view):
+        address = f"{bucket.address}/{layout.SETTINGS}"
+        return [Place(bucket.client.address, address, lacking="no store is there yet")]
+    if isinstance(view, RemoteView):
+        from mlstate.stores.github.store import (
+            GitHubReleaseStore,  # heavy, and there already if it is
+        )
+
+        if isinstance(view, GitHubReleaseStore):
+            address = f"{GITHUB}{view.repository}"
+            return [Place(address, address)]
+    return []
+
+
+def _bucket_of(view: object) -> BucketPlace | None:
+    if isinstance(view, SavingStore) and isinstance(view.target, BucketObjectStore):
+        return view.target.place
+    return None
+
+
+def _store_check(view: StateView) -> Check:
+    if isinstance(view, ManifestStore):
+        states = view.manifest.states
+        unpinned = sum(entry.digest is None for entry in states.values())
+        found = f"{view}, {len(states):,} states"
+        if unpinned:
+            remedy = "pin them: mlstate lock"
+            return Check("store", True, f"{found}, of which {unpinned:,} are not pinned", remedy)
+        return Check("store", True, found)
+    if isinstance(view, RemoteView):
+        return Check("store", True, str(view))  # it is asked as a place
+    return Check("store", True, f"{view}, {len(view.get_state_keys()):,} states")
+
+
+def _cache_checks(view: StateView | None) -> Iterator[Check]:
+    """Of the store's cache; of a store that has none, of that of the settings."""
+    if view is not None and isinstance(view.objects, Cache):
+        *others, last = view.objects.stores
+        folders = [one.root for one in others if isinstance(one, FolderObjectStore)]
+        own = last.root if isinstance(last, FolderObjectStore) else None
+    else:
+        folders, own = settings.readonly_caches(), settings.cache_folder()
+    for folder in folders:
+        yield readonly_check(folder)
+    if own is None:
+        yield Check("cache", None, f"{last}: nothing is known of it here")
+    else:
+        yield from folder_checks("cache", own)

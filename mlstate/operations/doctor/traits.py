@@ -1,0 +1,142 @@
+"""What the file system of a folder can do: found out by doing it, in a folder that is removed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlstate.objects.durable import rename_exclusively, sync_path
+from mlstate.objects.locks import try_lock
+from mlstate.objects.mapped import may_map
+from mlstate.objects.reflink import clone_range
+
+__all__ = ["Traits", "file_system_of", "probe"]
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_BLOCKS = 1 << 16
+"""A multiple of every block size that is usual."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a file system can do.
+
+    Attributes:
+        shares_blocks: Whether files can share blocks (btrfs, XFS): a copy for nothing.
+        hard_links: Whether a file can have a second name, on the condition that it is free.
+        exclusive_rename: Whether a file can be renamed on the same condition.
+        case_sensitive: Whether ``a`` and ``A`` are two names.
+        locks: Whether a lock keeps others out.
+        maps: Whether large files are mapped; otherwise they are read into memory.
+        flush_seconds: What it took to make a small file durable.
+    """
+
+    shares_blocks: bool
+    hard_links: bool
+    exclusive_rename: bool
+    case_sensitive: bool
+    locks: bool
+    maps: bool
+    flush_seconds: float
+
+
+def probe(folder: Path) -> Traits:
+    """Find out what the file system of a folder can do.
+
+    Args:
+        folder: It is there. Nothing stays in it, whatever happens.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    trial = Path(tempfile.mkdtemp(prefix=".mlstate-probe-", dir=folder))
+    try:
+        first, second = trial / "first", trial / "second"
+        first.write_bytes(os.urandom(_BLOCKS))
+        begun = time.perf_counter()
+        sync_path(first)
+        flush_seconds = time.perf_counter() - begun
+        second.write_bytes(b"")
+        with first.open("rb") as file:
+            maps = may_map(file)
+        return Traits(
+            shares_blocks=_shares_blocks(first, trial / "clone"),
+            hard_links=_names_exclusively(os.link, trial),
+            exclusive_rename=_names_exclusively(rename_exclusively, trial),
+            case_sensitive=not (trial / "FIRST").exists(),
+            locks=_locks(second),
+            maps=maps,
+            flush_seconds=flush_seconds,
+        )
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def _shares_blocks(source: Path, target: Path) -> bool:
+    with source.open("rb") as file, target.open("wb") as clone:
+        return clone_range(file, 0, _BLOCKS, clone.fileno(), 0)
+
+
+def _names_exclusively(way: Callable[[Path, Path], None], trial: Path) -> bool:
+    """Whether a way to name a file works, and works only if the name is free."""
+    for name in ("old", "taken"):
+        (trial / name).write_text(name)
+    try:
+        way(trial / "old", trial / "new")
+    except OSError:
+        return False
+    finally:
+        for name in ("old", "new"):
+            (trial / name).unlink(missing_ok=True)
+    (trial / "old").write_text("old")
+    try:
+        way(trial / "old", trial / "taken")
+    except FileExistsError:
+        return (trial / "taken").read_text() == "taken"
+    except OSError:
+        pass
+    return False
+
+
+def _locks(path: Path) -> bool:
+    """Whether who comes second is refused: locks that everybody gets are none."""
+    with path.open("rb+") as first, path.open("rb+") as second:
+        return try_lock(first.fileno()) is True and try_lock(second.fileno()) is False
+
+
+def file_system_of(folder: Path, mounts: Path = _MOUNTS) -> str | None:
+    """The type of a folder's file system as the kernel names it: ``ext4``, ``nfs4``.
+
+    Args:
+        folder: It is there.
+        mounts: The kernel's list of what is mounted where.
+
+    Returns:
+        None if this system does not say.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    # By path: the device numbers that btrfs gives for its files are in no list.
+    where, found, deepest = folder.resolve(), None, -1
+    for line in lines:
+        before, separator, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not separator or len(fields) < 5:
+            continue
+        mount = Path(_ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4]))
+        depth = len(mount.parts)
+        if where.is_relative_to(mount) and depth >= deepest:  # of two in one place the later hides
+            found, deepest = after.split(" ")[0], depth
+    return found

@@ -1,0 +1,106 @@
+"""`enlist` and `unlist`: states of a store into a manifest file, and out of it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from mlstate.errors import ManifestError, StateExistsError, StateNotFoundError
+from mlstate.locations import local_path
+from mlstate.manifests import Manifest, manifest_files
+from mlstate.manifests.update import change_manifest
+from mlstate.states import StateKey
+from mlstate.stores.abstract import check_keys
+from mlstate.stores.manifest import manifest_of
+from mlstate.stores.read import StateView
+
+__all__ = ["enlist", "unlist"]
+
+_PathLike = str | os.PathLike[str]
+
+
+def enlist(
+    manifest: _PathLike,
+    store: StateView,
+    keys: Iterable[StateKey] | None = None,
+    *,
+    objects: Sequence[str] = (),
+    overwrite: bool = False,
+) -> list[StateKey]:
+    """Write states of a store into a manifest file, beside what it lists already.
+
+    Args:
+        manifest: The file; made if it is missing. What else it says stays, comments included.
+        store: Any store that knows its states by digest.
+        keys: Which; all by default.
+        objects: As for `mlstate.manifest_of`.
+        overwrite: Replace what the manifest says of a state with another digest.
+
+    Returns:
+        The states whose entries are new or changed.
+
+    Raises:
+        StateNotFoundError: The store has no such state.
+        StateExistsError: The manifest lists other weights under a key; it stays as it is.
+        ManifestError: The manifest cannot be read or edited, or lists other object mirrors.
+    """
+    new = manifest_of(store, keys, objects=objects)
+    changed: list[StateKey] = []
+
+    def join(old: Manifest) -> Manifest:
+        _check_free(old, new, manifest, overwrite=overwrite)
+        changed.extend(key for key, entry in new.states.items() if old.states.get(key) != entry)
+        objects_said = old.objects if old.states else new.objects
+        return replace(old, states={**old.states, **new.states}, objects=objects_said)
+
+    change_manifest(manifest, join)
+    return changed
+
+
+def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: bool) -> None:
+    for key, entry in new.states.items():
+        listed = old.states.get(key)
+        if listed and listed.digest not in (None, entry.digest) and not overwrite:
+            raise StateExistsError(
+                "the manifest lists other weights under this key",
+                key=key,
+                path=path,
+                expected=listed.digest,
+                found=entry.digest,
+                remedy="give it another training id, or overwrite=True",
+            )
+    if old.states and new.objects and old.objects != new.objects:
+        raise ManifestError(
+            "the manifest lists other object mirrors for all its states",
+            path=path,
+            expected=", ".join(old.objects) or "none",
+            found=", ".join(new.objects),
+            remedy="write these states into a manifest of their own",
+        )
+
+
+def unlist(manifest: _PathLike, keys: Iterable[StateKey]) -> None:
+    """Take states out of a manifest. Their bytes stay where they are.
+
+    Args:
+        manifest: A manifest, or a folder of them: a state is taken out of every file that lists it.
+        keys: The states.
+
+    Raises:
+        StateNotFoundError: It lists no such state; nothing was changed.
+        ManifestError: A manifest cannot be read or edited.
+    """
+    leaving = set(check_keys(keys))
+    files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
+    for key in sorted(leaving):
+        if not any(key in read.states for _, read in files):
+            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+
+    def leave(old: Manifest) -> Manifest:
+        staying = {key: entry for key, entry in old.states.items() if key not in leaving}
+        return replace(old, states=staying)
+
+    for path, read in files:
+        if leaving & read.states.keys():
+            change_manifest(path, leave)

@@ -1,0 +1,197 @@
+"""`export`: a state as a file of weights that any tool reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mlstate.errors import FormatError, IntegrityError, StateExistsError, concerning
+from mlstate.locations import local_path
+from mlstate.objects.durable import create_exclusively, sync_path
+from mlstate.reading import read_state
+from mlstate.states import StateKey
+from mlstate.stores.abstract import check_key
+from mlstate.stores.materialize import materialize_state
+from mlstate.stores.read import Found, StateView
+from mlstate.units import parse_size
+from mlstate.weights.folder import sweep
+from mlstate.weights.writer import check_has_tensors, temporaries, weights_of, write_output
+
+__all__ = ["export", "publish", "refuse_existing"]
+
+_TORCH = re.compile(r".+\.(pt|pth|bin|ckpt)(\.tar)?", re.IGNORECASE)
+_SAFETENSORS = re.compile(r".+\.safetensors", re.IGNORECASE)
+_FORMATS = ("safetensors", "torch")
+_Kind = Literal["file", "folder", "torch"]
+_Result = TypeVar("_Result")
+
+
+def export(
+    store: StateView,
+    key: StateKey,
+    destination: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002  # what a file is called, everywhere
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a state's weights as a file that any tool reads. All is verified on its way.
+
+    ======================================  ====================================================
+    ``x.safetensors``                       one safetensors file
+    a folder                                ``model.safetensors`` in it; with `max_shard_size`
+                                            shards and their index, as transformers names them
+    ``x.pth``, ``x.pt``, ``x.bin``, or      a checkpoint, as ``torch.save`` writes a state dict;
+    ``format="torch"``                      needs torch
+    ======================================  ====================================================
+
+    The tensors alone are written. For a folder that `from_pretrained` opens, with config and
+    tokenizer, there is `materialize`.
+
+    Args:
+        store: Any store of mlstate.
+        key: The state.
+        destination: A file or a folder; a folder that is missing is made.
+        format: ``"safetensors"`` or ``"torch"``; by default as the name of the destination says.
+        max_shard_size: Of a folder, the most bytes of a file that holds several tensors: a number,
+            or for instance ``"5GB"``.
+        overwrite: Replace a file that is there. Of a folder, see `materialize`: what an earlier
+            export wrote there is replaced anyway.
+
+    Returns:
+        The destination.
+
+    Raises:
+        StateExistsError: Something is there; it is as it was.
+        FormatError: The options contradict each other, or the state has no tensors.
+        IntegrityError: Bytes are damaged or missing; nothing was written.
+        StateNotFoundError: There is no such state.
+        FetchError: Something is missing in a cache, and no mirror could give it.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from mlstate import MemoryStateStore
+        >>> store = MemoryStateStore()
+        >>> key = StateKey.parse("pytorch.linear.ones")
+        >>> _ = store.save_state_dict({"weight": torch.ones(2)}, key)
+        >>> torch.load(export(store, key, tempfile.mkdtemp() + "/ones.pth"))
+        {'weight': tensor([1., 1.])}
+    """
+    check_key(key)
+    if not isinstance(store, StateView):
+        raise FormatError(
+            "this is no store that states can be exported from",
+            expected="a LocalStateStore, ManifestStore, or another store of mlstate",
+            found=type(store).__name__,
+        )
+    target = local_path(destination)
+    with concerning(key):
+        kind = _kind(target, format, max_shard_size)
+        if kind == "folder":
+            return _reading(
+                store,
+                key,
+                lambda found: materialize_state(
+                    found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
+                ),
+            )
+        refuse_existing(target, overwrite=overwrite)
+        sweep(target.parent)
+        with temporaries(target.parent) as run:
+            if kind == "torch":
+                temporary = _write_torch(store, key, run / "weights")
+            else:
+                temporary = _reading(store, key, lambda found: _write_plain(found, run))
+            publish(temporary, target, overwrite=overwrite)
+    return target
+
+
+def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
+    """What to write: the name says it, and `format` may.
+
+    Raises:
+        FormatError: They contradict each other, or `max_shard_size`.
+    """
+    if form is not None and form not in _FORMATS:
+        raise FormatError("unknown format", expected=" or ".join(_FORMATS), found=repr(form))
+    if most is not None:
+        parse_size(most)
+    kind: _Kind = "torch" if form == "torch" else "folder"
+    if not target.is_dir():
+        plain, pickled = _SAFETENSORS.fullmatch(target.name), _TORCH.fullmatch(target.name)
+        if (plain and form == "torch") or (pickled and form == "safetensors"):
+            raise FormatError(
+                "the name of the file says another format",
+                path=target,
+                found=f"format={form!r}",
+                remedy="choose another name, or leave format out",
+            )
+        kind = "torch" if pickled else "file" if plain else kind
+    if most is not None and kind != "folder":
+        raise FormatError(
+            "shards need a folder", path=target, remedy="give a folder, or no max_shard_size"
+        )
+    return kind
+
+
+def _reading(store: StateView, key: StateKey, write: Callable[[Found], _Result]) -> _Result:
+    """Write what a state is read from; once more if a cache had something damaged."""
+    for again in (True, False):
+        found = store.get(key)
+        try:
+            store.bring(found.entry, files=False)
+            return write(found)
+        except IntegrityError:
+            if not (again and store.mend(found.entry)):
+                raise
+    raise AssertionError  # the second time ends it
+
+
+def _write_plain(found: Found, run: Path) -> Path:
+    (output,) = weights_of(read_state(*found), None)
+    temporary = run / "weights"
+    temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
+    return write_output(output, found.objects, temporary)
+
+
+def _write_torch(store: Any, key: StateKey, temporary: Path) -> Path:
+    tensors = store.load_state_dict(key)
+    check_has_tensors(tensors)
+    from mlstate.tensors import write_checkpoint
+
+    with temporary.open("xb") as file:
+        write_checkpoint(tensors, file)
+    sync_path(temporary)
+    return temporary
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Refuse a destination before anything is read for it.
+
+    Raises:
+        StateExistsError: A folder is there; or a file, and it is not to be replaced.
+    """
+    if target.is_dir():
+        raise StateExistsError("a folder is in the way of a file; nothing was changed", path=target)
+    if not overwrite and os.path.lexists(target):
+        raise StateExistsError(
+            "this file is there already; nothing was changed",
+            path=target,
+            remedy="choose another name, or overwrite=True",
+        )
+
+
+def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
+    """Give a file that is complete its name, and make that durable.
+
+    Raises:
+        StateExistsError: Somebody else has made a file of this name, and it is not to be replaced.
+    """
+    if overwrite:
+        os.replace(temporary, target)
+    elif not create_exclusively(temporary, target):
+        refuse_existing(target, overwrite=False)
+    sync_path(target.parent)

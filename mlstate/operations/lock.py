@@ -1,0 +1,98 @@
+"""`lock`: what a manifest does not say yet of its states, found out by fetching each once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from mlstate.errors import FetchError, MlstateError, StateNotFoundError
+from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
+from mlstate.locations import local_path
+from mlstate.manifests import Manifest, StateEntry, manifest_files
+from mlstate.manifests.update import change_manifest
+from mlstate.states import StateKey
+from mlstate.stores.abstract import check_keys
+from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
+
+__all__ = ["lock"]
+
+
+def lock(
+    manifest: PathLike,
+    keys: Collection[StateKey] | None = None,
+    *,
+    cache: CacheLike | None = None,
+    max_size: int = MAX_SIZE,
+    offline: bool | None = None,
+    progress: OnProgress | bool | None = None,
+) -> dict[StateKey, StateEntry]:
+    """Pin states: fetch each that has no digest or no size, and write both into the manifest.
+
+    What is fetched stays in the cache. The manifest is written after each state; all else in it,
+    comments included, stays byte for byte. A mirror on the Hugging Face hub gets the commit that
+    its revision stands for, and a state from a whole repository its config and tokenizer as files.
+
+    Trust is on first use: what the mirrors send now is what the digest will mean. A mirror's
+    ``sha256`` is checked.
+
+    Args:
+        manifest: A manifest, or a folder of them.
+        keys: The states to pin; by default all that are not.
+        cache: As for `mlstate.ManifestStore`.
+        max_size: The most bytes of tensor data to take of one state.
+        offline: As for `mlstate.ManifestStore`.
+        progress: As for `mlstate.ManifestStore`.
+
+    Returns:
+        The states that were pinned, each as it is written now.
+
+    Raises:
+        StateNotFoundError: The manifest lists no such state; nothing was done.
+        ManifestError: The manifest cannot be read or edited.
+        FetchError: Some states could not be fetched. The error lists them; all others are pinned.
+        OfflineError: One is missing in the cache, and the network may not be used.
+    """
+    files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
+    wanted = None if keys is None else check_keys(keys)
+    for key in wanted or ():
+        if not any(key in read.states for _, read in files):
+            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+    opened = open_cache(cache)
+    fetcher = make_fetcher(opened, offline=offline, progress=progress, max_size=max_size)
+    pinned: dict[StateKey, StateEntry] = {}
+    failed: list[tuple[StateKey, MlstateError]] = []
+    for path, read in files:
+        for key, entry in read.states.items():
+            if (wanted is None or key in wanted) and (entry.digest is None or entry.size is None):
+                try:
+                    pinned[key] = _pin(path, entry, fetcher)
+                except MlstateError as error:
+                    failed.append((key, error))
+    if len(failed) == 1:
+        raise failed[0][1]
+    if failed:
+        raise FetchError(
+            f"{len(failed)} states could not be pinned; {len(pinned)} were",
+            path=manifest,
+            attempts=tuple((str(key), str(error)) for key, error in failed),
+        )
+    return pinned
+
+
+def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
+    if entry.digest is None and "blake3" in entry.misspelt.values():
+        raise entry.unpinned()  # its author has pinned it already
+    pinned = fetcher.pin(fetcher.settle(entry))
+
+    def write(now: Manifest) -> Manifest:
+        if now.states.get(entry.key) != entry:  # somebody edited it while the state was fetched
+            raise StateNotFoundError(
+                "this state of the manifest was changed meanwhile; its digest was not written",
+                key=entry.key,
+                path=path,
+            )
+        return replace(now, states={**now.states, entry.key: pinned})
+
+    change_manifest(path, write)
+    return pinned

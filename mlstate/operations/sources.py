@@ -1,0 +1,166 @@
+"""Where weights are to be adopted from: a file, a folder, an address; as a mirror."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlstate import settings
+from mlstate.errors import FormatError, TransportError
+from mlstate.fetch.header import read_exactly
+from mlstate.fetch.hubstates import companions
+from mlstate.locations import Mirror, check_url, local_path, parse_mirror
+from mlstate.transport import Retries, Transports, retried, retrying
+from mlstate.transport.hub import parse_hub_address
+from mlstate.transport.local import file_path
+from mlstate.weights.containers import (
+    FRONT,
+    INDEX,
+    SAFETENSORS,
+    TORCH,
+    container_of,
+    named_container,
+    weights_in,
+)
+from mlstate.weights.files import local_files
+
+__all__ = ["WeightSource", "below", "find_source", "mirror_of_file"]
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Weights that somebody has.
+
+    Attributes:
+        mirror: Where they are; paths are absolute.
+        path: The file or folder, if they are on this machine.
+        files: What lies beside them in their folder and belongs to them: name -> path.
+    """
+
+    mirror: Mirror
+    path: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def find_source(
+    source: str | os.PathLike[str], select: str | None, *, offline: bool | None
+) -> WeightSource:
+    """Look where the weights are and which container they are in.
+
+    Args:
+        source: A path, or an address of http, https, file, s3, gs, az or hf.
+        select: Of a torch checkpoint, the dotted path of the state dict inside.
+        offline: Open no socket. By default as MLSTATE_OFFLINE says.
+
+    Raises:
+        FormatError: It is no source of weights, or `select` fits it not.
+        TransportError: It cannot be reached.
+        OfflineError: It is elsewhere, and the network may not be used.
+    """
+    address = os.fspath(source)
+    if reason := check_url(address):
+        raise FormatError(
+            f"weights cannot be read from there: {reason}",
+            found=f"{address.partition('://')[0]}://...",
+            expected="a path, or an address of http, https, file, s3, gs, az or hf",
+        )
+    if address[:7].lower() == "file://":
+        address = str(file_path(address, None))
+    if "://" not in address:
+        return _on_this_machine(local_path(address), select)
+    form = named_container(address)
+    if form is None:
+        with Transports(offline=settings.offline() if offline is None else offline) as transports:
+            form = _looked_up(address, transports)
+    if form == TORCH and address.partition("?")[0].endswith(INDEX):
+        raise FormatError(
+            "the shards of a torch checkpoint are adopted from this machine only",
+            path=address,
+            remedy="download them, and give the folder",
+        )
+    return WeightSource(_mirror((address,), form, select))
+
+
+def _on_this_machine(path: Path, select: str | None) -> WeightSource:
+    path = Path(os.path.abspath(path))  # without what leads out and in again
+    files = local_files(path)
+    forms = {form for _, form in files}
+    if len(forms) > 1:
+        raise FormatError("these shards are of different kinds", path=path, found=sorted(forms))
+    addresses = [str(file) for file, _ in files]
+    index = path / weights_in(path) if path.is_dir() else path
+    if forms == {SAFETENSORS} and index.name.endswith(f".safetensors{INDEX}"):
+        addresses = [str(index)]
+    beside = _companions(path) if path.is_dir() else {}
+    return WeightSource(_mirror(tuple(addresses), forms.pop(), select), path, beside)
+
+
+def _mirror(addresses: tuple[str, ...], form: str, select: str | None) -> Mirror:
+    if select is not None and form == SAFETENSORS:
+        raise FormatError(
+            "a safetensors file has nothing inside that could be selected",
+            path=addresses[0],
+            found=f"select={select!r}",
+        )
+    # As a manifest would have it, with nothing in it that goes without saying.
+    table: dict[str, Any] = {"url": addresses[0]} if len(addresses) == 1 else {"urls": [*addresses]}
+    more = {"format": None if form == SAFETENSORS else form, "select": select}
+    table.update({name: value for name, value in more.items() if value is not None})
+    mirror = parse_mirror(table if len(table) > 1 else addresses[0])
+    assert isinstance(mirror, Mirror)
+    return mirror
+
+
+def _looked_up(address: str, transports: Transports) -> str:
+    """The container of what is elsewhere, where the address does not say it."""
+    if address.startswith("hf://") and parse_hub_address(address).path is None:
+        names = retried(lambda: transports.hub_files(address), Retries()).files
+        plain = any(name.endswith(".safetensors") for name in names)
+        return TORCH if "pytorch_model.bin" in names and not plain else SAFETENSORS
+    resource = retrying(transports.open(address), Retries())
+    try:
+        with resource.read(0, FRONT) as stream:
+            return container_of(address, read_exactly(stream, FRONT))
+    except TransportError as error:
+        if error.status is not None or error.transient:
+            raise
+    with resource.read() as stream:  # it gives no ranges, or is shorter
+        return container_of(address, read_exactly(stream, FRONT))
+
+
+def _companions(folder: Path) -> dict[str, Path]:
+    """The config and the tokenizer in a folder of weights, by the rule for a hub's repository.
+
+    Folders below that have weights of their own, checkpoints of a training say, are left out.
+    """
+    found: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        if here != folder and any(named_container(name) for name in names):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            found[(here / name).relative_to(folder).as_posix()] = here / name
+    chosen = companions(tuple(found))
+    return {name: found[name] for name in chosen if found[name].is_file()}
+
+
+def mirror_of_file(path: str | os.PathLike[str]) -> Mirror:
+    """A file of this machine as the mirror of a file of a state."""
+    return _mirror((os.path.abspath(path),), SAFETENSORS, None)
+
+
+def below(mirror: Mirror, folder: Path) -> Mirror:
+    """A mirror whose paths below a folder are relative to it, as its manifest writes them."""
+
+    def relative(address: str) -> str:
+        if "://" in address or not Path(address).is_relative_to(folder):
+            return address
+        return Path(address).relative_to(folder).as_posix()
+
+    changed = tuple(map(relative, mirror.urls))
+    return mirror if changed == mirror.urls else _mirror(changed, mirror.format, mirror.select)

@@ -1,1 +1,0 @@
-"""States in a bucket: of S3, or of what speaks its language."""

@@ -1,0 +1,133 @@
+"""State files in a bucket: ``states/<backend>/<architecture>/...toml`` below a prefix.
+
+Creating is one request, on the condition that nothing is there; replacing another, on the
+condition that what is there has been kept in trash/. Servers that ignore conditions cannot
+promise that; see `BucketPlace.honours_conditions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Lock
+
+from mlstate.errors import ManifestError
+from mlstate.format import layout
+from mlstate.objects.prefix import BucketPlace
+from mlstate.states import StateKey, StateType
+from mlstate.stores.statefiles import trash_name
+
+__all__ = ["BucketStateFiles"]
+
+
+class BucketStateFiles:
+    """State files in a bucket; see `StateFiles`.
+
+    Args:
+        place: The prefix.
+    """
+
+    def __init__(self, place: BucketPlace) -> None:
+        self.place = place
+        self._lock = Lock()
+
+    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+        """The keys that are here, by path alone; of one type, only its own are listed."""
+        if self.place.check():
+            folder = layout.STATES if state_type is None else layout.state_folder(state_type)
+            yield from sorted(key for key, _ in self._dated(folder))
+
+    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+        """All keys, each with when it was written, by the server's clock."""
+        if self.place.check():
+            yield from self._dated(layout.STATES)
+
+    def read(self, key: StateKey) -> bytes | None:
+        """The content of a state file, or None if there is none."""
+        found = self._read(key) if self.place.check() else None
+        return None if found is None else found[0]
+
+    def create(self, key: StateKey, data: bytes) -> bool:
+        """Write a state file that is not there yet; see `StateFiles.create`."""
+        self.place.prepare()
+        path = self.place.path(layout.state_path(key))
+        if self.place.honours_conditions():
+            return self.place.uploads.create(path, data)
+        with self._lock:  # the best that can be done: it is right within this process
+            if self._read(key) is not None:
+                return False
+            self.place.uploads.put(path, data)
+            found = self._read(key)
+        return found is not None and found[0] == data
+
+    def replace(self, key: StateKey, data: bytes) -> None:
+        """Write a state file, whatever is there; what was there is kept in trash/."""
+        self.place.prepare()
+        path = self.place.path(layout.state_path(key))
+        while True:
+            old = self._old(key)
+            if old is None:
+                if self.place.uploads.create(path, data):
+                    return
+                continue
+            content, etag = old
+            if content is not None:
+                # What it names lives on for the grace period: somebody may just be reading it.
+                self._bury(key, content)
+            if etag is None:
+                self.place.uploads.put(path, data)
+                return
+            if self.place.uploads.replace(path, data, etag):
+                return
+
+    def remove(self, key: StateKey) -> bool:
+        """Move a state file to trash/, so that what it names lives on for the grace period."""
+        found = self._read(key) if self.place.check() else None
+        if found is None:
+            return False
+        self._bury(key, found[0])
+        self.place.client.delete(self.place.path(layout.state_path(key)))
+        return True
+
+    def case_variant(self, key: StateKey) -> StateKey | None:
+        """A key that is here and differs in case only: a copy on a disk may not tell them apart."""
+        if not self.place.check():
+            return None
+        *folders, name = layout.state_path(key).split("/")
+        found = [folders[0]]
+        for part in folders[1:]:
+            found = [
+                f"{folder}/{child}"
+                for folder in found
+                for child in self.place.client.children(self.place.path(folder))[0]
+                if child.lower() == part.lower()
+            ]
+        for folder in found:
+            for item in self.place.client.items(self.place.path(folder)):
+                path = self.place.name(item.path)
+                if path.lower() == f"{folder}/{name}".lower():
+                    other = layout.key_of_state_path(path)
+                    if other not in (None, key):
+                        return other
+        return None
+
+    def locate(self, key: StateKey) -> str:
+        """The address of the state file."""
+        return self.place.locate(layout.state_path(key))
+
+    def _dated(self, folder: str) -> Iterator[tuple[StateKey, float | None]]:
+        for item in self.place.client.items(self.place.path(folder)):
+            if key := layout.key_of_state_path(self.place.name(item.path)):
+                yield key, item.modified
+
+    def _read(self, key: StateKey) -> tuple[bytes, str | None] | None:
+        return self.place.read(layout.state_path(key), ManifestError)
+
+    def _old(self, key: StateKey) -> tuple[bytes | None, str | None] | None:
+        """What is to be replaced; of what cannot be a state file, only that it is there."""
+        try:
+            return self._read(key)
+        except ManifestError:
+            return None, None
+
+    def _bury(self, key: StateKey, data: bytes) -> None:
+        self.place.uploads.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)

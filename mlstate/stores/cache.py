@@ -1,0 +1,60 @@
+"""Which cache, and what fetches into it: what the caller gave, or the settings say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+
+from mlstate import settings
+from mlstate.buckets.client import BucketClient
+from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
+from mlstate.fetch.bar import listener
+from mlstate.locations import local_path
+from mlstate.objects import FolderObjectStore, ObjectStore
+from mlstate.objects.cache import Cache
+from mlstate.stores.read import StateView
+from mlstate.transport import Transports
+
+__all__ = ["CacheLike", "PathLike", "make_fetcher", "open_cache"]
+
+PathLike = str | os.PathLike[str]
+CacheLike = PathLike | StateView | ObjectStore
+
+
+def open_cache(cache: CacheLike | None) -> Cache:
+    """A cache: the folder of one or of a store, a store, an object store; or that of the settings.
+
+    Raises:
+        FormatError: A folder is no store, or one of a newer version.
+    """
+    if isinstance(cache, str | os.PathLike):
+        return Cache([FolderObjectStore(local_path(cache))])
+    if isinstance(cache, Cache):
+        return cache
+    if cache is not None:
+        return Cache([cache.objects if isinstance(cache, StateView) else cache])
+    folders = [*settings.readonly_caches(), settings.cache_folder()]
+    return Cache([FolderObjectStore(folder) for folder in folders])
+
+
+def make_fetcher(
+    cache: Cache,
+    *,
+    offline: bool | None,
+    progress: OnProgress | bool | None,
+    max_size: int = MAX_SIZE,
+    buckets: Mapping[str, BucketClient] | None = None,
+) -> Fetcher:
+    """What brings missing objects into a cache.
+
+    Args:
+        cache: Where to.
+        offline: Whether sockets are forbidden; None: as the settings say.
+        progress: Whom to tell; True: a bar on the terminal.
+        max_size: The most bytes of tensor data to take of a state whose size nobody gives.
+        buckets: As for `Transports`.
+    """
+    forbidden = settings.offline() if offline is None else offline
+    transports = partial(Transports, offline=forbidden, buckets=buckets)
+    return Fetcher(cache, transports, max_size=max_size, on_progress=listener(progress))

@@ -1,0 +1,99 @@
+"""Making room in a cache: whole states, those first that were not used for longest."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mlstate.digests import Digest
+from mlstate.errors import MlstateError
+from mlstate.objects import FolderObjectStore
+from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.objects.roots import Root, forget_root, read_roots
+from mlstate.reading import read_state_object
+from mlstate.stores.prune_folder import prune_folder
+from mlstate.stores.statefiles import FolderStateFiles
+
+__all__ = ["CachePruneReport", "prune_cache"]
+
+CACHE_GRACE_SECONDS = 3600.0
+"""How long objects of a mere cache are spared: a fetch that takes longer fetches some again."""
+
+
+@dataclass(frozen=True)
+class CachePruneReport:
+    """What was taken away from a cache, or would be.
+
+    Attributes:
+        states: The states that are no longer kept, by digest, each with the key that it was
+            fetched for.
+        objects: The objects that only they needed, with their sizes in bytes.
+    """
+
+    states: dict[Digest, str]
+    objects: dict[Digest, int]
+
+
+def prune_cache(
+    objects: FolderObjectStore,
+    *,
+    max_size: int | None = None,
+    older_than: float | None = None,
+    dry_run: bool = False,
+) -> CachePruneReport:
+    """Forget fetched states, and take away what nothing needs any more.
+
+    States that somebody saved in the folder are not touched, nor what they need.
+
+    Args:
+        objects: The cache's folder.
+        max_size: The bytes that the fetched states that stay may need in all.
+        older_than: The seconds since its last use from which on a state is forgotten.
+        dry_run: Change nothing, say what would be done.
+
+    Raises:
+        MlstateError: The folder is no store of this version, or a state that was saved there
+            cannot be read. Nothing was removed.
+    """
+    states = FolderStateFiles(objects.root)
+    saved = next(states.keys(), None) is not None
+    grace = GRACE_SECONDS if saved else CACHE_GRACE_SECONDS
+    leaving = _leaving(objects, max_size, older_than)
+    forgotten = {root.digest for root in leaving}
+    report = prune_folder(
+        states, objects, grace_seconds=grace, dry_run=dry_run, forgotten=forgotten
+    )
+    taken = report.trashed | report.deleted
+    if not dry_run:
+        for digest in forgotten:
+            forget_root(objects.root, digest)
+        if not saved:  # nobody saves here, so what is in trash/ need not wait for the next time
+            prune_folder(states, objects, grace_seconds=grace)
+    return CachePruneReport({root.digest: root.key for root in leaving}, taken)
+
+
+def _leaving(
+    objects: FolderObjectStore, max_size: int | None, older_than: float | None
+) -> list[Root]:
+    """The states that have to go."""
+    leaving, now = [], time.time()
+    counted: set[Digest] = set()
+    total = 0
+    for root in sorted(read_roots(objects.root), key=lambda root: -root.used):
+        new = _objects_of(root, objects) - counted
+        size = sum(objects.size(digest) or 0 for digest in new)
+        too_old = older_than is not None and now - root.used > older_than
+        if too_old or (max_size is not None and total + size > max_size):
+            leaving.append(root)
+        else:
+            counted |= new
+            total += size
+    return leaving
+
+
+def _objects_of(root: Root, objects: FolderObjectStore) -> set[Digest]:
+    try:
+        refs = read_state_object(root.digest, objects).refs.values()
+    except MlstateError:  # it is not whole, and can be fetched again
+        refs = {}.values()
+    return {root.digest, *root.files, *(ref.digest for ref in refs)}

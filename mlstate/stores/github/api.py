@@ -1,0 +1,240 @@
+"""GitHub's REST API: requests with a token, for the API and for where it says uploads go."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+from urllib3 import BaseHTTPResponse
+
+from mlstate.digests import Bytes
+from mlstate.errors import AccessError, OfflineError, TransportError
+from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
+from mlstate.transport.client import Session, drop, let_go
+from mlstate.transport.connections import watch_of
+from mlstate.transport.explaining import explained
+from mlstate.transport.githubaccess import GitHub, find_credential
+from mlstate.transport.redirects import USUAL, Place
+from mlstate.transport.retry import Retries, retried
+from mlstate.transport.urls import Url
+
+__all__ = ["GitHub", "GitHubApi"]
+
+JSON = "application/vnd.github+json"
+MAX_JSON = 64 << 20
+CHUNK = 1 << 18
+UPLOADED = 900.0  # seconds that GitHub may take to answer after the last byte of an upload
+_MOVED = frozenset({301, 302, 307, 308})
+_NEXT = re.compile(r'<([^<>]*)>\s*;\s*rel="next"')
+
+_T = TypeVar("_T")
+
+
+class GitHubApi:
+    """Sends requests, and again what is worth it. Use it for one job; close it afterwards.
+
+    Args:
+        place: Where GitHub is.
+        offline: Every request raises `mlstate.errors.OfflineError`.
+        retries: How often and how patiently to try again what may pass.
+    """
+
+    def __init__(self, place: GitHub, *, offline: bool, retries: Retries) -> None:
+        self._root = Url.parse(place.api)
+        self._base = place.api
+        self._offline = offline
+        self.retries = retries
+        self._credential = find_credential()
+        self._trusted = {self._root.origin}
+        self._session = Session(connections=4, connect_timeout=30, read_timeout=60)
+
+    def __enter__(self) -> GitHubApi:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.close()
+
+    def need_credential(self, what: str) -> None:
+        """Refuse what nobody may do without a name.
+
+        Raises:
+            AccessError: There is no credential, or the API must not be told it.
+        """
+        if self._credential is None:
+            raise AccessError(
+                f"{what} needs a token of GitHub, and there is none",
+                path=self._root.shown,
+                remedy=TOKEN_REMEDY,
+            )
+        if not self._may_know(self._root):
+            raise AccessError(
+                f"{what} needs a token, and none is sent over http",
+                path=self._root.shown,
+                remedy="give an https address in GITHUB_API_URL",
+            )
+
+    def get(self, path: str) -> Any:
+        """What the API says of something.
+
+        Raises:
+            TransportError: It cannot be had; `status` is 404 if it is not there.
+            RateLimitError: No more requests are allowed for now.
+            AccessError: The credential is wrong, or not allowed to see it.
+            OfflineError: Sockets are not allowed.
+        """
+        return self._patiently(lambda: self._json("GET", self._url(path))[0])
+
+    def pages(self, path: str) -> Iterator[Any]:
+        """The items of a list, page by page.
+
+        Raises:
+            MlstateError: As `get`.
+        """
+        joint = "&" if "?" in path else "?"
+        url: Url | None = self._url(f"{path}{joint}per_page=100")
+        while url is not None:
+            here = url
+            items, link = self._patiently(partial(self._json, "GET", here))
+            if not isinstance(items, list):
+                raise _senseless(here)
+            yield from items
+            following = _NEXT.search(link)
+            url = None if following is None else here.join(following[1])
+            if url is not None and url.origin != self._root.origin:
+                raise _senseless(here)
+
+    def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Change something; it may be done twice, if the first reply is lost.
+
+        Raises:
+            MlstateError: As `get`.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        return self._patiently(lambda: self._json(method, self._url(path), data, headers)[0])
+
+    def upload(self, address: str, size: int, content_type: str, parts: Iterable[Bytes]) -> Any:
+        """Send a file to where GitHub says that uploads go; once, as `parts` can be read once.
+
+        Raises:
+            MlstateError: As `get`.
+        """
+        url = Url.parse(address)
+        if self._root.scheme == "https" and url.scheme != "https":
+            raise TransportError("uploads are to go over http", path=url.shown)
+        self._trusted.add(url.origin)
+        headers = {"Content-Type": content_type, "Content-Length": str(size)}
+        return self._json("POST", url, parts, headers, patience=UPLOADED)[0]
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """The bytes of a file that the API keeps elsewhere, once; no credential goes there.
+
+        Raises:
+            MlstateError: As `get`.
+        """
+        url = self._url(path)
+        headers = {"Accept": "application/octet-stream"}
+        reply = self._follow("GET", url, None, headers, abroad=True)
+        try:
+            yield from _chunks(reply, url)
+        finally:
+            drop(reply)
+
+    def _url(self, path: str) -> Url:
+        return Url.parse(self._base + path)
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        return retried(call, self.retries)
+
+    def _json(
+        self,
+        method: str,
+        url: Url,
+        body: bytes | Iterable[Bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        patience: float | None = None,
+    ) -> tuple[Any, str]:
+        """Send a request; the JSON of the reply, and its Link header."""
+        reply = self._follow(method, url, body, {"Accept": JSON, **(headers or {})}, patience)
+        try:
+            link = reply.headers.get("Link", "")
+            if reply.status == 204:
+                return None, link
+            data = bytearray()
+            for chunk in _chunks(reply, url):
+                data += chunk
+                if len(data) > MAX_JSON:
+                    raise _senseless(url)
+            return json.loads(data), link
+        except ValueError:
+            raise _senseless(url) from None
+        finally:
+            drop(reply)
+
+    def _follow(
+        self,
+        method: str,
+        url: Url,
+        body: bytes | Iterable[Bytes] | None,
+        headers: Mapping[str, str],
+        patience: float | None = None,
+        *,
+        abroad: bool = False,
+    ) -> BaseHTTPResponse:
+        """Send a request, and again where the API moved to; to another server only if `abroad`."""
+        if self._offline:
+            raise OfflineError(
+                "the network is needed, and may not be used",
+                path=url.shown,
+                remedy="allow the network (unset MLSTATE_OFFLINE)",
+            )
+        place = Place(url)
+        while True:
+            sent = {**USUAL, "X-GitHub-Api-Version": "2022-11-28", **headers}
+            if self._credential is not None and self._may_know(place.url):
+                sent["Authorization"] = self._credential.header
+            reply = self._session.send(
+                method, place.url, sent, place.url.shown, body=body, patience=patience
+            )
+            if reply.status not in _MOVED:
+                break
+            let_go(reply)
+            place = place.redirected(reply.headers.get("Location"), url.shown)
+            if place.url.origin != url.origin and not abroad:
+                raise TransportError(
+                    "a redirect leads to another server", path=url.shown, found=place.url.shown
+                )
+        if reply.status >= 400:
+            known = None if self._credential is None else self._credential.source
+            raise error_of(reply, method, place.url, known)
+        return reply
+
+    def _may_know(self, url: Url) -> bool:
+        """Whether a server is one that the credential is for."""
+        return url.origin in self._trusted and (url.scheme == "https" or url.is_loopback)
+
+
+def _chunks(reply: BaseHTTPResponse, url: Url) -> Iterator[bytes]:
+    watch = watch_of(reply)
+    while True:
+        if watch is not None:
+            watch.deadline = time.monotonic() + 60
+        with explained(url.shown):
+            data = reply.read(CHUNK)
+        if not data:
+            return
+        yield data
+
+
+def _senseless(url: Url) -> TransportError:
+    return TransportError("a reply of GitHub makes no sense", path=url.shown)

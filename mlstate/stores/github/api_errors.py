@@ -1,0 +1,169 @@
+"""What GitHub's refusals mean, and what to do about them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from urllib3 import BaseHTTPResponse
+
+from mlstate.errors import AccessError, MlstateError, RateLimitError, TransportError
+from mlstate.transport.client import drop
+from mlstate.transport.explaining import explained
+from mlstate.transport.replies import status_error
+from mlstate.transport.urls import Url
+
+__all__ = ["TOKEN_REMEDY", "GitHubError", "error_of"]
+
+TOKEN_REMEDY = (
+    "put a token into GH_TOKEN or GITHUB_TOKEN that may write the contents of the repository "
+    "(fine-grained: Contents, read and write; classic: the scope repo, or public_repo)"
+)
+PATIENCE = 60.0  # the longest wait, in seconds, that is not worth an error
+_MAX_BODY = 64 << 10
+_NUMBER = re.compile(r"\d{1,12}")
+
+
+class GitHubError(TransportError):
+    """A request that GitHub refused.
+
+    Attributes:
+        codes: The codes of the errors in its reply, such as ``already_exists``.
+        said: Its own words.
+    """
+
+    def __init__(
+        self, message: str, *, codes: frozenset[str] = frozenset(), said: str = "", **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.codes = codes
+        self.said = said
+
+
+def error_of(
+    reply: BaseHTTPResponse, method: str, url: Url, credential: str | None
+) -> MlstateError:
+    """The error that a refusal is.
+
+    Args:
+        reply: Its status is 400 or higher; it is read.
+        method: What was asked.
+        url: Of what.
+        credential: The variable with the credential that went along, or None.
+    """
+    status, headers = reply.status, reply.headers
+    body = _body(reply, url)
+    said = " ".join(_words(body)) or "no reason given"
+    found = f"HTTP {status}: {said}"
+    if limit := _rate_limit(status, headers, said, url, credential):
+        return limit
+    if status == 401:
+        return AccessError(
+            f"GitHub does not accept the credential in {credential}"
+            if credential
+            else "GitHub wants to know who is asking",
+            path=url.shown,
+            found=found,
+            remedy="it may be mistyped, expired or revoked; " + TOKEN_REMEDY,
+        )
+    if status == 403 or (status == 404 and method == "POST"):
+        accepted = headers.get("X-Accepted-GitHub-Permissions") or headers.get(
+            "X-Accepted-OAuth-Scopes"
+        )
+        return AccessError(
+            "GitHub knows no such place, or does not let this token write there"
+            if status == 404
+            else "GitHub does not allow this",
+            path=url.shown,
+            expected=accepted or None,
+            found=found,
+            remedy="check owner and repository; " + TOKEN_REMEDY,
+        )
+    usual = status_error(status, headers, url.shown, url)
+    return GitHubError(
+        usual.message if status >= 500 or status == 404 else "GitHub refuses this",
+        transient=usual.transient,
+        retry_after=usual.retry_after,
+        status=status,
+        path=url.shown,
+        found=found,
+        codes=frozenset(_codes(body)),
+        said=said,
+    )
+
+
+def _rate_limit(
+    status: int, headers: Mapping[str, str], said: str, url: Url, credential: str | None
+) -> RateLimitError | None:
+    if status not in (403, 429):
+        return None
+    after = _number(headers.get("Retry-After"))
+    used_up = headers.get("X-RateLimit-Remaining") == "0"
+    if used_up and after is None:
+        reset = _number(headers.get("X-RateLimit-Reset"))
+        wait = None if reset is None else max(0.0, reset - time.time())
+    elif after is not None or status == 429 or "secondary rate limit" in said:
+        wait = 60.0 if after is None else after
+        reset = time.time() + wait
+    else:
+        return None
+    found = None
+    if used_up:
+        found = f"0 of {headers.get('X-RateLimit-Limit', '?'):.10} requests left"
+    when = "" if reset is None else f"{datetime.fromtimestamp(reset, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    remedy = f"wait until {when}" if when else "wait for an hour"
+    if credential is None:
+        remedy += "; with a token in GH_TOKEN far more requests are allowed"
+    return RateLimitError(
+        "GitHub allows no more requests for now",
+        reset=reset,
+        transient=wait is not None and wait <= PATIENCE,
+        retry_after=wait,
+        status=status,
+        path=url.shown,
+        found=found or f"HTTP {status}: {said}",
+        remedy=remedy,
+    )
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text is not None and _NUMBER.fullmatch(text.strip()) else None
+
+
+def _body(reply: BaseHTTPResponse, url: Url) -> Mapping[str, Any]:
+    try:
+        with explained(url.shown):
+            value = json.loads(reply.read(_MAX_BODY))
+    except (ValueError, RecursionError, TransportError):
+        return {}
+    finally:
+        drop(reply)
+    return value if isinstance(value, dict) else {}
+
+
+def _errors(body: Mapping[str, Any]) -> list[Any]:
+    errors = body.get("errors")
+    return errors if isinstance(errors, list) else []
+
+
+def _codes(body: Mapping[str, Any]) -> list[str]:
+    return [
+        error["code"]
+        for error in _errors(body)
+        if isinstance(error, dict) and isinstance(error.get("code"), str)
+    ]
+
+
+def _words(body: Mapping[str, Any]) -> list[str]:
+    """What it says, in one line: the message, then each error's message or field and code."""
+    words = [body.get("message")]
+    for error in _errors(body):
+        if isinstance(error, dict):
+            words.append(error.get("message") or f"{error.get('field')}: {error.get('code')}")
+        else:
+            words.append(error)
+    return [" ".join(word.split())[:200] for word in words if isinstance(word, str)]

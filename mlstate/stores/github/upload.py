@@ -1,0 +1,155 @@
+"""Uploading an asset of a release until GitHub has its very bytes, or it is clear why not."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from mlstate.digests import Bytes
+from mlstate.errors import IntegrityError, LimitError, MlstateError, TransportError
+from mlstate.stores.github.api_errors import GitHubError
+from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases, immutable
+
+__all__ = ["Upload", "full", "upload"]
+
+PATIENCE = 10.0  # seconds that another's upload of the same name is waited for...
+YOUNG = 600.0  # ...if it began within so many
+_PAUSE = 0.2
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to upload: its name and size, and its bytes, which can be had again and again."""
+
+    name: str
+    size: int
+    parts: Callable[[], Iterator[Bytes]]
+
+    def sha256(self) -> str:
+        """The SHA-256 of its bytes."""
+        hasher = hashlib.sha256()
+        for part in self.parts():
+            hasher.update(part)
+        return hasher.hexdigest()
+
+
+def upload(releases: Releases, release: Release, file: Upload, *, replace: bool) -> Asset | None:
+    """Upload a file, and make sure that GitHub has its very bytes.
+
+    Another may be doing the same, or have done it: that is as good. What a cut upload left under
+    the name is removed.
+
+    Args:
+        releases: The way there.
+        release: Where to.
+        file: What.
+        replace: Whether a complete asset of this name with other bytes makes way.
+
+    Returns:
+        The asset; None if there is another of this name, and it stays.
+
+    Raises:
+        IntegrityError: GitHub has other bytes, again and again.
+        ReadOnlyStoreError: The release is immutable.
+        LimitError: It is too large for GitHub, or the release is full.
+        MlstateError: It cannot be uploaded.
+    """
+    failures = 0
+    began = time.monotonic()
+    while True:
+        sha256, asset, problem = _attempt(releases, release, file)
+        if asset is None:
+            asset = releases.named(release, file.name)
+        if asset is not None and releases.holds(asset, file.size, sha256 or file.sha256()):
+            return asset
+        taken = isinstance(problem, GitHubError) and "already_exists" in problem.codes
+        if asset is not None and taken and asset.state == UPLOADED and not replace:
+            return None
+        if asset is not None and taken and _under_way(asset, began):
+            time.sleep(_PAUSE)
+            continue
+        if asset is not None:
+            releases.delete(asset)  # what a cut upload left, or wrong bytes
+        failures += 1
+        if failures >= releases.retries.attempts:
+            raise problem or _wrong(file, asset)
+        if problem is not None and not taken:
+            time.sleep(releases.retries.delay(failures, problem.retry_after))
+
+
+def _under_way(asset: Asset, began: float) -> bool:
+    """Whether somebody may just be uploading an asset, and is to be waited for."""
+    if asset.state == UPLOADED or time.time() - asset.created > YOUNG:
+        return False
+    return time.monotonic() - began < PATIENCE
+
+
+def _attempt(
+    releases: Releases, release: Release, file: Upload
+) -> tuple[str | None, Asset | None, TransportError | None]:
+    """Upload once; the SHA-256 if all was sent, the asset, or what may pass."""
+    hasher = hashlib.sha256()
+    sent = 0
+
+    def hashed() -> Generator[Bytes, None, None]:
+        nonlocal sent
+        for part in file.parts():
+            hasher.update(part)
+            sent += len(part)
+            yield part
+
+    parts = hashed()
+    try:
+        asset = releases.send(release, file.name, file.size, parts)
+    except TransportError as error:
+        codes = error.codes if isinstance(error, GitHubError) else ()
+        if "already_exists" not in codes and not error.transient:
+            raise _meant(release, file, error) from None
+        return (hasher.hexdigest() if sent == file.size else None), None, error
+    finally:
+        parts.close()
+    if asset.name != file.name:
+        releases.delete(asset)
+        raise IntegrityError(
+            "GitHub gave an asset another name", expected=file.name, found=asset.name
+        )
+    return hasher.hexdigest(), asset, None
+
+
+def _meant(release: Release, file: Upload, error: TransportError) -> MlstateError:
+    """What a refused upload means."""
+    said = error.said if isinstance(error, GitHubError) else ""
+    if "immutable" in said:
+        return immutable(release.tag, error.found)
+    if error.status == 413 or "size" in said:
+        return LimitError(
+            "GitHub does not take a file of this size as an asset",
+            path=file.name,
+            found=error.found,
+            remedy="save into a LocalStateStore or an S3StateStore",
+        )
+    if "file_count" in said or "1000" in said:
+        return full(release.tag, error.found)
+    return error
+
+
+def full(tag: str, found: object) -> LimitError:
+    """The error that a release takes no more assets."""
+    return LimitError(
+        "a release of GitHub takes no more than 1,000 assets",
+        path=tag,
+        found=found,
+        remedy="delete states that nobody needs, or save under another release_name_prefix",
+    )
+
+
+def _wrong(file: Upload, asset: Asset | None) -> IntegrityError:
+    return IntegrityError(
+        "GitHub stored other bytes than were uploaded, and they were removed again",
+        path=file.name,
+        expected=f"{file.size} bytes, sha256 {file.sha256()}",
+        found=None if asset is None else f"{asset.size} bytes, sha256 {asset.sha256}",
+        remedy="try again",
+    )

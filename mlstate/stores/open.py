@@ -1,0 +1,151 @@
+"""`open_store`: from a text, as people write it on a command line, to a store."""
+
+from __future__ import annotations
+
+import os
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from mlstate.errors import FormatError, StoreNotFoundError
+from mlstate.fetch.progress import OnProgress
+from mlstate.format import layout
+from mlstate.locations import local_path
+from mlstate.manifests import manifest_files
+from mlstate.stores.read import StateView
+
+__all__ = ["open_store"]
+
+_BUCKET = re.compile(r"s3://([^/]+)/?(.*)")
+_REPOSITORY = re.compile(r"github:([^/]+)/([^/]+?)(?:\.git)?/?")
+_ON_THE_WEB = (
+    "a copy of a store on a web server cannot be listed: name it in a manifest, as "
+    "objects = [...], and give the manifest"
+)
+_EXPECTED = "a folder, a manifest, s3://bucket[/prefix] or github:owner/repository"
+
+
+def open_store(
+    where: str | os.PathLike[str] | None = None,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    offline: bool | None = None,
+    progress: OnProgress | bool | None = None,
+    create: bool = False,
+) -> StateView:
+    """Open a store by its name.
+
+    ==========================  =================================================
+    ``weights``                 a `LocalStateStore`: the folder is a store
+    ``weights.toml``, ``dir/``  a `ManifestStore`: a manifest, or a folder of some
+    ``s3://bucket/prefix``      an `S3StateStore`
+    ``github:owner/repo``       a `GitHubReleaseStore`
+    ``None``                    `Store`, the default
+    ==========================  =================================================
+
+    Args:
+        where: The store.
+        cache: Where fetched bytes go; as for `ManifestStore`. A folder that is a store needs none.
+        offline: Open no socket. By default as MLSTATE_OFFLINE says.
+        progress: As for `ManifestStore`.
+        create: Whether a folder that is missing or empty will do, since something is to be saved.
+
+    Raises:
+        StoreNotFoundError: There is no store here.
+        FormatError: The text names no store, or the folder is none of this version.
+        ManifestError: A manifest cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> open_store(tempfile.mkdtemp(), create=True).get_state_keys()
+        []
+    """
+    text = "" if where is None else str(where)
+    if not text:
+        from mlstate.stores.manifest import Store
+
+        return Store(cache, offline=offline, progress=progress)
+    if bucket := _BUCKET.fullmatch(text):
+        from mlstate.stores.s3 import S3StateStore
+
+        name, prefix = bucket.groups()
+        base = prefix.strip("/")
+        return S3StateStore(name, base_path=base, cache=cache, offline=offline, progress=progress)
+    if repository := _REPOSITORY.fullmatch(text):
+        from mlstate.stores.github.store import GitHubReleaseStore
+
+        owner, name = repository.groups()
+        return GitHubReleaseStore(owner, name, cache=cache, offline=offline, progress=progress)
+    if "://" in text or text.startswith(("s3:", "github:")):
+        web = text.startswith(("http://", "https://"))
+        raise FormatError(
+            "this address is none of a store",
+            path=text,
+            expected=_EXPECTED,
+            remedy=_ON_THE_WEB if web else None,
+        )
+    folder = local_path(text)
+    if not folder.is_dir() and (folder.exists() or folder.suffix == ".toml"):
+        if not folder.exists():
+            raise StoreNotFoundError(
+                "there is no manifest here", path=folder, expected=_EXPECTED, remedy=_near(folder)
+            )
+        if folder.suffix != ".toml":
+            raise FormatError(
+                "this file is no store, and no manifest", path=folder, expected=_EXPECTED
+            )
+        return _manifest_store(folder, cache, offline, progress)
+    if not _is_store(folder) and _has_manifests(folder):
+        return _manifest_store(folder, cache, offline, progress)
+    if not create and not _is_store(folder):
+        raise StoreNotFoundError(
+            "there is no store here",
+            path=folder,
+            expected=_EXPECTED,
+            found=_found(folder),
+            remedy=_near(folder),
+        )
+    from mlstate.stores.local import LocalStateStore
+
+    return LocalStateStore(folder)
+
+
+def _has_manifests(folder: Path) -> bool:
+    return folder.is_dir() and bool(manifest_files(folder))
+
+
+def _manifest_store(
+    path: Path,
+    cache: str | os.PathLike[str] | None,
+    offline: bool | None,
+    progress: OnProgress | bool | None,
+) -> StateView:
+    from mlstate.stores.manifest import ManifestStore
+
+    return ManifestStore(path, cache, offline=offline, progress=progress)
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether a folder is a store, a cache, or a folder of the predecessor."""
+    if any((folder / name).exists() for name in (layout.SETTINGS, layout.STATES, layout.OBJECTS)):
+        return True
+    from mlstate.stores.legacy import LegacyFolder
+
+    return next(LegacyFolder(folder).keys(), None) is not None
+
+
+def _near(path: Path) -> str | None:
+    """What is there and is called nearly so."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return None
+    near = get_close_matches(path.name, names, n=2, cutoff=0.75)
+    named = [str(path.parent / name) for name in near if name != path.name]
+    return f"did you mean {' or '.join(named)}?" if named else None
+
+
+def _found(folder: Path) -> str:
+    if not folder.exists():
+        return "nothing: there is no such file or folder"
+    return "an empty folder" if not any(folder.iterdir()) else "a folder without states"

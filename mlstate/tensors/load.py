@@ -1,0 +1,207 @@
+"""A verified state into a model: compared first, then copied or assigned, or nothing at all."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from mlstate.digests import Digest
+from mlstate.errors import IncompatibleStateError
+from mlstate.format.dtypes import TensorSpec
+from mlstate.models import LoadResult, TensorModel
+from mlstate.tensors.assign import can_put, put
+from mlstate.tensors.fit import Fit, compare, some
+from mlstate.tensors.memory import as_bytes
+from mlstate.tensors.ties import UNINITIALIZED, assignable
+
+__all__ = ["apply_state", "load_tensors"]
+
+_Modules = list[tuple[str, torch.nn.Module]]
+_PLAIN = (torch.Tensor, torch.nn.Parameter, *UNINITIALIZED)
+
+
+def load_tensors(
+    model: TensorModel,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[], Mapping[str, torch.Tensor]],
+    *,
+    strict: bool,
+    assign: bool,
+    ignore_mismatched_sizes: bool,
+    digest: Digest,
+) -> LoadResult:
+    """Compare a state with a model, read it, and put it in: in this order, or not at all.
+
+    Args:
+        model: The model.
+        specs: Every name of the state with its type and shape.
+        read: Brings all tensors, verified; called only if they fit.
+        strict: Refuse what is missing or unexpected.
+        assign: Make the tensors the model's own instead of copying from them.
+        ignore_mismatched_sizes: Skip what has another shape instead of refusing.
+        digest: The state digest, for the result.
+
+    Raises:
+        IncompatibleStateError: The state does not fit; the model is as it was.
+    """
+    fit = compare(model, specs)
+    problems = fit.problems_of_shapes(ignore_mismatched_sizes=ignore_mismatched_sizes)
+    if not fit.own_rules:
+        # Names that a model's own rules may translate are for those rules to judge.
+        problems = fit.problems_of_names(strict=strict) + problems
+    if not assign:
+        problems += fit.unwritable(specs)
+    elif parts := fit.overlapping:
+        problems.append(f"of memory that overlaps, which assign=True would part: {some(parts)}")
+    if problems:
+        raise IncompatibleStateError(
+            f"the state does not fit this {type(model).__name__}; nothing was loaded",
+            found="; ".join(problems),
+            remedy=fit.remedy(strict=strict),
+        )
+    tensors = read()
+    if strict and (torn := [group for group in fit.ties if _differ(group, tensors)]):
+        raise IncompatibleStateError(
+            "names that are one tensor in the model have different values in the state; nothing "
+            "was loaded",
+            found="; ".join(" and ".join(group) for group in torn),
+            remedy="untie them in the model; with strict=False the last of them wins, as in torch",
+        )
+    result = apply_state(model, tensors, fit, strict=strict, assign=assign)
+    result.digest = digest
+    return result
+
+
+def _differ(group: list[str], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether names that a model has tied have different values in a state, bit for bit."""
+    having = [tensors[name] for name in group if name in tensors]
+    return any(
+        other is not having[0]
+        and (
+            (other.dtype, other.shape) != (having[0].dtype, having[0].shape)
+            or as_bytes(other.cpu()) != as_bytes(having[0].cpu())
+        )
+        for other in having[1:]
+    )
+
+
+def apply_state(
+    model: TensorModel,
+    tensors: Mapping[str, torch.Tensor],
+    fit: Fit,
+    *,
+    strict: bool,
+    assign: bool,
+) -> LoadResult:
+    """Put verified tensors into a model.
+
+    Args:
+        model: The model.
+        tensors: All tensors of the state, verified, private; equal ones may be one.
+        fit: What `compare` said; mismatched names are skipped.
+        strict: Refuse what is missing or unexpected; for a model with rules of its own, which
+            alone can tell. For all others `Fit.problems_of_names` has told before.
+        assign: Make the tensors the model's own instead of copying from them.
+
+    Returns:
+        What torch reports, without a digest.
+
+    Raises:
+        IncompatibleStateError: torch, or a hook of the model, refused; or `assign` is asked of
+            something that is no module, or its lack of a module on the meta device.
+    """
+    given: dict[str, Any] = OrderedDict(
+        (name, tensor) for name, tensor in tensors.items() if name not in fit.mismatched
+    )
+    if not isinstance(model, torch.nn.Module):
+        if assign:
+            raise IncompatibleStateError("assign=True needs a torch.nn.Module", found=type(model))
+        model.load_state_dict({name: given[name] for name in given if name in fit.own})
+        return LoadResult(fit.missing, fit.unexpected, fit.mismatched, fit.cast)
+    if not assign and any(getattr(entry, "is_meta", False) for entry in fit.own.values()):
+        raise IncompatibleStateError(
+            "the model is on the meta device, so there is nothing to copy into",
+            remedy="load with assign=True, or move it with to_empty() first",
+        )
+    tied: set[str] = set()
+    if assign:
+        given, tied = assignable(given, fit.own, fit.ties)
+    if given.keys() == fit.own.keys():
+        # Modules migrate what lacks their version, which a state does not record. Of exactly the
+        # names of today the version is today's; any other state is for the modules to judge.
+        given = OrderedDict(given)
+        given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
+    restore = fit.own_rules or any(type(t) not in _PLAIN for t in _tensors(fit.modules))
+    with _refused(fit.modules, restore=restore, assign=assign):
+        if not restore and not tied and can_put(fit, given, assign=assign):
+            put(fit, given, assign=assign)
+            return LoadResult((), (), fit.mismatched, fit.cast)
+        keys = model.load_state_dict(given, strict=False, assign=assign)
+        left = {*keys.missing_keys, *tied} - fit.mismatched.keys()
+        if strict and (left or keys.unexpected_keys):
+            raise RuntimeError(
+                f"missing: {some(sorted(left))}; unknown: {some(keys.unexpected_keys)}"
+            )
+    return LoadResult(
+        [name for name in fit.own if name in left],
+        keys.unexpected_keys,
+        fit.mismatched,
+        fit.cast,
+    )
+
+
+@contextmanager
+def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None]:
+    """Turn what torch or a model's own rules refuse into an error of ours.
+
+    With ``restore`` the model gets its tensors back. That needs a copy of them, so it is only for
+    models with rules of their own: of all others the comparison said before that torch will take
+    everything.
+    """
+    held, lazy, values = _snapshot(modules, copied=not assign) if restore else ([], [], [])
+    try:
+        yield
+    except BaseException as error:
+        if restore:
+            for module, parameters, buffers in held:
+                module._parameters.update(parameters)
+                module._buffers.update(buffers)
+            for tensor, kind, data in lazy:
+                tensor.data = data
+                tensor.__class__ = kind
+            with torch.no_grad():
+                for tensor, value in values:
+                    tensor.copy_(value)
+        if not isinstance(error, Exception):
+            raise
+        after = "its values are as before" if restore else "some of it may have been loaded"
+        raise IncompatibleStateError(
+            f"the model's own loading refused the state; {after}", found=str(error)
+        ) from error
+
+
+_Held = list[tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]]
+_Lazy = list[tuple[torch.Tensor, type, torch.Tensor]]
+_Values = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _snapshot(modules: _Modules, *, copied: bool) -> tuple[_Held, _Lazy, _Values]:
+    """A model's tensors: which module has which, which are lazy, and copies of values."""
+    tensors = {id(tensor): tensor for tensor in _tensors(modules)}.values()
+    return (
+        [(module, {**module._parameters}, {**module._buffers}) for _, module in modules],
+        [(t, type(t), t.data) for t in tensors if is_lazy(t)],
+        [(t, t.detach().clone()) for t in tensors if copied and not is_lazy(t) and not t.is_meta],
+    )
+
+
+def _tensors(modules: _Modules) -> Iterator[torch.Tensor]:
+    for _, module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor

@@ -1,0 +1,245 @@
+"""Writing plain files of weights from a store: each complete, verified and on the disk.
+
+Blocks are shared with the store where the file system can. What is written here bears a name that
+nobody reads; whoever asked for it publishes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mlstate.digests import Digest, Hasher
+from mlstate.errors import FormatError, MlstateError
+from mlstate.format import tensor_object
+from mlstate.format.dtypes import check_values
+from mlstate.format.plain_file import (
+    BLOCK,
+    INDEX_NAME,
+    PlainFile,
+    format_index,
+    shard_names,
+    split,
+)
+from mlstate.format.state_object import BYTES_NAME, StateObject, TensorRef
+from mlstate.objects import ObjectStore
+from mlstate.objects.durable import sync_path
+from mlstate.objects.files import make_folders
+from mlstate.objects.reflink import clone_range
+from mlstate.objects.verified import check_digest, check_size
+from mlstate.parallel import for_each
+from mlstate.weights.files import PIECE, pieces_at
+from mlstate.weights.folder import temporary_name
+
+__all__ = [
+    "Output",
+    "WeightsOutput",
+    "WholeOutput",
+    "check_has_tensors",
+    "temporaries",
+    "weights_of",
+    "write_output",
+]
+
+
+@dataclass(frozen=True)
+class WeightsOutput:
+    """A file of tensors to write; `digest` is the state digest of what it holds."""
+
+    name: str
+    digest: Digest
+    layout: PlainFile
+    state: StateObject
+
+
+@dataclass(frozen=True)
+class WholeOutput:
+    """Another file to write: its content, or None if that is an object of the store."""
+
+    name: str
+    digest: Digest
+    content: bytes | None = None
+
+
+Output = WeightsOutput | WholeOutput
+
+
+def weights_of(state: StateObject, most: int | None) -> list[Output]:
+    """The files that hold a state's tensors, in the order in which they are published.
+
+    The index comes last: whoever finds it finds all that it names.
+
+    Args:
+        state: The state.
+        most: The most bytes of data in a file that holds several tensors; None for one file.
+
+    Raises:
+        FormatError: It has no tensors that a tool could read.
+    """
+    check_has_tensors(state.specs)
+    outputs: list[Output] = []
+    shards = split(state.specs, most)
+    names = shard_names(len(shards))
+    for name, shard in zip(names, shards, strict=True):
+        part = StateObject(
+            {tensor: state.inline[tensor] for tensor in shard if tensor in state.inline},
+            {tensor: state.refs[tensor] for tensor in shard if tensor in state.refs},
+        )
+        digest = Digest.of(part.encode())
+        outputs.append(WeightsOutput(name, digest, PlainFile.lay_out(shard), part))
+    if len(shards) > 1:
+        index = format_index(names, shards)
+        outputs.append(WholeOutput(INDEX_NAME, Digest.of(index), index))
+    return outputs
+
+
+def check_has_tensors(names: Collection[str]) -> None:
+    """Refuse a state of the older protocol.
+
+    Raises:
+        FormatError: It has no tensors that a tool could read.
+    """
+    if BYTES_NAME in names:
+        raise FormatError(
+            "a state of opaque bytes has no tensors that a tool could read",
+            remedy="load it into its model",
+        )
+
+
+@contextmanager
+def temporaries(folder: Path) -> Iterator[Path]:
+    """A folder for temporaries within a folder, which is made if it is missing.
+
+    It goes at the end, and what was made above it too, if nothing was published there.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    make_folders(folder, folder)
+    run = folder / temporary_name()
+    run.mkdir()
+    try:
+        yield run
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one is empty only if nothing was published
+            for place in new:
+                place.rmdir()
+
+
+def write_output(output: Output, objects: ObjectStore, path: Path) -> Path:
+    """Write a new file, verified and flushed to the disk.
+
+    Args:
+        output: What it is to hold.
+        objects: Where its bytes are.
+        path: A path that nothing bears.
+
+    Returns:
+        The path.
+
+    Raises:
+        IntegrityError: An object is missing or damaged.
+        FormatError: An object is not what the state says of it.
+        OSError: The disk is full, and the like.
+    """
+    # Readable too, for what was not copied is read again. As the umask has it, and not read-only:
+    # the folder belongs to its user.
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        if isinstance(output, WeightsOutput):
+            _write_weights(output, objects, descriptor)
+        elif output.content is not None:
+            _write_at(descriptor, output.content, 0)
+        else:
+            _write_object(output, objects, descriptor)
+    finally:
+        os.close(descriptor)
+    sync_path(path)
+    return path
+
+
+def _write_weights(output: WeightsOutput, objects: ObjectStore, descriptor: int) -> None:
+    layout, state = output.layout, output.state
+    os.ftruncate(descriptor, layout.size)
+    _write_at(descriptor, layout.header, 0)
+    for name, tensor in state.inline.items():
+        _write_at(descriptor, tensor.data, layout.starts[name])
+
+    def write(name: str) -> None:
+        try:
+            _write_tensor(state.refs[name], objects, descriptor, layout.starts[name])
+        except MlstateError as error:
+            error.tensor = name
+            raise
+
+    for_each(write, (name for name in layout.specs if name in state.refs))
+
+
+def _write_tensor(ref: TensorRef, objects: ObjectStore, descriptor: int, start: int) -> None:
+    """Bring a tensor's data into a file, shared or copied, and verify the object as it lies there.
+
+    Raises:
+        IntegrityError: The object is missing or damaged.
+        FormatError: It is not what the state object says of it.
+    """
+    what, offset = "a tensor object", tensor_object.DATA_OFFSET
+    with objects.open(ref.digest) as source:
+        size = source.seek(0, 2)
+        check_size(objects, ref.digest, tensor_object.object_size(ref.spec), size, what=what)
+        source.seek(0)
+        header = _read(source, offset)
+        aligned = start % BLOCK == 0 and ref.spec.nbytes % BLOCK == 0
+        if aligned and clone_range(source, offset, ref.spec.nbytes, descriptor, start):
+            pieces = pieces_at(descriptor, start, ref.spec.nbytes)
+        else:
+            pieces = _copied(source, descriptor, start)
+        hasher = Hasher()
+        hasher.update(header)
+        for piece in pieces:
+            hasher.update(piece)
+            check_values(ref.spec, piece)
+    check_digest(objects, ref.digest, hasher.digest(), what=what)
+    if header != tensor_object.header(ref.spec):
+        raise FormatError(
+            "a tensor object is not the tensor that the state object says it is",
+            path=objects.locate(ref.digest),
+            expected=f"{ref.spec.dtype} {list(ref.spec.shape)}",
+            found=header[8:200].rstrip(),
+        )
+
+
+def _write_object(output: WholeOutput, objects: ObjectStore, descriptor: int) -> None:
+    hasher = Hasher()
+    with objects.open(output.digest) as source:
+        source.seek(0)
+        for piece in _copied(source, descriptor, 0):
+            hasher.update(piece)
+    check_digest(objects, output.digest, hasher.digest(), what=f"the file {output.name!r}")
+
+
+def _copied(source: BinaryIO, descriptor: int, start: int) -> Iterator[bytes]:
+    """What is left of a file, each piece as it has been written."""
+    while piece := source.read(PIECE):
+        _write_at(descriptor, piece, start)
+        yield piece
+        start += len(piece)
+
+
+def _read(source: BinaryIO, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (piece := source.read(size - len(data))):
+        data += piece
+    return data
+
+
+def _write_at(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, start)
+        view, start = view[count:], start + count

@@ -1,0 +1,422 @@
+"""Commands on stores and manifests: each through the installed program."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mlstate import LocalStateStore, StateKey, manifest_of
+from tests.support.commands import Shell
+
+BASE = StateKey.parse("pytorch.mlp.cls10.base")
+TUNED = StateKey.parse("pytorch.mlp.cls10.tuned")
+OTHER = StateKey.parse("pytorch.resnet.small.one")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("template")
+    store = LocalStateStore(folder / "weights")
+    torch.manual_seed(0)
+    base = {
+        "a.weight": torch.randn(128, 128),
+        "b.weight": torch.randn(128, 64),
+        "b.bias": torch.ones(3),
+    }
+    store.save_state_dict(base, BASE, files={"config.json": b"{}"}, meta={"license": "MIT"})
+    store.save_state_dict({**base, "b.weight": base["b.weight"] + 0.5}, TUNED)
+    store.save_state_dict({"x": torch.randn(64, 128)}, OTHER)
+    return folder
+
+
+@pytest.fixture
+def shell(template, tmp_path):
+    shutil.copytree(template, tmp_path / "work")
+    return Shell(tmp_path / "work", {"MLSTATE_CACHE": str(tmp_path / "cache")})
+
+
+@pytest.fixture
+def shared(shell):
+    """A manifest whose mirror is the store beside it."""
+    store = LocalStateStore(shell.folder / "weights")
+    manifest_of(store, objects=["weights"]).write(shell.folder / "weights.toml")
+    return shell
+
+
+A, B = 128 * 128 * 4, 128 * 64 * 4
+INLINE = 12
+
+
+def test_ls_says_what_is_own_and_what_is_shared(shell):
+    lines = shell.lines("ls", "weights")
+    assert lines[0].split() == ["KEY", "SIZE", "OWN", "SHARED", "AGE"]
+    assert [line.split()[0] for line in lines[1:]] == [str(BASE), str(TUNED), str(OTHER)]
+    assert all(line.endswith("just now") for line in lines[1:])
+    data = shell.json("ls", "weights")
+    base, tuned, other = data["states"]
+    assert base["digest"] == LocalStateStore(shell.folder / "weights").digest(BASE)
+    assert base["shared"] == tuned["shared"] >= A
+    assert B <= tuned["own"] < B + 10_000
+    assert other["shared"] == 0
+    assert base["cached"] is None
+
+
+def test_ls_takes_the_store_as_an_option_too_and_from_the_environment(shell):
+    listed = shell.lines("ls", "weights")
+    assert shell.lines("ls", "--store", "weights") == listed
+    assert Shell(shell.folder, {"MLSTATE_STORE": "weights"}).lines("ls") == listed
+
+
+def test_ls_of_one_type(shell):
+    assert len(shell.lines("ls", "weights", "--type", "pytorch.mlp")) == 3
+    done = shell("ls", "weights", "--type", "pytorch.none")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no states in" in done.stderr
+
+
+def test_ls_of_a_manifest_says_what_is_cached(shared):
+    assert {state["cached"] for state in shared.json("ls", "weights.toml")["states"]} == {"no"}
+    shared.lines("fetch", BASE, "--store", "weights.toml")
+    by_key = {s["key"]: s["cached"] for s in shared.json("ls", "weights.toml")["states"]}
+    assert by_key == {str(BASE): "yes", str(TUNED): "no", str(OTHER): "no"}
+
+
+def test_a_damaged_state_file_does_not_hide_the_others(shell):
+    path = next(shell.folder.glob("weights/states/**/*small.one.toml"))
+    path.chmod(0o644)
+    path.write_text("version = [")
+    done = shell("ls", "weights")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 4
+    assert f"{OTHER} cannot be read" in done.stderr
+
+
+def test_show_tells_all_of_a_state(shell):
+    data = shell.json("show", BASE, "--store", "weights")
+    tensors = {tensor["name"]: tensor for tensor in data["tensors"]}
+    assert tensors["a.weight"]["states"] == [str(TUNED)]
+    assert tensors["b.weight"]["states"] == []
+    assert tensors["b.bias"]["digest"] is None
+    assert tensors["a.weight"]["shape"] == [128, 128]
+    assert data["meta"] == {"license": "MIT"}
+    assert [file["name"] for file in data["files"]] == ["config.json"]
+    text = "\n".join(shell.lines("show", BASE, "--store", "weights"))
+    for part in (str(BASE), data["digest"], "config.json", "MIT", "128x128", "F32", str(TUNED)):
+        assert part in text
+
+
+def test_show_of_what_is_not_here_fetches_no_more_than_the_state_object(shared):
+    data = shared.json("show", BASE, "--store", "weights.toml")
+    assert {tensor["name"] for tensor in data["tensors"]} == {"a.weight", "b.weight", "b.bias"}
+    cached = (shared.folder.parent / "cache").glob("objects/*/*")
+    assert max(path.stat().st_size for path in cached) < A
+
+
+def test_du_adds_up(shell):
+    data = shell.json("du", "weights")
+    on_disk = sum(p.stat().st_size for p in shell.folder.glob("weights/objects/*/*"))
+    assert data["bytes"] == on_disk
+    assert data["unnamed"] == 0
+    assert {part["type"] for part in data["architectures"]} == {"pytorch.mlp", "pytorch.resnet"}
+    text = "\n".join(shell.lines("du", "weights"))
+    assert "ARCHITECTURE" in text
+    assert "on disk" in text
+
+
+def test_fetch_says_what_came_and_what_was_spared(shared):
+    first = shared.json("fetch", BASE, "--store", "weights.toml")["states"][0]
+    assert first["fetched"] > A + B
+    second = shared.json("fetch", TUNED, "--store", "weights.toml")["states"][0]
+    assert second["spared"] >= A
+    assert second["fetched"] < A
+    again = shared.lines("fetch", BASE, TUNED, "--store", "weights.toml")
+    assert all("in the cache" in line for line in again)
+
+
+def test_fetch_by_pattern_and_all(shared):
+    lines = shared.lines("fetch", "pytorch.mlp.*", "--store", "weights.toml")
+    assert [line.split()[0] for line in lines] == [str(BASE), str(TUNED)]
+    assert len(shared.lines("fetch", "--all", "--store", "weights.toml")) == 3
+
+
+def test_fetching_all_goes_on_past_a_state_that_cannot_be_had(shared):
+    (shared.folder / "weights").rename(shared.folder / "elsewhere")
+    done = shared("fetch", "--all", "--store", "weights.toml", "--json")
+    assert done.returncode == 5
+    assert done.stderr.count("error:") == 3
+
+
+def test_fetch_from_a_folder_says_that_there_is_nothing_to_do(shell):
+    assert "mlstate copy" in shell.complaint("fetch", "--all", "--store", "weights", code=2)
+
+
+def test_verify_finds_a_flipped_bit_and_repairs_it_from_a_mirror(shared):
+    shared.lines("fetch", "--all", "--store", "weights.toml")
+    assert shared.json("verify", "--all", "--store", "weights.toml")["ok"] is True
+    big = max((shared.folder.parent / "cache").glob("objects/*/*"), key=lambda p: p.stat().st_size)
+    big.chmod(0o644)
+    data = bytearray(big.read_bytes())
+    data[-1] ^= 1
+    big.write_bytes(data)
+    found = shared.json("verify", "--all", "--store", "weights.toml", code=1)
+    (finding,) = found["findings"]
+    assert finding["kind"] == "damaged"
+    assert finding["digest"] == big.parent.name + big.name
+    assert finding["tensors"] == ["a.weight"]
+    assert finding["keys"] == [str(BASE), str(TUNED)]
+    text = "\n".join(shared.lines("verify", BASE, "--store", "weights.toml", code=1))
+    assert "damaged" in text
+    assert "a.weight" in text
+    repaired = shared.json("verify", "--all", "--repair", "--store", "weights.toml")
+    assert [finding["repaired"] for finding in repaired["findings"]] == [True]
+    assert shared.json("verify", "--all", "--store", "weights.toml")["findings"] == []
+
+
+def test_add_export_digest_and_materialize_go_round(shell):
+    tensors = {"w": torch.arange(20_000.0), "v": torch.ones(2, 2)}
+    save_file(tensors, shell.folder / "in.safetensors")
+    torch.save(tensors, shell.folder / "in.pt")
+    digests = shell.json("digest", "in.safetensors", "in.pt")["files"]
+    assert digests[0]["digest"] == digests[1]["digest"]
+    added = shell.json("add", "pytorch.t.one", "in.safetensors", "--store", "new", "--meta", "a=b")
+    assert added["digest"] == digests[0]["digest"]
+    assert added["existed"] is False
+    again = shell.json("add", "pytorch.t.one", "in.pt", "--store", "new", "--meta", "a=b")
+    assert again["existed"] is True
+    written = shell.json("export", "pytorch.t.one", "out.safetensors", "--store", "new")
+    assert (written["path"], written["states"]) == ("out.safetensors", ["pytorch.t.one"])
+    shell.lines("export", "pytorch.t.one", "out.pth", "--torch", "--store", "new")
+    out = load_file(shell.folder / "out.safetensors")
+    assert all(torch.equal(out[name], tensors[name]) for name in tensors)
+    out = torch.load(shell.folder / "out.pth", weights_only=True)
+    assert all(torch.equal(out[name], tensors[name]) for name in tensors)
+    assert shell.lines("materialize", "pytorch.t.one", "plain", "--store", "new") == ["plain"]
+    assert (shell.folder / "plain" / "model.safetensors").exists()
+    assert "--overwrite" in shell.complaint(
+        "export", "pytorch.t.one", "out.safetensors", "--store", "new", code=6
+    )
+
+
+def test_add_to_a_manifest_keeps_the_source_as_the_mirror(shell):
+    save_file({"w": torch.arange(20_000.0)}, shell.folder / "in.safetensors")
+    manifest = shell.folder / "mine.toml"
+    shell.lines("add", "pytorch.t.one", "in.safetensors", "--store", "mine.toml", "--mirror")
+    entry = tomllib.loads(manifest.read_text())["states"]["pytorch.t.one"]
+    assert entry["mirrors"] == ["in.safetensors"]
+    assert entry["blake3"] == shell.json("digest", "in.safetensors")["files"][0]["digest"]
+    refused = shell.complaint(
+        "add", "pytorch.t.two", "in.safetensors", "--store", "mine.toml", code=2
+    )
+    assert "--mirror" in refused
+    assert "say where to" in shell.complaint("add", "pytorch.t.two", "in.safetensors", code=2)
+
+
+def test_copy_into_a_new_folder_with_a_manifest(shell):
+    copied = Shell(shell.folder, {**shell.environment, "MLSTATE_STORE": "weights"}).json(
+        "copy", "--all", "--to", "copies", "--manifest", "copies.toml"
+    )
+    assert copied["copied"] == [str(BASE), str(TUNED), str(OTHER)]
+    again = shell.lines("copy", BASE, "--from", "weights", "--to", "copies")
+    assert again == [f"{BASE}  there already"]
+    assert tomllib.loads((shell.folder / "copies.toml").read_text())["objects"] == ["copies"]
+    assert len(shell.lines("fetch", "--all", "--store", "copies.toml")) == 3
+
+
+def test_lock_pins_what_is_not_pinned(shell):
+    save_file({"w": torch.arange(20_000.0)}, shell.folder / "in.safetensors")
+    manifest = shell.folder / "mine.toml"
+    manifest.write_text(
+        '# mine\nversion = 1\n\n[states."pytorch.t.one"]\nmirrors = ["in.safetensors"]\n'
+    )
+    assert "mlstate lock" in shell.complaint("fetch", "pytorch.t.one", "--store", manifest, code=4)
+    (pinned,) = shell.json("lock", "mine.toml")["pinned"]
+    assert pinned["digest"] == shell.json("digest", "in.safetensors")["files"][0]["digest"]
+    assert manifest.read_text().startswith("# mine\n")
+    assert shell.lines("lock", "mine.toml") == []
+
+
+def test_bundles_bring_states_to_machines_without_a_network(shell):
+    written = shell.json("bundle", "--all", "--store", "weights", "-o", "all.tar")
+    assert written["path"] == "all.tar"
+    assert len(written["states"]) == 3
+    assert shell.json("unbundle", "all.tar", "--store", "there")["states"] == [
+        str(BASE),
+        str(TUNED),
+        str(OTHER),
+    ]
+    shell.lines("verify", "--all", "--store", "there")
+    (shell.folder / "all.tar").write_bytes((shell.folder / "all.tar").read_bytes()[:-5000])
+    assert "cut short" in shell.complaint("unbundle", "all.tar", "--store", "no", code=4)
+    assert not list((shell.folder / "no").glob("states/**/*.toml"))
+
+
+def test_rm_and_prune(shell):
+    assert shell.lines("rm", TUNED, "--store", "weights") == [f"{TUNED}  removed"]
+    assert shell.json("rm", OTHER, "--store", "weights")["removed"] == [str(OTHER)]
+    assert len(shell.lines("ls", "weights")) == 2
+    dry = shell.json("prune", "--dry-run", "--older-than", "0s", "--store", "weights")
+    assert dry["dry_run"] is True
+    assert dry["trashed"]["objects"] == 4
+    done = shell.json("prune", "--older-than", "0s", "--store", "weights")
+    assert done["trashed"] == dry["trashed"]
+    assert (
+        shell.json("prune", "--older-than", "0s", "--store", "weights")["deleted"]["objects"] == 4
+    )
+    assert "--max-size is for a cache" in shell.complaint(
+        "prune", "--max-size", "1GB", "--store", "weights", code=2
+    )
+
+
+def test_rm_of_a_manifest_takes_the_entry_out_and_leaves_the_rest_alone(shared):
+    path = shared.folder / "weights.toml"
+    path.write_text("# ours\n" + path.read_text())
+    assert shared.lines("rm", TUNED, "--store", "weights.toml") == [f"{TUNED}  no longer listed"]
+    assert path.read_text().startswith("# ours\n")
+    assert tomllib.loads(path.read_text())["states"].keys() == {str(BASE), str(OTHER)}
+    assert "several manifests" in shared.complaint(
+        "rm", "pytorch.resnet18.cls1000.imagenet", code=6
+    )
+
+
+def test_prune_makes_room_in_the_cache(shared):
+    shared.lines("fetch", "--all", "--store", "weights.toml")
+    left = shared.json("prune", "--max-size", "1B", "--store", "weights.toml")
+    assert left["states"] == [str(BASE), str(TUNED), str(OTHER)]
+
+
+def test_diff_tells_which_tensors_differ_and_by_how_much(shell):
+    found = shell.json("diff", BASE, TUNED, "--store", "weights", code=1)
+    (change,) = found["changed"]
+    assert change["name"] == "b.weight"
+    assert change["differing"] == 128 * 64
+    assert change["max_abs"] == pytest.approx(0.5, abs=1e-6)
+    assert found["equal"] == ["a.weight", "b.bias"]
+    text = shell.lines("diff", BASE, TUNED, "--store", "weights", code=1)
+    assert text[0] == "equal on 2 of 3 shared names"
+    assert any("0.5" in line for line in text)
+    same = shell.lines("diff", BASE, BASE, "--store", "weights")
+    assert same == ["the same weights: equal on all 3 names"]
+
+
+def test_diff_of_a_state_and_a_file(shell):
+    shell.lines("export", BASE, "base.safetensors", "--store", "weights")
+    assert shell.json("diff", BASE, "base.safetensors", "--store", "weights")["same_weights"]
+    tensors = load_file(shell.folder / "base.safetensors")
+    tensors["extra"] = torch.ones(2)
+    save_file(tensors, shell.folder / "more.safetensors")
+    text = shell.lines("diff", "base.safetensors", "more.safetensors", code=1)
+    assert text == ["equal on all 3 shared names", "only in more.safetensors: extra"]
+
+
+def test_keys_that_are_nearly_right_are_told(shell):
+    told = shell.complaint("show", "pytorch.mlp.cls10.tunde", "--store", "weights", code=3)
+    assert f"did you mean {TUNED}" in told
+    told = shell.complaint("show", "pytorch.mpl.cls10.tuned", "--store", "weights", code=3)
+    assert f"did you mean {TUNED}" in told
+    assert "mlstate ls" in shell.complaint("show", "x.y.z", "--store", "weights", code=3)
+    assert "no state fits" in shell.complaint("verify", "jax.*", "--store", "weights", code=3)
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "says"),
+    [
+        ("nowhere", 3, "there is no store here"),
+        ("nowhere.toml", 3, "there is no manifest here"),
+        ("https://example.org/weights", 2, "this address is none of a store"),
+        ("github:nobody", 2, "this address is none of a store"),
+        (".", 3, "there is no store here"),
+    ],
+)
+def test_a_store_that_is_none(tmp_path, store, code, says):
+    assert says in Shell(tmp_path).complaint("ls", store, code=code)
+
+
+def test_what_is_typed_wrong_shows_the_usage(shell):
+    for arguments in (["ls", "--bogus"], ["bogus"], ["fetch"], ["fetch", "--all", "x.y.z"]):
+        told = shell.complaint(*arguments, code=2)
+        assert "Usage: mlstate" in told
+
+
+def test_a_store_within_a_folder_is_safe_from_commands_on_that_folder(shell):
+    before = shell.lines("ls", "weights", "--json")
+    assert "there is no store here" in shell.complaint("rm", BASE, "--store", ".", code=3)
+    (shell.folder / "m.toml").write_text("version = 1\n")
+    assert "no such state" in shell.complaint("rm", BASE, "--store", ".", code=3)
+    assert shell.lines("ls", ".") == []
+    assert "a store" in shell.complaint("lock", "weights", code=2)
+    assert shell.lines("ls", "weights", "--json") == before
+
+
+def test_a_copy_with_a_conflict_tells_what_was_done(shell):
+    other = LocalStateStore(shell.folder / "there")
+    other.save_state_dict({"x": torch.zeros(2)}, OTHER)
+    copied = shell.json(
+        "copy", "--all", "--from", "weights", "--to", "there", "--manifest", "there.toml", code=6
+    )
+    assert copied["copied"] == [str(BASE), str(TUNED)]
+    assert [failure["key"] for failure in copied["failed"]] == [str(OTHER)]
+    listed = tomllib.loads((shell.folder / "there.toml").read_text())["states"]
+    assert listed.keys() == {str(BASE), str(TUNED)}
+    done = shell("copy", "--all", "--from", "weights", "--to", "there")
+    assert f"error: {OTHER}: " in done.stderr
+    assert f"{BASE}  there already" in done.stdout
+
+
+def test_a_damaged_store_is_mended_by_bringing_the_state_again(shell):
+    shell.lines("copy", "--all", "--from", "weights", "--to", "there")
+    big = max((shell.folder / "there").glob("objects/*/*"), key=lambda p: p.stat().st_size)
+    big.chmod(0o644)
+    big.write_bytes(b"x" * big.stat().st_size)
+    found = "\n".join(shell.lines("verify", "--all", "--store", "there", code=1))
+    assert "bring the state again with --verify" in found
+    shell.lines("copy", "--all", "--from", "weights", "--to", "there", "--verify")
+    shell.lines("verify", "--all", "--store", "there")
+
+
+def test_one_bad_file_does_not_hide_the_digests_of_the_others(shell):
+    save_file({"w": torch.ones(2)}, shell.folder / "a.safetensors")
+    (shell.folder / "b.safetensors").write_bytes(b"<!DOCTYPE html>")
+    done = shell("digest", "a.safetensors", "b.safetensors", "none.pt", "a.safetensors")
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr.count("error:") == 2
+
+
+def test_lock_takes_states_over_from_the_default_store(shell):
+    save_file({"w": torch.arange(20_000.0)}, shell.folder / "in.safetensors")
+    shipped = shell.folder / "shipped.toml"
+    address = (shell.folder / "in.safetensors").as_uri()
+    shipped.write_text(
+        f'version = 1\n[states."pytorch.t.one"]\nmirrors = ["{address}"]\n'
+        '[states."pytorch.t.two"]\nmirrors = ["nowhere.safetensors"]\n'
+    )
+    with_default = Shell(shell.folder, {**shell.environment, "MLSTATE_MANIFESTS": str(shipped)})
+    (pinned,) = with_default.json("lock", "mine.toml", "pytorch.t.one")["pinned"]
+    listed = tomllib.loads((shell.folder / "mine.toml").read_text())["states"]
+    assert listed["pytorch.t.one"]["blake3"] == pinned["digest"]
+    assert len(shell.lines("fetch", "--all", "--store", "mine.toml")) == 1
+    # What was pinned is told, whatever else fails.
+    done = with_default("lock", "shipped.toml")
+    assert done.returncode == 5
+    assert done.stdout.startswith("pytorch.t.one  ")
+
+
+def test_nan_is_not_hidden_in_a_difference(shell):
+    store = LocalStateStore(shell.folder / "weights")
+    tensors = store.load_state_dict(BASE)
+    tensors["b.bias"][0] = float("nan")
+    store.save_state_dict(tensors, StateKey(BASE.state_type, "broken"))
+    lines = shell.lines("diff", BASE, "pytorch.mlp.cls10.broken", "--store", "weights", code=1)
+    assert lines[2].split()[-3:] == ["NAN", "OR", "INF"]
+    assert lines[3].split()[-1] == "1"
+
+
+def test_a_cache_that_keeps_what_is_new_says_so(shared):
+    shared.lines("fetch", "--all", "--store", "weights.toml")
+    done = shared("prune", "--max-size", "1B", "--store", "weights.toml")
+    assert "within the last hour" in done.stderr
+    assert "--max-size" in shared("prune", "--store", "weights.toml").stderr

@@ -1,0 +1,399 @@
+"""Checkpoint files of torch.save, both formats and compressed: read, mapped, nothing run."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlstate import state_digest
+from mlstate.errors import FormatError, IntegrityError
+from mlstate.fetch.checksums import check_sha256
+from mlstate.tensors import tensor_sources
+from mlstate.tensors.checkpoints import open_checkpoint
+from tests.support.models import net, same, values
+
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux of maps")
+ORIGIN = "https://example.org/net.pth"
+
+
+def save(path: Path, content: object, *, zipped: bool = True) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def compress(path: Path) -> Path:
+    target = path.with_name(f"{path.name}.gz")
+    target.write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
+    return target
+
+
+def opened(path: Path, **options: Any) -> dict[str, torch.Tensor]:
+    return open_checkpoint(path, origin=ORIGIN, **options)
+
+
+def refused(path: Path, **options: Any) -> FormatError:
+    with pytest.raises(FormatError) as caught:
+        opened(path, **options)
+    assert caught.value.path == ORIGIN
+    assert "weights_only" not in str(caught.value)  # no advice to switch the protection off
+    return caught.value
+
+
+@FORMATS
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_state_dict_comes_back_bit_for_bit(tmp_path, zipped, packed):
+    state = net(1).state_dict()
+    state["half"] = torch.tensor([1.5, -0.0, float("nan")], dtype=torch.bfloat16)
+    state["empty"] = torch.empty(0, 3)
+    state["scalar"] = torch.tensor(7)
+    state["view"] = state["0.weight"][::2, 1:]
+    path = save(tmp_path / "net.pth", state, zipped=zipped)
+    if packed:
+        path = compress(path)
+    found = opened(path, gzip=packed)
+    assert same(found, dict(state))
+    assert state_digest(found) == state_digest(state)
+    assert sorted(tmp_path.iterdir()) == sorted({path, tmp_path / "net.pth"})  # nothing is left
+
+
+@FORMATS
+def test_parameters_become_plain_tensors_and_ties_stay(tmp_path, zipped):
+    weight = torch.nn.Parameter(torch.randn(4, 4))
+    content = {"a": weight, "b": weight, "c": torch.nn.Buffer(torch.ones(2))}
+    found = opened(save(tmp_path / "net.pth", content, zipped=zipped))
+    assert [type(tensor) for tensor in found.values()] == [torch.Tensor] * 3
+    assert not any(tensor.requires_grad for tensor in found.values())
+    assert torch.equal(found["a"], weight.detach())
+    first, second, _ = tensor_sources(found)
+    assert first.memory == second.memory
+
+
+@FORMATS
+def test_one_that_was_saved_on_a_gpu_opens_without_one(tmp_path, zipped, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        path = save(tmp_path / "net.pth", net(1).state_dict(), zipped=zipped)
+    assert b"cuda:0" in path.read_bytes()
+    assert same(opened(path), values(net(1)))
+
+
+@LINUX
+def test_the_file_is_mapped_and_stays_as_it_is(tmp_path):
+    path = save(tmp_path / "net.pth", {"a": torch.zeros(1 << 20)})
+    before = path.read_bytes()
+    found = opened(path)
+    assert str(path) in Path("/proc/self/maps").read_text()
+    found["a"].fill_(1)  # private
+    assert path.read_bytes() == before
+    path.unlink()
+    assert found["a"].sum() == 1 << 20
+
+
+@LINUX
+def test_what_was_decompressed_has_no_name_and_goes_with_its_tensors(tmp_path):
+    path = compress(save(tmp_path / "net.pth", {"a": torch.ones(1 << 20)}))
+    found = opened(path, gzip=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.pth", "net.pth.gz"]
+    assert mapped_below(tmp_path) > 0
+    assert found["a"].sum() == 1 << 20
+    del found
+    assert mapped_below(tmp_path) == 0
+
+
+def mapped_below(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(str(folder))
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from mlstate.tensors import encode_tensors
+from mlstate.tensors.checkpoints import open_checkpoint
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) << 10
+
+before = anonymous()
+found = open_checkpoint(Path(sys.argv[1]), gzip=sys.argv[1].endswith(".gz"), origin="x")
+opened = anonymous() - before
+encode_tensors(found)
+print(opened, anonymous() - before)
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_memory_does_not_grow_with_the_file(tmp_path, packed):
+    content = {str(i): torch.full((4 << 20,), float(i)) for i in range(4)}  # 64 MiB
+    path = save(tmp_path / "net.pth", content)
+    if packed:
+        path = compress(path)
+    command = [sys.executable, "-W", "error", "-c", PEAK, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for used in done.stdout.split():
+        assert int(used) < 24 << 20
+
+
+NESTED = {
+    "epoch": 3,
+    "state_dict": {"w": torch.ones(2)},
+    "model": {"ema": {"w": torch.zeros(2)}, "step": 1},
+    "a.b": {"c": {"w": torch.tensor(1)}, "d.e": {"w": torch.tensor(2)}},
+    "a": {"b.c": {"w": torch.tensor(3)}, "b": {"x": {"w": torch.tensor(4)}}},
+    "a.b.c.d": {"w": torch.tensor(5)},
+    "optimizer": {"state": {}, "lr": 0.1},
+}
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("state_dict", torch.ones(2)),
+        ("model.ema", torch.zeros(2)),
+        ("a.b.c", torch.tensor(1)),  # of "a.b" and "a" the longer
+        ("a.b.d.e", torch.tensor(2)),
+        ("a.b.c.d", torch.tensor(5)),
+    ],
+)
+def test_select_finds_the_state_dict_inside(tmp_path, zipped, select, expected):
+    path = save(tmp_path / "net.pth", NESTED, zipped=zipped)
+    found = opened(path, select=select)
+    assert same(found, {"w": expected})
+
+
+@pytest.mark.parametrize(
+    ("select", "found", "remedy"),
+    [
+        ("state-dict", "epoch, state_dict, model", "select one of: state_dict"),
+        ("model.emo", "ema, step", "select one of: model.ema"),
+        ("epoch.x", "int", "state_dict"),
+        ("a.b.x", "c, d.e", "a.b"),  # the longest key, and no way back
+        ("", "epoch, state_dict", "state_dict, "),
+    ],
+)
+def test_where_select_leads_nowhere_the_error_says_what_there_is(tmp_path, select, found, remedy):
+    error = refused(save(tmp_path / "net.pth", NESTED), select=select)
+    assert error.expected == select
+    assert error.found.startswith(found)
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize("select", ["epoch", "state_dict.w"])
+def test_what_select_names_is_to_be_a_state_dict(tmp_path, select):
+    error = refused(save(tmp_path / "net.pth", NESTED), select=select)
+    assert "no state dict" in error.message
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "value", [3, 0.5, "text", None, [torch.ones(1)]], ids=["int", "float", "str", "None", "list"]
+)
+def test_what_is_no_tensor_is_refused_by_name(tmp_path, zipped, value):
+    path = save(tmp_path / "net.pth", {"w": torch.ones(1), "extra": value}, zipped=zipped)
+    error = refused(path)
+    assert (error.tensor, error.found) == ("extra", type(value).__name__)
+    assert error.remedy is None  # there is nothing inside to select
+
+
+def test_a_nested_checkpoint_is_refused_with_what_to_select(tmp_path):
+    error = refused(save(tmp_path / "net.pth", NESTED))
+    assert error.tensor == "epoch"
+    inside = "state_dict, a.b.c.d, model.ema, a.b.c, a.b.d.e"  # five of seven
+    assert error.remedy == f"select the state dict inside: {inside}"
+    for select in inside.split(", "):
+        assert opened(tmp_path / "net.pth", select=select).keys() == {"w"}
+
+
+def test_names_are_texts(tmp_path):
+    error = refused(save(tmp_path / "net.pth", {7: torch.ones(1)}))
+    assert error.tensor == "7"
+
+
+def test_a_mapping_within_itself_is_no_trap(tmp_path):
+    # Not saved by torch: its pickler would write the keys one by one and never end.
+    knot: dict[str, Any] = {"w": 1}
+    for name in "abcdefgh":
+        knot[name] = knot
+    assert "select" not in str(refused(save(tmp_path / "net.pth", knot)))
+    broad: dict[str, Any] = {}
+    for _ in range(50):
+        broad = {str(i): broad for i in range(100)}
+    refused(save(tmp_path / "net.pth", broad))
+
+
+def test_a_sparse_tensor_is_left_for_the_encoder_to_refuse(tmp_path):
+    found = opened(save(tmp_path / "net.pth", {"w": torch.eye(3).to_sparse()}))
+    with pytest.raises(FormatError) as caught:
+        tensor_sources(found)
+    assert caught.value.tensor == "w"
+
+
+class Evil:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (self.command,))
+
+
+@FORMATS
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, zipped, packed):
+    mark = tmp_path / "it-ran"
+    path = save(tmp_path / "net.pth", {"w": Evil(f"touch {mark}")}, zipped=zipped)
+    torch.load(path, weights_only=False)
+    assert mark.exists()  # it would
+    mark.unlink()
+    error = refused(compress(path) if packed else path, gzip=packed)
+    assert error.found == f"a pickled {os.system.__module__}.system"
+    assert not mark.exists()
+
+
+def test_a_bare_malicious_pickle_is_refused_and_not_run(tmp_path):
+    mark = tmp_path / "it-ran"
+    path = tmp_path / "net.pth"
+    path.write_bytes(pickle.dumps(Evil(f"touch {mark}"), protocol=2))
+    refused(path)
+    assert not mark.exists()
+
+
+@FORMATS
+def test_a_whole_model_is_refused(tmp_path, zipped):
+    error = refused(save(tmp_path / "net.pth", torch.nn.Linear(2, 2), zipped=zipped))
+    assert error.found == "a pickled torch.nn.modules.linear.Linear"
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(2), "text", None])
+def test_what_is_no_mapping_is_refused(tmp_path, content):
+    assert "no state dict" in refused(save(tmp_path / "net.pth", content)).message
+
+
+@FORMATS
+def test_a_damaged_file_is_refused(tmp_path, zipped):
+    path = save(tmp_path / "net.pth", net(1).state_dict(), zipped=zipped)
+    whole = path.read_bytes()
+    for length in (0, 1, 4, 50, len(whole) // 2, len(whole) - 30):
+        path.write_bytes(whole[:length])
+        refused(path)
+    for text in (b"<!DOCTYPE html><html>not found</html>", b"PK\x03\x04" + b"\0" * 1000):
+        path.write_bytes(text)
+        refused(path)
+
+
+def test_a_torchscript_archive_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "net.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # the shape; torch.jit.save warns these days
+        archive.writestr("net/constants.pkl", b"")
+        archive.writestr("net/data.pkl", b"")
+    error = refused(path)
+    assert "TorchScript" in error.message
+    assert "torch.jit.load" in error.remedy
+
+
+def test_an_archive_with_compressed_entries_is_refused(tmp_path):
+    path = save(tmp_path / "net.pth", {"w": torch.ones(4)})
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(bomb, "w") as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED)
+    assert "compressed" in refused(bomb).message
+
+
+def test_a_storage_that_claims_more_than_the_file_has_is_refused(tmp_path):
+    path = save(tmp_path / "net.pth", {"w": torch.ones(1000)})
+    forged = tmp_path / "forged.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(forged, "w") as target:
+        for entry in source.infolist():
+            data = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                data = data.replace(b"M\xe8\x03", b"M\xff\xff")  # 1000 elements become 65535
+            target.writestr(entry.filename, data)
+    refused(forged)
+
+
+def test_a_bomb_is_refused_before_the_disk_is_spent(tmp_path):
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    limit = 3 << 20
+    code = f"""
+import resource, pathlib
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))  # more, and the kernel kills
+from mlstate.errors import FormatError
+from mlstate.tensors.checkpoints import open_checkpoint
+try:
+    open_checkpoint(pathlib.Path({str(path)!r}), gzip=True, origin="x", max_bytes={limit})
+except FormatError as error:
+    print(error.expected)
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"at most {limit} bytes"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_exactly_as_large_as_it_may_be_is_not_too_large(tmp_path):
+    path = save(tmp_path / "net.pth", {"w": torch.ones(1 << 19)})
+    size = path.stat().st_size
+    packed = compress(path)
+    assert opened(packed, gzip=True, max_bytes=size)["w"].sum() == 1 << 19
+    assert "larger" in refused(packed, gzip=True, max_bytes=size - 1).message
+
+
+def test_a_damaged_compressed_file_is_refused(tmp_path):
+    packed = compress(save(tmp_path / "net.pth", net(1).state_dict()))
+    whole = packed.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0x55
+    for content in (b"plain", whole[:-1], whole[: len(whole) // 2], whole[:5], bytes(flipped)):
+        packed.write_bytes(content)
+        assert "damaged" in refused(packed, gzip=True).message or content is flipped
+    packed.write_bytes(b"")
+    refused(packed, gzip=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["net.pth", "net.pth.gz"]
+
+
+def test_a_file_that_is_not_there_is_the_systems_error(tmp_path):
+    for gzipped in (False, True):
+        with pytest.raises(FileNotFoundError):
+            opened(tmp_path / "net.pth", gzip=gzipped)
+
+
+def test_a_sum_is_compared_whole_or_by_its_leading_digits(tmp_path):
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"content")
+    digits = hashlib.sha256(b"content").hexdigest()
+    for length in (1, 8, 63, 64):
+        check_sha256(path, digits[:length], ORIGIN)
+    for wrong in ("0" * 64, f"{digits[:7]}{'0' if digits[7] != '0' else '1'}", digits.upper()):
+        with pytest.raises(IntegrityError) as caught:
+            check_sha256(path, wrong, ORIGIN)
+        assert caught.value.path == ORIGIN
+        assert caught.value.expected.startswith(wrong)
+        assert caught.value.found == digits
+    with pytest.raises(IntegrityError):
+        check_sha256(path, f"{digits}0", ORIGIN)
+    with pytest.raises(FormatError):
+        check_sha256(path, "", ORIGIN)  # which everything begins with
+
+
+def test_an_ordered_dict_with_metadata_is_a_state_dict(tmp_path):
+    state = net(1).state_dict()
+    assert isinstance(state, OrderedDict)
+    assert hasattr(state, "_metadata")
+    assert type(opened(save(tmp_path / "net.pth", state))) is dict
