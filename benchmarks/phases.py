@@ -24,16 +24,16 @@ from benchmarks.save import no_fsync
 from benchmarks.states import MODELS, Model
 from mlstate import LocalStateStore
 from mlstate.digests import Hasher
-from mlstate.objects import durable, writing
-from mlstate.stores import read
-from mlstate.tensors import encode, fit, load, opened
+from mlstate.objects import durable, mapped
+from mlstate.stores import read as stores_read
+from mlstate.tensors import encode, fit, load, read
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "hash (with the page faults of mapped files)": ((Hasher, "update"),),
-    "open, map or read files": ((opened.OpenedObject, "open"), (opened, "read_tensor")),
-    "write to the page cache": ((writing, "_write_block"), (writing, "write_all")),
+    "open, map or read files": ((read.OpenedObject, "open"), (read, "read_tensor")),
+    "write to the page cache": ((mapped, "_write_block"), (mapped, "write_all")),
     "flush and name files": ((durable.NewFile, "flush"), (durable.NewFile, "publish")),
-    "read the state object": ((read, "read_state"),),
+    "read the state object": ((stores_read, "read_state"),),
     "compare names and shapes": ((load, "compare"), (fit, "stand_apart")),
     "look at the tensors": ((encode, "_source"),),
     "copy or assign": ((load, "assignable"), (load, "put")),

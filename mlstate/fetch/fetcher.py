@@ -6,27 +6,80 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
+from mlstate.fetch.addresses import any_on_hub, settled_on_hub
 from mlstate.fetch.attempts import Attempts
-from mlstate.fetch.damage import damaged_objects, has_mirrors
-from mlstate.fetch.hubstates import any_on_hub, settled_on_hub
 from mlstate.fetch.needs import Needs, needs_of
 from mlstate.fetch.pin import Pinning
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
 from mlstate.manifests import StateEntry
-from mlstate.objects.cache import Cache
+from mlstate.objects import ObjectStore
+from mlstate.objects.chain import Cache
 from mlstate.objects.locks import one_at_a_time
 from mlstate.objects.receiving import Receiver
 from mlstate.objects.roots import note_use
-from mlstate.objects.verified import check_digest, digest_of
+from mlstate.objects.verified import check_digest, digest_of, is_disk_error
+from mlstate.parallel import for_each
+from mlstate.reading import read_state
 from mlstate.transport import Retries, Transports
 
-__all__ = ["MAX_SIZE", "FetchReport", "Fetcher"]
+__all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
+
+
+def has_mirrors(entry: StateEntry) -> bool:
+    """Whether an entry says of any place where its bytes can be had."""
+    of_files = any(file.mirrors for file in entry.files.values())
+    return bool(entry.mirrors or entry.objects or of_files)
+
+
+def damaged_objects(
+    entry: StateEntry, objects: ObjectStore, names: Collection[str] | None, *, files: bool
+) -> list[Digest]:
+    """The objects of a state whose bytes are not those that their digests name.
+
+    What is missing is not damaged. If the state object is damaged no tensors are named: it would
+    say what they are.
+
+    Args:
+        entry: What a manifest says of the state.
+        objects: Where the objects are.
+        names: The tensors to look at; None: all.
+        files: Whether to look at the state's files, too.
+
+    Raises:
+        UnpinnedStateError: The entry gives no digest.
+    """
+    damaged: list[Digest] = []
+    lock = Lock()
+
+    def look(digest: Digest) -> None:
+        try:
+            right = digest_of(objects, digest) == digest
+        except ObjectNotFoundError:
+            return
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            right = False
+        if not right:
+            with lock:
+                damaged.append(digest)
+
+    named = {file.digest for file in entry.files.values()} if files else set()
+    if names is None or names:
+        look(entry.pinned_digest)
+        if not damaged and objects.size(entry.pinned_digest) is not None:
+            refs = read_state(entry, objects).refs
+            named |= {ref.digest for name, ref in refs.items() if names is None or name in names}
+    for_each(look, sorted(named))
+    return sorted(damaged)
+
 
 _Kind = TypeVar("_Kind", bound=Attempts)
 

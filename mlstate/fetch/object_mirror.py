@@ -10,9 +10,9 @@ from threading import Lock
 from mlstate.digests import Digest
 from mlstate.errors import NoRangesError, TransportError, concerning
 from mlstate.fetch.context import Ground
+from mlstate.fetch.download import bring_whole, read_object
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.segments import LARGE, Segments, Take
-from mlstate.fetch.whole import bring_whole, read_object
 from mlstate.format import layout
 from mlstate.objects.partial import Partial
 from mlstate.transport import Resource

@@ -7,8 +7,8 @@ import uuid
 from mlstate.digests import Digest
 from mlstate.fetch.attempts import Attempts, name_of
 from mlstate.fetch.context import Ground
+from mlstate.fetch.download import bring_whole
 from mlstate.fetch.unsized import UnknownGathering
-from mlstate.fetch.whole import bring_whole
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry

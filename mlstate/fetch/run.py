@@ -9,12 +9,12 @@ from mlstate.digests import Digest
 from mlstate.errors import TransportError
 from mlstate.fetch.attempts import Attempts, name_of, read_at_most, shown
 from mlstate.fetch.context import Ground
+from mlstate.fetch.download import bring_whole, read_object
 from mlstate.fetch.file_mirror import USUAL_HEADER
 from mlstate.fetch.gather import Gathering, KnownGathering
 from mlstate.fetch.needs import Needs, needs_of
 from mlstate.fetch.object_mirror import ObjectMirror
 from mlstate.fetch.unsized import UnknownGathering
-from mlstate.fetch.whole import bring_whole, read_object
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.objects.roots import write_root

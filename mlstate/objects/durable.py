@@ -19,8 +19,7 @@ from threading import Lock
 from types import TracebackType
 
 from mlstate.digests import Bytes, Digest
-from mlstate.objects.mapped import libc
-from mlstate.objects.writing import write_hashed
+from mlstate.objects.mapped import libc, write_hashed
 
 __all__ = ["NewFile", "Publish", "create_exclusively", "rename_exclusively", "seal", "sync_path"]
 

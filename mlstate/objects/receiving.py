@@ -22,8 +22,8 @@ from mlstate.format import layout
 from mlstate.objects.durable import seal, sync_path
 from mlstate.objects.files import make_folders
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
+from mlstate.objects.mapped import write_all
 from mlstate.objects.partial import Partial
-from mlstate.objects.writing import write_all
 
 __all__ = ["Arriving", "Receiver", "Staged"]
 

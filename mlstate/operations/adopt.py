@@ -17,7 +17,7 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.fetch.bar import listener
+from mlstate.fetch.progress import listener
 from mlstate.format.encode import TensorSource
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry

@@ -20,8 +20,7 @@ from typing import BinaryIO
 from mlstate import settings
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError, concerning
-from mlstate.fetch.bar import listener
-from mlstate.fetch.progress import Meter, OnProgress
+from mlstate.fetch.progress import Meter, OnProgress, listener
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.objects import ObjectStore

@@ -18,7 +18,7 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.fetch.bar import listener
+from mlstate.fetch.progress import listener
 from mlstate.format.encode import EncodedState, bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.operations.transfer import Cargo, Count

@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from mlstate.stores.abstract import AbstractStateStore
     from mlstate.stores.github.store import GitHUBReleaseStore, GitHubReleaseStore
     from mlstate.stores.list import AbstractListStateStore
-    from mlstate.stores.local import LocalStateStore
+    from mlstate.stores.local import LocalStateStore, MemoryStateStore
     from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model, manifest_of
-    from mlstate.stores.memory import MemoryStateStore
     from mlstate.stores.open import open_store
     from mlstate.stores.prune_folder import PruneReport
     from mlstate.stores.s3 import S3StateStore
@@ -40,7 +39,7 @@ _HOMES = {
     "GitHubReleaseStore": "mlstate.stores.github.store",
     "LocalStateStore": "mlstate.stores.local",
     "ManifestStore": "mlstate.stores.manifest",
-    "MemoryStateStore": "mlstate.stores.memory",
+    "MemoryStateStore": "mlstate.stores.local",
     "PruneReport": "mlstate.stores.prune_folder",
     "S3StateStore": "mlstate.stores.s3",
     "Store": "mlstate.stores.manifest",

@@ -5,16 +5,37 @@ from __future__ import annotations
 import os
 
 from mlstate.locations import local_path
-from mlstate.objects import FolderObjectStore
+from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.states import StateKey
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune_folder import PruneReport, prune_folder
 from mlstate.stores.read import Found
-from mlstate.stores.statefiles import FolderStateFiles
+from mlstate.stores.save import SavingStore
+from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
 from mlstate.stores.withlegacy import SavingBesideLegacy
 
-__all__ = ["LocalStateStore"]
+__all__ = ["LocalStateStore", "MemoryStateStore"]
+
+
+class MemoryStateStore(SavingStore):
+    """States in dictionaries of this process, encoded and verified as everywhere.
+
+    Example:
+        >>> import torch
+        >>> from mlstate import StateKey
+        >>> store = MemoryStateStore()
+        >>> key = StateKey.parse("pytorch.linear.ones")
+        >>> _ = store.save_state_dict({"weight": torch.ones(2)}, key)
+        >>> store.load_state_dict(key)["weight"].sum().item()
+        2.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStateFiles(), MemoryObjectStore())
+
+    def __repr__(self) -> str:
+        return "MemoryStateStore()"
 
 
 class LocalStateStore(SavingBesideLegacy):

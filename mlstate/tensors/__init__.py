@@ -1,11 +1,10 @@
 """Tensors in and out of objects: the only layer that imports torch."""
 
-from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint
+from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint, write_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
+from mlstate.tensors.gpu import places_of, places_on
 from mlstate.tensors.load import load_tensors
-from mlstate.tensors.places import places_of, places_on
 from mlstate.tensors.read import read_tensors, reading
-from mlstate.tensors.saving import write_checkpoint
 
 __all__ = [
     "encode_tensors",

@@ -11,7 +11,7 @@ import torch
 
 from mlstate.digests import Bytes
 from mlstate.format.dtypes import BITS, TensorSpec
-from mlstate.tensors.dtypes import torch_dtype
+from mlstate.tensors.memory import torch_dtype
 
 __all__ = ["Difference", "compare_tensors"]
 

@@ -16,8 +16,7 @@ from mlstate.errors import FormatError
 from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_state
 from mlstate.format.state_object import check_name
-from mlstate.tensors.dtypes import spec_of
-from mlstate.tensors.memory import as_bytes
+from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from mlstate.format.dtypes import TensorSpec
 from mlstate.models import TensorModel
-from mlstate.tensors.dtypes import TORCH_DTYPES, torch_dtype, torch_shape
+from mlstate.tensors.memory import TORCH_DTYPES, torch_dtype, torch_shape
 from mlstate.tensors.ties import overlapping, stand_apart, tied_groups
 
 __all__ = ["EXTRA_STATE", "Fit", "compare", "entries", "some"]

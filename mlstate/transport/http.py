@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import NoRangesError, TransportError
-from mlstate.transport.client import drop, let_go
+from mlstate.transport.client import drop, explained, let_go
 from mlstate.transport.connections import receive, watch_of
-from mlstate.transport.explaining import explained
 from mlstate.transport.interface import BaseStream, Stream
 from mlstate.transport.local import check_range
 from mlstate.transport.redirects import Place, Web

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from mlstate.errors import FormatError, TransportError
+from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.locations import check_url
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
-from mlstate.transport.interface import Resource
+from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource, file_path
-from mlstate.transport.offline import OfflineResource
 from mlstate.transport.urls import Url
 
 if TYPE_CHECKING:
@@ -21,7 +21,44 @@ if TYPE_CHECKING:
     from mlstate.transport.bucket import Buckets
     from mlstate.transport.redirects import Web
 
-__all__ = ["Transports"]
+__all__ = ["OfflineResource", "Transports"]
+
+
+class OfflineResource:
+    """Something on the network, without the network.
+
+    It stands in before anything is imported that could open a socket: urllib3 probes for IPv6 with
+    one when it is imported.
+
+    Args:
+        address: Where it is, for people and errors.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def size(self) -> int | None:
+        """Not to be had.
+
+        Raises:
+            OfflineError: Always.
+        """
+        raise self._error()
+
+    def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:
+        """Not to be had.
+
+        Raises:
+            OfflineError: Always.
+        """
+        raise self._error()
+
+    def _error(self) -> OfflineError:
+        return OfflineError(
+            "the network is needed, and may not be used",
+            path=self.address,
+            remedy="allow the network (unset MLSTATE_OFFLINE), or put it into the cache before",
+        )
 
 
 class Transports:

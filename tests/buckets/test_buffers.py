@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlstate.objects import buffers
-from mlstate.objects.buffers import chunks, copied
+from mlstate.buckets import upload
+from mlstate.buckets.upload import chunks, copied
 
 
 @pytest.fixture(scope="module", params=[1, 1 << 20], ids=["pages", "malloc"], autouse=True)
 def limit(request):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buffers, "_OWN", request.param)
+        patch.setattr(upload, "_OWN", request.param)
         yield
 
 

@@ -18,7 +18,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FetchError, ObjectNotFoundError
 from mlstate.locations import parse_mirror
 from mlstate.manifests import FileEntry, StateEntry
-from mlstate.tensors.dtypes import TORCH_DTYPES
+from mlstate.tensors.memory import TORCH_DTYPES
 from tests.support.fetching import (
     check_cache,
     leftovers,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstate.errors import FormatError
-from mlstate.fetch.names import translate, translate_all
+from mlstate.fetch.file_mirror import translate, translate_all
 from mlstate.locations import Mirror
 
 NAMES = st.text(max_size=20)
@@ -91,6 +91,6 @@ def test_two_names_that_become_one_are_refused_by_name():
 
 
 def test_translating_needs_no_torch():
-    modules = "mlstate.fetch.names, mlstate.fetch.checksums"
+    modules = "mlstate.fetch.file_mirror, mlstate.fetch.checksums"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

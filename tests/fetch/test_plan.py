@@ -18,7 +18,7 @@ from mlstate.errors import FormatError, TransportError
 from mlstate.fetch.header import RemoteFile, parse_header, read_header, read_remote_file
 from mlstate.fetch.plan import MOST, WASTE, Piece, join
 from mlstate.format.dtypes import BITS, TensorSpec
-from mlstate.tensors.dtypes import TORCH_DTYPES
+from mlstate.tensors.memory import TORCH_DTYPES
 from mlstate.transport import Transports
 from mlstate.transport.local import LocalResource
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from mlstate.errors import IntegrityError, TransportError
-from mlstate.fetch import turns
+from mlstate.fetch import reader
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.reader import Reader
 from mlstate.transport import Retries
@@ -55,8 +55,8 @@ def test_where_nothing_comes_all_streams_are_asked_soon():
 
 @pytest.mark.parametrize("bytes_", [True, False])
 def test_where_much_comes_few_streams_read(bytes_: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "_LOOK", 0.3)
-    monkeypatch.setattr(turns, "_FAST", 1e7)  # whatever else this machine has to do
+    monkeypatch.setattr(reader, "_LOOK", 0.3)
+    monkeypatch.setattr(reader, "_FAST", 1e7)  # whatever else this machine has to do
     count, meter = Count(), Meter("test")
 
     def work(item: int) -> None:
@@ -66,11 +66,11 @@ def test_where_much_comes_few_streams_read(bytes_: bool, monkeypatch: pytest.Mon
                 meter.add(1 << 30)
 
     read_all(meter, work, 300 if bytes_ else 1500)
-    assert count.most <= turns._FEW
+    assert count.most <= reader._FEW
 
 
 def test_what_becomes_slow_gets_more_streams(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "_LOOK", 0.5)
+    monkeypatch.setattr(reader, "_LOOK", 0.5)
     count, meter = Count(), Meter("test")
 
     def feed() -> None:
@@ -99,7 +99,7 @@ def test_what_becomes_slow_gets_more_streams(monkeypatch: pytest.MonkeyPatch):
     read_all(meter, work)
     feeder.join()
     watcher.join()
-    assert seen == [turns._FEW]
+    assert seen == [reader._FEW]
     assert count.most == STREAMS
 
 
@@ -107,7 +107,7 @@ def test_what_becomes_slow_gets_more_streams(monkeypatch: pytest.MonkeyPatch):
 def test_who_waits_for_a_turn_asks_for_nothing_after_an_error(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(turns, "_LOOK", 20.0)
+    monkeypatch.setattr(reader, "_LOOK", 20.0)
     asked = Count()
 
     def work(item: int) -> None:
@@ -117,7 +117,7 @@ def test_who_waits_for_a_turn_asks_for_nothing_after_an_error(
 
     with pytest.raises(type(error)):
         read_all(Meter("test"), work)
-    assert asked.began <= turns._FEW
+    assert asked.began <= reader._FEW
 
 
 def test_a_single_request_needs_no_other_turn():
@@ -141,8 +141,8 @@ def test_after_ctrl_c_nobody_waits_for_a_turn_for_ever(monkeypatch: pytest.Monke
     stuck, began = threading.Event(), Count()
     before = set(threading.enumerate())
 
-    def interrupted(self: turns.Turns, work: threading.Thread) -> None:
-        while began.now < turns._FEW:
+    def interrupted(self: reader.Turns, work: threading.Thread) -> None:
+        while began.now < reader._FEW:
             time.sleep(0.001)
         raise KeyboardInterrupt
 
@@ -150,16 +150,16 @@ def test_after_ctrl_c_nobody_waits_for_a_turn_for_ever(monkeypatch: pytest.Monke
         with began:
             stuck.wait(20)
 
-    monkeypatch.setattr(turns.Turns, "watch", interrupted)
+    monkeypatch.setattr(reader.Turns, "watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read_all(Meter("test"), work)
     left = set(threading.enumerate()) - before
     until = time.monotonic() + 10
-    while sum(thread.is_alive() for thread in left) > turns._FEW + 1:  # and who waits for these
+    while sum(thread.is_alive() for thread in left) > reader._FEW + 1:  # and who waits for these
         assert time.monotonic() < until, "some wait although nothing is read any more"
         time.sleep(0.01)
     stuck.set()
     for thread in left:
         thread.join(10)
         assert not thread.is_alive()
-    assert began.began == turns._FEW
+    assert began.began == reader._FEW

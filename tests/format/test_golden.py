@@ -18,7 +18,7 @@ from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import StateObject
 from mlstate.objects import MemoryObjectStore
 from mlstate.tensors import encode_tensors, read_tensors, state_digest
-from mlstate.tensors.dtypes import TORCH_DTYPES
+from mlstate.tensors.memory import TORCH_DTYPES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VECTORS = {

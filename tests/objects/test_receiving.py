@@ -24,7 +24,7 @@ from mlstate.fetch.segments import Segments
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects import partial as partials
-from mlstate.objects.cache import Cache
+from mlstate.objects.chain import Cache
 from mlstate.objects.locks import one_at_a_time, try_lock
 from mlstate.objects.receiving import Receiver
 from mlstate.objects.roots import note_use, read_roots, write_root

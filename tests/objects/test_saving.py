@@ -110,7 +110,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(descriptor, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlstate.objects.writing.write_all", full)
+    monkeypatch.setattr("mlstate.objects.mapped.write_all", full)
     with pytest.raises(OSError, match="No space"):
         act.store(parts(3))
     act.settle()
@@ -176,7 +176,7 @@ def test_after_a_failure_nothing_more_is_taken(tmp_path, monkeypatch):
 def test_large_objects_are_written_as_they_are_hashed(tmp_path, monkeypatch, size, mapped):
     """Where the file cannot be mapped, too: on a network, say."""
     if not mapped:
-        monkeypatch.setattr("mlstate.objects.writing.may_map", lambda *_: False)
+        monkeypatch.setattr("mlstate.objects.mapped.may_map", lambda *_: False)
     store = FolderObjectStore(tmp_path)
     head, data = bytes(4096), bytes(range(251)) * (size // 251 + 1)
     writer = store.writer()

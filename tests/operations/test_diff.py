@@ -27,7 +27,7 @@ from mlstate.objects import ObjectStore
 from mlstate.operations.diff import StateDiff
 from mlstate.stores.statefiles import FolderStateFiles, format_state_file
 from mlstate.tensors.difference import compare_tensors
-from mlstate.tensors.dtypes import TORCH_DTYPES
+from mlstate.tensors.memory import TORCH_DTYPES
 
 ONE, TWO = (StateKey.parse(f"pytorch.net.{name}") for name in ("one", "two"))
 LARGE = 5000  # elements of F32 that are an object of their own

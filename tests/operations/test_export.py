@@ -28,7 +28,7 @@ from mlstate import (
 )
 from mlstate.errors import FormatError, IntegrityError, StateExistsError, StateNotFoundError
 from mlstate.format.dtypes import BITS, TensorSpec
-from mlstate.tensors.dtypes import torch_dtype
+from mlstate.tensors.memory import torch_dtype
 from tests.support.models import BytesModel, net, same, values
 
 KEY, OTHER = StateKey.parse("pytorch.net.a"), StateKey.parse("pytorch.net.b")

@@ -29,7 +29,7 @@ from mlstate.errors import (
     StateNotFoundError,
 )
 from mlstate.format import layout
-from mlstate.objects import bucketpresence
+from mlstate.objects import bucket as bucket_objects
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.reading import read_state
 from mlstate.stores import manifest_of
@@ -331,7 +331,7 @@ def test_of_many_objects_a_list_says_which_are_there(watched):
     assert len([path for path in proxy.asked("PUT") if "/objects/" in path]) == 2
     heads = [path for path in proxy.asked("HEAD") if "/objects/" in path]
     lists = [path for path in proxy.asked("GET") if "list-type=2" in path and "objects" in path]
-    assert len(heads) == 2 * bucketpresence.ONE_BY_ONE  # before, and once more at the end
+    assert len(heads) == 2 * bucket_objects.ONE_BY_ONE  # before, and once more at the end
     assert len(lists) == 2
 
 
@@ -356,10 +356,10 @@ def test_a_list_may_end_before_all_that_is_there(rclone, others):
     assert len(set(present)) == others + 43
 
 
-@pytest.fixture(params=[bucketpresence.ONE_BY_ONE, 0])
+@pytest.fixture(params=[bucket_objects.ONE_BY_ONE, 0])
 def listed(request, monkeypatch):
     """Objects are asked about one by one, or listed at once."""
-    monkeypatch.setattr(bucketpresence, "ONE_BY_ONE", request.param)
+    monkeypatch.setattr(bucket_objects, "ONE_BY_ONE", request.param)
 
 
 def test_saving_the_same_again_writes_nothing(watched):

@@ -24,7 +24,7 @@ from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import INLINE_LIMIT, InlineTensor, StateObject
 from mlstate.objects import MemoryObjectStore
 from mlstate.tensors import encode_tensors, load_checkpoint, read_tensors
-from mlstate.tensors.dtypes import TORCH_DTYPES
+from mlstate.tensors.memory import TORCH_DTYPES
 
 DTYPES = sorted(TORCH_DTYPES)
 KEY = StateKey.parse("pytorch.net.one")

@@ -9,12 +9,11 @@ from dataclasses import replace
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError, MlstateError
 from mlstate.fetch import Fetcher, OnProgress
-from mlstate.fetch.bar import listener
-from mlstate.fetch.damage import has_mirrors
-from mlstate.fetch.progress import Meter
+from mlstate.fetch.fetcher import has_mirrors
+from mlstate.fetch.progress import Meter, listener
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore, ListedObjectStore, ObjectStore
-from mlstate.objects.cache import Cache
+from mlstate.objects.chain import Cache
 from mlstate.objects.verified import REMEDY
 from mlstate.operations.verify.inspect import Inspection, Problem
 from mlstate.operations.verify.needed import Need, Needing

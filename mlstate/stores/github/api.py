@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,17 +16,73 @@ from typing import Any, TypeVar
 from urllib3 import BaseHTTPResponse
 
 from mlstate.digests import Bytes
-from mlstate.errors import AccessError, OfflineError, TransportError
+from mlstate.errors import AccessError, FormatError, OfflineError, TransportError
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
-from mlstate.transport.client import Session, drop, let_go
+from mlstate.transport.client import Session, drop, explained, let_go
 from mlstate.transport.connections import watch_of
-from mlstate.transport.explaining import explained
-from mlstate.transport.githubaccess import GitHub, find_credential
+from mlstate.transport.credentials import Credential, checked_token
 from mlstate.transport.redirects import USUAL, Place
 from mlstate.transport.retry import Retries, retried
 from mlstate.transport.urls import Url
 
-__all__ = ["GitHub", "GitHubApi"]
+__all__ = ["GitHub", "GitHubApi", "find_credential"]
+
+_PUBLIC = "https://github.com"
+
+
+@dataclass(frozen=True)
+class GitHub:
+    """Where GitHub is.
+
+    Attributes:
+        api: The address of the API, without a slash at the end.
+        server: That of the web pages and downloads.
+    """
+
+    api: str
+    server: str
+
+    @classmethod
+    def from_environment(cls) -> GitHub:
+        """As GITHUB_API_URL and GITHUB_SERVER_URL say, one of which is enough.
+
+        Raises:
+            TransportError: One is no http(s) address.
+        """
+        api = os.environ.get("GITHUB_API_URL", "").rstrip("/")
+        server = os.environ.get("GITHUB_SERVER_URL", "").rstrip("/")
+        for address in filter(None, (api, server)):
+            Url.parse(address)
+        return cls(api or _api_of(server or _PUBLIC), server or _server_of(api))
+
+
+def _api_of(server: str) -> str:
+    if server == _PUBLIC or server.endswith(".ghe.com"):
+        return server.replace("://", "://api.", 1)
+    return f"{server}/api/v3"
+
+
+def _server_of(api: str) -> str:
+    return api.removesuffix("/api/v3").replace("://api.", "://", 1) or _PUBLIC
+
+
+def find_credential() -> Credential | None:
+    """The credential that the environment has, or None.
+
+    Raises:
+        FormatError: It is malformed.
+    """
+    for variable in ("GH_TOKEN", "GITHUB_TOKEN"):
+        if token := os.environ.get(variable):
+            return Credential(variable, f"Bearer {checked_token(token, variable)}")
+    variable = "GH_API_BASIC_AUTH"
+    if login := os.environ.get(variable):
+        if ":" not in login:
+            raise FormatError("a login has no colon", path=variable, expected="user:token")
+        encoded = base64.b64encode(login.strip().encode()).decode("ascii")
+        return Credential(variable, f"Basic {encoded}")
+    return None
+
 
 JSON = "application/vnd.github+json"
 MAX_JSON = 64 << 20

@@ -12,8 +12,7 @@ from typing import Any
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import AccessError, MlstateError, RateLimitError, TransportError
-from mlstate.transport.client import drop
-from mlstate.transport.explaining import explained
+from mlstate.transport.client import drop, explained
 from mlstate.transport.replies import status_error
 from mlstate.transport.urls import Url
 
