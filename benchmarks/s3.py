@@ -98,7 +98,7 @@ class Bench:
         keys = self.server.session_kwargs
         cache = self.folder / "cache"
         store = S3StateStore(self.bucket, keys, self.server.url, "models", cache=cache)
-        store._fetcher.durable = durable
+        store.fetcher.durable = durable
         return store
 
     def clear(self) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "StoreNotFoundError",
     "TransportError",
     "UnpinnedStateError",
+    "UnsupportedStoreError",
     "WeightsNotFoundError",
     "concerning",
 ]
@@ -164,6 +165,10 @@ class ReadOnlyStoreError(MlstateError, NotImplementedError):
     Programs that were written for the predecessor's stores, some of which only load, catch
     `NotImplementedError`.
     """
+
+
+class UnsupportedStoreError(FormatError):
+    """A store of one's own lacks a method that an operation needs; `expected` names it."""
 
 
 class AccessError(MlstateError, PermissionError):

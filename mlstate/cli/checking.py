@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlstate.cli import schema
     from mlstate.operations.diff import Change, StateDiff
     from mlstate.operations.verify.report import VerifyReport
-    from mlstate.stores.read import StateView
+    from mlstate.stores.read import StateStore
 
 __all__ = ["register"]
 
@@ -171,7 +171,7 @@ def _is_file(text: str) -> bool:
     return Path(text).exists() or "/" in text or text.endswith(_ENDINGS)
 
 
-def _side(view: StateView | None, text: str) -> Any:
+def _side(view: StateStore | None, text: str) -> Any:
     """A file if there is one of this name, or a state."""
     if _is_file(text) or view is None:
         return Path(text)

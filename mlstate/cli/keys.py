@@ -13,12 +13,12 @@ from mlstate.errors import FormatError, MlstateError, StateNotFoundError
 from mlstate.states import StateKey
 
 if TYPE_CHECKING:
-    from mlstate.stores.read import StateView
+    from mlstate.stores.read import StateStore
 
 __all__ = ["chosen_keys", "complete_keys", "one_key"]
 
 
-def one_key(store: StateView, text: str) -> StateKey:
+def one_key(store: StateStore, text: str) -> StateKey:
     """The one state that a text names.
 
     Raises:
@@ -36,7 +36,7 @@ def one_key(store: StateView, text: str) -> StateKey:
 
 
 def chosen_keys(
-    store: StateView, texts: Sequence[str], *, everything: bool | None
+    store: StateStore, texts: Sequence[str], *, everything: bool | None
 ) -> list[StateKey]:
     """The states that a command line names, each once, in its order.
 
@@ -83,7 +83,7 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
     return [str(key) for key in keys if str(key).startswith(incomplete)]
 
 
-def _not_found(store: StateView, text: str) -> StateNotFoundError:
+def _not_found(store: StateStore, text: str) -> StateNotFoundError:
     near = get_close_matches(text, map(str, store.get_state_keys()), n=3, cutoff=0.6)
     return StateNotFoundError(
         "there is no such state here",

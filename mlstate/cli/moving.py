@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlstate.cli import schema
     from mlstate.operations.copy import CopyReport
     from mlstate.states import StateKey
-    from mlstate.stores.read import StateView
+    from mlstate.stores.read import StateStore
 
 __all__ = ["register"]
 
@@ -54,10 +54,9 @@ def fetch(
     A fetch that was stopped goes on where it was. What is in the cache already is spared.
     """
     from mlstate.errors import FormatError, MlstateError
-    from mlstate.stores.fetching import FetchingView
 
     view = opened(store)
-    if not isinstance(view, FetchingView):
+    if view.fetcher is None:
         raise FormatError(
             "this store has its bytes already, so there is nothing to fetch",
             path=view,
@@ -185,7 +184,7 @@ def copy(
 
 def _list(
     manifest: str,
-    store: StateView,
+    store: StateStore,
     keys: list[StateKey],
     objects: list[str],
     *,
@@ -193,9 +192,8 @@ def _list(
 ) -> None:
     """Write states into a manifest: with the addresses given, or the store's own."""
     from mlstate.operations.enlist import enlist
-    from mlstate.stores.local import LocalStateStore
 
-    if not objects and isinstance(store, LocalStateStore):
+    if not objects and store.folder is not None:
         place = _seen_from(Path(manifest).parent, store.folder)
         if Path(place).is_absolute():
             note(f"{manifest} names a folder of this machine; for others give --objects URL")

@@ -10,7 +10,7 @@ import typer
 from mlstate.cli.keys import complete_keys
 
 if TYPE_CHECKING:
-    from mlstate.stores.read import StateView
+    from mlstate.stores.read import StateStore
 
 __all__ = [
     "All",
@@ -93,7 +93,7 @@ def name_of(store: str | None) -> str:
     return store or "the default store"
 
 
-def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateView:
+def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateStore:
     """The store that an option names, which shows how far it is.
 
     Args:

@@ -76,18 +76,9 @@ def unbundle(
 ) -> None:
     """Bring the states of a bundle into a store, all verified, or none. By default: the cache."""
     from mlstate.cli.progress import progress
-    from mlstate.errors import ReadOnlyStoreError
     from mlstate.operations.bundle import unbundle as read_bundle
-    from mlstate.stores.save import SavingStore
 
     target = None if store is None else opened(store, create=True)
-    if target is not None and not isinstance(target, SavingStore):
-        raise ReadOnlyStoreError(
-            "nothing can be unbundled into this store",
-            path=target,
-            expected="a folder, or a bucket",
-            remedy="leave --store out: the cache is what every manifest reads",
-        )
     came = read_bundle(path, target, overwrite=overwrite, progress=progress())
     if as_json:
         unbundled: schema.Unbundle = {

@@ -10,7 +10,7 @@ from mlstate.cli.output import human_size, is_lively, note
 
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress, Progress
-    from mlstate.stores.read import StateView
+    from mlstate.stores.read import StateStore
 
 __all__ = ["progress", "progress_of"]
 
@@ -22,11 +22,9 @@ def progress() -> OnProgress | bool:
     return True if is_lively(sys.stderr) else _lines()
 
 
-def progress_of(store: StateView) -> OnProgress | bool | None:
+def progress_of(store: StateStore) -> OnProgress | bool | None:
     """Progress of reading a store; one that fetches shows its own, and one bar is enough."""
-    from mlstate.stores.fetching import FetchingView
-
-    return None if isinstance(store, FetchingView) else progress()
+    return progress() if store.fetcher is None else None
 
 
 def _lines() -> OnProgress:

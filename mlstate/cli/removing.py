@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,27 +36,25 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
     """
     from mlstate.errors import ReadOnlyStoreError
     from mlstate.operations.enlist import unlist
-    from mlstate.stores.manifest import ManifestStore, Store
+    from mlstate.stores.save import SavingStore
 
     view = opened(store, quiet=True)
     chosen = chosen_keys(view, keys or [], everything=None)
-    if isinstance(view, ManifestStore):
-        if isinstance(view, Store):
+    if view.manifest is not None:
+        if store is None:
             raise ReadOnlyStoreError(
                 "the default store is several manifests together",
                 path=view,
                 remedy="give the manifest that lists the state: --store FILE. To make room in the "
                 "cache: mlstate prune",
             )
-        assert store is not None  # it is what ManifestStore was opened with
         unlist(store, chosen)
         done = "no longer listed"
     else:
-        delete = getattr(view, "delete", None)
-        if delete is None:
+        if not isinstance(view, SavingStore):
             raise ReadOnlyStoreError("states of this store cannot be deleted here", path=view)
         for key in chosen:
-            delete(key)
+            view.delete(key)
         done = "removed"
     if as_json:
         removed: schema.Rm = {"schema": "mlstate.rm/1", "removed": [str(key) for key in chosen]}
@@ -89,15 +87,15 @@ def prune(
     needed. In a store objects go to its trash first, and the next prune deletes them.
     """
     from mlstate.errors import FormatError, ReadOnlyStoreError
-    from mlstate.stores.manifest import ManifestStore
     from mlstate.units import parse_size
 
     view = opened(store, quiet=True)
     age = None if older_than is None else _seconds(older_than)
     states: list[str] = []
-    if isinstance(view, ManifestStore):
+    pruning: Any = getattr(view, "prune", None)
+    if pruning is not None and view.manifest is not None:
         size = None if max_size is None else parse_size(max_size)
-        made = view.prune(max_size=size, older_than=age, dry_run=dry_run)
+        made = pruning(max_size=size, older_than=age, dry_run=dry_run)
         states, taken, trashed = sorted(made.states.values()), made.objects, {}
         if size is None and age is None:
             note("all fetched states stay: give --max-size or --older-than to make room")
@@ -110,7 +108,6 @@ def prune(
                 path=view,
                 remedy="remove states with mlstate rm",
             )
-        pruning = getattr(view, "prune", None)
         if pruning is None:
             raise ReadOnlyStoreError("there is nothing to prune in this store", path=view)
         graced = {} if age is None else {"grace_seconds": age}

@@ -16,7 +16,7 @@ from mlstate.objects.files import make_folders
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
 
-__all__ = ["Cache", "ChainObjectStore"]
+__all__ = ["Cache", "ChainObjectStore", "folders_of"]
 
 
 class ChainObjectStore:
@@ -51,6 +51,12 @@ class ChainObjectStore:
         """Where the object is, or in the last store would be."""
         having = (store for store in self.stores if store.size(digest) is not None)
         return next(having, self.stores[-1]).locate(digest)
+
+
+def folders_of(objects: ObjectStore) -> list[FolderObjectStore]:
+    """The folders that an object store reads, in order; none for one that is in no folder."""
+    stores = objects.stores if isinstance(objects, ChainObjectStore) else (objects,)
+    return [store for store in stores if isinstance(store, FolderObjectStore)]
 
 
 class Cache(ChainObjectStore):

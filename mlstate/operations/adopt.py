@@ -25,16 +25,14 @@ from mlstate.objects.roots import forget_root, read_roots
 from mlstate.operations.adopt_mirror import mirror_into
 from mlstate.operations.intake import Adoption, AdoptReport, Arrivals, Told, digests_in, spared_of
 from mlstate.operations.sources import find_source
-from mlstate.operations.transfer import Cargo, Count
-from mlstate.reading import VerifiedFiles
+from mlstate.operations.transfer import Count, StateTransfer
 from mlstate.states import StateKey
-from mlstate.stores.abstract import check_key
+from mlstate.stores.abstract import AnyStore, Found
 from mlstate.stores.cache import CacheLike, PathLike
-from mlstate.stores.fetching import FetchingView
-from mlstate.stores.local import LocalStateStore
+from mlstate.stores.checks import check_key
 from mlstate.stores.manifest import ManifestStore
-from mlstate.stores.read import Found, StateView
-from mlstate.stores.request import Content, Saves, Wish, is_same
+from mlstate.stores.request import Content, SaveRequest, is_same
+from mlstate.stores.save import SavingStore
 from mlstate.weights.files import sources_of_file
 
 __all__ = ["adopt"]
@@ -43,7 +41,7 @@ __all__ = ["adopt"]
 def adopt(
     source: str | os.PathLike[str],
     key: StateKey,
-    target: Saves | PathLike,
+    target: AnyStore | PathLike,
     *,
     files: Mapping[str, Content] | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -118,30 +116,32 @@ def adopt(
         (True, 8, False)
     """
     check_key(key)
-    store = _check_target(target, mirror=mirror)
+    into = _check_target(target, mirror=mirror)
     arrivals = Arrivals(listener(progress))
     with concerning(key):
         found = find_source(source, select, offline=offline)
-        wish = Wish(found.files if files is None else files, meta, overwrite, verify, reused={})
-        adoption = Adoption(key, found, wish, files is not None, arrivals)
-        if isinstance(store, Saves) and found.path is not None:
-            return _from_file(adoption, store)
-        if isinstance(store, Saves):
-            cache = _cache_for(store, key, cache, wish)
+        request = SaveRequest(
+            found.files if files is None else files, meta, overwrite, verify, reused={}
+        )
+        adoption = Adoption(key, found, request, files is not None, arrivals)
+        if isinstance(into, Path):
+            fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=arrivals)
+            return mirror_into(into, adoption, fetching)
+        if found.path is not None:
+            return _from_file(adoption, into)
+        cache = _cache_for(into, key, cache, request)
         fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=arrivals)
-        if isinstance(store, Saves):
-            return _from_elsewhere(adoption, store, fetching)
-        return mirror_into(store, adoption, fetching)
+        return _from_elsewhere(adoption, into, fetching)
 
 
-def _check_target(target: object, *, mirror: bool) -> Saves | Path:
+def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
     """The store, or the path of the manifest.
 
     Raises:
         FormatError: It does not go with `mirror`.
         ReadOnlyStoreError: Nothing can be saved there.
     """
-    if isinstance(target, Saves):
+    if isinstance(target, SavingStore):
         if mirror:
             raise FormatError(
                 "a store keeps the tensors themselves, and no mirrors",
@@ -173,24 +173,23 @@ def _check_target(target: object, *, mirror: bool) -> Saves | Path:
 
 
 def _cache_for(
-    target: Saves, key: StateKey, cache: CacheLike | None, wish: Wish
+    target: SavingStore, key: StateKey, cache: CacheLike | None, request: SaveRequest
 ) -> CacheLike | None:
     """Where the bytes of a source elsewhere come to first.
 
     Into a folder's own objects, so that they are written once; unless the key is taken, for then
     most probably nothing is to be stored; and unless what is there may be damaged.
     """
-    if cache is None and isinstance(target, LocalStateStore):
-        taken = target.exists(key) or target.states.case_variant(key)
-        return None if wish.verify or (taken and not wish.overwrite) else target.folder
-    if cache is None and isinstance(target, FetchingView):
-        return target.objects
-    return cache
+    if cache is not None or target.fetcher is not None:
+        return target.objects if cache is None else cache
+    if target.folder is None or request.verify:
+        return None
+    return None if target.saver.is_taken(key) and not request.overwrite else target.folder
 
 
-def _from_file(adoption: Adoption, target: Saves) -> AdoptReport:
+def _from_file(adoption: Adoption, target: SavingStore) -> AdoptReport:
     """Save what lies on this machine, in one pass over its bytes."""
-    key, source, wish = adoption.key, adoption.source, adoption.wish
+    key, source, request = adoption.key, adoption.source, adoption.request
     assert source.path is not None
     before = _recorded(target, key)
     with (
@@ -200,30 +199,31 @@ def _from_file(adoption: Adoption, target: Saves) -> AdoptReport:
         size = sum(tensor.spec.nbytes for tensor in sources)
         meter.expect(size)
         told: list[TensorSource] = [Told(tensor, meter) for tensor in sources]
-        target._save(key, told, wish)
+        target.saver.save(key, told, request)
     after = _recorded(target, key)
     if after is None:
         raise StateNotFoundError("another process deleted this state meanwhile", path=target)
     digest = after.pinned_digest
     existed = before is not None and is_same(before, digest, after) and before.meta == after.meta
-    spared = size if existed else sum((wish.reused or {}).values())
+    spared = size if existed else sum((request.reused or {}).values())
     return adoption.report(digest, size, after.files, spared=spared, existed=existed)
 
 
-def _recorded(target: Saves, key: StateKey) -> StateEntry | None:
-    assert isinstance(target, StateView)
+def _recorded(target: SavingStore, key: StateKey) -> StateEntry | None:
     with suppress(ManifestError):  # what cannot be read is replaced, if it may be
-        return target.recorded(key)
+        return target.catalog.recorded(key)
     return None
 
 
-def _from_elsewhere(adoption: Adoption, target: Saves, fetching: ManifestStore) -> AdoptReport:
+def _from_elsewhere(
+    adoption: Adoption, target: SavingStore, fetching: ManifestStore
+) -> AdoptReport:
     """Fetch what is elsewhere into a cache, which may be the target's own folder, and save it."""
-    key, wish = adoption.key, adoption.wish
-    wish.entry(key)  # before anything is fetched: what cannot be kept with it is refused here
-    fetcher = fetching._fetcher
+    key, request = adoption.key, adoption.request
+    request.entry(key)  # before anything is fetched: what cannot be kept with it is refused here
+    fetcher = fetching.fetcher
     own = fetcher.cache.own
-    if not isinstance(target, LocalStateStore) or own is None or own.root != target.folder:
+    if own is None or own.root != target.folder:
         own = None
     having = digests_in(own)
     kept = set() if own is None else {root.digest for root in read_roots(own.root)}
@@ -231,19 +231,18 @@ def _from_elsewhere(adoption: Adoption, target: Saves, fetching: ManifestStore) 
     found = Found(fetcher.pin(fetcher.settle(unpinned)), fetching.objects)
     digest = found.entry.pinned_digest
     try:
-        cargo = Cargo(fetching, found, Count(key, None))
+        transfer = StateTransfer(fetching, found, Count(key, None))
         if not adoption.by_caller:
-            files = VerifiedFiles(found.entry, lambda name: fetching.read_file(found, name))
-            wish = replace(wish, files=files)
-        wish = replace(wish, source=cargo)
-        wanted = wish.entry(key)
-        with cargo.blamed():
-            saved = target._receive(cargo.encoded, wanted, wish)
+            request = replace(request, files=fetching.files_of(found))
+        request = replace(request, source=transfer)
+        wanted = request.entry(key)
+        with transfer.blamed():
+            saved = target.saver.receive(transfer.encoded, wanted, request)
     finally:
         if own is not None and digest not in kept:
             forget_root(own.root, digest)  # it is a state of the store now, not of a cache
-    state = cargo.encoded.state
+    state = transfer.encoded.state
     size = spared = state.nbytes
     if saved:
-        spared = sum((wish.reused or {}).values()) if own is None else spared_of(state, having)
+        spared = sum((request.reused or {}).values()) if own is None else spared_of(state, having)
     return adoption.report(digest, size, wanted.files, spared=spared, existed=not saved)

@@ -34,32 +34,32 @@ def mirror_into(path: Path, adoption: Adoption, fetching: ManifestStore) -> Adop
         FormatError: A file is given as bytes, for which there is no mirror.
         MlstateError: The source cannot be read, or the manifest cannot be edited.
     """
-    key, wish = adoption.key, adoption.wish
+    key, request = adoption.key, adoption.request
     folder = Path(os.path.abspath(path)).parent
     manifest = _read(path)
     known = manifest.states.get(key)
-    _check_free(manifest, key, overwrite=wish.overwrite)
-    wanted = wish.entry(key)
+    _check_free(manifest, key, overwrite=request.overwrite)
+    wanted = request.entry(key)
     entry = replace(
         wanted,
         mirrors=(below(adoption.source.mirror, folder),),
-        files=_mirrored(wanted, wish.files, folder),
+        files=_mirrored(wanted, request.files, folder),
         objects=manifest.objects,
         origin=str(folder / path.name),
     )
-    fetcher = fetching._fetcher
+    fetcher = fetching.fetcher
     having = digests_in(fetcher.cache.own)
     pinned = fetcher.pin(fetcher.settle(entry))
     if adoption.by_caller:
         pinned = replace(pinned, files=entry.files)
     state = read_state(pinned, fetching.objects)
     digest, size, files = pinned.pinned_digest, state.nbytes, pinned.files
-    if known is not None and not wish.overwrite:
+    if known is not None and not request.overwrite:
         if not (adoption.by_caller or files):  # the source has none, and nobody spoke of any
             pinned, files = replace(pinned, files=known.files), known.files
         if not is_same(known, digest, pinned):
             raise other_exists(known, digest, pinned)
-        if wish.other_meta(known, wanted):
+        if request.other_meta(known, wanted):
             warn_of_meta(key)
         for mirror in pinned.mirrors:
             if isinstance(mirror, Mirror):

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from mlstate import settings
 from mlstate.digests import Digest, Hasher
-from mlstate.errors import FormatError, IntegrityError, concerning
+from mlstate.errors import FormatError, IntegrityError, ReadOnlyStoreError, concerning
 from mlstate.fetch.progress import Meter, OnProgress, listener
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
@@ -31,10 +31,12 @@ from mlstate.operations.tars import TarReader, TarWriter
 from mlstate.operations.unbundle import Unbundling
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.abstract import check_keys
+from mlstate.stores.abstract import AnyStore
+from mlstate.stores.checks import check_keys
+from mlstate.stores.custom import state_store
 from mlstate.stores.local import LocalStateStore
-from mlstate.stores.read import StateView
-from mlstate.stores.save import SavingStore
+from mlstate.stores.read import StateStore
+from mlstate.stores.save import ObjectSaver
 from mlstate.stores.statefiles import format_state_file
 
 __all__ = ["bundle", "unbundle"]
@@ -43,7 +45,7 @@ _PathLike = str | os.PathLike[str]
 
 
 def bundle(
-    store: StateView,
+    store: AnyStore,
     keys: Iterable[StateKey],
     path: _PathLike,
     *,
@@ -75,17 +77,18 @@ def bundle(
     target = local_path(path)
     refuse_existing(target, overwrite=overwrite)  # before anything is fetched for it
     target.parent.mkdir(parents=True, exist_ok=True)
+    view = state_store(store)
     try:
-        _write(store, keys, target, listener(progress), overwrite=overwrite)
+        _write(view, keys, target, listener(progress), overwrite=overwrite)
     except IntegrityError:
-        mended = [store.mend(store.get(key).entry) for key in keys]
+        mended = [view.access.mend(view.get(key).entry) for key in keys]
         if not any(mended):
             raise
-        _write(store, keys, target, listener(progress), overwrite=overwrite)
+        _write(view, keys, target, listener(progress), overwrite=overwrite)
 
 
 def _write(
-    store: StateView,
+    store: StateStore,
     keys: list[StateKey],
     target: Path,
     progress: OnProgress | None,
@@ -126,7 +129,7 @@ class _Item:
 
 
 def _contents(
-    store: StateView, keys: list[StateKey]
+    store: StateStore, keys: list[StateKey]
 ) -> tuple[dict[StateKey, bytes], dict[Digest, _Item]]:
     """The state files, and the objects in the order of the bundle: state objects first."""
     states: dict[StateKey, bytes] = {}
@@ -135,7 +138,7 @@ def _contents(
     for key in keys:
         entry, objects = store.get(key)
         with concerning(key):
-            store.bring(entry)
+            store.access.bring(entry)
             state = read_state(entry, objects)
             states[key] = format_state_file(replace(entry, size=state.nbytes))
             digest = entry.pinned_digest
@@ -182,7 +185,7 @@ class _Hashed:
 
 def unbundle(
     path: _PathLike | BinaryIO,
-    target: SavingStore | _PathLike | None = None,
+    target: AnyStore | _PathLike | None = None,
     *,
     overwrite: bool = False,
     progress: OnProgress | bool | None = None,
@@ -211,11 +214,11 @@ def unbundle(
             of it is in the store.
         FormatError: It is no bundle, or holds what does not belong there; likewise.
         StateExistsError: Another state has the key of one of them; likewise.
+        ReadOnlyStoreError: The target keeps no objects.
     """
-    if isinstance(target, SavingStore):
-        store = target
-    else:
-        store = LocalStateStore(settings.cache_folder() if target is None else target)
+    if target is None or isinstance(target, str | os.PathLike):
+        target = LocalStateStore(settings.cache_folder() if target is None else target)
+    saver = _saver_of(target)
     with contextlib.ExitStack() as stack:
         if not isinstance(path, str | os.PathLike):
             tar = TarReader(path, str(getattr(path, "name", "a stream")), seekable=False)
@@ -225,6 +228,18 @@ def unbundle(
             file = stack.enter_context(local_path(path).open("rb"))
             tar = TarReader(file, str(path), seekable=file.seekable())
         meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
-        keys = Unbundling(tar, store, meter, overwrite=overwrite).run()
+        keys = Unbundling(tar, saver, meter, overwrite=overwrite).run()
     meter.end()
     return keys
+
+
+def _saver_of(target: AnyStore) -> ObjectSaver:
+    saver = getattr(target, "saver", None)
+    if not isinstance(saver, ObjectSaver):
+        raise ReadOnlyStoreError(
+            "nothing can be unbundled into this store",
+            path=target,
+            expected="a folder, or a bucket",
+            remedy="leave the target out: the cache is what every manifest reads",
+        )
+    return saver

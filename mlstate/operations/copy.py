@@ -11,9 +11,7 @@ from mlstate.errors import (
     CopyError,
     FetchError,
     FormatError,
-    IntegrityError,
     MlstateError,
-    ReadOnlyStoreError,
     TransportError,
     concerning,
 )
@@ -21,12 +19,14 @@ from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import listener
 from mlstate.format.encode import EncodedState, bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
-from mlstate.operations.transfer import Cargo, Count
-from mlstate.reading import VerifiedFiles
+from mlstate.operations.transfer import Count, StateTransfer
 from mlstate.states import StateKey
-from mlstate.stores.abstract import AbstractStateStore, DescribedStore, check_keys
-from mlstate.stores.read import StateView
-from mlstate.stores.request import Saves, Wish
+from mlstate.stores.abstract import AbstractStateStore, Found
+from mlstate.stores.checks import check_keys
+from mlstate.stores.custom import saver_of, state_store
+from mlstate.stores.read import StateStore
+from mlstate.stores.request import SaveRequest
+from mlstate.stores.save import Saver
 
 __all__ = ["CopyReport", "copy"]
 
@@ -71,7 +71,8 @@ def copy(
     Args:
         source: Any store that gives state dicts without a model: each of mlstate's, or one of your
             own with `load_state_dict`.
-        target: A `LocalStateStore`, `MemoryStateStore`, `S3StateStore` or `GitHubReleaseStore`.
+        target: A `LocalStateStore`, `MemoryStateStore`, `S3StateStore` or `GitHubReleaseStore`; or
+            one of your own with `save_state_dict`.
         keys: Which states; by default all of the source.
         overwrite: Replace other states that have the same keys.
         verify: Read the objects that the target has already, and write anew what is damaged. (A
@@ -88,6 +89,7 @@ def copy(
         CopyError: Of several states some could not be copied, one at least. The error lists them;
             all others were. Of a single state its own error is raised.
         ReadOnlyStoreError: Nothing can be saved into the target.
+        UnsupportedStoreError: A store of one's own lacks a method that this needs.
         AccessError: A credential is missing, or does not allow this.
         TransportError: A store cannot be reached.
 
@@ -102,13 +104,9 @@ def copy(
         >>> theirs.digest(key) == ours.digest(key)
         True
     """
-    if not isinstance(target, Saves):
-        raise ReadOnlyStoreError(
-            "nothing can be copied into this store",
-            path=target,
-            expected="a LocalStateStore, MemoryStateStore, S3StateStore or GitHubReleaseStore",
-        )
-    chosen = _keys(source, keys)
+    saver = saver_of(target)
+    view = state_store(source)
+    chosen = view.get_state_keys() if keys is None else list(dict.fromkeys(check_keys(keys)))
     told = listener(progress)
     copied: list[StateKey] = []
     present: list[StateKey] = []
@@ -118,7 +116,7 @@ def copy(
         count = Count(key, told)
         try:
             with concerning(key):
-                done = _copy_one(source, target, key, _Manner(overwrite, verify), count)
+                done = _copy_one(view, saver, key, _Manner(overwrite, verify), count)
             (copied if done else present).append(key)
         except (AccessError, TransportError):
             raise  # the next state would meet the same
@@ -143,50 +141,31 @@ def copy(
 
 
 class _Manner(NamedTuple):
-    """How states are to be received: as in `Wish`."""
+    """How states are to be received: as in `SaveRequest`."""
 
     overwrite: bool
     verify: bool
 
 
-def _keys(source: AbstractStateStore[Any], keys: Iterable[StateKey] | None) -> list[StateKey]:
-    if not isinstance(source, StateView) and not hasattr(source, "load_state_dict"):
-        raise FormatError(
-            f"{type(source).__name__} does not give its states without a model",
-            expected="a store with load_state_dict(key)",
-            remedy="load each state into a model, and save that into the target",
-        )
-    if keys is not None:
-        return list(dict.fromkeys(check_keys(keys)))
-    if not isinstance(source, StateView):
-        raise FormatError("a store of one's own does not list all its states", expected="keys=")
-    return source.get_state_keys()
-
-
 def _copy_one(
-    source: AbstractStateStore[Any], target: Saves, key: StateKey, manner: _Manner, count: Count
+    source: StateStore, target: Saver, key: StateKey, manner: _Manner, count: Count
 ) -> bool:
-    if not isinstance(source, StateView):
-        encoded, wanted, wish = _described(source, key, manner)
-        return target._receive(encoded, wanted, wish)
     try:
         found = source.get(key)
     except (FormatError, FetchError):
         opaque = _opaque(source, key, manner)
         if opaque is None:
             raise
-        return target._receive(*opaque)
-    for again in (True, False):
-        try:
-            cargo = Cargo(source, found, count)
-            files = VerifiedFiles(found.entry, lambda name: source.read_file(found, name))
-            wish = Wish(files, found.entry.meta or None, *manner, source=cargo)
-            with cargo.blamed():
-                return target._receive(cargo.encoded, _said_of(found.entry), wish)
-        except IntegrityError:
-            if not (again and source.mend(found.entry)):
-                raise
-    raise AssertionError  # the second time ends it
+        return target.receive(*opaque)
+
+    def send(found: Found) -> bool:
+        transfer = StateTransfer(source, found, count)
+        files, meta = source.files_of(found), found.entry.meta or None
+        request = SaveRequest(files, meta, *manner, source=transfer)
+        with transfer.blamed():
+            return target.receive(transfer.encoded, _said_of(found.entry), request)
+
+    return source.reading(key, send, found=found)
 
 
 def _said_of(entry: StateEntry) -> StateEntry:
@@ -196,29 +175,10 @@ def _said_of(entry: StateEntry) -> StateEntry:
 
 
 def _opaque(
-    source: StateView, key: StateKey, manner: _Manner
-) -> tuple[EncodedState, StateEntry, Wish] | None:
+    source: StateStore, key: StateKey, manner: _Manner
+) -> tuple[EncodedState, StateEntry, SaveRequest] | None:
     """A file of the predecessor that no checkpoint of torch needs to be: its bytes as they are."""
-    raw = None if key.state_type.backend == "pytorch" else source.raw_bytes(key)
+    raw = None if key.state_type.backend == "pytorch" else source.catalog.checkpoint_bytes(key)
     if raw is None:
         return None
-    return encode_state([bytes_source(raw)]), StateEntry(key, None), Wish({}, None, *manner)
-
-
-def _described(
-    source: Any, key: StateKey, manner: _Manner
-) -> tuple[EncodedState, StateEntry, Wish]:
-    """A state of a store that somebody wrote."""
-    from mlstate.tensors import encode_tensors
-
-    encoded = encode_tensors(source.load_state_dict(key))
-    described = isinstance(source, DescribedStore)
-    if described and source.digest(key) != encoded.digest:
-        raise IntegrityError(
-            "a store gives other weights than it says",
-            path=source,
-            expected=source.digest(key),
-            found=encoded.digest,
-        )
-    wish = Wish(dict(source.files(key)) if described else {}, None, *manner)
-    return encoded, wish.entry(key), wish
+    return encode_state([bytes_source(raw)]), StateEntry(key, None), SaveRequest({}, None, *manner)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlstate.digests import Digest
-from mlstate.errors import FetchError, FormatError, IntegrityError, OfflineError, concerning
+from mlstate.errors import (
+    FetchError,
+    FormatError,
+    IntegrityError,
+    OfflineError,
+    UnsupportedStoreError,
+    concerning,
+)
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
@@ -15,7 +22,9 @@ from mlstate.objects import ObjectStore
 from mlstate.operations.transfer import NO_TENSOR
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.read import StateView
+from mlstate.stores.abstract import AnyStore
+from mlstate.stores.custom import state_store
+from mlstate.stores.read import StateStore
 
 __all__ = ["Description", "FileInfo", "TensorInfo", "describe"]
 
@@ -79,7 +88,7 @@ class Description:
     tensors: tuple[TensorInfo, ...] | None
 
 
-def describe(store: StateView, key: StateKey) -> Description:
+def describe(store: AnyStore, key: StateKey) -> Description:
     """Say all that is known of a state. No tensor is read, let alone fetched.
 
     A state object that is not here is fetched if that is all it costs: from a store's copy, a
@@ -102,10 +111,10 @@ def describe(store: StateView, key: StateKey) -> Description:
         >>> [(t.name, t.dtype, t.shape) for t in describe(store, key).tensors]
         [('weight', 'F32', (2, 3))]
     """
-    found = store.get(key)
-    entry, objects = found
+    view = state_store(store)
+    entry, objects = view.get(key)
     with concerning(key):
-        state = _state_object(store, entry, objects)
+        state = _state_object(view, entry, objects)
         return Description(
             key,
             entry.digest,
@@ -118,11 +127,11 @@ def describe(store: StateView, key: StateKey) -> Description:
                 for name, file in sorted(entry.files.items())
             ),
             entry.meta,
-            None if state is None else tuple(_tensors(state, _others(store, key))),
+            None if state is None else tuple(_tensors(state, _others(view, key))),
         )
 
 
-def _state_object(store: StateView, entry: StateEntry, objects: ObjectStore) -> StateObject | None:
+def _state_object(store: StateStore, entry: StateEntry, objects: ObjectStore) -> StateObject | None:
     if entry.digest is None:
         return None
     if objects.size(entry.digest) is None:
@@ -130,23 +139,25 @@ def _state_object(store: StateView, entry: StateEntry, objects: ObjectStore) -> 
         if not (entry.objects or apart):
             return None
         try:
-            store.bring(entry, NO_TENSOR, files=False)
+            store.access.bring(entry, NO_TENSOR, files=False)
         except (FetchError, OfflineError):
             return None
     return read_state(entry, objects)
 
 
-def _others(store: StateView, key: StateKey) -> Mapping[Digest, list[str]]:
+def _others(store: StateStore, key: StateKey) -> Mapping[Digest, list[str]]:
     """Object -> the other states of this store that have it, as far as they are here."""
     having: dict[Digest, list[str]] = {}
-    for other in store.get_state_keys():
-        if other == key:
-            continue
+    try:
+        keys = store.get_state_keys()
+    except UnsupportedStoreError:  # a store of one's own does not list all
+        return having
+    for other in keys:
         try:
-            found = store.get(other)
-            if found.entry.digest is None or found.objects.size(found.entry.digest) is None:
+            entry = None if other == key else store.catalog.recorded(other)
+            if entry is None or entry.digest is None or store.objects.size(entry.digest) is None:
                 continue
-            state = read_state(*found)
+            state = read_state(entry, store.objects)
         except (IntegrityError, FormatError):
             continue  # that state's own trouble
         for digest in {ref.digest for ref in state.refs.values()}:

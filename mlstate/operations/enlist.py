@@ -11,9 +11,9 @@ from mlstate.locations import local_path
 from mlstate.manifests import Manifest, manifest_files
 from mlstate.manifests.update import change_manifest
 from mlstate.states import StateKey
-from mlstate.stores.abstract import check_keys
+from mlstate.stores.abstract import AnyStore
+from mlstate.stores.checks import check_keys
 from mlstate.stores.manifest import manifest_of
-from mlstate.stores.read import StateView
 
 __all__ = ["enlist", "unlist"]
 
@@ -22,7 +22,7 @@ _PathLike = str | os.PathLike[str]
 
 def enlist(
     manifest: _PathLike,
-    store: StateView,
+    store: AnyStore,
     keys: Iterable[StateKey] | None = None,
     *,
     objects: Sequence[str] = (),

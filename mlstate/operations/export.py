@@ -6,16 +6,18 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from mlstate.errors import FormatError, IntegrityError, StateExistsError, concerning
+from mlstate.errors import FormatError, StateExistsError, concerning
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.abstract import check_key
+from mlstate.stores.abstract import Found
+from mlstate.stores.checks import check_key
+from mlstate.stores.custom import state_store
 from mlstate.stores.materialize import materialize_state
-from mlstate.stores.read import Found, StateView
+from mlstate.stores.read import StateStore
 from mlstate.units import parse_size
 from mlstate.weights.folder import sweep
 from mlstate.weights.writer import check_has_tensors, temporaries, weights_of, write_output
@@ -30,7 +32,7 @@ _Result = TypeVar("_Result")
 
 
 def export(
-    store: StateView,
+    store: StateStore,
     key: StateKey,
     destination: str | os.PathLike[str],
     *,
@@ -81,18 +83,13 @@ def export(
         {'weight': tensor([1., 1.])}
     """
     check_key(key)
-    if not isinstance(store, StateView):
-        raise FormatError(
-            "this is no store that states can be exported from",
-            expected="a LocalStateStore, ManifestStore, or another store of mlstate",
-            found=type(store).__name__,
-        )
+    view = state_store(store)
     target = local_path(destination)
     with concerning(key):
         kind = _kind(target, format, max_shard_size)
         if kind == "folder":
             return _reading(
-                store,
+                view,
                 key,
                 lambda found: materialize_state(
                     found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
@@ -102,9 +99,9 @@ def export(
         sweep(target.parent)
         with temporaries(target.parent) as run:
             if kind == "torch":
-                temporary = _write_torch(store, key, run / "weights")
+                temporary = _write_torch(view, key, run / "weights")
             else:
-                temporary = _reading(store, key, lambda found: _write_plain(found, run))
+                temporary = _reading(view, key, lambda found: _write_plain(found, run))
             publish(temporary, target, overwrite=overwrite)
     return target
 
@@ -137,17 +134,14 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
     return kind
 
 
-def _reading(store: StateView, key: StateKey, write: Callable[[Found], _Result]) -> _Result:
+def _reading(store: StateStore, key: StateKey, write: Callable[[Found], _Result]) -> _Result:
     """Write what a state is read from; once more if a cache had something damaged."""
-    for again in (True, False):
-        found = store.get(key)
-        try:
-            store.bring(found.entry, files=False)
-            return write(found)
-        except IntegrityError:
-            if not (again and store.mend(found.entry)):
-                raise
-    raise AssertionError  # the second time ends it
+
+    def bring_and_write(found: Found) -> _Result:
+        store.access.bring(found.entry, files=False)
+        return write(found)
+
+    return store.reading(key, bring_and_write, files=False)
 
 
 def _write_plain(found: Found, run: Path) -> Path:
@@ -157,7 +151,7 @@ def _write_plain(found: Found, run: Path) -> Path:
     return write_output(output, found.objects, temporary)
 
 
-def _write_torch(store: Any, key: StateKey, temporary: Path) -> Path:
+def _write_torch(store: StateStore, key: StateKey, temporary: Path) -> Path:
     tensors = store.load_state_dict(key)
     check_has_tensors(tensors)
     from mlstate.tensors import write_checkpoint

@@ -14,7 +14,7 @@ from mlstate.format.state_object import StateObject
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.states import StateKey
-from mlstate.stores.request import Wish
+from mlstate.stores.request import SaveRequest
 
 __all__ = ["AdoptReport", "Adoption", "Arrivals", "Told", "digests_in", "spared_of"]
 
@@ -122,14 +122,14 @@ class Adoption:
     Attributes:
         key: The key for the state.
         source: Where the weights are.
-        wish: Files and meta, and whether to replace another state.
+        request: Files and meta, and whether to replace another state.
         by_caller: Whether the caller said which files; else those of the source count.
         arrivals: Counts what comes.
     """
 
     key: StateKey
     source: WeightSource
-    wish: Wish
+    request: SaveRequest
     by_caller: bool
     arrivals: Arrivals
 

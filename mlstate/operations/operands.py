@@ -15,13 +15,15 @@ from mlstate.format.state_object import StateObject
 from mlstate.operations.transfer import NO_TENSOR
 from mlstate.reading import read_state, tensor_pieces
 from mlstate.states import StateKey
-from mlstate.stores.abstract import check_key
-from mlstate.stores.read import StateView
+from mlstate.stores.abstract import AnyStore
+from mlstate.stores.checks import check_key
+from mlstate.stores.custom import state_store
+from mlstate.stores.read import StateStore
 from mlstate.weights.files import FileTensor, sources_of_file
 
 __all__ = ["OpenedSide", "Side", "opened"]
 
-Side = tuple[StateView, StateKey] | str | os.PathLike[str]
+Side = tuple[AnyStore, StateKey] | str | os.PathLike[str]
 """A state of a store, or the path of a file of weights."""
 
 
@@ -69,7 +71,7 @@ class OpenedSide(abc.ABC):
 class _Stored(OpenedSide):
     """A state of a store."""
 
-    def __init__(self, store: StateView, key: StateKey) -> None:
+    def __init__(self, store: StateStore, key: StateKey) -> None:
         self._store, self._key = store, key
         self._found = store.get(key)
         self.files = {name: file.digest for name, file in self._found.entry.files.items()}
@@ -81,15 +83,15 @@ class _Stored(OpenedSide):
     @cached_property
     def state(self) -> StateObject:
         with self.concerned():
-            self._store.bring(self._found.entry, NO_TENSOR, files=False)
+            self._store.access.bring(self._found.entry, NO_TENSOR, files=False)
             return read_state(*self._found)
 
     def bring(self, names: list[str]) -> None:
         with self.concerned():
-            self._store.bring(self._found.entry, names, files=False)
+            self._store.access.bring(self._found.entry, names, files=False)
 
     def mend(self) -> bool:
-        return self._store.mend(self._found.entry)
+        return self._store.access.mend(self._found.entry)
 
     def large(self, name: str) -> Iterator[Bytes]:
         return tensor_pieces(self._found.objects, self.state.refs[name])
@@ -142,14 +144,14 @@ def opened(side: Side, select: str | None = None) -> Iterator[OpenedSide]:
         with sources_of_file(side, select=_applicable(select, side)) as sources:
             yield _InFile(side, sources)
         return
-    if not (isinstance(side, tuple) and len(side) == 2 and isinstance(side[0], StateView)):
+    if not (isinstance(side, tuple) and len(side) == 2 and not isinstance(side[0], str | StateKey)):
         raise FormatError(
             "this cannot be compared",
             expected="(store, key), or the path of a file of weights",
             found=repr(side),
         )
     check_key(side[1])
-    yield _Stored(*side)
+    yield _Stored(state_store(side[0]), side[1])
 
 
 def _applicable(select: str | None, path: str | os.PathLike[str]) -> str | None:

@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Iterator
 
 from mlstate.digests import Digest
-from mlstate.objects import FolderObjectStore, ObjectStore
-from mlstate.objects.chain import ChainObjectStore
+from mlstate.objects import ObjectStore
+from mlstate.objects.chain import folders_of
 from mlstate.objects.roots import last_use
 
 __all__ = ["Named", "Presence"]
@@ -23,16 +23,14 @@ class Presence:
     """
 
     def __init__(self, objects: ObjectStore) -> None:
-        self._objects = objects
-        stores = objects.stores if isinstance(objects, ChainObjectStore) else (objects,)
-        self._folders = [store for store in stores if isinstance(store, FolderObjectStore)]
+        self._folders = folders_of(objects)
         self._listed = {
             bytes.fromhex(digest) for folder in self._folders for digest in folder.digests()
         }
 
-    def has(self, digest: Digest) -> bool:
-        """Whether an object is there."""
-        return bytes.fromhex(digest) in self._listed or self._objects.size(digest) is not None
+    def has(self, digest: Digest, objects: ObjectStore) -> bool:
+        """Whether an object is there: in the folders as they were listed, or in an object store."""
+        return bytes.fromhex(digest) in self._listed or objects.size(digest) is not None
 
     def last_use(self, digest: Digest) -> float | None:
         """When a state was last used, as far as a cache knows; in seconds since the epoch."""

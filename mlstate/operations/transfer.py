@@ -20,10 +20,10 @@ from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.objects.verified import check_digest, check_size, digest_of
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.fetching import FetchingView
-from mlstate.stores.read import Found, StateView
+from mlstate.stores.abstract import Found
+from mlstate.stores.read import StateStore
 
-__all__ = ["NO_TENSOR", "Cargo", "Count"]
+__all__ = ["NO_TENSOR", "Count", "StateTransfer"]
 
 _WHAT = "a tensor object"
 NO_TENSOR = ("__metadata__",)
@@ -60,11 +60,11 @@ class Count:
         self.passed(digest, size)
 
 
-class Cargo:
-    """A state of a view, as another store takes it in; see `mlstate.stores.request.Source`.
+class StateTransfer:
+    """A state that another store takes in; see `mlstate.stores.request.Source`.
 
     Args:
-        store: The view.
+        store: The store that has it.
         found: The state.
         count: Counts what moves.
 
@@ -75,13 +75,13 @@ class Cargo:
         MlstateError: The state object cannot be had, or is damaged.
     """
 
-    def __init__(self, store: StateView, found: Found, count: Count) -> None:
+    def __init__(self, store: StateStore, found: Found, count: Count) -> None:
         self._store = store
         self._entry, self._objects = found
         self._count = count
         self._lock = threading.Lock()
         self._brought = False
-        store.bring(self._entry, NO_TENSOR, files=False)
+        store.access.bring(self._entry, NO_TENSOR, files=False)
         state = read_state(self._entry, self._objects)
         self._names = {ref.digest: name for name, ref in state.refs.items()}
         sources: dict[Digest, TensorSource] = {
@@ -93,13 +93,13 @@ class Cargo:
 
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch what is missing of these objects, many at once; see `Source.bring`."""
-        if not isinstance(self._store, FetchingView):
+        if self._store.fetcher is None:
             return
         wanted = set(missing())
         refs = self.encoded.state.refs
         names = [name for name, ref in refs.items() if ref.digest in wanted]
         if names:
-            self._store.bring(self._entry, names, files=False)
+            self._store.access.bring(self._entry, names, files=False)
 
     def passed(self, digest: Digest, size: int) -> None:
         """Count an object; see `Source.passed`."""
@@ -141,7 +141,7 @@ class Cargo:
         except ObjectNotFoundError:
             with self._lock:
                 if not self._brought:
-                    self._store.bring(self._entry)
+                    self._store.access.bring(self._entry)
                     self._brought = True
             return self._objects.open(digest)
 
@@ -153,7 +153,7 @@ class _Source:
     name: str
     spec: TensorSpec
     digest: Digest
-    cargo: Cargo
+    transfer: StateTransfer
 
     @property
     def memory(self) -> Hashable:
@@ -162,5 +162,5 @@ class _Source:
     @contextmanager
     def data(self) -> Iterator[Bytes]:
         with concerning(tensor=self.name):
-            view = self.cargo.view(self.digest, tensor_object.object_size(self.spec))
+            view = self.transfer.view(self.digest, tensor_object.object_size(self.spec))
             yield view[tensor_object.DATA_OFFSET :]

@@ -27,7 +27,7 @@ from mlstate.objects.files import SMALL
 from mlstate.operations.tars import Member, TarReader
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.save import SavingStore
+from mlstate.stores.save import ObjectSaver
 from mlstate.stores.statefiles import parse_state_file
 
 __all__ = ["Unbundling"]
@@ -41,16 +41,16 @@ class Unbundling:
 
     Args:
         tar: The bundle.
-        store: Where to.
+        saver: Where to.
         meter: Counts the bytes that were read.
         overwrite: Replace other states that have the same keys.
     """
 
     def __init__(
-        self, tar: TarReader, store: SavingStore, meter: Meter, *, overwrite: bool
+        self, tar: TarReader, saver: ObjectSaver, meter: Meter, *, overwrite: bool
     ) -> None:
         self._tar = tar
-        self._store = store
+        self._saver = saver
         self._meter = meter
         self._overwrite = overwrite
         self._names: set[str] = set()
@@ -122,7 +122,7 @@ class Unbundling:
         entry = parse_state_file(data, key, self._place(member))
         digest = entry.pinned_digest
         same = [other for other in self._states if str(other).lower() == str(key).lower()]
-        if variant := next(iter(same), self._store.states.case_variant(key)):
+        if variant := next(iter(same), self._saver.files.case_variant(key)):
             raise StateExistsError(
                 "a state whose key differs only in case is there; many file systems cannot tell "
                 "them apart",
@@ -143,26 +143,26 @@ class Unbundling:
     def _existing(self, entry: StateEntry) -> StateEntry | None:
         """What the store has under the key of a state: none, the same, or one to replace."""
         try:
-            found = self._store.find(entry.key)
+            stored, _ = self._saver.stored(entry.key)
         except ManifestError:
             if not self._overwrite:
                 raise
             return None
-        if found is None:
+        if stored is None:
             return None
-        if not self._overwrite and _content(found.entry) != _content(entry):
+        if not self._overwrite and _content(stored) != _content(entry):
             raise StateExistsError(
                 "this key has another state already; nothing was stored under it",
                 key=entry.key,
-                path=found.entry.origin,
+                path=stored.origin,
                 expected=f"{entry.digest}, in the bundle",
-                found=f"{found.entry.digest}, stored",
+                found=f"{stored.digest}, stored",
                 remedy="delete the stored one, or overwrite=True",
             )
-        return found.entry
+        return stored
 
     def _publish(self, entry: StateEntry, data: bytes) -> None:
-        states = self._store.states
+        states = self._saver.files
         if self._overwrite:
             if self._existing(entry) != entry:
                 states.replace(entry.key, data)
@@ -196,7 +196,7 @@ class Unbundling:
         self._taken.add(digest)
         for entry in heads:
             with concerning(entry.key):
-                for name, ref in read_state(entry, self._store.target).refs.items():
+                for name, ref in read_state(entry, self._saver.objects).refs.items():
                     self._want(name, ref.digest, tensor_object.object_size(ref.spec))
 
     def _want(self, name: str, digest: Digest, size: int) -> None:
@@ -229,7 +229,7 @@ class Unbundling:
     def _objects(self) -> ObjectWriter:
         # Not before there is something to write: a refused bundle makes no store.
         if self._writer is None:
-            self._writer = self._store.target.writer()
+            self._writer = self._saver.objects.writer()
         return self._writer
 
     def _pieces(self, member: Member) -> Iterator[bytes]:
@@ -257,10 +257,10 @@ class Unbundling:
     def _look_again(self) -> None:
         """Pruning may have taken a reused object before a state file named it."""
         for digest, size in self._reused.items():
-            if self._store.target.size(digest) != size:
+            if self._saver.objects.size(digest) != size:
                 raise ObjectNotFoundError(
                     "an object was pruned while a bundle that has it was read",
-                    path=self._store.target.locate(digest),
+                    path=self._saver.objects.locate(digest),
                     expected=digest,
                     remedy="read the bundle again: that brings what is missing",
                 )

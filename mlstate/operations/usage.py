@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Literal
 
 from mlstate.digests import Digest
-from mlstate.errors import AccessError, FetchError, MlstateError, TransportError
+from mlstate.errors import (
+    AccessError,
+    FetchError,
+    MlstateError,
+    TransportError,
+    UnsupportedStoreError,
+)
 from mlstate.format import layout, tensor_object
 from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.roots import read_roots
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.space import Named, Presence
 from mlstate.operations.transfer import NO_TENSOR
-from mlstate.parallel import THREADS, for_each
+from mlstate.parallel import for_each
 from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_keys
-from mlstate.stores.fetching import FetchingView
-from mlstate.stores.local import LocalStateStore
-from mlstate.stores.read import Found, Listing, StateView
+from mlstate.stores.abstract import AnyStore, Found, Listing
+from mlstate.stores.checks import check_keys
+from mlstate.stores.custom import state_store
+from mlstate.stores.read import StateStore
 from mlstate.stores.save import SavingStore
 
 __all__ = ["ArchitectureUsage", "StateUsage", "Usage", "usage"]
@@ -100,7 +106,7 @@ class Usage:
         return self._architectures
 
 
-def usage(store: StateView, keys: Iterable[StateKey] | None = None) -> Usage:
+def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
     """Say what takes the space in a store.
 
     State objects are read, no tensors; torch is not imported. Of a store in a bucket state objects
@@ -108,7 +114,7 @@ def usage(store: StateView, keys: Iterable[StateKey] | None = None) -> Usage:
     size that the manifest gives. Nothing is noted as used.
 
     Args:
-        store: Any store of mlstate.
+        store: Any store of mlstate, or one of your own with `load_state_dict` or `digest`.
         keys: Tell of these states only, if they are there. What is shared is found out among all.
 
     Raises:
@@ -125,16 +131,17 @@ def usage(store: StateView, keys: Iterable[StateKey] | None = None) -> Usage:
         40000
     """
     chosen = None if keys is None else set(check_keys(keys))
-    counting = _Counting(store)
-    for listing, found in _looked_up(store):
+    view = state_store(store)
+    counting = _Counting(view)
+    for listing, found in _looked_up(view, chosen):
         counting.add(listing, found)
     states = counting.states()
     architectures = counting.architectures()
     total, unnamed, trash = counting.total, None, None
-    if isinstance(store, LocalStateStore):
-        kept, unnamed = _unnamed(store.folder, store.objects, counting.named)
+    if view.folder is not None:
+        kept, unnamed = _unnamed(view.folder, view.objects, counting.named)
         total += kept
-        trash = _size_of_files(store.folder / layout.TRASH)
+        trash = _size_of_files(view.folder / layout.TRASH)
     if chosen is not None:
         states = [state for state in states if state.key in chosen]
     return Usage(tuple(states), total, unnamed, trash, architectures)
@@ -143,9 +150,14 @@ def usage(store: StateView, keys: Iterable[StateKey] | None = None) -> Usage:
 _Looked = Found | MlstateError | None
 
 
-def _looked_up(store: StateView) -> Iterator[tuple[Listing, _Looked]]:
+def _looked_up(store: StateStore, keys: set[StateKey] | None) -> Iterator[tuple[Listing, _Looked]]:
     """All states in the order of their keys; what is far away is asked for by many threads."""
-    listings = sorted(store.listing(), key=lambda listing: listing.key)
+    try:
+        listings = sorted(store.listing(), key=lambda listing: listing.key)
+    except UnsupportedStoreError:  # a store of one's own does not list all
+        if keys is None:
+            raise
+        listings = [Listing(key) for key in sorted(keys) if store.exists(key)]
     if not _is_far(store):
         for listing in listings:
             yield listing, _look(store, listing)
@@ -156,22 +168,22 @@ def _looked_up(store: StateView) -> Iterator[tuple[Listing, _Looked]]:
         looked = _look(store, listing)
         if isinstance(looked, Found) and store.objects.size(looked.entry.pinned_digest) is None:
             try:
-                store.bring(looked.entry, NO_TENSOR, files=False)
+                store.access.bring(looked.entry, NO_TENSOR, files=False)
             except FetchError as error:
                 looked = error
         found[listing.key] = looked
 
-    for_each(look, listings, store.threads if isinstance(store, SavingStore) else THREADS)
+    for_each(look, listings, store.threads)
     for listing in listings:
         yield listing, found[listing.key]
 
 
-def _is_far(store: StateView) -> bool:
+def _is_far(store: StateStore) -> bool:
     """Whether a store is somewhere else, so that its own objects are not those of its cache."""
-    return isinstance(store, FetchingView) and isinstance(store, SavingStore)
+    return store.fetcher is not None and isinstance(store, SavingStore)
 
 
-def _look(store: StateView, listing: Listing) -> _Looked:
+def _look(store: StateStore, listing: Listing) -> _Looked:
     if listing.size is not None:
         return None  # the listing says all that is to be known
     try:
@@ -187,10 +199,10 @@ def _look(store: StateView, listing: Listing) -> _Looked:
 class _Counting:
     """Counts states, in the order of their keys."""
 
-    def __init__(self, store: StateView) -> None:
+    def __init__(self, store: StateStore) -> None:
         self._store = store
         self._far = _is_far(store)
-        self._view = isinstance(store, FetchingView)
+        self._view = store.fetcher is not None
         self._there = Presence(store.objects)
         self.named = Named()
         self._apart = 0
@@ -248,7 +260,7 @@ class _Counting:
             return StateUsage(key, None, entry.size, cached="no" if self._view else None)
         if modified is None:
             modified = self._there.last_use(entry.digest)
-        if self._view and not self._far and not self._there.has(entry.digest):
+        if self._view and not self._far and not self._there.has(entry.digest, found.objects):
             return StateUsage(key, entry.digest, entry.size, cached="no", modified=modified)
         nbytes, whole = self._count_objects(found)
         cached: Cached = "yes" if whole else "partly"
@@ -261,7 +273,7 @@ class _Counting:
         self.named.count(entry.pinned_digest, objects.size(entry.pinned_digest) or 0)
         whole = True
         for ref in state.refs.values():
-            there = self._there.has(ref.digest)
+            there = self._there.has(ref.digest, objects)
             whole &= there
             if there or self._far:
                 self.named.count(ref.digest, tensor_object.object_size(ref.spec))
@@ -269,8 +281,8 @@ class _Counting:
         for file in entry.files.values():
             size = objects.size(file.digest)
             whole &= size is not None
-            if size is None and isinstance(self._store, SavingStore):
-                size = self._store.target.size(file.digest)
+            if size is None and self._store.own is not None:
+                size = self._store.own.size(file.digest)
             if size is not None:
                 self.named.count(file.digest, size)
             nbytes = None if size is None or nbytes is None else nbytes + size

@@ -1,28 +1,25 @@
-"""What a store is: three methods, and `exists` for free.
-
-What only some stores can do (delete, give files and digests) are protocols of their own.
-"""
+"""What a store is: three methods, and `exists` for free; and what a store says of a state."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError, IncompatibleStateError
-from mlstate.models import LoadResult, state_type_of
+from mlstate.manifests import StateEntry
+from mlstate.models import LoadResult
+from mlstate.objects import ObjectStore
 from mlstate.states import StateKey, StateType
 
 __all__ = [
     "AbstractStateStore",
+    "AnyStore",
     "DeletingStore",
     "DescribedStore",
-    "check_compatible",
-    "check_key",
-    "check_keys",
-    "check_list",
-    "check_state_type",
+    "Found",
+    "Listing",
+    "RemotePlace",
 ]
 
 ModelT = TypeVar("ModelT")
@@ -31,7 +28,9 @@ ModelT = TypeVar("ModelT")
 class AbstractStateStore(abc.ABC, Generic[ModelT]):
     """Base of every store, and of those that you write yourself.
 
-    Implement `get_state_keys`, `load` and `save`.
+    Implement `get_state_keys`, `load` and `save`. With `load_state_dict(key)`, which returns a
+    state's tensors by name, all operations of mlstate read your store, too; with `digest(key)`
+    they compare what they read; with `save_state_dict(state_dict, key)` they copy into it.
     """
 
     @abc.abstractmethod
@@ -112,79 +111,41 @@ class DescribedStore(Protocol):
         """The tensors of a state, without a model."""
 
 
-def check_key(key: object) -> None:
-    """Refuse what is no key, such as its text form.
+class Found(NamedTuple):
+    """A state that a store has: its entry, and the object store that has its bytes."""
 
-    Raises:
-        FormatError: It is not a `StateKey`.
+    entry: StateEntry
+    objects: ObjectStore
+
+
+class Listing(NamedTuple):
+    """A state, as far as a listing tells.
+
+    Attributes:
+        key: Its key.
+        modified: When it was saved, in seconds since the epoch; or None.
+        size: The bytes of a thing of its own that it is, such as a checkpoint of the predecessor;
+            None for what is made of objects.
     """
-    if not isinstance(key, StateKey):
-        raise FormatError(
-            "a state is named by a StateKey",
-            found=repr(key),
-            remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
-        )
+
+    key: StateKey
+    modified: float | None = None
+    size: int | None = None
 
 
-def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
-    """Refuse what is no list of keys.
+class RemotePlace(NamedTuple):
+    """Where on the network a store is.
 
-    Raises:
-        FormatError: It is a single key, or one of it is no `StateKey`.
+    Attributes:
+        name: What people call it.
+        address: What is asked to find out whether it answers.
+        lacking: What it means if nothing is at that address; None if something has to be.
     """
-    if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
-        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
-    listed = list(keys)
-    for key in listed:
-        check_key(key)
-    return listed
+
+    name: str
+    address: str
+    lacking: str | None = None
 
 
-def check_list(
-    names: Sequence[str] | None, argument: str = "names", what: str = "names"
-) -> Sequence[str] | None:
-    """Refuse a single text where a list of them is needed.
-
-    Args:
-        names: What was given.
-        argument: What the argument is called.
-        what: What it is a list of.
-
-    Raises:
-        FormatError: It is a text.
-    """
-    if isinstance(names, str):
-        raise FormatError(f"{argument} is a list of {what}", expected=[names], found=repr(names))
-    return names
-
-
-def check_state_type(state_type: object) -> None:
-    """Refuse what is no type, such as a model or its type's text form.
-
-    Raises:
-        FormatError: It is not a `StateType`.
-    """
-    if not isinstance(state_type, StateType):
-        raise FormatError(
-            "states are listed by a StateType",
-            expected="StateType(backend, architecture), for instance model.state_type",
-            found=type(state_type).__name__,
-        )
-
-
-def check_compatible(model: object, key: StateKey) -> None:
-    """Refuse a state of another type than a model's.
-
-    Raises:
-        IncompatibleStateError: Backend or architecture differ, or the model has no state type.
-        FormatError: The key is not a `StateKey`.
-    """
-    check_key(key)
-    own = state_type_of(model)
-    if not own.is_compatible_with(key.state_type):
-        raise IncompatibleStateError(
-            "this state is of another type than the model; nothing was loaded",
-            key=key,
-            expected=f"{own.backend}.{own.architecture}",
-            found=f"{key.state_type.backend}.{key.state_type.architecture}",
-        )
+AnyStore = AbstractStateStore[Any]
+"""Any store, whatever models it loads."""

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from mlstate.buckets.values import Item
 from mlstate.errors import FormatError
+from mlstate.fetch import Fetcher
 from mlstate.format import layout
+from mlstate.locations import parse_mirror
+from mlstate.manifests import StateEntry
 from mlstate.objects.prefix import BucketPlace
 from mlstate.states import StateKey, StateType
-from mlstate.stores.read import Listing
+from mlstate.stores.abstract import Found, Listing
 
 __all__ = ["LegacyPrefix"]
 
@@ -22,12 +25,15 @@ class LegacyPrefix:
 
     Args:
         place: The prefix.
+        fetcher: Brings a checkpoint into the cache.
     """
 
     remedy = "remove it from the bucket"
 
-    def __init__(self, place: BucketPlace) -> None:
+    def __init__(self, place: BucketPlace, fetcher: Fetcher) -> None:
         self.place = place
+        self._fetcher = fetcher
+        self._pinned: dict[tuple[StateKey, str | None], StateEntry] = {}
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are compatible with a type, or all; other things are none of ours."""
@@ -43,18 +49,31 @@ class LegacyPrefix:
 
     def exists(self, key: StateKey) -> bool:
         """Whether there is a checkpoint for a key."""
-        return self.item(key) is not None
+        return self._item(key) is not None
 
-    def item(self, key: StateKey) -> Item | None:
-        """The checkpoint of a key, or None if there is none."""
-        return self.place.client.head(self._path(key))
+    def find(self, key: StateKey) -> Found | None:
+        """A checkpoint as a state, in the cache; None without one.
 
-    def read(self, key: StateKey, most: int) -> bytes | None:
-        """The bytes of the checkpoint of a key, or None if there is none.
+        It is downloaded and unpickled as plain tensors only, once for each store object.
+        """
+        item = self._item(key)
+        if item is None:
+            return None
+        known = (key, item.etag)
+        if known not in self._pinned:
+            url = self.locate(key)
+            mirror = parse_mirror({"url": url, "format": "torch"})
+            entry = StateEntry(key, None, mirrors=(mirror,), origin=url)
+            self._pinned[known] = self._fetcher.pin(entry)
+        return Found(self._pinned[known], self._fetcher.cache)
+
+    def read(self, key: StateKey) -> bytes | None:
+        """The content of a checkpoint, or None without one.
 
         Raises:
-            FormatError: It has more than so many bytes.
+            FormatError: It is larger than what may be fetched.
         """
+        most = self._fetcher.max_size
         found = self.place.client.read_small(self._path(key), most)
         if found is not None and len(found[0]) > most:
             raise FormatError("this checkpoint is too large", path=self.locate(key), expected=most)
@@ -63,6 +82,9 @@ class LegacyPrefix:
     def locate(self, key: StateKey) -> str:
         """The address of the checkpoint of a key, whether it is there or not."""
         return self.place.client.locate(self._path(key))
+
+    def _item(self, key: StateKey) -> Item | None:
+        return self.place.client.head(self._path(key))
 
     def _path(self, key: StateKey) -> str:
         backend, _, rest = str(key).partition(".")

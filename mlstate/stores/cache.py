@@ -13,13 +13,13 @@ from mlstate.fetch.progress import listener
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.chain import Cache
-from mlstate.stores.read import StateView
+from mlstate.stores.read import StateStore
 from mlstate.transport import Transports
 
 __all__ = ["CacheLike", "PathLike", "make_fetcher", "open_cache"]
 
 PathLike = str | os.PathLike[str]
-CacheLike = PathLike | StateView | ObjectStore
+CacheLike = PathLike | StateStore | ObjectStore
 
 
 def open_cache(cache: CacheLike | None) -> Cache:
@@ -33,7 +33,7 @@ def open_cache(cache: CacheLike | None) -> Cache:
     if isinstance(cache, Cache):
         return cache
     if cache is not None:
-        return Cache([cache.objects if isinstance(cache, StateView) else cache])
+        return Cache([cache.objects if isinstance(cache, StateStore) else cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]
     return Cache([FolderObjectStore(folder) for folder in folders])
 

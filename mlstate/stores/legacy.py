@@ -11,7 +11,7 @@ from mlstate.errors import FormatError
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
-from mlstate.stores.read import Found, Listing
+from mlstate.stores.abstract import Found, Listing
 
 __all__ = ["LegacyFolder"]
 
@@ -64,9 +64,9 @@ class LegacyFolder:
         """Whether there is a checkpoint for a key."""
         return self.path(key).is_file()
 
-    def read(self, key: StateKey) -> bytes:
-        """A checkpoint's bytes, for a model that reads them itself."""
-        return self.path(key).read_bytes()
+    def read(self, key: StateKey) -> bytes | None:
+        """The content of a checkpoint, for a model that reads it itself; None without one."""
+        return self.path(key).read_bytes() if self.exists(key) else None
 
     def find(self, key: StateKey) -> Found | None:
         """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory.
@@ -76,12 +76,13 @@ class LegacyFolder:
         Raises:
             FormatError: It is not a flat mapping of plain tensors.
         """
-        if not self.exists(key):
+        data = self.read(key)
+        if data is None:
             return None
         from mlstate.tensors import encode_tensors, load_checkpoint
 
         path = self.locate(key)
-        state_dict = load_checkpoint(self.read(key), path)
+        state_dict = load_checkpoint(data, path)
         objects = MemoryObjectStore()
         try:
             encoded = encode_tensors(state_dict, objects.put)

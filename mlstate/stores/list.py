@@ -9,7 +9,8 @@ from typing import Generic, NoReturn
 from mlstate.errors import ReadOnlyStoreError, StateNotFoundError
 from mlstate.models import LoadResult
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import AbstractStateStore, ModelT, check_compatible
+from mlstate.stores.abstract import AbstractStateStore, ModelT
+from mlstate.stores.checks import check_compatible
 
 __all__ = ["AbstractListStateStore"]
 

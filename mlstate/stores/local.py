@@ -1,19 +1,18 @@
-"""States in a folder."""
+"""Stores on this machine: a folder of states, and states in memory."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
-from mlstate.states import StateKey
+from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune_folder import PruneReport, prune_folder
-from mlstate.stores.read import Found
-from mlstate.stores.save import SavingStore
+from mlstate.stores.save import ObjectSaver, SavingStore
 from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
-from mlstate.stores.withlegacy import SavingBesideLegacy
 
 __all__ = ["LocalStateStore", "MemoryStateStore"]
 
@@ -32,13 +31,16 @@ class MemoryStateStore(SavingStore):
     """
 
     def __init__(self) -> None:
-        super().__init__(MemoryStateFiles(), MemoryObjectStore())
+        files, objects = MemoryStateFiles(), MemoryObjectStore()
+        catalog = FileCatalog(files)
+        super().__init__(catalog, objects, ObjectSaver(files, objects, catalog))
+        self.own = objects
 
     def __repr__(self) -> str:
         return "MemoryStateStore()"
 
 
-class LocalStateStore(SavingBesideLegacy):
+class LocalStateStore(SavingStore):
     """A folder of states: ``states/`` and ``objects/``.
 
     Each tensor is stored once, whichever states it belongs to. Several processes may save, load
@@ -65,27 +67,18 @@ class LocalStateStore(SavingBesideLegacy):
         []
     """
 
-    checkpoints: LegacyFolder
+    folder: Path
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = local_path(folder)
-        self._state_files = FolderStateFiles(self.folder)
-        self._folder = FolderObjectStore(self.folder)
-        super().__init__(self._state_files, self._folder)
-        self.checkpoints = LegacyFolder(self.folder)
+        self._files = FolderStateFiles(self.folder)
+        self._objects = FolderObjectStore(self.folder)
+        catalog = WithCheckpoints(FileCatalog(self._files), LegacyFolder(self.folder))
+        super().__init__(catalog, self._objects, ObjectSaver(self._files, self._objects, catalog))
+        self.own = self._objects
 
     def __repr__(self) -> str:
         return f"LocalStateStore({str(self.folder)!r})"
-
-    def find(self, key: StateKey) -> Found | None:
-        """Find a state; see `StateView.find`. A new state hides a checkpoint of the same key."""
-        return super().find(key) or self.checkpoints.find(key)
-
-    def raw_bytes(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint of the predecessor, or None if a key has none."""
-        if self.states.read(key) is not None or not self.checkpoints.exists(key):
-            return None
-        return self.checkpoints.read(key)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Take away objects that no state names; safe while others save and load.
@@ -106,5 +99,5 @@ class LocalStateStore(SavingBesideLegacy):
                 it first. Nothing was removed.
         """
         return prune_folder(
-            self._state_files, self._folder, grace_seconds=grace_seconds, dry_run=dry_run
+            self._files, self._objects, grace_seconds=grace_seconds, dry_run=dry_run
         )

@@ -8,23 +8,26 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mlstate import settings
-from mlstate.errors import ReadOnlyStoreError, StateNotFoundError
-from mlstate.fetch import OnProgress
+from mlstate.errors import ReadOnlyStoreError
+from mlstate.fetch import Fetcher, OnProgress
+from mlstate.locations import local_path
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
-from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import check_key, check_keys, check_list, check_state_type
+from mlstate.states import StateKey
+from mlstate.stores.abstract import AnyStore
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.cache_prune import CachePruneReport, prune_cache
-from mlstate.stores.fetching import FetchingView
-from mlstate.stores.read import Found, StateView
+from mlstate.stores.catalog import ManifestCatalog
+from mlstate.stores.checks import check_keys, check_list
+from mlstate.stores.custom import state_store
+from mlstate.stores.read import StateStore
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
 
 _Model = TypeVar("_Model")
 
 
-class ManifestStore(FetchingView):
+class ManifestStore(StateStore):
     """A read-only view over the states that a manifest lists.
 
     The manifest says which state a key is, by digest. The bytes come from the cache; what is
@@ -44,6 +47,11 @@ class ManifestStore(FetchingView):
         FormatError: The cache is no store, or one of a newer version.
     """
 
+    fetcher: Fetcher
+    manifest: Manifest
+    path: Path | None = None
+    """The file or folder that was read; None for a `Manifest`, and for several together."""
+
     def __init__(
         self,
         path: PathLike | Manifest,
@@ -56,44 +64,26 @@ class ManifestStore(FetchingView):
             manifest, name = path, f"ManifestStore(<{len(path.states)} states>)"
         else:
             manifest, name = Manifest.read(path), f"ManifestStore({str(path)!r})"
-        self._init(manifest, cache, name, offline=offline, progress=progress)
+            self.path = local_path(path)
+        self._init(ManifestCatalog(manifest), cache, name, offline=offline, progress=progress)
 
     def _init(
         self,
-        manifest: Manifest,
+        catalog: ManifestCatalog,
         cache: CacheLike | None,
         name: str,
         *,
         offline: bool | None,
         progress: OnProgress | bool | None,
     ) -> None:
-        opened = open_cache(cache)
-        super().__init__(make_fetcher(opened, offline=offline, progress=progress))
-        self.manifest = manifest
+        fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
+        super().__init__(catalog, fetcher.cache, fetcher)
+        self.fetcher = fetcher
+        self.manifest = catalog.manifest
         self._name = name
 
     def __repr__(self) -> str:
         return self._name
-
-    def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The states that are compatible with a type, or all, sorted; unpinned ones too."""
-        if state_type is not None:
-            check_state_type(state_type)
-        return sorted(
-            key
-            for key in self.manifest.states
-            if state_type is None or key.state_type.is_compatible_with(state_type)
-        )
-
-    def exists(self, state_key: StateKey) -> bool:
-        """Whether the manifest lists a state."""
-        check_key(state_key)
-        return state_key in self.manifest.states
-
-    def find(self, key: StateKey) -> Found | None:
-        """Find a state; see `StateView.find`."""
-        entry = self.manifest.states.get(key)
-        return None if entry is None else Found(entry, self.objects)
 
     def prune(
         self,
@@ -122,11 +112,10 @@ class ManifestStore(FetchingView):
             MlstateError: A state that was saved in the folder cannot be read, so nobody knows what
                 it needs. Nothing was removed.
         """
-        if self._fetcher.cache.own is None:
+        own = self.fetcher.cache.own
+        if own is None:
             raise ReadOnlyStoreError("this cache is no folder that can be pruned", path=self)
-        return prune_cache(
-            self._fetcher.cache.own, max_size=max_size, older_than=older_than, dry_run=dry_run
-        )
+        return prune_cache(own, max_size=max_size, older_than=older_than, dry_run=dry_run)
 
     def save(self, model: Any, training_id: str) -> NoReturn:
         """Not possible here.
@@ -140,12 +129,12 @@ class ManifestStore(FetchingView):
 
 
 def manifest_of(
-    store: StateView, keys: Iterable[StateKey] | None = None, *, objects: Sequence[str] = ()
+    store: AnyStore, keys: Iterable[StateKey] | None = None, *, objects: Sequence[str] = ()
 ) -> Manifest:
     """The states of a store as a manifest, to be written, shared and committed.
 
     Args:
-        store: Any store that knows its states by digest.
+        store: Any store of mlstate, or one of your own with `digest` or `load_state_dict`.
         keys: Which; all by default.
         objects: Object mirrors for all of them: addresses under which a copy of the store's
             folder can be read. By default each state keeps the mirrors that it has.
@@ -156,6 +145,7 @@ def manifest_of(
     Raises:
         StateNotFoundError: There is no such state.
         FormatError: A single key or address instead of a list.
+        UnsupportedStoreError: The store lacks a method that this needs.
 
     Example:
         >>> import torch
@@ -168,8 +158,9 @@ def manifest_of(
         True
     """
     check_list(objects, "objects", "addresses")
-    chosen = store.get_state_keys() if keys is None else check_keys(keys)
-    entries = {key: store.get(key).entry for key in chosen}
+    view = state_store(store)
+    chosen = view.get_state_keys() if keys is None else check_keys(keys)
+    entries = {key: view.get(key).entry for key in chosen}
     if objects:
         entries = {key: replace(e, objects=tuple(objects)) for key, e in entries.items()}
     return Manifest(entries, tuple(objects))
@@ -197,18 +188,12 @@ class Store(ManifestStore):
         progress: OnProgress | bool | None = None,
     ) -> None:
         manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
-        self._init(manifest, cache, "Store()", offline=offline, progress=progress)
-
-    def get(self, key: StateKey) -> Found:
-        """Find a state that is to be there; see `StateView.get`."""
-        try:
-            return super().get(key)
-        except StateNotFoundError as error:
-            error.remedy = (
-                f"{error.remedy}; Store() knows the manifests that come with mlstate and those "
-                "that MLSTATE_MANIFESTS names"
-            )
-            raise
+        hint = (
+            "Store() knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS "
+            "names"
+        )
+        catalog = ManifestCatalog(manifest, hint)
+        self._init(catalog, cache, "Store()", offline=offline, progress=progress)
 
 
 def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:

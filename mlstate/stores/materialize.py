@@ -30,7 +30,7 @@ from mlstate.weights.folder import (
 from mlstate.weights.writer import Output, WholeOutput, temporaries, weights_of, write_output
 
 if TYPE_CHECKING:
-    from mlstate.stores.read import Found
+    from mlstate.stores.abstract import Found
 
 __all__ = ["materialize_state"]
 
@@ -43,7 +43,7 @@ def materialize_state(
     overwrite: bool = False,
     files: bool = True,
 ) -> Path:
-    """Write a state's tensors and files into a plain folder; see `StateView.materialize`.
+    """Write a state's tensors and files into a plain folder; see `StateStore.materialize`.
 
     Without `files`, the tensors alone; what other files were written there stays.
     """

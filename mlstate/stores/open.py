@@ -12,7 +12,7 @@ from mlstate.fetch.progress import OnProgress
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests import manifest_files
-from mlstate.stores.read import StateView
+from mlstate.stores.read import StateStore
 
 __all__ = ["open_store"]
 
@@ -32,7 +32,7 @@ def open_store(
     offline: bool | None = None,
     progress: OnProgress | bool | None = None,
     create: bool = False,
-) -> StateView:
+) -> StateStore:
     """Open a store by its name.
 
     ==========================  =================================================
@@ -119,7 +119,7 @@ def _manifest_store(
     cache: str | os.PathLike[str] | None,
     offline: bool | None,
     progress: OnProgress | bool | None,
-) -> StateView:
+) -> StateStore:
     from mlstate.stores.manifest import ManifestStore
 
     return ManifestStore(path, cache, offline=offline, progress=progress)

@@ -1,80 +1,126 @@
-"""Reading states: a view over entries (which digest) and objects (the bytes)."""
+"""Reading states: a catalog says which state a key is, an object store has its bytes."""
 
 from __future__ import annotations
 
-import abc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlstate.digests import Digest
-from mlstate.errors import IncompatibleStateError, concerning
+from mlstate.errors import (
+    FetchError,
+    IncompatibleStateError,
+    IntegrityError,
+    ObjectNotFoundError,
+    ReadOnlyStoreError,
+    concerning,
+)
+from mlstate.fetch import Fetcher, FetchReport
+from mlstate.fetch.needs import needs_of
 from mlstate.format.state_object import BYTES_NAME
-from mlstate.manifests import StateEntry
+from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
+from mlstate.parallel import THREADS
 from mlstate.reading import VerifiedFiles, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType
-from mlstate.stores.absent import check_names, check_pin, not_found
-from mlstate.stores.abstract import AbstractStateStore, check_compatible, check_key, check_list
+from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
+from mlstate.stores.access import Access
+from mlstate.stores.catalog import Catalog
+from mlstate.stores.checks import (
+    check_compatible,
+    check_key,
+    check_list,
+    check_names,
+    check_pin,
+    check_state_type,
+)
 from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:
-    import torch
+    from mlstate.buckets.client import BucketClient
+    from mlstate.tensors import Tensor
 
-__all__ = ["Found", "Listing", "StateView"]
+__all__ = ["StateStore"]
 
-
-class Found(NamedTuple):
-    """A state, found: what is said of it, and where its bytes are."""
-
-    entry: StateEntry
-    objects: ObjectStore
+_Result = TypeVar("_Result")
 
 
-class Listing(NamedTuple):
-    """A state, as far as a listing tells.
-
-    Attributes:
-        key: Its key.
-        modified: When it was saved, in seconds since the epoch; or None.
-        size: The bytes of a thing of its own that it is, such as a checkpoint of the predecessor;
-            None for what is made of objects.
-    """
-
-    key: StateKey
-    modified: float | None = None
-    size: int | None = None
-
-
-class StateView(AbstractStateStore[Any]):
-    """A store that finds what is said of a state, and its bytes in an object store.
+class StateStore(AbstractStateStore[Any]):
+    """A store made of a catalog, an object store, and perhaps a fetcher; see `SavingStore`, too.
 
     Torch is imported by what needs it, when it is called: listing, digests and files need none.
+
+    Args:
+        catalog: Which states there are.
+        objects: Where their bytes are; of a store with a fetcher, its cache.
+        fetcher: Brings missing objects into the cache; None where all bytes are at hand.
+
+    Attributes:
+        own: The object store that saved states go to, where the store has one; else None.
+        folder: The folder that the store is, or None.
+        manifest: The manifest that lists its states, or None.
+        place: Where on the network it is, or None.
+        clients: The clients of the buckets that it is in, by their addresses.
+        threads: How many objects are looked at, hashed and moved at once.
     """
 
-    objects: ObjectStore
-    """Where the bytes are."""
+    own: ObjectStore | None = None
+    folder: Path | None = None
+    manifest: Manifest | None = None
+    place: RemotePlace | None = None
+    threads = THREADS
+    clients: Mapping[str, BucketClient] = MappingProxyType({})
 
-    @abc.abstractmethod
+    def __init__(
+        self, catalog: Catalog, objects: ObjectStore, fetcher: Fetcher | None = None
+    ) -> None:
+        self.catalog = catalog
+        self.objects = objects
+        self.fetcher = fetcher
+        self.access = Access(fetcher)
+
+    # Which states there are.
+
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The states that are compatible with a type, or all, sorted by fields."""
+        """The states that are compatible with a type, or all; sorted by fields.
+
+        Unpinned states of a manifest are among them. Of a bucket, only what is below the type's own
+        prefix is listed; of a release, the API is used.
+
+        Raises:
+            BucketError: The bucket cannot be asked: no such bucket, no permission, no network.
+            AccessError: There is no such repository, or it is not for this caller.
+            RateLimitError: GitHub allows no more requests for now; `reset` says until when.
+            OfflineError: The store is elsewhere, and sockets are not allowed.
+        """
+        if state_type is not None:
+            check_state_type(state_type)
+        return self.catalog.keys(state_type)
+
+    def exists(self, state_key: StateKey) -> bool:
+        """Whether a state is in this store."""
+        check_key(state_key)
+        return self.catalog.exists(state_key)
 
     def listing(self) -> Iterator[Listing]:
         """All states with what listing them tells, in no order."""
-        return map(Listing, self.get_state_keys())
+        return self.catalog.listing()
 
-    @abc.abstractmethod
     def find(self, key: StateKey) -> Found | None:
         """Find a state.
 
         Returns:
-            None if this store has no such state.
+            Its entry and where its bytes are; None if this store has no such state.
 
         Raises:
-            ManifestError: What it says of the state cannot be read.
+            ManifestError: What the store says of the state cannot be read.
         """
+        entry = self.catalog.recorded(key)
+        return self.catalog.checkpoint(key) if entry is None else Found(entry, self.objects)
 
     def get(self, key: StateKey) -> Found:
         """Find a state that is to be there.
@@ -85,46 +131,9 @@ class StateView(AbstractStateStore[Any]):
         """
         check_key(key)
         found = self.find(key)
-        if found is not None:
-            return found
-        raise not_found(key, self, self.get_state_keys(key.state_type))
-
-    def recorded(self, key: StateKey) -> StateEntry | None:
-        """What this store has on record of a state, by digest: nothing is downloaded for it.
-
-        Returns:
-            None if it has no such record. There may be a checkpoint of the predecessor all the
-            same, which carries no digest.
-
-        Raises:
-            ManifestError: The record cannot be read.
-        """
-        found = self.find(key)
-        return None if found is None else found.entry
-
-    def bring(
-        self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
-    ) -> None:
-        """Make sure that the objects of a state are there, before they are read.
-
-        A store of its own has them; a view over mirrors fetches what is missing.
-
-        Args:
-            entry: What is said of the state.
-            names: The tensors that are needed; all by default.
-            files: Whether the state's files are needed, too.
-        """
-
-    def mend(self, entry: StateEntry) -> bool:
-        """Replace what is damaged of a state, where that is possible: in a cache, from a mirror.
-
-        Args:
-            entry: What is said of the state.
-
-        Returns:
-            Whether something was replaced, so that it is worth to read again.
-        """
-        return False
+        if found is None:
+            raise self.catalog.absent(key, self)
+        return found
 
     def digest(self, key: StateKey) -> Digest:
         """The state digest of a state: exactly which weights are these?
@@ -143,13 +152,45 @@ class StateView(AbstractStateStore[Any]):
         """
         return self.get(key).entry.meta
 
-    def raw_bytes(self, key: StateKey) -> bytes | None:
-        """What a model of the older protocol wrote itself, where a store still has such a file.
+    # What they hold.
+
+    def fetch(self, key: StateKey, *, names: Sequence[str] | None = None) -> FetchReport:
+        """Bring what is missing of a state into the cache, without loading it.
+
+        Tensors that are there are judged by name and size, and not read. Needs no torch, unless a
+        mirror is a torch checkpoint. A store whose bytes are its own has nothing to fetch.
+
+        Args:
+            key: The state.
+            names: The tensors that are needed; all by default, and the state's files.
 
         Returns:
-            None, in every store but those that read the predecessor's layout.
+            How many bytes came, and how many were there already.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            UnpinnedStateError: The manifest gives no digest.
+            ObjectNotFoundError: Something is missing, and no mirror is listed.
+            OfflineError: Something is missing, and the network may not be used.
+            FetchError: Something is missing, and no mirror could give it; it lists them all.
         """
-        return None
+        wanted = check_list(names)
+        files = wanted is None
+
+        def fetch(found: Found) -> FetchReport:
+            if self.fetcher is not None:
+                return self.fetcher.fetch(found.entry, wanted, files=files)
+            needs = needs_of(found.entry, found.objects, wanted, files=files)
+            if needs:
+                raise ObjectNotFoundError(
+                    "a state is not whole",
+                    path=found.objects.locate(found.entry.pinned_digest),
+                    found=f"missing: {needs.in_words()}",
+                    remedy="save it again, or restore the objects from a copy",
+                )
+            return FetchReport(found.entry.pinned_digest, 0, needs.present)
+
+        return self.reading(key, fetch, wanted, files=files)
 
     def files(self, key: StateKey) -> Mapping[str, bytes]:
         """The files of a state.
@@ -161,21 +202,20 @@ class StateView(AbstractStateStore[Any]):
         Raises:
             StateNotFoundError: There is no such state.
         """
-        found = self.get(key)
-        return VerifiedFiles(found.entry, lambda name: self.read_file(found, name))
+        return self.files_of(self.get(key))
 
-    def read_file(self, found: Found, name: str) -> bytes:
-        """A file of a state, verified.
+    def files_of(self, found: Found) -> VerifiedFiles:
+        """The files of a state that was found; see `files`."""
 
-        Args:
-            found: The state.
-            name: One of its files.
+        def read(name: str) -> bytes:
+            self.access.bring(found.entry, ())
+            file = found.entry.files[name]
+            return read_verified(found.objects, file.digest, what=f"the file {name!r}")
 
-        Raises:
-            IntegrityError: It is damaged or missing.
-        """
-        file = found.entry.files[name]
-        return read_verified(found.objects, file.digest, what=f"the file {name!r}")
+        return VerifiedFiles(
+            found.entry,
+            lambda name: self.access.repaired(found.entry, lambda: read(name), ()),
+        )
 
     def load(
         self,
@@ -216,42 +256,36 @@ class StateView(AbstractStateStore[Any]):
             UnpinnedStateError: The manifest gives no digest.
         """
         check_compatible(model, state_key)
+
+        def load(found: Found) -> LoadResult:
+            check_pin(found.entry.pinned_digest, digest)
+            self.access.bring(found.entry)
+            return _load_into(
+                model,
+                found,
+                strict=strict,
+                assign=assign,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+            )
+
+        if digest is not None and (cached := self._cached(state_key, Digest(digest))):
+            # What is damaged in the cache needs the mirrors that the entry names.
+            with suppress(IntegrityError), concerning(state_key):
+                return load(cached)
+        found = None
         if isinstance(model, BytesModel) and not isinstance(model, TensorModel):
-            raw = self.raw_bytes(state_key)
-            if raw is not None:
+            # Its checkpoints need not be mappings of tensors, which `get` takes them to be.
+            entry = self.catalog.recorded(state_key)
+            if entry is not None:
+                found = Found(entry, self.objects)
+            elif (raw := self.catalog.checkpoint_bytes(state_key)) is not None:
                 model.set_state(raw)
                 return LoadResult()
-        found = self.get(state_key)
-        pinned = found.entry.pinned_digest
-        with concerning(state_key):
-            check_pin(pinned, digest)
-            self.bring(found.entry)
-            state = read_state(*found)
-            if BYTES_NAME in state.specs and isinstance(model, BytesModel):
-                model.set_state(read_bytes_state(state, found.objects))
-                return LoadResult(digest=pinned)
-            if not isinstance(model, TensorModel):
-                raise IncompatibleStateError(
-                    f"this {type(model).__name__} takes no tensors",
-                    expected="state_dict() and load_state_dict()",
-                )
-            from mlstate.tensors import load_tensors, places_of, reading
-
-            places = places_of(model, state.specs)
-            with reading(found.objects, state, shared=True, places=places) as read:
-                return load_tensors(
-                    model,
-                    state.specs,
-                    read,
-                    strict=strict,
-                    assign=assign,
-                    ignore_mismatched_sizes=ignore_mismatched_sizes,
-                    digest=pinned,
-                )
+        return self.reading(state_key, load, found=found)
 
     def load_state_dict(
         self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
-    ) -> dict[str, torch.Tensor]:
+    ) -> dict[str, Tensor]:
         """The tensors of a state, without a model.
 
         Args:
@@ -269,13 +303,16 @@ class StateView(AbstractStateStore[Any]):
         """
         from mlstate.tensors import places_on, read_tensors
 
-        found = self.get(key)
-        with concerning(key):
-            self.bring(found.entry, check_list(names), files=names is None)
+        given = check_list(names)
+
+        def read(found: Found) -> dict[str, Tensor]:
+            self.access.bring(found.entry, given, files=given is None)
             state = read_state(*found)
-            wanted = check_names(names, state.specs)
+            wanted = check_names(given, state.specs)
             places = places_on(device, state.specs if wanted is None else wanted)
-            tensors = read_tensors(found.objects, state, wanted, places=places)
+            return read_tensors(found.objects, state, wanted, places=places)
+
+        tensors = self.reading(key, read, given, files=given is None)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def materialize(
@@ -310,9 +347,105 @@ class StateView(AbstractStateStore[Any]):
             FormatError: The state holds no tensors, or a file of it has the name of a weights file.
             StateNotFoundError: There is no such state.
         """
-        found = self.get(key)
-        with concerning(key):
-            self.bring(found.entry)
+
+        def write(found: Found) -> Path:
+            self.access.bring(found.entry)
             return materialize_state(
                 found, folder, max_shard_size=max_shard_size, overwrite=overwrite
             )
+
+        return self.reading(key, write)
+
+    def save(self, model: Any, training_id: str) -> StateKey:
+        """Not possible in a store that is only read.
+
+        Raises:
+            ReadOnlyStoreError: Always.
+        """
+        raise ReadOnlyStoreError(
+            "this store is only read", path=self, remedy="save into a LocalStateStore"
+        )
+
+    def reading(
+        self,
+        key: StateKey,
+        work: Callable[[Found], _Result],
+        names: Sequence[str] | None = None,
+        *,
+        files: bool = True,
+        found: Found | None = None,
+    ) -> _Result:
+        """Find a state and work on it; again where its bytes were damaged, or it was replaced.
+
+        Args:
+            key: The state.
+            work: Brings and reads what it needs; called once more after something was mended, or
+                if the state was overwritten between the look at its entry and the fetch.
+            names: The tensors that it needs; all by default.
+            files: Whether it needs the state's files, too.
+            found: The state, where it was found already.
+
+        Returns:
+            What `work` returns.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            MlstateError: As `work`.
+        """
+        found = self.get(key) if found is None else found
+        with concerning(key):
+            try:
+                return self._working(found, work, names, files=files)
+            except FetchError:
+                now = self.find(key) if self.catalog.remote else None
+                if now is None or now.entry.digest == found.entry.digest:
+                    raise
+                return self._working(now, work, names, files=files)
+
+    def _working(
+        self,
+        found: Found,
+        work: Callable[[Found], _Result],
+        names: Sequence[str] | None,
+        *,
+        files: bool,
+    ) -> _Result:
+        return self.access.repaired(found.entry, lambda: work(found), names, files=files)
+
+    def _cached(self, key: StateKey, digest: Digest) -> Found | None:
+        """A state that is in the cache, by its digest alone, where a look at its entry is dear."""
+        if self.catalog.remote:
+            entry = StateEntry(key, digest)
+            with suppress(IntegrityError):
+                if not needs_of(entry, self.objects, None, files=False):
+                    return Found(entry, self.objects)
+        return None
+
+
+def _load_into(
+    model: Any, found: Found, *, strict: bool, assign: bool, ignore_mismatched_sizes: bool
+) -> LoadResult:
+    """Load a state whose bytes are at hand."""
+    digest = found.entry.pinned_digest
+    state = read_state(*found)
+    if BYTES_NAME in state.specs and isinstance(model, BytesModel):
+        model.set_state(read_bytes_state(state, found.objects))
+        return LoadResult(digest=digest)
+    if not isinstance(model, TensorModel):
+        raise IncompatibleStateError(
+            f"this {type(model).__name__} takes no tensors",
+            expected="state_dict() and load_state_dict()",
+        )
+    from mlstate.tensors import load_tensors, places_of, reading
+
+    places = places_of(model, state.specs)
+    with reading(found.objects, state, shared=True, places=places) as read:
+        return load_tensors(
+            model,
+            state.specs,
+            read,
+            strict=strict,
+            assign=assign,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            digest=digest,
+        )

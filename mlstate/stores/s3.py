@@ -9,28 +9,27 @@ from typing import Any
 from mlstate import settings
 from mlstate.buckets.open import BucketOptions, open_bucket, parse_bucket_address
 from mlstate.errors import FormatError
-from mlstate.fetch import OnProgress
-from mlstate.locations import check_url, parse_mirror
+from mlstate.fetch import Fetcher, OnProgress
+from mlstate.format import layout
+from mlstate.locations import check_url
 from mlstate.manifests import StateEntry
 from mlstate.objects.bucket import BucketObjectStore
-from mlstate.objects.chain import ChainObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
-from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.bucket_legacy import LegacyPrefix
 from mlstate.stores.bucket_prune import prune_bucket
 from mlstate.stores.bucket_states import BucketStateFiles
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
+from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.prune_base import PruneReport
-from mlstate.stores.read import Found
-from mlstate.stores.remote import RemoteView, without_local_places
-from mlstate.stores.statefiles import parse_state_file
-from mlstate.stores.withlegacy import SavingBesideLegacy
+from mlstate.stores.remote import without_local_places
+from mlstate.stores.save import ObjectSaver, SavingStore
 
 __all__ = ["S3StateStore"]
 
 
-class S3StateStore(RemoteView, SavingBesideLegacy):
+class S3StateStore(SavingStore):
     """A bucket of states: the same layout as a `LocalStateStore` has, under a prefix.
 
     What ``aws s3 sync`` makes of a `LocalStateStore` is one of these, and the other way round.
@@ -59,7 +58,7 @@ class S3StateStore(RemoteView, SavingBesideLegacy):
     """
 
     threads = 16
-    checkpoints: LegacyPrefix
+    fetcher: Fetcher
 
     def __init__(
         self,
@@ -77,48 +76,30 @@ class S3StateStore(RemoteView, SavingBesideLegacy):
         forbidden = settings.offline() if offline is None else offline
         options = BucketOptions(session_kwargs or {}, s3_endpoint_url, offline=forbidden)
         client = open_bucket(address, options)
-        self._place = BucketPlace(client, base)
-        self.checkpoints = LegacyPrefix(self._place)
-        self._pinned: dict[tuple[StateKey, str | None], StateEntry] = {}
-        self._state_files = BucketStateFiles(self._place)
-        self._bucket_objects = BucketObjectStore(self._place)
-        SavingBesideLegacy.__init__(self, self._state_files, self._bucket_objects)
+        self.clients = {address: client}
         fetcher = make_fetcher(
-            open_cache(cache), offline=forbidden, progress=progress, buckets={address: client}
+            open_cache(cache), offline=forbidden, progress=progress, buckets=self.clients
         )
-        RemoteView.__init__(self, fetcher)
+        self._place = BucketPlace(client, base)
+        self._files = BucketStateFiles(self._place)
+        self._objects = BucketObjectStore(self._place)
+        catalog = WithCheckpoints(
+            FileCatalog(self._files, remote=True, adapt=self._adapted),
+            LegacyPrefix(self._place, fetcher),
+        )
+        saver = ObjectSaver(self._files, self._objects, catalog, self.threads)
+        super().__init__(catalog, fetcher.cache, saver, fetcher)
+        self.own = self._objects
+        settings_address = f"{self._place.address}/{layout.SETTINGS}"
+        self.place = RemotePlace(client.address, settings_address, "no store is there yet")
 
     def __repr__(self) -> str:
         return f"S3StateStore({self._place.address!r})"
 
-    def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The states that are compatible with a type, or all, sorted by fields.
-
-        Of one type, only what is below its own prefix is listed.
-
-        Raises:
-            BucketError: The bucket cannot be asked: no such bucket, no permission, no network.
-            OfflineError: Sockets are not allowed.
-        """
-        return super().get_state_keys(state_type)
-
-    def look(self, key: StateKey) -> Found | None:
-        """Find a state by its state file, or a checkpoint of the predecessor.
-
-        A checkpoint has no digest until it has been read: it is downloaded and unpickled as plain
-        tensors only, once for each store object.
-        """
-        data = self.states.read(key)
-        if data is None:
-            return self._look_legacy(key)
-        entry = without_local_places(parse_state_file(data, key, self.states.locate(key)))
-        return Found(replace(entry, objects=(self._place.address, *entry.objects)), self.objects)
-
-    def raw_bytes(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint of the predecessor, or None if a key has none."""
-        if self.states.read(key) is not None:
-            return None
-        return self.checkpoints.read(key, self._fetcher.max_size)
+    def _adapted(self, entry: StateEntry) -> StateEntry:
+        """An entry of this store: its objects are in the bucket, and not on this machine."""
+        entry = without_local_places(entry)
+        return replace(entry, objects=(self._place.address, *entry.objects))
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Take away objects that no state names; safe while others save and load.
@@ -141,25 +122,12 @@ class S3StateStore(RemoteView, SavingBesideLegacy):
                 what it needs: restore or delete it first. Nothing was removed.
         """
         return prune_bucket(
-            self._state_files,
-            self._bucket_objects,
+            self._files,
+            self._objects,
             grace_seconds=grace_seconds,
             dry_run=dry_run,
             threads=self.threads,
         )
-
-    def _look_legacy(self, key: StateKey) -> Found | None:
-        item = self.checkpoints.item(key)
-        if item is None:
-            return None
-        known = (key, item.etag)
-        if known not in self._pinned:
-            url = self.checkpoints.locate(key)
-            mirror = parse_mirror({"url": url, "format": "torch"})
-            entry = StateEntry(key, None, mirrors=(mirror,), origin=url)
-            self._pinned[known] = self._fetcher.pin(entry)
-        # Not the cache itself: that would say that the state is saved here already.
-        return Found(self._pinned[known], ChainObjectStore([self.objects]))
 
 
 def _check(address: str, base_path: str, endpoint: str | None) -> str:

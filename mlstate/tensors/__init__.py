@@ -1,5 +1,7 @@
 """Tensors in and out of objects: the only layer that imports torch."""
 
+from torch import Tensor
+
 from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint, write_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
 from mlstate.tensors.gpu import places_of, places_on
@@ -7,6 +9,7 @@ from mlstate.tensors.load import load_tensors
 from mlstate.tensors.read import read_tensors, reading
 
 __all__ = [
+    "Tensor",
     "encode_tensors",
     "load_checkpoint",
     "load_tensors",

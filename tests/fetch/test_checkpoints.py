@@ -158,7 +158,7 @@ def test_a_small_file_that_grows_without_bounds_is_refused(tmp_path):
     (tmp_path / "net.pth").write_bytes(gzip.compress(b"\0" * (64 << 20), 1))
     mirror = {"url": "net.pth", "format": "torch-gzip"}
     store = store_of(tmp_path, {"w": torch.ones(3)}, mirror, size=None)
-    store._fetcher.max_size = 1 << 20
+    store.fetcher.max_size = 1 << 20
     assert "when decompressed" in reason(store)
 
 

@@ -28,7 +28,7 @@ MOST = 128 * MB  # of which the interpreter's own need, before the fetch, is no 
 FETCH = """
 import threading, time
 store = open_store(sys.argv[1], sys.argv[2])
-store._fetcher.durable = False
+store.fetcher.durable = False
 import mlstate.transport.http
 def anonymous():
     with open("/proc/self/status") as file:

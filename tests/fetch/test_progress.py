@@ -66,7 +66,7 @@ def store_of(
 ) -> ManifestStore:
     manifest = write(folder / f"{way}.toml", published, **options_of(way, server, published))
     store = manifest_store(manifest, folder / "cache")
-    store._fetcher.on_progress = told
+    store.fetcher.on_progress = told
     return store
 
 
@@ -144,7 +144,7 @@ def test_it_goes_on_over_mirrors(published: Published, server: RecordingServer, 
         objects = [f"{partly.url}/store", f"{server.url}/store"]
         manifest = write(tmp_path / "m.toml", published, objects=objects)
         store = manifest_store(manifest, tmp_path / "cache")
-        store._fetcher.on_progress = told.append
+        store.fetcher.on_progress = told.append
         store.fetch(KEY)
     check_told(told)
     assert told[-1].done == told[-1].total
@@ -190,7 +190,7 @@ def test_an_error_of_the_callback_ends_the_fetch_and_leaves_nothing_half(
     check_cache(tmp_path / "cache")
     ours = ("(run)", "(do_all)")
     assert not [t.name for t in threading.enumerate() if t.name.endswith(ours)]
-    store._fetcher.on_progress = None
+    store.fetcher.on_progress = None
     store.fetch(KEY)
     check_cache(tmp_path / "cache")
 

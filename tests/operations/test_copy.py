@@ -379,7 +379,7 @@ def test_a_damaged_file_of_a_state_is_refused(places, target):
 def test_what_is_damaged_in_a_cache_is_fetched_again(places):
     mirrored, theirs = places.filled("manifest"), places.new("memory")
     mirrored.fetch(KEY)
-    cache = LocalStateStore(mirrored._fetcher.cache.own.root)
+    cache = LocalStateStore(mirrored.fetcher.cache.own.root)
     path = max((cache.folder / "objects").rglob("*"), key=lambda path: path.stat().st_size)
     path.chmod(0o644)
     path.write_bytes(HOWS["flipped"](path.read_bytes()))
@@ -555,7 +555,7 @@ def test_of_different_states_under_one_key_one_wins(places, moto, target):
 @pytest.mark.parametrize("source", ["local", "manifest"])
 def test_what_is_pruned_while_it_is_reused_is_put_again(places, source):
     ours, theirs = places.filled(source), places.filled("local", OTHER)
-    create = theirs.states.create
+    create = theirs.saver.files.create
 
     def late(key, data):
         made = create(key, data)
@@ -564,7 +564,7 @@ def test_what_is_pruned_while_it_is_reused_is_put_again(places, source):
                 path.unlink()
         return made
 
-    theirs.states.create = late
+    theirs.saver.files.create = late
     assert copy(ours, theirs).copied == (KEY,)
     check(theirs)
 

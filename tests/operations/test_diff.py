@@ -498,7 +498,7 @@ def test_memory_is_bounded_however_large_the_tensors_are(tmp_path):
     for key, first in ((ONE, bytes(4)), (TWO, one)):
         refs = {"a": plant(tmp_path, first, 512 * MB), "b": plant(tmp_path, first, 400 * MB)}
         state = StateObject({}, refs)
-        store.target.writer().put(Digest.of(state.encode()), [state.encode()])
+        store.own.writer().put(Digest.of(state.encode()), [state.encode()])
         entry = StateEntry(key, Digest.of(state.encode()), state.nbytes)
         states.create(key, format_state_file(entry))
     done = subprocess.run(

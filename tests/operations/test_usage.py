@@ -29,7 +29,7 @@ from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.roots import last_use
-from mlstate.stores.read import StateView
+from mlstate.stores.read import StateStore
 from mlstate.stores.statefiles import format_state_file
 from tests.support.buckets import bucket_store, contents, put
 from tests.support.github_stores import TAG, data_names, github_store, weights
@@ -45,7 +45,7 @@ def tensor(value: int) -> torch.Tensor:
     return torch.full((LARGE,), float(value))
 
 
-def objects_of(store: StateView, state: StateKey) -> dict[Digest, int]:
+def objects_of(store: StateStore, state: StateKey) -> dict[Digest, int]:
     """Every object of a state with its size, found in the plainest way."""
     entry, objects = store.get(state)
     with objects.open(entry.pinned_digest) as file:
@@ -55,7 +55,7 @@ def objects_of(store: StateView, state: StateKey) -> dict[Digest, int]:
     return {digest: objects.size(digest) or 0 for digest in digests}
 
 
-def check(store: StateView) -> None:
+def check(store: StateStore) -> None:
     """The numbers are what counting every object by hand gives."""
     used = usage(store)
     assert [state.key for state in used.states] == store.get_state_keys()
@@ -122,7 +122,7 @@ def test_a_folder(store):
     used = usage(store)
     assert (used.total, used.unnamed, used.trash) == (on_disk(store.folder), 0, 0)
     times = {state.key: state.modified for state in used.states}
-    assert times == {k: os.stat(store.states.locate(k)).st_mtime for k in times}
+    assert times == {k: os.stat(store.saver.files.locate(k)).st_mtime for k in times}
     assert {state.cached for state in used.states} == {None}
 
 
@@ -149,11 +149,11 @@ def test_some_states_of_a_store(store):
 @pytest.mark.parametrize("harm", ["state file", "state object", "missing"])
 def test_a_state_that_cannot_be_read_is_listed_with_its_error(store, harm):
     if harm == "state file":
-        path = Path(store.states.locate(key("a.base")))
+        path = Path(store.saver.files.locate(key("a.base")))
         path.chmod(0o644)
         path.write_text("version = 1")
     else:
-        path = store.target.path(store.digest(key("a.base")))
+        path = store.own.path(store.digest(key("a.base")))
         path.chmod(0o644)
         path.write_bytes(b"x") if harm == "state object" else path.unlink()
     used = {state.key: state for state in usage(store).states}
@@ -240,7 +240,7 @@ assert "torch" not in sys.modules
 def test_a_thousand_states_of_a_hundred_tensors(tmp_path):
     store = LocalStateStore(tmp_path)
     store.save_state_dict({}, key("many.first"))
-    spec, objects = TensorSpec("F32", (LARGE,)), store.target.writer()
+    spec, objects = TensorSpec("F32", (LARGE,)), store.own.writer()
     common = {f"layer.{i}.weight": TensorRef(spec, Digest.of(b"%d" % i)) for i in range(99)}
     for number in range(1000):
         own = TensorRef(spec, Digest.of(b"own", b"%d" % number))
@@ -249,7 +249,7 @@ def test_a_thousand_states_of_a_hundred_tensors(tmp_path):
         objects.put(Digest.of(data), [data])
         name = key(f"many{number % 3}.state-{number}")
         entry = StateEntry(name, Digest.of(data), state.nbytes)
-        store.states.create(name, format_state_file(entry))
+        store.saver.files.create(name, format_state_file(entry))
     used = usage(store)
     assert len(used.states) == 1001
     assert {state.nbytes for state in used.states} == {0, 100 * 4 * LARGE}

@@ -71,7 +71,7 @@ WORDS = {
 
 def digest_in(store: Any, what: str, key: StateKey = KEY) -> Digest:
     """The digest of one object of a state, while the state is whole."""
-    entry = store.recorded(key)
+    entry = store.catalog.recorded(key)
     if what == "state":
         return entry.pinned_digest
     if what in entry.files:
@@ -136,7 +136,7 @@ def test_what_is_right_has_no_findings_and_every_byte_was_read(store):
 
 
 def test_it_is_public():
-    assert mlstate.verify is mlstate.operations.verify is verify
+    assert mlstate.verify is verify
     assert mlstate.operations.Finding is Finding
 
 
@@ -200,7 +200,7 @@ def read(store: Any, digest: Digest) -> bytes:
 
 def put_object(store: Any, data: bytes) -> Digest:
     digest = Digest.of(data)
-    store.target.writer().put(digest, [data])
+    store.own.writer().put(digest, [data])
     return digest
 
 
@@ -208,7 +208,7 @@ def plant_state(store: Any, key: StateKey, state: StateObject, **changes: Any) -
     """Put a state file in place, with a state object that need not be right."""
     digest = put_object(store, state.encode())
     entry = replace(StateEntry(key, digest, state.nbytes), **changes)
-    store.states.replace(key, format_state_file(entry))
+    store.saver.files.replace(key, format_state_file(entry))
     return digest
 
 
@@ -365,7 +365,7 @@ def test_a_state_object_that_is_none(store, how):
         size = -(100_000_008 - 10) if how == "too large" else 1
     digest = put_object(store, data)
     entry = StateEntry(OTHER, digest, size if size > 0 else None)
-    store.states.replace(OTHER, format_state_file(entry))
+    store.saver.files.replace(OTHER, format_state_file(entry))
     finding = the_finding(verify(store, repair=True))
     assert (finding.kind, finding.what) == ("unreadable", "the state object")
     assert (finding.keys, finding.digest) == ((OTHER,), digest)
@@ -387,7 +387,7 @@ def test_a_size_that_a_state_file_has_wrong(store):
 
 def test_a_state_file_that_cannot_be_read_does_not_hide_the_others(store):
     store.save_state_dict({"x": torch.ones(9000)}, OTHER)
-    path = Path(store.states.locate(OTHER))
+    path = Path(store.saver.files.locate(OTHER))
     os.chmod(path, 0o644)
     path.write_text("version = 1\n[states.oops")
     change(store.objects.path(digest_in(store, "l1.w")), "flip")
@@ -455,7 +455,7 @@ def test_keys_that_are_none(store):
 def test_checkpoints_of_the_predecessor_and_unpinned_states_are_listed(store):
     torch.save({"w": torch.ones(2)}, store.folder / f"{OTHER}.pt")
     unpinned = StateKey.parse("pytorch.net.c")
-    store.states.replace(unpinned, format_state_file(StateEntry(unpinned, None)))
+    store.saver.files.replace(unpinned, format_state_file(StateEntry(unpinned, None)))
     report = verify(store)
     assert report.ok
     assert report.states == (KEY,)
@@ -469,10 +469,10 @@ def test_a_store_in_memory(store):
     copy(store, memory)
     assert verify(memory).objects == OBJECTS
     digest = digest_in(memory, "l1.w")
-    memory.target._objects[digest] = memory.target._objects[digest][:-1] + b"!"
+    memory.own._objects[digest] = memory.own._objects[digest][:-1] + b"!"
     finding = the_finding(verify(memory, repair=True))
     assert (finding.kind, finding.repaired, finding.keys) == ("damaged", False, (KEY,))
-    del memory.target._objects[digest]
+    del memory.own._objects[digest]
     assert the_finding(verify(memory)).kind == "missing"
 
 
@@ -506,7 +506,7 @@ def test_what_is_remembered_of_an_object_is_little(tmp_path):
     from mlstate.fetch.progress import Meter
     from mlstate.operations.verify.inspect import Inspection
 
-    look = Inspection([store.target], 2, Meter("x"))
+    look = Inspection([store.own], 2, Meter("x"))
     tracemalloc.start()
     look.read_states({store.digest(KEY): 1 << 30})
     look.read_wanted()
@@ -624,7 +624,7 @@ class Scene:
         path = self.folder / f"{len(list(self.folder.iterdir()))}.toml"
         entries = {}
         for key in self.source.get_state_keys():
-            entries[key] = replace(self.source.recorded(key), **changes)
+            entries[key] = replace(self.source.catalog.recorded(key), **changes)
         Manifest(entries, objects=changes["objects"]).write(path)
         return path
 
@@ -638,9 +638,9 @@ class Scene:
         store = LocalStateStore(folder)
         changes = {"objects": (f"{self.server.url}/store",), **changes}
         for key in store.get_state_keys():
-            entry = replace(store.recorded(key), **changes)
+            entry = replace(store.catalog.recorded(key), **changes)
             text = Manifest({key: entry}, objects=entry.objects).format()
-            store.states.replace(key, text.encode())
+            store.saver.files.replace(key, text.encode())
         return store
 
     def path(self, what: str, root: Path, key: StateKey = KEY) -> Path:
@@ -817,9 +817,9 @@ def test_shared_damage_is_repaired_once_and_by_whichever_state_has_a_mirror(scen
     for key in keys:
         scene.source.save_state_dict({"w": TENSORS["l1.w"], "n": torch.ones(1)}, key)
     store = scene.local(objects=())
-    entry = replace(store.recorded(keys[7]), objects=(f"{scene.server.url}/store",))
+    entry = replace(store.catalog.recorded(keys[7]), objects=(f"{scene.server.url}/store",))
     text = Manifest({keys[7]: entry}, objects=entry.objects).format()
-    store.states.replace(keys[7], text.encode())
+    store.saver.files.replace(keys[7], text.encode())
     change(scene.path("l1.w", store.folder), "flip")
     finding = the_finding(verify(store, repair=True))
     assert finding.repaired
@@ -953,7 +953,7 @@ def test_a_bucket_is_read_past_the_cache(moto):
     store.load_state_dict(KEY)
     assert verify(store) == VerifyReport((KEY,), OBJECTS, verify(store).nbytes)
     digest = digest_in(store, "l1.w")
-    path = store.target.path(digest)
+    path = store.own.path(digest)
     right = read_object(store, digest)
     put(moto, bucket, path, right[:-1] + b"!")
     finding = the_finding(verify(store, repair=True))
@@ -971,7 +971,7 @@ def test_a_bucket_is_read_past_the_cache(moto):
 
 
 def read_object(store: Any, digest: Digest) -> bytes:
-    with store.target.open(digest) as file:
+    with store.own.open(digest) as file:
         return file.read()
 
 

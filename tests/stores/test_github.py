@@ -129,7 +129,7 @@ def test_names_that_github_does_not_have_are_refused(wrong):
 
 def test_what_is_too_large_for_one_asset_is_spread_over_several(store, fresh, github):
     tensors = weights(1, a=5000, b=5000, c=5000, d=100)
-    github.asset_limit = store.asset_limit = 52_000
+    github.asset_limit = store.saver.asset_limit = 52_000
     store.save_state_dict(tensors, KEY)
     shards = [name for name in data_names(github) if name.endswith(".safetensors")]
     assert [name[67:] for name in shards] == [
@@ -146,7 +146,7 @@ def test_what_is_too_large_for_one_asset_is_spread_over_several(store, fresh, gi
 
 
 def test_a_tensor_that_is_too_large_is_refused_by_name(store, github):
-    store.asset_limit = 30_000
+    store.saver.asset_limit = 30_000
     for tensors, name in ((weights(1, a=5000, b=9000), "b"), (weights(1, c=7000), "c")):
         with pytest.raises(LimitError, match="S3StateStore") as caught:
             store.save_state_dict(tensors, KEY)
@@ -201,8 +201,8 @@ def test_weights_named_by_digest_load_without_the_pointer(store, github, monkeyp
 def test_weights_named_by_digest_that_are_damaged_in_the_cache_are_mended(store, github):
     key = store.save(net(1), "a")
     digest = store.load(net(), key).digest
-    for damaged in (digest, next(iter(store._fetcher.cache.own.root.glob("objects/*/*")))):
-        path = store._fetcher.cache.own.path(damaged) if damaged == digest else damaged
+    for damaged in (digest, next(iter(store.fetcher.cache.own.root.glob("objects/*/*")))):
+        path = store.fetcher.cache.own.path(damaged) if damaged == digest else damaged
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.chmod(0o644)
@@ -340,7 +340,7 @@ def test_offline_opens_no_socket(store, fresh, github, monkeypatch):
     def refused(*_):
         raise AssertionError("a socket")
 
-    offline = github_store(store._fetcher.cache.own.root, offline=True)
+    offline = github_store(store.fetcher.cache.own.root, offline=True)
     monkeypatch.setattr(socket, "socket", refused)
     monkeypatch.setattr(socket, "create_connection", refused)
     offline.load(net(), key, digest=digest)

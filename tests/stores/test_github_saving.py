@@ -201,7 +201,7 @@ def test_data_that_is_missing_or_damaged_is_mended_by_saving_again(store, github
 
 def test_data_that_was_spread_in_another_way_stays_and_is_mended(store, github, fresh):
     tensors = weights(1, a=5000, b=5000)
-    store.asset_limit = 30_000
+    store.saver.asset_limit = 30_000
     store.save_state_dict(tensors, KEY)
     spread = github.names(TAG)
     assert len(spread) == 4
@@ -332,7 +332,7 @@ def test_a_release_that_is_immutable_is_an_error_with_a_remedy(store, github):
 @pytest.mark.parametrize("known", [True, False])
 def test_a_release_that_is_full_is_an_error_with_a_remedy(store, github, known):
     github.most_assets = 8
-    store.most_assets = 8 if known else 1000
+    store.saver.most_assets = 8 if known else 1000
     store.save_state_dict(OLD, KEY, files=FILES)
     store.save_state_dict(OLD, StateKey(LINEAR, "b"))
     with pytest.raises(LimitError, match="1,000") as caught:

@@ -419,7 +419,7 @@ def test_a_tensor_object_that_is_another_tensor_is_refused(folder):
         store.objects.put(Digest.of(content), [content])
         state = StateObject({}, {"w": TensorRef(said, Digest.of(content))}).encode()
         store.objects.put(Digest.of(state), [state])
-        store.states.create(KEY, format_state_file(StateEntry(KEY, Digest.of(state))))
+        store.saver.files.create(KEY, format_state_file(StateEntry(KEY, Digest.of(state))))
         with pytest.raises(FormatError) as caught:
             store.materialize(KEY, folder)
         assert caught.value.tensor == "w"

@@ -152,7 +152,7 @@ def test_what_was_overwritten_lives_on_for_the_grace_period(store, monkeypatch):
 def test_new_meta_for_the_same_weights_is_as_safe_as_any_save(store, monkeypatch):
     key = store.save(net(1), "a")
     age(store, 1000)
-    replace, other = store.states.replace, LocalStateStore(store.folder)
+    replace, other = store.saver.files.replace, LocalStateStore(store.folder)
 
     def overwritten_and_pruned_meanwhile(key, data):
         other.save(net(2), "a", overwrite=True)
@@ -160,7 +160,7 @@ def test_new_meta_for_the_same_weights_is_as_safe_as_any_save(store, monkeypatch
         other.prune()
         replace(key, data)
 
-    monkeypatch.setattr(store.states, "replace", overwritten_and_pruned_meanwhile)
+    monkeypatch.setattr(store.saver.files, "replace", overwritten_and_pruned_meanwhile)
     store.save(net(1), "a", meta={"x": 1}, overwrite=True)
     model = net(3)
     store.load(model, key)
@@ -181,27 +181,27 @@ def test_a_save_puts_again_what_pruning_took_before_the_state_file_named_it(stor
     """The last moment: objects were reused, and are gone when the state file is there."""
     model = net(1)
     store.save(model, "a", files={"f": b"1"})
-    create = store.states.create
+    create = store.saver.files.create
 
     def prune_then_create(key, data):
         for path in store.folder.glob("objects/*/*"):
             path.unlink()
         return create(key, data)
 
-    monkeypatch.setattr(store.states, "create", prune_then_create)
+    monkeypatch.setattr(store.saver.files, "create", prune_then_create)
     key = store.save(model, "b", files={"f": b"1"})
     store.load(net(2), key)
     assert store.files(key)["f"] == b"1"
 
 
 def test_a_key_whose_other_state_is_deleted_during_the_race_is_free(store, monkeypatch):
-    create, calls = store.states.create, []
+    create, calls = store.saver.files.create, []
 
     def taken_at_first(key, data):
         calls.append(key)
         return len(calls) > 1 and create(key, data)
 
-    monkeypatch.setattr(store.states, "create", taken_at_first)
+    monkeypatch.setattr(store.saver.files, "create", taken_at_first)
     key = store.save(net(1), "a")
     assert len(calls) == 2
     store.load(net(2), key)
@@ -209,13 +209,13 @@ def test_a_key_whose_other_state_is_deleted_during_the_race_is_free(store, monke
 
 def test_the_loser_of_a_race_leaves_orphans_for_pruning_and_nothing_else(store, monkeypatch):
     other = LocalStateStore(store.folder)
-    create = store.states.create
+    create = store.saver.files.create
 
     def late(key, data):
         other.save(net(2), "a")
         return create(key, data)
 
-    monkeypatch.setattr(store.states, "create", late)
+    monkeypatch.setattr(store.saver.files, "create", late)
     with pytest.raises(StateExistsError):
         store.save(net(1), "a")
     model = net(3)

@@ -439,7 +439,7 @@ def test_overwriting_replaces_exactly_the_version_that_it_kept(request, name):
     bucket = server.new_bucket()
     store, other = (bucket_store(server, bucket) for _ in range(2))
     key = store.save(net(1), "a")
-    bury, versions = store.states._bury, []
+    bury, versions = store.saver.files._bury, []
 
     def bury_late(key, data):
         versions.append(data)
@@ -447,7 +447,7 @@ def test_overwriting_replaces_exactly_the_version_that_it_kept(request, name):
         if len(versions) == 1:
             other.save(net(2), "a", overwrite=True)
 
-    store.states._bury = bury_late
+    store.saver.files._bury = bury_late
     store.save(net(3), "a", overwrite=True)
     assert len(versions) == 2  # the one that came in between is kept, too
     assert len(set(versions)) == 2
@@ -503,7 +503,7 @@ def errors(store):
         lambda: store.save(net(1), "a"),
         lambda: store.delete(KEY),
         lambda: store.prune(),
-        lambda: store.target.size("0" * 64),
+        lambda: store.own.size("0" * 64),
     ):
         with pytest.raises(BucketError) as caught:
             use()
@@ -788,7 +788,7 @@ def test_a_manifest_reads_a_file_of_a_bucket(server, bucket, tmp_path, monkeypat
     local = LocalStateStore(tmp_path / "local")
     key = local.save(net(1), "a", files={"f": b"1"})
     put(server, bucket, "plain/model.safetensors", save(values(net(1))))
-    object_path = local.target.path(local.digest(key))
+    object_path = local.own.path(local.digest(key))
     put(server, bucket, "plain/state", object_path.read_bytes())
     put(server, bucket, "plain/f", b"1")
     mirror = f"s3://{bucket}/plain"
@@ -880,19 +880,19 @@ def test_a_save_that_reuses_while_a_pruning_takes_away_wins(moto, monkeypatch):
     store, other = bucket_store(moto, bucket), bucket_store(moto, bucket)
     key = store.save(net(1), "a")
     store.delete(key)
-    create = store.states.create
+    create = store.saver.files.create
 
     def pruned_before(key, data):
         assert len(other.prune(grace_seconds=ALL_OLD).trashed) == 3
         return create(key, data)
 
-    monkeypatch.setattr(store.states, "create", pruned_before)
+    monkeypatch.setattr(store.saver.files, "create", pruned_before)
     store.save(net(1), "b")
     bucket_store(moto, bucket).load(net(2), StateKey(LINEAR, "b"))
     other.prune(grace_seconds=ALL_OLD)
     other.prune(grace_seconds=ALL_OLD)
     for digest in objects_of(other, StateKey(LINEAR, "b")):
-        assert other.target.size(digest) is not None
+        assert other.own.size(digest) is not None
 
 
 def test_an_object_that_a_save_made_young_while_it_was_moved_stays(moto, monkeypatch):
@@ -946,7 +946,7 @@ def test_what_is_no_store_is_not_pruned(moto):
 
 def objects_of(store, key):
     found = store.get(key)
-    store.bring(found.entry)
+    store.access.bring(found.entry)
     return [found.entry.digest, *(ref.digest for ref in read_state(*found).refs.values())]
 
 

@@ -147,7 +147,7 @@ def test_a_server_that_always_cuts_is_an_error_and_loads_nothing(
     hasty = partial(BucketOptions, attempts=2, first_delay=0.01)
     monkeypatch.setattr("mlstate.stores.s3.BucketOptions", hasty)
     store = bucket_store(server, bucket, url=start_proxy.url)
-    store._fetcher.retries = Retries(2, first=0.01, most=0.05)
+    store.fetcher.retries = Retries(2, first=0.01, most=0.05)
     start_proxy.cut = lambda record: "/objects/" in record.path
     model = net(9)
     with pytest.raises(FetchError, match="s3://") as caught:

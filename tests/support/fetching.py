@@ -101,9 +101,9 @@ def manifest_store(
 ) -> ManifestStore:
     """A `ManifestStore` that waits for nothing long; ``transports`` go to `Transports`."""
     store = ManifestStore(path, cache=cache)
-    store._fetcher.transports = partial(Transports, **{"read_timeout": 10, **transports})
-    store._fetcher.retries = Retries(attempts, first=0.01, most=0.05)
-    store._fetcher.connections = connections
+    store.fetcher.transports = partial(Transports, **{"read_timeout": 10, **transports})
+    store.fetcher.retries = Retries(attempts, first=0.01, most=0.05)
+    store.fetcher.connections = connections
     return store
 
 
@@ -128,8 +128,8 @@ from mlstate import ManifestStore, StateKey
 from mlstate.transport import Retries, Transports
 def open_store(manifest, cache, **transports):
     store = ManifestStore(manifest, cache=cache)
-    store._fetcher.transports = partial(Transports, **{"read_timeout": 10, **transports})
-    store._fetcher.retries = Retries(3, first=0.01, most=0.05)
+    store.fetcher.transports = partial(Transports, **{"read_timeout": 10, **transports})
+    store.fetcher.retries = Retries(3, first=0.01, most=0.05)
     return store
 """
 

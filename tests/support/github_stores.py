@@ -21,7 +21,7 @@ KEY = StateKey(LINEAR, "a")
 def github_store(cache: Path, *, attempts: int = 3, **options: object) -> GitHubReleaseStore:
     """A store in ``org/models`` that waits for nothing long."""
     store = GitHubReleaseStore("org", "models", cache=cache, **options)
-    store._fetcher.retries = Retries(attempts, first=0.01, most=0.05)
+    store.fetcher.retries = Retries(attempts, first=0.01, most=0.05)
     return store
 
 

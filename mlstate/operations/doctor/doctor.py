@@ -6,25 +6,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from mlstate import settings
 from mlstate.errors import MlstateError
-from mlstate.format import layout
-from mlstate.objects import FolderObjectStore
-from mlstate.objects.bucket import BucketObjectStore
-from mlstate.objects.chain import Cache
-from mlstate.objects.prefix import BucketPlace
+from mlstate.objects.chain import folders_of
 from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.folders import folder_checks, readonly_check
 from mlstate.operations.doctor.network import ask_all
-from mlstate.operations.doctor.places import GITHUB, Place, places_of, unusable
-from mlstate.stores.local import LocalStateStore
-from mlstate.stores.manifest import ManifestStore
+from mlstate.operations.doctor.places import Place, places_of, unusable
 from mlstate.stores.open import open_store
-from mlstate.stores.read import StateView
-from mlstate.stores.remote import RemoteView
-from mlstate.stores.save import SavingStore
+from mlstate.stores.read import StateStore
 
 __all__ = ["Check", "Diagnosis", "SettingValue", "diagnose"]
 
@@ -71,7 +64,7 @@ class Diagnosis:
 
 
 def diagnose(
-    store: str | os.PathLike[str] | StateView | None = None,
+    store: str | os.PathLike[str] | StateStore | None = None,
     *,
     reach: bool = True,
     offline: bool | None = None,
@@ -134,18 +127,18 @@ def _settings() -> Iterator[SettingValue]:
 
 
 def _checks(
-    store: str | os.PathLike[str] | StateView | None, *, reach: bool, offline: bool
+    store: str | os.PathLike[str] | StateStore | None, *, reach: bool, offline: bool
 ) -> Iterator[Check]:
-    view: StateView | None = None
+    view: StateStore | None = None
     try:
-        view = store if isinstance(store, StateView) else open_store(store, offline=offline)
+        view = store if isinstance(store, StateStore) else open_store(store, offline=offline)
         yield _store_check(view)
     except (MlstateError, OSError) as error:
         yield failed("store", error)
-    if isinstance(view, LocalStateStore):
+    if view is not None and view.folder is not None:
         yield from folder_checks("store", view.folder)
     yield from _cache_checks(view)
-    if isinstance(view, ManifestStore) and (check := unusable(view.manifest)):
+    if view is not None and view.manifest and (check := unusable(view.manifest)):
         yield check
     places = [] if view is None else _places(view)
     yield from (found for found in places if isinstance(found, Check))
@@ -154,36 +147,19 @@ def _checks(
         yield from (Check(place.name, None, "not asked") for place in asked)
     elif asked:
         # A store that was given may have credentials that the environment does not know.
-        given = _bucket_of(store)
-        buckets = {} if given is None else {given.client.address: given.client}
+        buckets = store.clients if isinstance(store, StateStore) else {}
         yield from ask_all(asked, offline=offline, buckets=buckets)
 
 
-def _places(view: StateView) -> Sequence[Place | Check]:
-    if isinstance(view, ManifestStore):
+def _places(view: StateStore) -> Sequence[Place | Check]:
+    if view.manifest is not None:
         return places_of(view.manifest)
-    if bucket := _bucket_of(view):
-        address = f"{bucket.address}/{layout.SETTINGS}"
-        return [Place(bucket.client.address, address, lacking="no store is there yet")]
-    if isinstance(view, RemoteView):
-        from mlstate.stores.github.store import (
-            GitHubReleaseStore,  # heavy, and there already if it is
-        )
-
-        if isinstance(view, GitHubReleaseStore):
-            address = f"{GITHUB}{view.repository}"
-            return [Place(address, address)]
-    return []
+    place = view.place
+    return [] if place is None else [Place(place.name, place.address, lacking=place.lacking)]
 
 
-def _bucket_of(view: object) -> BucketPlace | None:
-    if isinstance(view, SavingStore) and isinstance(view.target, BucketObjectStore):
-        return view.target.place
-    return None
-
-
-def _store_check(view: StateView) -> Check:
-    if isinstance(view, ManifestStore):
+def _store_check(view: StateStore) -> Check:
+    if view.manifest is not None:
         states = view.manifest.states
         unpinned = sum(entry.digest is None for entry in states.values())
         found = f"{view}, {len(states):,} states"
@@ -191,22 +167,22 @@ def _store_check(view: StateView) -> Check:
             remedy = "pin them: mlstate lock"
             return Check("store", True, f"{found}, of which {unpinned:,} are not pinned", remedy)
         return Check("store", True, found)
-    if isinstance(view, RemoteView):
+    if view.place is not None:
         return Check("store", True, str(view))  # it is asked as a place
     return Check("store", True, f"{view}, {len(view.get_state_keys()):,} states")
 
 
-def _cache_checks(view: StateView | None) -> Iterator[Check]:
+def _cache_checks(view: StateStore | None) -> Iterator[Check]:
     """Of the store's cache; of a store that has none, of that of the settings."""
-    if view is not None and isinstance(view.objects, Cache):
-        *others, last = view.objects.stores
-        folders = [one.root for one in others if isinstance(one, FolderObjectStore)]
-        own = last.root if isinstance(last, FolderObjectStore) else None
-    else:
-        folders, own = settings.readonly_caches(), settings.cache_folder()
+    own: Path | None = settings.cache_folder()
+    folders = settings.readonly_caches()
+    if view is not None and view.fetcher is not None:
+        cache = view.fetcher.cache
+        own = None if cache.own is None else cache.own.root
+        folders = [folder.root for folder in folders_of(cache) if folder is not cache.own]
     for folder in folders:
         yield readonly_check(folder)
     if own is None:
-        yield Check("cache", None, f"{last}: nothing is known of it here")
+        yield Check("cache", None, f"{view}: nothing is known of it here")
     else:
         yield from folder_checks("cache", own)

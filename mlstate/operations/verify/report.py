@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlstate.digests import Digest
-from mlstate.errors import ManifestError
+from mlstate.errors import IntegrityError, ManifestError
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey
 
@@ -131,4 +131,22 @@ def wrong_size(entry: StateEntry, size: int) -> Finding:
         expected=f"{entry.size} bytes",
         found=f"{size} bytes",
         remedy="correct it where the state is listed",
+    )
+
+
+def other_weights(key: StateKey, error: IntegrityError) -> Finding:
+    """A finding of a state that a user's own store gives with another digest than it says.
+
+    Args:
+        key: The state.
+        error: What comparing it said.
+    """
+    return Finding(
+        (key,),
+        "damaged",
+        "the state",
+        path=None if error.path is None else str(error.path),
+        expected=str(error.expected),
+        found=str(error.found),
+        remedy="save it again, or correct the digest that the store gives",
     )

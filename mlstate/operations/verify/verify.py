@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError, ManifestError, MlstateError
-from mlstate.fetch import Fetcher, OnProgress
+from mlstate.errors import IntegrityError, ManifestError, MlstateError
+from mlstate.fetch import OnProgress
 from mlstate.fetch.fetcher import has_mirrors
 from mlstate.fetch.progress import Meter, listener
 from mlstate.manifests import StateEntry
@@ -21,24 +21,24 @@ from mlstate.operations.verify.repair import Mending
 from mlstate.operations.verify.report import (
     Finding,
     VerifyReport,
+    other_weights,
     unreadable_state_file,
     wrong_size,
 )
-from mlstate.parallel import THREADS, for_each
+from mlstate.parallel import for_each
 from mlstate.reading import state_object_limit
 from mlstate.states import StateKey
-from mlstate.stores.absent import not_found
-from mlstate.stores.abstract import check_keys
+from mlstate.stores.abstract import AnyStore
 from mlstate.stores.cache import make_fetcher
-from mlstate.stores.fetching import FetchingView
-from mlstate.stores.read import StateView
-from mlstate.stores.save import SavingStore
+from mlstate.stores.checks import check_keys, not_found
+from mlstate.stores.custom import state_store
+from mlstate.stores.read import StateStore
 
 __all__ = ["Finding", "VerifyReport", "verify"]
 
 
 def verify(
-    store: StateView,
+    store: AnyStore,
     keys: Iterable[StateKey] | None = None,
     *,
     repair: bool = False,
@@ -88,15 +88,10 @@ def verify(
         >>> report.ok, len(report.states), report.objects
         (True, 1, 2)
     """
-    if not isinstance(store, StateView):
-        raise FormatError(
-            "this store does not keep its states as objects with digests",
-            expected="a store of mlstate",
-            found=type(store).__name__,
-        )
+    view = state_store(store)
     meter = Meter("verify", listener(progress))
     try:
-        return _Verification(store, keys, meter).run(repair=repair)
+        return _Verification(view, keys, meter).run(repair=repair)
     finally:
         meter.end()
 
@@ -110,23 +105,20 @@ class _Verification:
         meter: Counts what is read.
     """
 
-    def __init__(self, store: StateView, keys: Iterable[StateKey] | None, meter: Meter) -> None:
+    def __init__(self, store: StateStore, keys: Iterable[StateKey] | None, meter: Meter) -> None:
         self._store = store
         self._keys = None if keys is None else list(dict.fromkeys(check_keys(keys)))
-        self._threads = store.threads if isinstance(store, SavingStore) else THREADS
-        self._fetcher: Fetcher | None = None
-        if isinstance(store, SavingStore):
-            self._places: tuple[ObjectStore, ...] = (store.target,)
-        elif isinstance(store, FetchingView):
-            self._fetcher = store._fetcher
+        self._threads = store.threads
+        self._fetcher = None if store.own is not None else store.fetcher
+        self._places: tuple[ObjectStore, ...] = (store.objects if store.own is None else store.own,)
+        if self._fetcher is not None:
             self._places = self._fetcher.cache.stores
-        else:
-            self._places = (store.objects,)
         self._own = self._places[-1]
         self._entries: list[StateEntry] = []
         self._findings: list[Finding] = []
         self._unpinned: list[StateKey] = []
         self._unverifiable: list[StateKey] = []
+        self._compared: list[StateKey] = []
         self._look = Inspection(self._places, self._threads, meter)
         self._needing = Needing(self._look, self._entries)
         self._mending: Mending | None = None
@@ -172,14 +164,16 @@ class _Verification:
 
         def look(key: StateKey) -> None:
             try:
-                entry = self._store.recorded(key)
+                entry = self._store.catalog.recorded(key)
             except (ManifestError, OSError) as error:
                 if isinstance(error, MlstateError) and not isinstance(error, ManifestError):
                     raise  # the store as a whole cannot be asked
                 self._findings.append(unreadable_state_file(key, error))
                 return
             if entry is None:
-                if self._store.exists(key):
+                if self._store.catalog.compares and self._store.exists(key):
+                    self._compare(key)
+                elif self._store.exists(key):
                     self._unverifiable.append(key)
                 elif self._keys is not None:
                     raise not_found(key, self._store, self._store.get_state_keys(key.state_type))
@@ -190,6 +184,15 @@ class _Verification:
 
         for_each(look, keys, 1 if self._is_view else self._threads)
         self._entries.sort(key=lambda entry: entry.key)
+
+    def _compare(self, key: StateKey) -> None:
+        """Load a state of a user's own store, which compares it with the digest that it gives."""
+        try:
+            self._store.get(key)
+        except IntegrityError as error:
+            self._findings.append(other_weights(key, error))
+        else:
+            self._compared.append(key)
 
     def _look_again(self, limits: Mapping[Digest, int]) -> None:
         """What is missing may be of a state that was deleted or replaced meanwhile, or be back."""
@@ -211,7 +214,7 @@ class _Verification:
 
     def _is_current(self, entry: StateEntry) -> bool:
         with suppress(ManifestError):
-            now = self._store.recorded(entry.key)
+            now = self._store.catalog.recorded(entry.key)
             return now is not None and now.digest == entry.digest
         return False
 
@@ -244,7 +247,7 @@ class _Verification:
 
     def _report(self) -> VerifyReport:
         absent, partial = self._needing.incomplete() if self._is_view else ([], [])
-        without = set(absent)
+        without, entries = set(absent), [entry.key for entry in self._entries]
         needs = self._needing.of(self._problems)
         for digest, problems in self._problems.items():
             need = needs.get(digest, Need())
@@ -254,7 +257,7 @@ class _Verification:
             if size is not None and entry.size not in (None, size):
                 self._findings.append(wrong_size(entry, size))
         return VerifyReport(
-            tuple(entry.key for entry in self._entries if entry.key not in without),
+            tuple(sorted([*self._compared, *(key for key in entries if key not in without)])),
             self._look.objects,
             self._look.nbytes,
             tuple(sorted(self._findings, key=lambda f: (f.keys, f.what, f.path or ""))),

@@ -24,9 +24,9 @@ from mlstate.format.plain_file import PlainFile, split
 from mlstate.locations import Mirror, parse_mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.states import StateKey
+from mlstate.stores.abstract import Listing
 from mlstate.stores.github.releases import Asset
 from mlstate.stores.github.upload import Upload
-from mlstate.stores.read import Listing
 from mlstate.stores.request import Content, content_of
 from mlstate.stores.statefiles import parse_state_file
 

@@ -1,0 +1,164 @@
+"""Checks of what callers give to a store: keys, names, types, pins; errors name what is near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from mlstate.digests import Digest
+from mlstate.errors import (
+    FormatError,
+    IncompatibleStateError,
+    IntegrityError,
+    StateNotFoundError,
+)
+from mlstate.models import state_type_of
+from mlstate.states import StateKey, StateType
+
+__all__ = [
+    "check_compatible",
+    "check_key",
+    "check_keys",
+    "check_list",
+    "check_names",
+    "check_pin",
+    "check_state_type",
+    "not_found",
+]
+
+
+def check_key(key: object) -> None:
+    """Refuse what is no key, such as its text form.
+
+    Raises:
+        FormatError: It is not a `StateKey`.
+    """
+    if not isinstance(key, StateKey):
+        raise FormatError(
+            "a state is named by a StateKey",
+            found=repr(key),
+            remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
+        )
+
+
+def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
+    """Refuse what is no list of keys.
+
+    Raises:
+        FormatError: It is a single key, or one of it is no `StateKey`.
+    """
+    if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
+        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
+    listed = list(keys)
+    for key in listed:
+        check_key(key)
+    return listed
+
+
+def check_list(
+    names: Sequence[str] | None, argument: str = "names", what: str = "names"
+) -> Sequence[str] | None:
+    """Refuse a single text where a list of them is needed.
+
+    Args:
+        names: What was given.
+        argument: What the argument is called.
+        what: What it is a list of.
+
+    Raises:
+        FormatError: It is a text.
+    """
+    if isinstance(names, str):
+        raise FormatError(f"{argument} is a list of {what}", expected=[names], found=repr(names))
+    return names
+
+
+def check_state_type(state_type: object) -> None:
+    """Refuse what is no type, such as a model or its type's text form.
+
+    Raises:
+        FormatError: It is not a `StateType`.
+    """
+    if not isinstance(state_type, StateType):
+        raise FormatError(
+            "states are listed by a StateType",
+            expected="StateType(backend, architecture), for instance model.state_type",
+            found=type(state_type).__name__,
+        )
+
+
+def check_compatible(model: object, key: StateKey) -> None:
+    """Refuse a state of another type than a model's.
+
+    Raises:
+        IncompatibleStateError: Backend or architecture differ, or the model has no state type.
+        FormatError: The key is not a `StateKey`.
+    """
+    check_key(key)
+    own = state_type_of(model)
+    if not own.is_compatible_with(key.state_type):
+        raise IncompatibleStateError(
+            "this state is of another type than the model; nothing was loaded",
+            key=key,
+            expected=f"{own.backend}.{own.architecture}",
+            found=f"{key.state_type.backend}.{key.state_type.architecture}",
+        )
+
+
+def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> StateNotFoundError:
+    """The error that a store has no such state.
+
+    Args:
+        key: The state.
+        store: The store.
+        having: The states of this type that are there.
+    """
+    names = [str(other) for other in having]
+    near = get_close_matches(str(key), names, n=3, cutoff=0.85)
+    return StateNotFoundError(
+        "there is no such state here",
+        key=key,
+        path=store,
+        remedy=f"did you mean {' or '.join(near)}?" if near else _what_is_here(names),
+    )
+
+
+def check_pin(found: Digest, wanted: str | None) -> None:
+    """Refuse a state that is not exactly the one asked for.
+
+    Raises:
+        IntegrityError: It has another digest.
+        FormatError: What was asked for is no digest.
+    """
+    if wanted is not None and Digest(wanted) != found:
+        raise IntegrityError(
+            "the state under this key is not the one that digest= asks for",
+            expected=wanted,
+            found=found,
+        )
+
+
+def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[str] | None:
+    """Refuse names that a state does not have.
+
+    Raises:
+        StateNotFoundError: One is not there; near misses are named.
+        FormatError: A single text instead of a list.
+    """
+    for name in check_list(names) or ():
+        if name not in having:
+            near = get_close_matches(name, having, n=3)
+            raise StateNotFoundError(
+                "this state has no tensor of this name",
+                tensor=name,
+                remedy=f"did you mean {' or '.join(near)}?" if near else None,
+            )
+    return None if names is None else list(names)
+
+
+def _what_is_here(names: list[str], most: int = 5) -> str:
+    if not names:
+        return "look at get_state_keys(state_type); no state of this type is here"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"here are {', '.join(names[:most])}{more}"
