@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.errors import FormatError, IntegrityError, StateNotFoundError, concerning
-from mlstate.format import tensor_object
-from mlstate.format.dtypes import check_values
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import IntegrityError, StateNotFoundError, concerning
 from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject, TensorRef
+from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, object_size
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, read_verified
-from mlstate.objects.verified import check_digest, check_size
+from mlstate.objects.verified import check_tensor, open_tensor
 
 __all__ = [
     "VerifiedFiles",
@@ -70,9 +69,9 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
     if BYTES_NAME in state.inline:
         return bytes(state.inline[BYTES_NAME].data)
     ref = state.refs[BYTES_NAME]
-    size = tensor_object.object_size(ref.spec)
+    size = object_size(ref.spec)
     data = read_verified(objects, ref.digest, what="a tensor object", max_size=size)
-    return data[tensor_object.DATA_OFFSET :]
+    return data[DATA_OFFSET:]
 
 
 def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
@@ -85,32 +84,14 @@ def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
         IntegrityError: At the end: the object was damaged; or at once: it is missing.
         FormatError: At the end: it is not what the state object says of it.
     """
-    what = "a tensor object"
-    hasher = Hasher()
-    wrong: FormatError | None = None
-    with objects.open(ref.digest) as file:
-        size = file.seek(0, 2)
-        check_size(objects, ref.digest, tensor_object.object_size(ref.spec), size, what=what)
+    seen = TensorCheck(ref.spec)
+    with open_tensor(objects, ref) as file:
         file.seek(0)
-        head = file.read(tensor_object.DATA_OFFSET)
-        hasher.update(head)
+        seen.update(file.read(DATA_OFFSET))
         while piece := file.read(_PIECE):
-            hasher.update(piece)
-            try:
-                check_values(ref.spec, piece)
-            except FormatError as error:
-                wrong = error
+            seen.update(piece)
             yield piece
-    check_digest(objects, ref.digest, hasher.digest(), what=what)
-    if head != tensor_object.header(ref.spec):
-        wrong = FormatError(
-            "a tensor object is not the tensor that the state object says it is",
-            expected=f"{ref.spec.dtype} {list(ref.spec.shape)}",
-            found=head[8:200].rstrip(),
-        )
-    if wrong is not None:
-        wrong.path = objects.locate(ref.digest)
-        raise wrong
+    check_tensor(objects, ref, seen)
 
 
 class VerifiedFiles(Mapping[str, bytes]):

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from mlstate.errors import FormatError
 from mlstate.fetch.context import Ground
 from mlstate.fetch.header import read_exactly
-from mlstate.format import canonical
+from mlstate.format.tensor_object import parse_json
 from mlstate.locations import Mirror, check_file_names
 from mlstate.manifests import StateEntry
 from mlstate.transport.hub import HubAddress, parse_hub_address
@@ -153,7 +153,7 @@ def parse_index(text: bytes, address: str) -> list[str]:
     """
     if len(text) > _MAX_INDEX:
         raise FormatError("an index of shards is too long", path=address)
-    index = canonical.loads(text, "an index of shards")
+    index = parse_json(text, "an index of shards")
     shards = index.get("weight_map")
     if (
         not isinstance(shards, dict)

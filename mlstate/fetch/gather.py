@@ -17,11 +17,11 @@ from mlstate.fetch.header import FileTensor
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.segments import LARGE, Segments, Take
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import TensorSource
 from mlstate.format.state_object import (
     TensorRef,
 )
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Arriving, Receiver
 

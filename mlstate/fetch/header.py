@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlstate.errors import FormatError, TransportError, concerning
-from mlstate.format.dtypes import TensorSpec
-from mlstate.format.state_object import MAX_HEADER
+from mlstate.format.tensor_object import MAX_HEADER, TensorSpec, parse_spec
 from mlstate.transport import Resource, Stream
 
 __all__ = [
@@ -150,7 +149,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFi
         position = 0
         tensors = {}
         for (start, stop), name in places:
-            spec = _spec(name, entries[name])
+            spec = parse_spec(name, entries[name])
             if start != position or stop - start != spec.nbytes:
                 raise FormatError(
                     "a tensor's place in a safetensors file is not right",
@@ -199,15 +198,3 @@ def _place(name: str, entry: Any) -> tuple[int, int]:
     ):
         raise FormatError("a tensor's entry is malformed", tensor=name, found=entry)
     return (offsets[0], offsets[1])
-
-
-def _spec(name: str, entry: dict[str, Any]) -> TensorSpec:
-    dtype: Any = entry.get("dtype")  # TensorSpec checks it, whatever it is
-    shape = entry.get("shape")
-    try:
-        if not isinstance(shape, list):
-            raise FormatError("a tensor has no shape", found=entry)
-        return TensorSpec(dtype, tuple(shape))
-    except FormatError as error:
-        error.tensor = name
-        raise

@@ -13,7 +13,6 @@ from mlstate.errors import FormatError, IntegrityError, concerning
 from mlstate.fetch.gather import Gathering, fill, values
 from mlstate.fetch.segments import DamagedPartialError
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import (
     INLINE_LIMIT,
     InlineTensor,
@@ -21,6 +20,7 @@ from mlstate.format.state_object import (
     TensorRef,
     check_name,
 )
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.parallel import for_each

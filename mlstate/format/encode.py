@@ -15,7 +15,6 @@ from typing import Protocol
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import (
     BYTES_NAME,
     INLINE_LIMIT,
@@ -24,6 +23,7 @@ from mlstate.format.state_object import (
     TensorRef,
     check_bytes_state,
 )
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import THREADS, begun
 
 __all__ = [

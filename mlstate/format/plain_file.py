@@ -11,12 +11,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mlstate.errors import FormatError
-from mlstate.format import canonical
-from mlstate.format.dtypes import BITS, TensorSpec
-from mlstate.format.state_object import MAX_HEADER
+from mlstate.format.tensor_object import (
+    BITS,
+    TensorSpec,
+    encode_header,
+    entry,
+    parse_json,
+    parse_spec,
+)
 
 __all__ = [
     "BLOCK",
@@ -33,7 +37,7 @@ BLOCK = 4096
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-_METADATA = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+_METADATA = {"__metadata__": '{"format":"pt"}'}  # transformers asks for it
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IGNORECASE)
 
 
@@ -60,26 +64,14 @@ class PlainFile:
         Raises:
             FormatError: The header would exceed 100,000,000 bytes.
         """
-        entries: dict[str, Any] = dict(_METADATA)
+        entries = dict(_METADATA)
         ordered = {name: specs[name] for name in sorted(specs, key=lambda n: _place(n, specs[n]))}
         position, starts = 0, {}
         for name, spec in ordered.items():
-            starts[name], end = position, position + spec.nbytes
-            entries[name] = {
-                "data_offsets": [position, end],
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-            }
-            position = end
-        text = canonical.dumps(entries)
-        length = len(text) + -(8 + len(text)) % BLOCK
-        if length > MAX_HEADER:
-            raise FormatError(
-                "the header of a plain file is too long",
-                expected=f"at most {MAX_HEADER} bytes",
-                found=f"{length} bytes",
-            )
-        header = length.to_bytes(8, "little") + text.ljust(length, b" ")
+            starts[name] = position
+            entries[name] = entry(spec, position)
+            position += spec.nbytes
+        header = encode_header(entries, BLOCK, "the header of a plain file")
         starts = {name: len(header) + start for name, start in starts.items()}
         return cls(header, ordered, starts, len(header) + position)
 
@@ -93,14 +85,9 @@ class PlainFile:
         Raises:
             FormatError: Anything that `lay_out` would not have written exactly so.
         """
-        entries = canonical.loads(header[8:], "the header of a plain file")
+        entries = parse_json(header[8:], "the header of a plain file")
         entries.pop("__metadata__", None)
-        specs = {}
-        for name, entry in entries.items():
-            shape = entry.get("shape") if isinstance(entry, dict) else None
-            if not isinstance(shape, list):
-                raise FormatError("a tensor's entry is malformed", tensor=name, found=entry)
-            specs[name] = TensorSpec(entry.get("dtype"), tuple(shape))
+        specs = {name: parse_spec(name, entry) for name, entry in entries.items()}
         layout = cls.lay_out(specs)
         if layout.header != header:
             raise FormatError("a plain file is laid out in another way")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import IntegrityError, MlstateError
+from mlstate.format.state_object import TensorRef
+from mlstate.format.tensor_object import TensorCheck, object_size
 from mlstate.objects.interface import ObjectStore
 
 __all__ = [
     "REMEDY",
     "check_digest",
     "check_size",
+    "check_tensor",
     "digest_of",
     "is_disk_error",
+    "open_tensor",
     "pieces_of",
     "read_verified",
 ]
@@ -22,6 +27,7 @@ __all__ = [
 REMEDY = "restore this object from a backup, or bring the state again with verify=True"
 """What helps against damage in a store of one's own."""
 
+_TENSOR = "a tensor object"
 _PIECE = 1 << 20
 """The bytes that are read at once: a piece is hashed while it is in the processor's cache. This is
 as fast as hashing memory, and no slower than a map (measured); and of a map, a file that becomes
@@ -110,6 +116,40 @@ def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: s
             found=found,
             remedy=REMEDY,
         )
+
+
+def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
+    """Open a tensor object, whose length is right.
+
+    Returns:
+        The open file, at its end: to map it no other place is needed.
+
+    Raises:
+        ObjectNotFoundError: It is not there.
+        IntegrityError: It is too short or too long.
+    """
+    file = store.open(ref.digest)
+    try:
+        size = file.seek(0, 2)
+        check_size(store, ref.digest, object_size(ref.spec), size, what=_TENSOR)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_tensor(store: ObjectStore, ref: TensorRef, seen: TensorCheck) -> None:
+    """Refuse a tensor object, all of whose bytes were seen, unless it is the one of a reference.
+
+    Raises:
+        IntegrityError: It is damaged.
+        FormatError: It is another tensor than the state object says.
+    """
+    check_digest(store, ref.digest, seen.digest(), what=_TENSOR)
+    problem = seen.problem(ref.spec)
+    if problem is not None:
+        problem.path = store.locate(ref.digest)
+        raise problem
 
 
 def check_size(store: ObjectStore, digest: Digest, expected: int, found: int, *, what: str) -> None:

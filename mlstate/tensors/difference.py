@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from mlstate.digests import Bytes
-from mlstate.format.dtypes import BITS, TensorSpec
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.tensors.memory import torch_dtype
 
 __all__ = ["Difference", "compare_tensors"]

@@ -13,9 +13,9 @@ import torch
 
 from mlstate.digests import Bytes
 from mlstate.errors import FormatError
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_state
 from mlstate.format.state_object import check_name
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]

@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from mlstate.format.dtypes import TensorSpec
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.models import TensorModel
 from mlstate.tensors.memory import TORCH_DTYPES, torch_dtype, torch_shape
 from mlstate.tensors.ties import overlapping, stand_apart, tied_groups

@@ -17,8 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mlstate.digests import Hasher
-from mlstate.format.dtypes import TensorSpec, check_values
+from mlstate.format.tensor_object import TensorCheck, TensorSpec
 from mlstate.models import TensorModel
 from mlstate.tensors.fit import entries
 from mlstate.tensors.memory import as_bytes, read_into
@@ -113,7 +112,7 @@ class Lanes:
         self._all: list[_Lane] = []
 
     def receive(
-        self, file: BinaryIO, spec: TensorSpec, device: torch.device, hasher: Hasher
+        self, file: BinaryIO, spec: TensorSpec, device: torch.device, seen: TensorCheck
     ) -> torch.Tensor:
         """Read a tensor's data onto a device.
 
@@ -121,14 +120,13 @@ class Lanes:
             file: The open file, at the first byte of the data.
             spec: The tensor.
             device: Where to.
-            hasher: Takes all bytes, in order.
+            seen: Takes all bytes, in order.
 
         Returns:
             The data: uint8, one dimension. It is all there only when `settle` has returned.
 
         Raises:
             IntegrityError: The file became shorter.
-            FormatError: A byte that no value of this type has.
         """
         lanes: dict[torch.device, _Lane] | None = getattr(self._own, "lanes", None)
         if lanes is None:
@@ -136,7 +134,7 @@ class Lanes:
         if device not in lanes:
             lanes[device] = _Lane(device, self._streams[device])
             self._all.append(lanes[device])
-        return lanes[device].receive(file, spec, hasher)
+        return lanes[device].receive(file, spec, seen)
 
     def settle(self) -> None:
         """Wait until the devices have all that was sent; after a failure, too."""
@@ -162,7 +160,7 @@ class _Lane:
         self._sent: list[Any] = [None] * _BUFFERS
         self._next = 0
 
-    def receive(self, file: BinaryIO, spec: TensorSpec, hasher: Hasher) -> torch.Tensor:
+    def receive(self, file: BinaryIO, spec: TensorSpec, seen: TensorCheck) -> torch.Tensor:
         with _working_on(self._owner):
             target = torch.empty(spec.nbytes, dtype=torch.uint8, device=self._device)
         if self._stream is not None:
@@ -175,8 +173,7 @@ class _Lane:
             read_into(file, view)
             self._sent[self._next] = self._send(piece, part)
             self._next = (self._next + 1) % _BUFFERS
-            hasher.update(view)
-            check_values(spec, view)
+            seen.update(view)
         return target
 
     def settle(self) -> None:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from mlstate.digests import Digest
 from mlstate.errors import IncompatibleStateError
-from mlstate.format.dtypes import TensorSpec
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.models import LoadResult, TensorModel
 from mlstate.tensors.assign import can_put, put
 from mlstate.tensors.fit import Fit, compare, some

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.format.dtypes import TensorSpec
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.mapped import MAP_FROM, may_map
 
 __all__ = [

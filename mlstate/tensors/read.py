@@ -10,14 +10,11 @@ from typing import BinaryIO
 
 import torch
 
-from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, concerning
-from mlstate.format import tensor_object
-from mlstate.format.dtypes import check_values
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
-from mlstate.format.tensor_object import DATA_OFFSET
+from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, object_size
 from mlstate.objects import ObjectStore
-from mlstate.objects.verified import check_digest, check_size
+from mlstate.objects.verified import check_tensor, open_tensor
 from mlstate.parallel import begun
 from mlstate.tensors.gpu import Lanes, Places
 from mlstate.tensors.memory import (
@@ -30,8 +27,6 @@ from mlstate.tensors.memory import (
 )
 
 __all__ = ["OpenedObject", "read_tensors", "reading"]
-
-_WHAT = "a tensor object"
 
 
 class OpenedObject:
@@ -60,7 +55,7 @@ class OpenedObject:
         self._file: BinaryIO | None = None
         self._raw: torch.Tensor | None = None
         self.names = names
-        self.size = tensor_object.object_size(ref.spec)
+        self.size = object_size(ref.spec)
 
     def open(self) -> bool:
         """Open it, and map it if that is possible.
@@ -71,10 +66,8 @@ class OpenedObject:
         Raises:
             IntegrityError: It is missing, or has the wrong length.
         """
-        file = self._objects.open(self._ref.digest)
+        file = open_tensor(self._objects, self._ref)
         try:
-            found = file.seek(0, 2)
-            check_size(self._objects, self._ref.digest, self.size, found, what=_WHAT)
             if self._device is None:
                 self._raw = mapped_tensor(file, self.size, self._local)
             if self._raw is None:
@@ -95,41 +88,19 @@ class OpenedObject:
             IntegrityError: It is missing or damaged.
             FormatError: It is another than the state object says.
         """
+        seen = TensorCheck(self._ref.spec)
         if self._device is not None:
-            data = self._sent(self._device, lanes)
+            with self._opened() as file:
+                file.seek(0)
+                seen.update(file.read(DATA_OFFSET))
+                data = lanes.receive(file, self._ref.spec, self._device, seen)
         else:
             view = as_bytes(self._content())
-            self._check(Digest.of(view), view[:DATA_OFFSET])
-            check_values(self._ref.spec, view[DATA_OFFSET:])
+            seen.update(view)
             # A storage of the data alone: who saves the tensor elsewhere saves no header of ours.
             data = torch.frombuffer(view, dtype=torch.uint8, offset=DATA_OFFSET)
+        check_tensor(self._objects, self._ref, seen)
         return as_tensor(data, self._ref.spec)
-
-    def _check(self, found: Digest, header: Bytes) -> None:
-        objects, digest, spec = self._objects, self._ref.digest, self._ref.spec
-        check_digest(objects, digest, found, what=_WHAT)
-        if header != tensor_object.header(spec):
-            raise FormatError(
-                "a tensor object is not the tensor that the state object says it is",
-                path=objects.locate(digest),
-                expected=f"{spec.dtype} {list(spec.shape)}",
-                found=bytes(header[8:200]).rstrip(),
-            )
-
-    def _sent(self, device: torch.device, lanes: Lanes) -> torch.Tensor:
-        hasher = Hasher()
-        with self._opened() as file:
-            file.seek(0)
-            header = file.read(DATA_OFFSET)
-            hasher.update(header)
-            try:
-                data = lanes.receive(file, self._ref.spec, device, hasher)
-            except FormatError:
-                hasher.update(file.read())
-                self._check(hasher.digest(), header)  # damage is damage first
-                raise
-        self._check(hasher.digest(), header)
-        return data
 
     def _content(self) -> torch.Tensor:
         if self._raw is None and self._file is None:

@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
-from mlstate.format.dtypes import TensorSpec, check_values
 from mlstate.format.encode import TensorSource, check_sources, encode_state
 from mlstate.format.state_object import (
     InlineTensor,
@@ -25,6 +24,7 @@ from mlstate.format.state_object import (
     TensorRef,
     is_state_object,
 )
+from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import for_each

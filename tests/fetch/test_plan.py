@@ -17,7 +17,7 @@ from safetensors.torch import save, save_file
 from mlstate.errors import FormatError, TransportError
 from mlstate.fetch.header import RemoteFile, parse_header, read_header, read_remote_file
 from mlstate.fetch.plan import MOST, WASTE, Piece, join
-from mlstate.format.dtypes import BITS, TensorSpec
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.tensors.memory import TORCH_DTYPES
 from mlstate.transport import Transports
 from mlstate.transport.local import LocalResource

@@ -25,8 +25,8 @@ from mlstate import (
 )
 from mlstate.digests import Digest
 from mlstate.format import layout
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.roots import last_use
 from mlstate.stores.read import StateView
