@@ -20,10 +20,8 @@ from mlstate.fetch.run import Run
 from mlstate.format import layout
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.objects.chain import Cache
-from mlstate.objects.locks import one_at_a_time
+from mlstate.objects.cache import Cache, note_use, one_at_a_time
 from mlstate.objects.receiving import Receiver
-from mlstate.objects.roots import note_use
 from mlstate.objects.verified import check_digest, digest_of, is_disk_error
 from mlstate.parallel import for_each
 from mlstate.reading import read_state

@@ -12,7 +12,7 @@ from mlstate.fetch.unsized import UnknownGathering
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry
-from mlstate.objects.roots import write_root
+from mlstate.objects.cache import write_root
 from mlstate.transport.hub import parse_hub_address
 
 __all__ = ["Pinning"]

@@ -17,7 +17,7 @@ from mlstate.fetch.object_mirror import ObjectMirror
 from mlstate.fetch.unsized import UnknownGathering
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.objects.roots import write_root
+from mlstate.objects.cache import write_root
 from mlstate.reading import state_object_limit
 
 __all__ = ["Run"]

@@ -16,8 +16,15 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.durable import NewFile, Publish, sync_path
-from mlstate.objects.files import check_written, make_folders, read_small, write_in_store
+from mlstate.objects.durable import (
+    NewFile,
+    Publish,
+    check_written,
+    make_folders,
+    read_small,
+    sync_path,
+    write_in_store,
+)
 from mlstate.parallel import Background
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
@@ -97,6 +104,11 @@ class FolderObjectStore:
 
     def __repr__(self) -> str:
         return f"FolderObjectStore({str(self.root)!r})"
+
+    @property
+    def folder(self) -> FolderObjectStore:
+        """The folder that takes what is fetched: this one."""
+        return self
 
     def path(self, digest: Digest) -> Path:
         """Where the object lies, or would lie."""
@@ -232,7 +244,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def missing(store: FolderObjectStore, digest: Digest) -> ObjectNotFoundError:
-    """The error for an object that is not in a store."""
+    """The error for an object that is not in a folder."""
     return ObjectNotFoundError(
         "an object is missing",
         path=store.locate(digest),

@@ -17,7 +17,7 @@ from threading import Lock
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.format import layout
-from mlstate.objects.locks import try_lock
+from mlstate.objects.durable import try_lock
 from mlstate.parallel import THREADS
 
 __all__ = ["BLOCK", "SEGMENT", "Partial"]

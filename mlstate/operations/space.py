@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore, ObjectStore
-from mlstate.objects.chain import ChainObjectStore
-from mlstate.objects.roots import last_use
+from mlstate.objects.cache import ChainObjectStore, last_use
 
 __all__ = ["Named", "Presence"]
 

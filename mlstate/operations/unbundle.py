@@ -23,7 +23,7 @@ from mlstate.format import layout, tensor_object
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
-from mlstate.objects.files import SMALL
+from mlstate.objects.durable import SMALL
 from mlstate.operations.tars import Member, TarReader
 from mlstate.reading import read_state
 from mlstate.states import StateKey

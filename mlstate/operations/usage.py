@@ -13,7 +13,7 @@ from mlstate.digests import Digest
 from mlstate.errors import AccessError, FetchError, MlstateError, TransportError
 from mlstate.format import layout, tensor_object
 from mlstate.objects import FolderObjectStore, ObjectStore
-from mlstate.objects.roots import read_roots
+from mlstate.objects.cache import read_roots
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.space import Named, Presence
 from mlstate.operations.transfer import NO_TENSOR

@@ -13,7 +13,7 @@ from mlstate.fetch import OnProgress
 from mlstate.locations import check_url, parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.bucket import BucketObjectStore
-from mlstate.objects.chain import ChainObjectStore
+from mlstate.objects.cache import ChainObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.states import StateKey, StateType

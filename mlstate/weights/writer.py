@@ -29,8 +29,7 @@ from mlstate.format.plain_file import (
 from mlstate.format.state_object import BYTES_NAME, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorCheck
 from mlstate.objects import ObjectStore
-from mlstate.objects.durable import sync_path
-from mlstate.objects.files import make_folders
+from mlstate.objects.durable import make_folders, sync_path
 from mlstate.objects.reflink import clone_range
 from mlstate.objects.verified import check_digest, check_tensor, open_tensor
 from mlstate.parallel import for_each

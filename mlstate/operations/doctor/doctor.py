@@ -13,7 +13,7 @@ from mlstate.errors import MlstateError
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.bucket import BucketObjectStore
-from mlstate.objects.chain import Cache
+from mlstate.objects.cache import Cache
 from mlstate.objects.prefix import BucketPlace
 from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.folders import folder_checks, readonly_check
