@@ -9,16 +9,24 @@ from typing import Any, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.models import TensorModel
-from mlstate.tensors.memory import TORCH_DTYPES, torch_dtype, torch_shape
-from mlstate.tensors.ties import overlapping, stand_apart, tied_groups
+from mlstate.tensors.memory import (
+    TORCH_DTYPES,
+    overlapping,
+    stand_apart,
+    tied_groups,
+    torch_dtype,
+    torch_shape,
+)
 
-__all__ = ["EXTRA_STATE", "Fit", "compare", "entries", "some"]
+__all__ = ["EXTRA_STATE", "UNINITIALIZED", "Fit", "assignable", "compare", "entries", "some"]
 
 EXTRA_STATE = "_extra_state"
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
+"""Entries of lazy modules: they have no shape yet, and take any."""
 
 
 @dataclass(frozen=True)
@@ -238,3 +246,85 @@ def some(names: list[str], most: int = 8) -> str:
     """Names for a message, the first few of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def assignable(
+    given: Mapping[str, torch.Tensor], own: Mapping[str, Any], groups: list[list[str]]
+) -> tuple[dict[str, Any], set[str]]:
+    """The tensors as the model is to hold them: its dtype, its device, its parameters, its ties.
+
+    Args:
+        given: The tensors.
+        own: The model's entries.
+        groups: What `tied_groups` says of them.
+
+    Returns:
+        What to give to torch, and the names among it that the state itself lacks: they are tied to
+        one that it has.
+    """
+    ready: dict[str, Any] = {}
+    lacking: set[str] = set()
+    taken: set[int] = set()
+    for name in given.keys() - own.keys():  # hooks of the model may know these
+        ready[name] = given[name].clone() if id(given[name]) in taken else given[name]
+        taken.add(id(given[name]))
+    tied = {name for group in groups for name in group}
+    for group in groups:
+        having = [name for name in group if name in given]
+        if not having:
+            continue
+        # Of different values for names that are one in the model the last wins, as in a copy.
+        loaded = _own_copy(given[having[-1]], own[having[-1]], taken)
+        parameters: dict[int, torch.nn.Parameter] = {}
+        for name in group:
+            target = own[name]
+            if not _is_parameter(target):
+                ready[name] = loaded
+            elif id(target) in parameters:
+                ready[name] = parameters[id(target)]
+            else:
+                parameters[id(target)] = ready[name] = torch.nn.Parameter(
+                    loaded, requires_grad=target.requires_grad
+                )
+        lacking.update(name for name in group if name not in given)
+    for name, target in own.items():
+        if name in given and name not in tied:
+            loaded = _own_copy(given[name], target, taken)
+            if _is_parameter(target):
+                loaded = torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
+            ready[name] = loaded
+    return ready, lacking
+
+
+def _is_parameter(entry: Any) -> bool:
+    # The type alone says no of plain tensors, for which torch's isinstance takes long.
+    return type(entry) is not torch.Tensor and isinstance(entry, torch.nn.Parameter)
+
+
+def _own_copy(source: torch.Tensor, target: Any, taken: set[int]) -> torch.Tensor:
+    """A tensor as it takes the place of another.
+
+    One that has a place already is copied: it is equal to another name's, but not tied to it in the
+    model.
+
+    Args:
+        source: The tensor.
+        target: The entry of the model.
+        taken: The ids of the tensors that have a place. Added to.
+    """
+    loaded = _in_place_of(source, target)
+    if loaded is source and id(source) in taken:
+        loaded = source.clone()
+    taken.add(id(source))
+    return loaded
+
+
+def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
+    if not isinstance(target, torch.Tensor):  # an extra state, which takes what it is given
+        return loaded
+    if loaded.dtype is target.dtype and loaded.is_cpu and (target.is_cpu or target.is_meta):
+        return loaded
+    device = loaded.device if target.is_meta else target.device
+    if (loaded.dtype, loaded.device) == (target.dtype, device):
+        return loaded
+    return loaded.to(device=device, dtype=target.dtype)

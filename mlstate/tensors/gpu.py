@@ -11,76 +11,16 @@ copied into it, when all of a state is verified.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import torch
 
 from mlstate.format.tensor_object import TensorCheck, TensorSpec
-from mlstate.models import TensorModel
-from mlstate.tensors.fit import entries
 from mlstate.tensors.memory import as_bytes, read_into
 
-__all__ = ["Lanes", "Places", "places_of", "places_on", "stages"]
-
-Places = Mapping[str, torch.device]
-"""The tensors that are wanted on another device than the CPU, and where."""
-
-_SHARE = 0.8
-"""How much of the room on a device is counted on: it may be in pieces."""
-
-
-def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Places:
-    """Where the entries of a model are that a state has values for, if that is an accelerator.
-
-    What is sent there is not the model's own memory, which stays as it is until all is verified.
-    So it takes as much again; where there is no room for that, nothing is placed, and the values
-    come by way of the CPU.
-
-    Args:
-        model: The model.
-        specs: Every name of the state with its type and shape.
-    """
-    begun: Any = torch.cuda.is_initialized  # has no types; without it nothing is on a GPU
-    if not isinstance(model, torch.nn.Module) or not begun():
-        return {}
-    wanted: dict[torch.device, list[str]] = {}
-    for name, entry in entries(model).items():
-        if name in specs and isinstance(entry, torch.Tensor) and stages(entry.device):
-            wanted.setdefault(entry.device, []).append(name)
-    return {
-        name: device
-        for device, names in wanted.items()
-        if sum(specs[name].nbytes for name in names) < _SHARE * _room(device)
-        for name in names
-    }
-
-
-def places_on(device: Any, names: Iterable[str]) -> Places:
-    """All on one device, if it is an accelerator.
-
-    Args:
-        device: A ``torch.device`` or what names one.
-        names: The tensors.
-    """
-    try:
-        place = torch.device(device)
-    except (TypeError, RuntimeError):  # something else that Tensor.to takes, or refuses
-        return {}
-    if not stages(place):
-        return {}
-    if place.index is None:
-        place = torch.device(place.type, torch.cuda.current_device())
-    return dict.fromkeys(names, place)
-
-
-def _room(device: torch.device) -> int:
-    """The bytes that can be had on a device: nobody's, and those that torch keeps for later."""
-    free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + kept
-
+__all__ = ["Lanes", "is_accelerator"]
 
 PIECE = 2 << 20
 """Read, sent and hashed at once: it stays in the core's cache until it is hashed."""
@@ -88,8 +28,8 @@ _BUFFERS = 4
 """Pieces under way, for each thread and device."""
 
 
-def stages(device: torch.device | None) -> bool:
-    """Whether tensors are sent to a device in this way."""
+def is_accelerator(device: torch.device | None) -> bool:
+    """Whether tensors are sent to a device through lanes: whether it is a GPU."""
     return device is not None and device.type == "cuda"
 
 
@@ -105,7 +45,7 @@ class Lanes:
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._streams = {
-            device: torch.cuda.current_stream(device) if stages(device) else None
+            device: torch.cuda.current_stream(device) if is_accelerator(device) else None
             for device in set(devices)
         }
         self._own = threading.local()
