@@ -8,8 +8,8 @@ from dataclasses import replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlstate.errors import FormatError
-from mlstate.fetch.context import Ground
-from mlstate.fetch.header import read_exactly
+from mlstate.fetch.attempts import Context
+from mlstate.fetch.reader import read_exactly
 from mlstate.format.tensor_object import parse_json
 from mlstate.locations import Mirror, check_file_names
 from mlstate.manifests import StateEntry
@@ -36,7 +36,7 @@ def any_on_hub(entry: StateEntry) -> bool:
     return any(url.startswith(_SCHEME) for part in parts for url in part.urls)
 
 
-def settled_on_hub(entry: StateEntry, ground: Ground) -> tuple[StateEntry, dict[str, Mirror]]:
+def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dict[str, Mirror]]:
     """An entry whose mirrors on the hub name a commit and a file.
 
     Returns:
@@ -58,7 +58,7 @@ def settled_on_hub(entry: StateEntry, ground: Ground) -> tuple[StateEntry, dict[
         if not url.startswith(_SCHEME):
             return url
         where = parse_hub_address(url)
-        listing = ground.hub_files(str(replace(where, path=None)))
+        listing = context.hub_files(str(replace(where, path=None)))
         exact = HubAddress(where.repo, listing.commit, where.path)
         if exact.path is None:
             if not files:
@@ -92,7 +92,7 @@ _WEIGHTS = {
 }
 
 
-def addresses_of(mirror: Mirror, ground: Ground) -> list[str]:
+def addresses_of(mirror: Mirror, context: Context) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
 
     An address that ends in ``.safetensors.index.json`` stands for the shards that it lists, and
@@ -106,11 +106,11 @@ def addresses_of(mirror: Mirror, ground: Ground) -> list[str]:
     for given in mirror.urls:
         address = given
         if given.startswith("hf://") and parse_hub_address(given).path is None:
-            listing = ground.hub_files(given)
+            listing = context.hub_files(given)
             name = hub_weights(listing.files, mirror.format, given)
             address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
         if _path(address).endswith(INDEX):
-            found.extend(_shards(address, ground))
+            found.extend(_shards(address, context))
         else:
             found.append(address)
     return found
@@ -135,8 +135,8 @@ def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
     )
 
 
-def _shards(address: str, ground: Ground) -> list[str]:
-    with ground.open(address).read() as stream:
+def _shards(address: str, context: Context) -> list[str]:
+    with context.open(address).read() as stream:
         text = read_exactly(stream, _MAX_INDEX + 1)
     return [_beside(address, name) for name in parse_index(text, address)]
 

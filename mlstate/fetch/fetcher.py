@@ -7,14 +7,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
-from mlstate.fetch.attempts import Attempts
-from mlstate.fetch.needs import Needs, needs_of
-from mlstate.fetch.pin import Pinning
+from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
@@ -24,7 +21,7 @@ from mlstate.objects.cache import Cache, note_use, one_at_a_time
 from mlstate.objects.receiving import Receiver
 from mlstate.objects.verified import check_digest, digest_of, is_disk_error
 from mlstate.parallel import for_each
-from mlstate.reading import read_state
+from mlstate.reading import Needs, needs_of, read_state
 from mlstate.transport import Retries, Transports
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
@@ -78,8 +75,6 @@ def damaged_objects(
     for_each(look, sorted(named))
     return sorted(damaged)
 
-
-_Kind = TypeVar("_Kind", bound=Attempts)
 
 CONNECTIONS = 16
 """Requests at once, which hide most of the network's latency (docs/performance.md)."""
@@ -163,7 +158,7 @@ class Fetcher:
                 return FetchReport(digest, 0, needs.present)
             if not has_mirrors(entry):
                 raise _no_mirrors(entry, needs, self.cache)
-            with self._run(Run, entry, digest, needs.in_words()) as run:
+            with self._run(entry, digest, needs.in_words()) as run:
                 run.fetch(names, files=files)
             return FetchReport(digest, run.meter.done, run.spared)
 
@@ -191,8 +186,8 @@ class Fetcher:
                     remedy="give it a mirror, or its digest",
                 )
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-            with self._run(Pinning, entry, identity) as run:
-                digest, state = run.pin(self.max_size)
+            with self._run(entry, identity) as run:
+                digest, state = run.pin()
             return replace(entry, digest=digest, size=state.nbytes)
 
     def settle(self, entry: StateEntry) -> StateEntry:
@@ -214,8 +209,8 @@ class Fetcher:
         if not any_on_hub(entry):
             return entry
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-        with concerning(entry.key), self._run(Pinning, entry, identity) as run:
-            settled, files = settled_on_hub(entry, run.ground())
+        with concerning(entry.key), self._run(entry, identity) as run:
+            settled, files = settled_on_hub(entry, run.attempts.context())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
 
@@ -252,8 +247,8 @@ class Fetcher:
 
     @contextmanager
     def _run(
-        self, kind: type[_Kind], entry: StateEntry, identity: Digest, missing: str | None = None
-    ) -> Iterator[_Kind]:
+        self, entry: StateEntry, identity: Digest, missing: str | None = None
+    ) -> Iterator[Run]:
         """Fetch alone, where locks work: who comes second finds what the first has brought."""
         own = self.cache.own
         if own is None or (own.root.exists() and not os.access(own.root, os.W_OK)):
@@ -269,7 +264,9 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    yield kind(self, transports, entry, receiver, meter)
+                    options = Options(self.retries, self.connections, self.max_size)
+                    attempts = Attempts(entry, options, transports, receiver, meter)
+                    yield Run(attempts, self.cache)
             finally:
                 meter.end()
 

@@ -10,12 +10,11 @@ from functools import partial
 from mlstate.errors import FormatError, IntegrityError, NoRangesError
 from mlstate.fetch import plan
 from mlstate.fetch.addresses import addresses_of
-from mlstate.fetch.checksums import SummedStream, check_sha256
-from mlstate.fetch.context import Ground
-from mlstate.fetch.download import download
+from mlstate.fetch.attempts import Context
+from mlstate.fetch.download import SummedStream, check_sha256, download
 from mlstate.fetch.gather import Gathering
-from mlstate.fetch.header import FileTensor, RemoteFile, read_header, read_remote_file
-from mlstate.fetch.segments import LARGE, Take
+from mlstate.fetch.header import FileHeader, FileTensor, fetch_header, read_header
+from mlstate.fetch.plan import LARGE, Take
 from mlstate.locations import Mirror
 from mlstate.transport import Resource
 
@@ -75,7 +74,7 @@ USUAL_HEADER = 64 << 10
 class _Plain:
     """A safetensors file whose header was read, with its tensors under the names of the state."""
 
-    file: RemoteFile
+    file: FileHeader
     tensors: dict[str, FileTensor]
 
 
@@ -84,7 +83,7 @@ class FileMirror:
 
     Args:
         mirror: Which.
-        ground: What the fetch shares.
+        context: What the attempt shares.
         header: How long a header may well be, in bytes.
         beside: Bytes that were read already beside those of tensors; they, too, count when ranges
             are joined at the cost of bytes that nobody wants.
@@ -95,14 +94,14 @@ class FileMirror:
     def __init__(
         self,
         mirror: Mirror,
-        ground: Ground,
+        context: Context,
         *,
         header: int = USUAL_HEADER,
         beside: int = 0,
         check_sums: bool,
     ) -> None:
         self._mirror = mirror
-        self._ground = ground
+        self._context = context
         self._header = header
         self._beside = beside
         self._check_sums = check_sums
@@ -119,7 +118,7 @@ class FileMirror:
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):
             kind = plain if part.format == "safetensors" else checkpoints
-            opened = (self._ground.open(address) for address in addresses_of(part, self._ground))
+            opened = (self._context.open(address) for address in addresses_of(part, self._context))
             kind.extend((part, resource) for resource in opened)
         self._gather_plain(gathering, plain)
         for part, resource in checkpoints:
@@ -135,11 +134,11 @@ class FileMirror:
                 whole.append((part, resource))
                 return
             try:
-                headed[index] = _named(part, read_remote_file(resource, self._header))
+                headed[index] = _named(part, fetch_header(resource, self._header))
             except NoRangesError:
                 whole.append((part, resource))
 
-        reader = self._ground.reader
+        reader = self._context.reader
         reader.all(partial(look, index, *item) for index, item in enumerate(resources))
         wanted = []
         for _, plain in sorted(headed.items()):
@@ -161,7 +160,7 @@ class FileMirror:
         self, gathering: Gathering, plain: _Plain, names: list[str]
     ) -> Iterator[Callable[[], None]]:
         """The requests that bring these tensors: the large ones first, opened one by one."""
-        resource, reader = plain.file.resource, self._ground.reader
+        resource, reader = plain.file.resource, self._context.reader
         small: list[plan.Piece[Take]] = []
         for name in sorted(names, key=lambda name: -plain.tensors[name].spec.nbytes):
             tensor = plain.tensors[name]
@@ -180,15 +179,15 @@ class FileMirror:
 
     def _stream(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
         """Read a whole file once, from front to back."""
-        reader = self._ground.reader
+        reader = self._context.reader
         with resource.read() as raw:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
             plain = _named(part, read_header(resource, stream))
             specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
             names = set(gathering.expect(specs, resource.address))
             nbytes = plain.file.size - plain.file.data_start
-            if nbytes > self._ground.max_bytes:  # of tensors that are not the state's
-                raise _too_large(resource, nbytes, self._ground.max_bytes)
+            if nbytes > self._context.max_bytes:  # of tensors that are not the state's
+                raise _too_large(resource, nbytes, self._context.max_bytes)
             pieces = [
                 piece
                 for name, tensor in plain.tensors.items()
@@ -207,12 +206,12 @@ class FileMirror:
     def _gather_checkpoint(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
         from mlstate.tensors import open_checkpoint, tensor_sources
 
-        ground = self._ground
+        context = self._context
         file = download(
             resource,
-            ground.receiver,
-            ground.reader,
-            max_bytes=ground.max_bytes,
+            context.receiver,
+            context.reader,
+            max_bytes=context.max_bytes,
             resume=part.sha256 is not None or not self._check_sums,
         )
         try:
@@ -223,7 +222,7 @@ class FileMirror:
                 gzip=part.format == "torch-gzip",
                 select=part.select,
                 origin=resource.address,
-                max_bytes=ground.max_bytes,
+                max_bytes=context.max_bytes,
             )
             names = translate_all(part, tensors)
             sources = tensor_sources(
@@ -243,7 +242,7 @@ class FileMirror:
             file.discard()
 
 
-def _named(part: Mirror, file: RemoteFile) -> _Plain:
+def _named(part: Mirror, file: FileHeader) -> _Plain:
     names = translate_all(part, file.tensors)
     return _Plain(file, {name: file.tensors[old] for name, old in names.items()})
 

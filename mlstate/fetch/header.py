@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlstate.errors import FormatError, TransportError, concerning
+from mlstate.fetch.reader import read_exactly
 from mlstate.format.tensor_object import MAX_HEADER, TensorSpec, parse_spec
 from mlstate.transport import Resource, Stream
 
 __all__ = [
+    "FileHeader",
     "FileTensor",
-    "RemoteFile",
     "begins_with",
+    "fetch_header",
     "parse_header",
     "read_header",
-    "read_remote_file",
 ]
 
 _LENGTH = 8
@@ -34,7 +35,7 @@ class FileTensor:
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class FileHeader:
     """A safetensors file, by its header.
 
     Attributes:
@@ -50,7 +51,7 @@ class RemoteFile:
     size: int
 
 
-def read_remote_file(resource: Resource, expected_header: int) -> RemoteFile:
+def fetch_header(resource: Resource, expected_header: int) -> FileHeader:
     """Read a file's header by ranges.
 
     Args:
@@ -91,7 +92,7 @@ def _front(resource: Resource, stop: int) -> Iterator[Stream]:
         yield stream
 
 
-def read_header(resource: Resource, stream: Stream) -> RemoteFile:
+def read_header(resource: Resource, stream: Stream) -> FileHeader:
     """Read the header from the front of a stream of the whole file.
 
     Raises:
@@ -101,15 +102,6 @@ def read_header(resource: Resource, stream: Stream) -> RemoteFile:
     head = read_exactly(stream, _LENGTH)
     length = _header_length(head, resource, stream.total)
     return parse_header(read_exactly(stream, length), resource, stream.total)
-
-
-def read_exactly(stream: Stream, size: int) -> bytes:
-    """The next bytes of a stream, as many as that or, at its end, fewer."""
-    parts = []
-    while size and (data := stream.read(min(size, 1 << 20))):
-        parts.append(data)
-        size -= len(data)
-    return b"".join(parts)
 
 
 def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
@@ -135,7 +127,7 @@ def begins_with(front: bytes) -> str:
     return f"it begins with {text!r}" if plain else f"it begins with {front!r}"
 
 
-def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFile:
+def parse_header(text: bytes, resource: Resource, total: int | None) -> FileHeader:
     """Read a header: every tensor's type, shape and place, as the format of the file demands.
 
     Raises:
@@ -166,7 +158,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFi
                 expected=f"{size} bytes",
                 found=f"{total} bytes",
             )
-    return RemoteFile(resource, tensors, data_start, size)
+    return FileHeader(resource, tensors, data_start, size)
 
 
 def _entries(text: bytes) -> dict[str, Any]:

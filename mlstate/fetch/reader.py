@@ -10,13 +10,12 @@ from typing import TypeVar
 
 from mlstate.digests import Bytes
 from mlstate.errors import IntegrityError, TransportError
-from mlstate.fetch.plan import Piece
+from mlstate.fetch.plan import Piece, Take
 from mlstate.fetch.progress import Meter
-from mlstate.fetch.segments import Take
 from mlstate.parallel import for_each
 from mlstate.transport import Resource, Retries, Stream, retried, retrying
 
-__all__ = ["CHUNK", "Reader", "Turns"]
+__all__ = ["CHUNK", "Reader", "StreamLimit", "read_exactly"]
 
 _FEW = 4
 """So many streams bring all that two cores can hash and write (docs/performance.md)."""
@@ -28,11 +27,11 @@ _REQUEST = 400_000
 """For so many bytes a request counts: it keeps this machine busy for as long."""
 
 
-class Turns:
+class StreamLimit:
     """Lets few streams read at once where the network is faster than this machine.
 
     More of them would only wait for each other there. As often as little came for a moment, twice
-    as many may read, and never fewer again. Each reads within its turn: ``with turns: ...``.
+    as many may read, and never fewer again. Each reads within its turn: ``with limit: ...``.
 
     Args:
         connections: How many streams there are.
@@ -185,11 +184,11 @@ class Reader:
             BaseException: That error.
         """
         errors: list[BaseException] = []
-        turns = Turns(self._connections, self.meter)
+        limit = StreamLimit(self._connections, self.meter)
         damaged = threading.Event()
 
         def do(call: Callable[[], None]) -> None:
-            with turns:
+            with limit:
                 if self._stopped.is_set() or damaged.is_set():
                     return  # nobody waits for it any more, and it need not even be asked for
                 try:
@@ -213,11 +212,11 @@ class Reader:
         waited_for = threading.Thread(target=do_all, daemon=True)
         waited_for.start()
         try:
-            turns.watch(waited_for)
+            limit.watch(waited_for)
             waited_for.join()
         except BaseException:
             self._stopped.set()
-            turns.give_all()
+            limit.give_all()
             waited_for.join(_PATIENCE)
             raise
         if errors:
@@ -226,3 +225,12 @@ class Reader:
 
 class StoppedError(Exception):
     """Somebody else failed; this stream is not needed any more."""
+
+
+def read_exactly(stream: Stream, size: int) -> bytes:
+    """The next bytes of a stream, as many as that or, at its end, fewer."""
+    parts = []
+    while size and (data := stream.read(min(size, 1 << 20))):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)

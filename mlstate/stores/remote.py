@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlstate.digests import Digest
 from mlstate.errors import FetchError, IntegrityError
 from mlstate.fetch import Fetcher, FetchReport
-from mlstate.fetch.needs import needs_of
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
+from mlstate.reading import needs_of
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_compatible
 from mlstate.stores.fetching import FetchingView

@@ -23,6 +23,7 @@ __all__ = ["load_tensors"]
 
 _Modules = list[tuple[str, torch.nn.Module]]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_USUAL = (*_PLAIN, *UNINITIALIZED)
 _Pair = tuple[torch.Tensor, torch.Tensor]
 """An entry of the model, and what is copied into it."""
 _LARGE = 1 << 20
@@ -140,9 +141,7 @@ def _apply(
         # names of today the version is today's; any other state is for the modules to judge.
         given = OrderedDict(given)
         given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
-    restore = fit.own_rules or any(
-        type(t) not in (*_PLAIN, *UNINITIALIZED) for t in _tensors(fit.modules)
-    )
+    restore = fit.own_rules or any(type(t) not in _USUAL for t in _tensors(fit.modules))
     with _refused(fit.modules, restore=restore, assign=assign):
         if not restore and not tied and can_set_entries(fit, given, assign=assign):
             set_entries(fit, given, assign=assign)

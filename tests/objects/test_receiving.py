@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, ObjectNotFoundError
-from mlstate.fetch.segments import Segments
+from mlstate.fetch.plan import Segments
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects import partial as partials

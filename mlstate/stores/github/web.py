@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.fetch import Fetcher
-from mlstate.fetch.header import read_exactly
+from mlstate.fetch.reader import read_exactly
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey
