@@ -52,12 +52,7 @@ def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
 def read_state_object(
     digest: Digest, objects: ObjectStore, max_size: int = _UNKNOWN_SIZE
 ) -> StateObject:
-    """The verified state object with a digest.
-
-    Raises:
-        IntegrityError: The object is missing, damaged or too large.
-        FormatError: It is not in canonical form.
-    """
+    """The verified state object with a digest; raises as `read_state`."""
     data = read_verified(objects, digest, what="a state object", max_size=max_size)
     return StateObject.parse(data)
 
@@ -78,10 +73,7 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
 
 
 def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
-    """The data of a tensor object, piece by piece: for who waits for the end before it is used.
-
-    Yields:
-        Bytes that are not verified before the last piece was taken and the iteration has ended.
+    """The data of a tensor object, piece by piece: not verified before the iteration has ended.
 
     Raises:
         IntegrityError: At the end: the object was damaged; or at once: it is missing.
@@ -151,7 +143,7 @@ def needs_of(
     files: bool,
     state: StateObject | None = None,
 ) -> Needs:
-    """Look for a state in a cache.
+    """What is missing of a state in a cache, judged by names and sizes: no tensor is read.
 
     Args:
         entry: What a manifest says of it.
@@ -194,12 +186,7 @@ def _some(names: Iterable[str], most: int = 5) -> str:
 
 
 class VerifiedFiles(Mapping[str, bytes]):
-    """The files of a state, read and verified as they are looked up.
-
-    Args:
-        entry: What is said of the state.
-        read: Reads one of them, verified.
-    """
+    """The files of a state, read and verified by ``read`` as they are looked up."""
 
     def __init__(self, entry: StateEntry, read: Callable[[str], bytes]) -> None:
         self._entry = entry

@@ -1,4 +1,4 @@
-"""From what a mirror gives as its address to the files behind it: shards of an index, of a repo."""
+"""The files behind the address that a mirror gives: shards of an index, weights of a repository."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ def any_on_hub(entry: StateEntry) -> bool:
 
 
 def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dict[str, Mirror]]:
-    """An entry whose mirrors on the hub name a commit and a file.
+    """The entry with a commit and a file in each address on the hub.
 
-    Returns:
-        The entry; and the files beside the weights of the first mirror that named a whole
-        repository, by name, each with where it is.
+    Also gives the files beside the weights of the first mirror that named a whole repository: by
+    name, each with where it is.
 
     Raises:
         TransportError: The hub does not say.
@@ -117,11 +116,7 @@ def addresses_of(mirror: Mirror, context: Context) -> list[str]:
 
 
 def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
-    """The file of a repository that has, or lists, its weights.
-
-    Raises:
-        FormatError: There is none by a usual name.
-    """
+    """The file of a repository that has, or lists, its weights; a FormatError if there is none."""
     usual = _WEIGHTS[form]
     for name in usual:
         if name in files:
@@ -142,11 +137,7 @@ def _shards(address: str, context: Context) -> list[str]:
 
 
 def parse_index(text: bytes, address: str) -> list[str]:
-    """The names of the shards that an index lists, sorted.
-
-    Args:
-        text: Its content.
-        address: Where it is from, for errors.
+    """The names of the shards that an index lists, sorted; ``address`` is for errors.
 
     Raises:
         FormatError: It does not say what it should, or names something outside its folder.

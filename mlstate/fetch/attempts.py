@@ -75,13 +75,6 @@ class Attempts:
     """Attempts at the mirrors of one state: what went wrong with each is noted, for the error.
 
     A mirror that refused or lied is not asked again.
-
-    Args:
-        entry: What a manifest says of the state.
-        options: How to read.
-        transports: Opens addresses.
-        receiver: Takes what arrives.
-        meter: Counts it.
     """
 
     def __init__(
@@ -102,11 +95,7 @@ class Attempts:
         self._offline = False
 
     def context(self, max_bytes: int | None = None) -> Context:
-        """What one attempt works with.
-
-        Args:
-            max_bytes: The most bytes of a file that are read from front to back.
-        """
+        """What one attempt works with; ``max_bytes`` as in `Context`."""
         most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
         base = Path(self.entry.origin).parent if self.entry.origin else None
         reader = Reader(self.options.retries, self.meter, self.options.connections)
@@ -115,15 +104,12 @@ class Attempts:
     def attempt(
         self, place: str, work: Callable[[Context], None], max_bytes: int | None = None
     ) -> bool:
-        """Work with one mirror, unless it failed before.
+        """Work with one mirror, unless it failed before, and say whether that worked.
 
         Args:
             place: The mirror, for the error.
             work: What to do with it.
-            max_bytes: As for `context`.
-
-        Returns:
-            Whether it worked.
+            max_bytes: As in `Context`.
         """
         if place in self._failed:
             return False
@@ -171,7 +157,7 @@ class Attempts:
 
 
 def read_at_most(size: int) -> int:
-    """The most bytes of a file that are read for a state of so many, if all of it must be."""
+    """The most bytes of a file that are read for a state of this size, if all of it must be."""
     return 4 * size + _ROOM
 
 

@@ -33,11 +33,7 @@ class Downloaded:
         self.resumed = resumed
 
     def blame(self) -> None:
-        """It is not what it should be.
-
-        Raises:
-            DamagedPartialError: That may be due to an earlier run; another try begins anew.
-        """
+        """Report the file as wrong: a DamagedPartialError if an earlier run may be the cause."""
         if self.resumed:
             self.discard()
             raise DamagedPartialError from None
@@ -56,13 +52,9 @@ def download(
         resource: Where it is.
         receiver: Whose tmp/ it goes to.
         reader: Reads the streams.
-        max_bytes: The most bytes that it may have.
+        max_bytes: The most bytes that it may have; a FormatError if it has more.
         resume: Whether to use what an earlier run left. If nobody can tell whether the whole is
             right, it might be of another version of the file.
-
-    Raises:
-        TransportError: It could not be had.
-        FormatError: It is larger than that.
     """
     # Known before many are asked for at once: the first that fails ends them all.
     ranges = _gives_ranges(resource)
@@ -145,11 +137,7 @@ def check_sha256(path: Path, digits: str, origin: str) -> None:
 
 
 class SummedStream(BaseStream):
-    """A stream whose SHA-256 is computed as it is read.
-
-    Args:
-        stream: The stream.
-    """
+    """A stream whose SHA-256 is computed as it is read."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -172,11 +160,7 @@ class SummedStream(BaseStream):
         return count
 
     def check(self, digits: str, origin: str) -> None:
-        """Compare the sum of all that was read; as `check_sha256`.
-
-        Raises:
-            IntegrityError: It is another.
-        """
+        """Compare the sum of all that was read, as `check_sha256` does."""
         _compare(self._hasher.hexdigest(), digits, origin)
 
 

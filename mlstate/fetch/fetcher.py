@@ -1,4 +1,4 @@
-"""From a manifest's entry to verified objects in the cache."""
+"""The fetcher: it brings states that a manifest lists into a cache, verified."""
 
 from __future__ import annotations
 
@@ -46,9 +46,6 @@ def damaged_objects(
         objects: Where the objects are.
         names: The tensors to look at; None: all.
         files: Whether to look at the state's files, too.
-
-    Raises:
-        UnpinnedStateError: The entry gives no digest.
     """
     damaged: list[Digest] = []
     lock = Lock()
@@ -163,13 +160,7 @@ class Fetcher:
             return FetchReport(digest, run.meter.done, run.spared)
 
     def pin(self, entry: StateEntry) -> StateEntry:
-        """Bring a state that has no digest or no size yet, and say what they are.
-
-        Args:
-            entry: What a manifest says of it.
-
-        Returns:
-            The entry with digest and size.
+        """Bring a state that has no digest or no size yet; returns the entry with both.
 
         Raises:
             MlstateError: As `fetch`.
@@ -195,9 +186,6 @@ class Fetcher:
 
         A branch moves on; the digest of a state does not. An entry whose mirrors are not on the hub
         is returned as it is.
-
-        Args:
-            entry: What a manifest says of a state.
 
         Returns:
             The entry with the commit in its mirrors; with the files of the repository, if a mirror

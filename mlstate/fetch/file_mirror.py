@@ -1,4 +1,4 @@
-"""A mirror of files: safetensors, whole or in shards, and torch checkpoints; parts of them, too."""
+"""Mirrors of files: safetensors, whole or in shards, and torch checkpoints; parts of them, too."""
 
 from __future__ import annotations
 
@@ -24,13 +24,9 @@ __all__ = ["USUAL_HEADER", "FileMirror", "translate", "translate_all"]
 def translate(mirror: Mirror, name: str) -> str:
     """The name in the state of what a mirror's file calls ``name``.
 
-    Three steps, in this order: `strip_prefix` is taken off the front (a name without it stays as
-    it is), the pairs of `rename` are replaced one after the other, wherever they occur, and
-    `add_prefix` is put in front.
-
-    Args:
-        mirror: A mirror with a file of its own; parts have rules of their own.
-        name: The name in the file.
+    `strip_prefix` is taken off the front (a name without it stays as it is), then the pairs of
+    `rename` are replaced one after the other, wherever they occur, and `add_prefix` is put in
+    front. Parts of a mirror have rules of their own.
 
     Example:
         >>> mirror = Mirror(("a.pth",), strip_prefix="module.", rename=(("norm.1", "norm1"),))
@@ -44,7 +40,7 @@ def translate(mirror: Mirror, name: str) -> str:
 
 
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """Translate all names of a mirror's file; see `translate`.
+    """The names in the state of all names of a mirror's file; see `translate`.
 
     Returns:
         The name in the state -> the name in the file.
@@ -110,9 +106,7 @@ class FileMirror:
         """Bring what is wanted of it.
 
         Raises:
-            TransportError: It could not be read.
-            FormatError: Its files are not what they should be.
-            IntegrityError: It sent wrong bytes.
+            MlstateError: It could not be read, or sent something else than it should.
         """
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []

@@ -1,4 +1,4 @@
-"""The tensors of a state as they arrive from a file: published one by one, or staged until the end.
+"""Tensors as they arrive from a file: published one by one, or staged until all are there.
 
 `DirectGathering` knows the digest of every tensor, and publishes each as soon as it is whole and
 right. `StagedGathering` knows none: it stages what comes, makes the state object of it, and only if
@@ -45,14 +45,11 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
-        """Look at what a file holds, before its data comes.
+        """Look at what a file holds, before its data comes, and say which names are wanted.
 
         Args:
             specs: What it holds, under the names of the state.
             where: What it is, for errors.
-
-        Returns:
-            The names whose data is wanted.
 
         Raises:
             FormatError: It cannot be the state.
@@ -60,12 +57,12 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def knows(self, name: str) -> bool:
-        """Whether something of this name may be wanted; what is not may be anything."""
+        """Whether something of this name may be wanted; other entries may be anything."""
 
     def pieces(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
-        """What is wanted of a tensor in a file that can be read in any order.
+        """The pieces of a tensor that are wanted, of a file that can be read in any order.
 
-        A large one is opened when the first of its pieces is asked for.
+        A large tensor is opened when the first of its pieces is asked for.
         """
         if tensor.spec.nbytes < LARGE:
             yield from self.whole(name, tensor)
@@ -80,7 +77,7 @@ class Gathering(abc.ABC):
         )
 
     def whole(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
-        """What is wanted of a tensor in a file that is read from front to back: all at once."""
+        """The one piece that is a tensor, of a file that is read from front to back."""
         yield Piece(
             tensor.start,
             tensor.start + tensor.spec.nbytes,
@@ -94,14 +91,14 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def complete(self) -> None:
-        """All files of a mirror were read: decide.
+        """All files of a mirror were read: publish what is not published yet.
 
         Raises:
             IntegrityError: What came is not the state; nothing of it was kept.
         """
 
     def distrust(self) -> None:
-        """Something that an earlier run left goes into it: damage may be due to that."""
+        """Note that something of an earlier run goes in, to which damage may be due."""
         self._reused = True
 
     def close(self) -> None:
@@ -116,16 +113,11 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
-        """By what a later run finds what is here of a tensor."""
+        """The name under which a later run finds what has come of a tensor."""
 
 
 class DirectGathering(Gathering):
-    """Tensors whose digests are known.
-
-    Args:
-        receiver: Where they go.
-        refs: The tensors of the state that are missing, by name.
-    """
+    """Takes tensors whose digests are known: ``refs``, those of the state that are missing."""
 
     def __init__(self, receiver: Receiver, refs: Mapping[str, TensorRef]) -> None:
         super().__init__(receiver)
@@ -178,7 +170,7 @@ class DirectGathering(Gathering):
 
 
 class StagedGathering(Gathering):
-    """Tensors of a state whose state object is not at hand.
+    """Takes the tensors of a state whose state object is not at hand.
 
     Args:
         receiver: Where they go.
@@ -270,7 +262,7 @@ class StagedGathering(Gathering):
         self.state, self.digest = state, digest
 
     def discard(self) -> None:
-        """Remove what was staged, and be ready to begin anew."""
+        """Remove what was staged, to begin anew."""
         for staged in self._staged.values():
             staged.discard()
         for known in (self._specs, self._inline, self._staged):

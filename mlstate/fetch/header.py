@@ -1,4 +1,4 @@
-"""A safetensors file somewhere: which tensors it holds, and where in it."""
+"""Headers of safetensors files on mirrors: which tensors a file holds, and where in it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ from mlstate.fetch.reader import read_exactly
 from mlstate.format.tensor_object import MAX_HEADER, TensorSpec, parse_spec
 from mlstate.transport import Resource, Stream
 
-__all__ = [
-    "FileHeader",
-    "FileTensor",
-    "begins_with",
-    "fetch_header",
-    "parse_header",
-    "read_header",
-]
+__all__ = ["FileHeader", "FileTensor", "begins_with", "fetch_header", "parse_header", "read_header"]
 
 _LENGTH = 8
 _METADATA = "__metadata__"
@@ -60,7 +53,6 @@ def fetch_header(resource: Resource, expected_header: int) -> FileHeader:
 
     Raises:
         NoRangesError: The server gives the whole file only.
-        TransportError: It cannot be read.
         FormatError: It is no safetensors file.
     """
     with _front(resource, _LENGTH + expected_header) as stream:
@@ -93,12 +85,7 @@ def _front(resource: Resource, stop: int) -> Iterator[Stream]:
 
 
 def read_header(resource: Resource, stream: Stream) -> FileHeader:
-    """Read the header from the front of a stream of the whole file.
-
-    Raises:
-        TransportError: It cannot be read.
-        FormatError: It is no safetensors file.
-    """
+    """Read the header from the front of a stream of the whole file; see `fetch_header`."""
     head = read_exactly(stream, _LENGTH)
     length = _header_length(head, resource, stream.total)
     return parse_header(read_exactly(stream, length), resource, stream.total)
@@ -119,7 +106,7 @@ def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
 
 
 def begins_with(front: bytes) -> str:
-    """What a file is that is no file of weights, for an error, by its first bytes."""
+    """A description of a file that is no file of weights, by its first bytes, for an error."""
     if len(front) < _LENGTH:
         return f"{len(front)} bytes" if front else "an empty file"
     text = front.decode("ascii", "replace")

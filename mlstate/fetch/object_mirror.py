@@ -1,4 +1,4 @@
-"""Single objects, whole and verified; and mirrors in the store layout, which have many of them."""
+"""Mirrors in the store layout, which have many objects; and single objects, whole and verified."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from functools import partial
 from threading import Lock
 
 from mlstate.digests import Digest
-from mlstate.errors import (
-    FormatError,
-    IntegrityError,
-    NoRangesError,
-    TransportError,
-    concerning,
-)
+from mlstate.errors import FormatError, IntegrityError, NoRangesError, TransportError, concerning
 from mlstate.fetch.attempts import Context
 from mlstate.fetch.plan import LARGE, Piece, Segments, Take
 from mlstate.fetch.reader import read_exactly
@@ -32,19 +26,15 @@ _GONE = frozenset({404, 410})
 def bring_object(
     resource: Resource, digest: Digest | None, size: int | None, context: Context
 ) -> Digest:
-    """Bring an object of any size into the cache, from front to back.
+    """Bring an object of any size into the cache, from front to back; returns its digest.
 
     Args:
         resource: Where it is.
         digest: Its digest; None if nobody knows it.
         size: Its size in bytes, if that is known.
-        context: Reads it, and says how much is taken at most if it is not.
-
-    Returns:
-        Its digest.
+        context: Reads it, and says how much is taken at most if the size is not known.
 
     Raises:
-        TransportError: It could not be read.
         FormatError: It has another length.
         IntegrityError: It has other bytes.
     """
@@ -63,15 +53,9 @@ def bring_object(
 
 
 def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
-    """Read a small object into memory.
-
-    Args:
-        resource: Where it is.
-        digest: Its digest.
-        max_size: The most bytes that it may have.
+    """Read a small object of at most ``max_size`` bytes into memory.
 
     Raises:
-        TransportError: It could not be read.
         IntegrityError: It has other bytes, or too many.
     """
     with concerning(path=resource.address), resource.read() as stream:
@@ -87,7 +71,7 @@ def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
 
 
 class ObjectMirror:
-    """Brings objects from one mirror in the store layout.
+    """Brings objects from one mirror.
 
     Args:
         address: The address of the store: what ``objects/`` is below.
@@ -105,12 +89,7 @@ class ObjectMirror:
         self.lacking: set[Digest] = set()
 
     def read(self, digest: Digest, max_size: int) -> bytes | None:
-        """A small object, verified; None if the mirror lacks it.
-
-        Raises:
-            TransportError: It could not be read.
-            IntegrityError: It has other bytes, or too many.
-        """
+        """A small object, verified; None if the mirror lacks it. See `read_object`."""
         with self._unless_lacking(digest):
             return read_object(self._open(digest), digest, max_size)
         return None
@@ -134,7 +113,7 @@ class ObjectMirror:
                 self._segments.close()
 
     def address_of(self, digest: Digest) -> str:
-        """Where an object is, if it is there."""
+        """The address of an object, if the mirror has it."""
         return f"{self._address}/{layout.object_path(digest)}"
 
     def _requests(self, wanted: Mapping[Digest, int | None]) -> Iterator[Callable[[], None]]:

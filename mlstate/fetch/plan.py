@@ -12,16 +12,7 @@ from mlstate.errors import IntegrityError
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, check_arrived
 
-__all__ = [
-    "LARGE",
-    "MOST",
-    "WASTE",
-    "DamagedPartialError",
-    "Piece",
-    "Segments",
-    "Take",
-    "join",
-]
+__all__ = ["LARGE", "MOST", "WASTE", "DamagedPartialError", "Piece", "Segments", "Take", "join"]
 
 LARGE = 64 << 20
 """Objects from this size on come in segments: bytes."""
@@ -67,9 +58,6 @@ def join(
         waste: The share of bytes that may be read for nothing.
         spent: Bytes that were read for nothing already (a header).
         most: The most bytes of a run; a single larger piece is a run of its own.
-
-    Returns:
-        Runs in the order of the resource, each with its pieces in order.
     """
     ordered = sorted(pieces, key=lambda piece: (piece.start, piece.stop))
     runs: list[list[Piece[_Want]]] = []
@@ -98,15 +86,11 @@ def _bridged(ordered: Sequence[Piece[_Want]], waste: float, spent: int) -> set[i
 
 
 class DamagedPartialError(Exception):
-    """What an earlier run left was damaged; it has been forgotten, and this one may begin anew."""
+    """What an earlier run left was damaged; it is forgotten, and this run may begin anew."""
 
 
 class Segments:
-    """Puts large objects together. Used by several threads.
-
-    Args:
-        receiver: Where they go.
-    """
+    """Puts large objects together from segments. Used by several threads."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -124,7 +108,7 @@ class Segments:
         start: int = 0,
         convert: Callable[[Iterable[Bytes]], Iterable[Bytes]] = iter,
     ) -> Iterator[Piece[Take]]:
-        """What of an object is not here yet. It is opened when the first piece is asked for.
+        """The pieces of an object that are not here yet; it is opened for the first of them.
 
         Args:
             name: 64 hex digits by which a later run finds it.
@@ -159,7 +143,7 @@ class Segments:
         """Give a complete object the name of its digest.
 
         Raises:
-            IntegrityError: It has another digest; it is gone.
+            IntegrityError: It has another digest, and was removed.
             DamagedPartialError: The same, but a part of it is from an earlier run.
         """
         try:
@@ -172,7 +156,7 @@ class Segments:
         self._receiver.publish_partial(partial, digest)
 
     def discard(self, name: str) -> None:
-        """Remove what is here of an object: it comes in another way.
+        """Remove what is here of an object, which comes in another way.
 
         Other streams may be writing to it. So it is closed when all of them have ended.
         """

@@ -1,4 +1,4 @@
-"""Reading what was planned: many requests at once, each stream into the pieces that want it."""
+"""Reading streams: many requests at once, each stream into the pieces that want it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,10 @@ _REQUEST = 400_000
 
 
 class StreamLimit:
-    """Lets few streams read at once where the network is faster than this machine.
+    """Limits how many streams read at once, where the network is faster than this machine.
 
-    More of them would only wait for each other there. As often as little came for a moment, twice
-    as many may read, and never fewer again. Each reads within its turn: ``with limit: ...``.
-
-    Args:
-        connections: How many streams there are.
-        meter: Counts what comes.
+    More streams would only wait for each other there. As often as little came for a moment, twice
+    as many may read, and never fewer again. Each reads within the limit: ``with limit: ...``.
     """
 
     def __init__(self, connections: int, meter: Meter) -> None:
@@ -56,7 +52,7 @@ class StreamLimit:
         self._give(self._held_back)
 
     def watch(self, work: threading.Thread) -> None:
-        """Look at what comes, until the work ends or all streams may read."""
+        """Watch what comes, until the work ends or all streams may read."""
         done = self._done()
         while self._held_back and work.is_alive():
             work.join(_LOOK)
@@ -102,31 +98,21 @@ class Reader:
         self.meter = meter
 
     def patient(self, resource: Resource) -> Resource:
-        """The same resource; what may pass is tried again."""
+        """The resource, with what may pass tried again."""
         return retrying(resource, self._retries, self._stopped.is_set)
 
     def patiently(self, call: Callable[[], _T]) -> _T:
-        """Call; what may pass is tried again."""
+        """The result of a call; what may pass is tried again."""
         return retried(call, self._retries, self._stopped.is_set)
 
     def read_run(self, resource: Resource, run: Sequence[Piece[Take]]) -> None:
-        """Read one range into its pieces.
-
-        Raises:
-            NoRangesError: The server gives the whole resource only.
-            TransportError: It could not be read.
-            IntegrityError: What came was not what it should be.
-        """
+        """Read one range into its pieces; a NoRangesError if the server gives the whole only."""
         start, stop = run[0].start, run[-1].stop
         with resource.read(start, stop) as stream:
             self.feed(stream, start, run)
 
     def feed(self, stream: Stream, position: int, pieces: Iterable[Piece[Take]]) -> None:
-        """Give pieces their bytes, in order, from a stream that is at ``position``.
-
-        Raises:
-            TransportError: The stream ended before the last piece.
-        """
+        """Give pieces their bytes, in order, from a stream that is at ``position``."""
         for piece in pieces:
             for _ in self.chunks(stream, piece.start - position):
                 pass  # bytes that nobody wants: a gap
@@ -176,12 +162,9 @@ class Reader:
             raise StoppedError
 
     def all(self, work: Iterable[Callable[[], None]]) -> None:
-        """Do pieces of work at once; the first error ends them all.
+        """Do pieces of work at once; the first error ends them all, and is raised.
 
         After Ctrl-C threads that wait for a slow network are left behind.
-
-        Raises:
-            BaseException: That error.
         """
         errors: list[BaseException] = []
         limit = StreamLimit(self._connections, self.meter)
@@ -224,7 +207,7 @@ class Reader:
 
 
 class StoppedError(Exception):
-    """Somebody else failed; this stream is not needed any more."""
+    """Another stream failed; this one is not needed any more."""
 
 
 def read_exactly(stream: Stream, size: int) -> bytes:

@@ -57,15 +57,7 @@ class Run:
                 attempts.pass_over(mirror)
 
     def fetch(self, names: Collection[str] | None, *, files: bool) -> None:
-        """Bring all that is missing.
-
-        Args:
-            names: The tensors that are needed; None: all.
-            files: Whether the state's files are needed, too.
-
-        Raises:
-            MlstateError: As `Fetcher.fetch`.
-        """
+        """Bring all that is missing; arguments and errors as of `Fetcher.fetch`."""
         # First: whatever a killed run leaves belongs to a state that the cache keeps.
         keys = {file.digest for file in self.entry.files.values()}
         self._keep(self.entry.pinned_digest, keys)
@@ -82,14 +74,7 @@ class Run:
             raise self.attempts.failure("what is missing could not be fetched", left.in_words())
 
     def pin(self) -> tuple[Digest, StateObject]:
-        """Bring a state of which nobody knows the digest.
-
-        Returns:
-            Its digest and its state object.
-
-        Raises:
-            MlstateError: As `Fetcher.fetch`.
-        """
+        """Bring a state of which nobody knows the digest; returns digest and state object."""
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
@@ -105,14 +90,7 @@ class Run:
         raise self.attempts.failure("no mirror of an unpinned state could be read", None)
 
     def pin_file(self, name: str, mirror: Mirror) -> FileEntry:
-        """Bring a file of which nobody knows the digest.
-
-        Returns:
-            The file's entry, with the digest.
-
-        Raises:
-            MlstateError: As `Fetcher.fetch`.
-        """
+        """Bring a file of which nobody knows the digest; returns its entry, with the digest."""
         found: list[Digest] = []
         bring = partial(_bring_file, mirror, None, found)
         if not self.attempts.attempt(name_of(mirror), bring):
@@ -254,6 +232,6 @@ def _fixed(mirror: Mirror) -> str | None:
 
 
 def _header_of(state: StateObject) -> int:
-    """How long the header of a plain file of this state may well be, in bytes."""
+    """The bytes that the header of a plain file of this state may well have."""
     names = [*state.inline, *state.refs]
     return 256 + sum(len(name.encode()) + 100 for name in names)

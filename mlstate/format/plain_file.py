@@ -1,4 +1,4 @@
-"""Plain safetensors files: what a state becomes for tools that know nothing of a store.
+"""Plain safetensors files: a state for tools that know nothing of a store.
 
 The data begins at a multiple of 4096, and the tensors that fill whole blocks come first, so that a
 file system can share these blocks with tensor objects. What follows is ordered by element width,
@@ -59,11 +59,7 @@ class PlainFile:
 
     @classmethod
     def lay_out(cls, specs: Mapping[str, TensorSpec]) -> PlainFile:
-        """The layout of these tensors; the same for the same names, types and shapes.
-
-        Raises:
-            FormatError: The header would exceed 100,000,000 bytes.
-        """
+        """The layout of these tensors; the same for the same names, types and shapes."""
         entries = dict(_METADATA)
         ordered = {name: specs[name] for name in sorted(specs, key=lambda n: _place(n, specs[n]))}
         position, starts = 0, {}
@@ -77,10 +73,7 @@ class PlainFile:
 
     @classmethod
     def parse(cls, header: bytes) -> PlainFile:
-        """Read the header of a file that was laid out here; the inverse of `lay_out`.
-
-        Args:
-            header: The first bytes of the file, up to the data.
+        """Read the header of a file (all up to the data) that was laid out here.
 
         Raises:
             FormatError: Anything that `lay_out` would not have written exactly so.
@@ -134,12 +127,7 @@ def is_weights_name(name: str) -> bool:
 
 
 def format_index(names: Sequence[str], shards: Sequence[Mapping[str, TensorSpec]]) -> bytes:
-    """The index of a sharded state, as transformers writes it.
-
-    Args:
-        names: The file name of each shard.
-        shards: What each holds.
-    """
+    """The index of a sharded state, as transformers writes it, for files of these names."""
     total = sum(spec.nbytes for shard in shards for spec in shard.values())
     files = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": files}

@@ -66,11 +66,7 @@ class InlineTensor:
 
 
 def check_name(name: object) -> str:
-    """Refuse what cannot name a tensor.
-
-    Raises:
-        FormatError: Not text, not encodable as UTF-8, or reserved.
-    """
+    """The name, if it can be a tensor's: a FormatError if it is no UTF-8 text, or reserved."""
     if not isinstance(name, str):
         raise FormatError("a tensor's name is text", found=repr(name))
     if not name.isascii():
@@ -84,11 +80,7 @@ def check_name(name: object) -> str:
 
 
 def check_bytes_state(specs: Mapping[str, TensorSpec]) -> None:
-    """Refuse a state that has the name for opaque bytes and is not just these.
-
-    Raises:
-        FormatError: Other tensors beside it, another type, or another number of dimensions.
-    """
+    """Refuse, by a FormatError, a state that has the name for opaque bytes and others."""
     spec = specs.get(BYTES_NAME)
     if spec and (len(specs) != 1 or spec.dtype != "U8" or len(spec.shape) != 1):
         raise FormatError(
@@ -143,11 +135,7 @@ class StateObject:
         return inline + sum(ref.spec.nbytes for ref in self.refs.values())
 
     def encode(self) -> bytes:
-        """The state object's bytes.
-
-        Raises:
-            FormatError: The header would exceed 100,000,000 bytes.
-        """
+        """The state object's bytes; a FormatError if its header exceeds 100,000,000 bytes."""
         names = _order(self.inline)
         return b"".join([self._header(names), *(self.inline[name].data for name in names)])
 
@@ -161,9 +149,7 @@ class StateObject:
             f'{quoted(name)}:{{"blake3":"{ref.digest}",{spec_text(ref.spec)}}}'
             for name, ref in sorted(self.refs.items())
         )
-        entries = {
-            _METADATA: f'{{"mlstate":"{_VERSION}","tensors":{quoted(f"{{{refs}}}")}}}',
-        }
+        entries = {_METADATA: f'{{"mlstate":"{_VERSION}","tensors":{quoted(f"{{{refs}}}")}}}'}
         position = 0
         for name in names:
             spec = self.inline[name].spec
@@ -173,10 +159,7 @@ class StateObject:
 
     @classmethod
     def parse(cls, data: bytes) -> StateObject:
-        """Read a state object; the inverse of `encode`.
-
-        Args:
-            data: The whole state object.
+        """Read a whole state object; the inverse of `encode`.
 
         Raises:
             FormatError: Anything that `encode` would not have written exactly so.
@@ -209,11 +192,7 @@ class StateObject:
 
 
 def is_state_object(header: bytes) -> bool:
-    """Whether the header of a safetensors file is that of a state object.
-
-    Args:
-        header: The JSON, with or without the padding.
-    """
+    """Whether the JSON header of a safetensors file is that of a state object."""
     return b'"__metadata__":{"mlstate":"' in header  # the canonical form has it so, and only there
 
 

@@ -108,11 +108,7 @@ class TensorSpec:
 
 
 def check_values(spec: TensorSpec, data: Bytes) -> None:
-    """Refuse data that no value of this type has: a BOOL byte is 0 or 1.
-
-    Raises:
-        FormatError: Such a byte is there.
-    """
+    """Refuse, by a FormatError, a BOOL tensor with a byte other than 0 and 1."""
     if spec.dtype == "BOOL":
         for start in range(0, len(data), 1 << 20):
             if bytes(data[start : start + (1 << 20)]).translate(None, b"\x00\x01"):
@@ -121,11 +117,7 @@ def check_values(spec: TensorSpec, data: Bytes) -> None:
 
 @lru_cache(128)  # most tensors of a model are shaped like another one
 def header(spec: TensorSpec) -> bytes:
-    """The first 4096 bytes of the tensor object of a tensor of this type and shape.
-
-    Raises:
-        FormatError: So many dimensions that their header does not fit.
-    """
+    """The first 4096 bytes of the tensor object of a tensor of this type and shape."""
     data = encode_header({"tensor": entry(spec, 0)}, DATA_OFFSET, "a tensor's header")
     if len(data) > DATA_OFFSET:
         raise FormatError(
@@ -192,10 +184,7 @@ def encode_header(entries: Mapping[str, str], alignment: int, what: str) -> byte
     Args:
         entries: The JSON text of each name's value.
         alignment: The data begins at a multiple of so many bytes.
-        what: What the header is, for the error.
-
-    Raises:
-        FormatError: It would exceed 100,000,000 bytes.
+        what: The header's name for the error if it exceeds 100,000,000 bytes.
     """
     items = ",".join([f"{quoted(name)}:{text}" for name, text in sorted(entries.items())])
     text = f"{{{items}}}".encode("ascii")
@@ -219,14 +208,9 @@ def spec_text(spec: TensorSpec) -> str:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Decode a JSON object; whether it was canonical is for the caller to check by encoding it.
+    """The JSON object in a text; a FormatError, which names ``what`` it is, if there is none.
 
-    Args:
-        data: The JSON text.
-        what: What it is, for the error.
-
-    Raises:
-        FormatError: Not JSON, or not an object.
+    Whether the text was canonical is for the caller to check by encoding it again.
     """
     try:
         value = json.loads(data)
@@ -238,11 +222,7 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 
 
 def parse_spec(name: str, entry: Any) -> TensorSpec:
-    """Type and shape of a tensor, from its entry in a header.
-
-    Raises:
-        FormatError: It has none, or none that is valid; the error names the tensor.
-    """
+    """Type and shape of a tensor, from its entry in a header; a FormatError names the tensor."""
     try:
         if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
             raise FormatError("a tensor's entry is malformed", found=entry)

@@ -1,4 +1,4 @@
-"""Several object stores as one, and the cache: what it takes, what it keeps, who fetches into it.
+"""Several object stores as one; and the cache, with what it keeps and who fetches into it.
 
 ``roots/<state digest>`` in a cache says which state it keeps: TOML with the key that the state was
 fetched for and the digests of its files. The time of the last use is the file's own.
@@ -62,11 +62,7 @@ class ChainObjectStore:
         return next((size for size in sizes if size is not None), None)
 
     def open(self, digest: Digest) -> BinaryIO:
-        """Open an object in the first store that has it.
-
-        Raises:
-            ObjectNotFoundError: None has it.
-        """
+        """Open an object in the first store that has it; ObjectNotFoundError if none does."""
         for store in self._asked(digest):
             with suppress(ObjectNotFoundError):
                 return store.open(digest)
@@ -100,8 +96,7 @@ class InFolder(Protocol):
 class Cache(ChainObjectStore):
     """A chain that passes over what is known to be damaged.
 
-    Args:
-        stores: At least one. The last one, if it is a folder, takes what is fetched.
+    The last store, if it is a folder, takes what is fetched.
 
     Attributes:
         own: That folder; None if nothing can be fetched.
@@ -118,12 +113,9 @@ class Cache(ChainObjectStore):
         return sum(store.size(digest) is not None for store in self._asked(digest))
 
     def set_aside(self, digest: Digest) -> str:
-        """Take a damaged object out of the way; it is kept, and no longer served.
+        """Take a damaged object out of the way, and return where it is now; it is no longer served.
 
         In the own folder it goes to trash/. In any other store it stays, and is passed over.
-
-        Returns:
-            Where it is now.
         """
         store = self._holder(digest)
         if self.own is None or store is not self.stores[-1]:
@@ -169,13 +161,9 @@ class Root:
 
 
 def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> None:
-    """Note that a state was fetched, and is used now. The files of earlier notes stay named.
+    """Note that a state was fetched for a key, and is used now.
 
-    Args:
-        folder: The cache's folder.
-        digest: The state digest.
-        key: The key that it was fetched for.
-        files: The digests of its files.
+    The digests of its files are added to those of earlier notes.
     """
     old = _read_root(_root_path(folder, digest))
     named = sorted({*files, *(old.files if old else ())})
@@ -189,12 +177,7 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
 
     A state that a cache holds and does not keep, since somebody pruned it a while ago, is kept
     again. Not so in a folder that somebody saves into: what is kept there is for its owner to say.
-
-    Args:
-        folder: The cache's folder.
-        digest: The state digest.
-        key: The key that it is used for.
-        files: The digests of its files.
+    Arguments as of `write_root`.
     """
     path = _root_path(folder, digest)
     with contextlib.suppress(OSError):
@@ -221,7 +204,7 @@ def last_use(folder: Path, digest: Digest) -> float | None:
 
 
 def read_roots(folder: Path) -> Iterator[Root]:
-    """What a cache keeps; what cannot be read is no root, for it can be fetched again."""
+    """The states that a cache keeps; files that cannot be read are passed over."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted((folder / layout.ROOTS).iterdir()):
             if root := _read_root(path):
@@ -253,15 +236,11 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
     """Let one process after the other do a piece of work, as long as each gets on with it.
 
     Whoever comes second waits while the first shows that it is alive, and then most likely finds
-    everything done. If nothing is heard of the first for a while, or locks do not work here, the
-    second begins too.
-
-    Args:
-        path: The lock file; its folder is there.
-        patience: The seconds without a sign of life after which nobody waits longer.
+    everything done. If nothing is heard of the first for ``patience`` seconds, or locks do not work
+    here, the second begins too: work is then done twice, which is all that can go wrong.
 
     Yields:
-        What to call now and then, to show that the work goes on.
+        A call that shows, now and then, that the work goes on.
     """
     descriptor = _open_lock(path)
     if descriptor is None:

@@ -99,12 +99,7 @@ class NewFile:
         self.close()
 
     def write(self, parts: Iterable[Bytes], devices: dict[int, bool] | None = None) -> Digest:
-        """Write the content, one part after the other, and give its digest.
-
-        Args:
-            parts: The content.
-            devices: As for `may_map`.
-        """
+        """Write the content, part after part; returns its digest. ``devices``: as for `may_map`."""
         digest, self.size = write_hashed(self.descriptor, parts, devices)
         return digest
 
@@ -113,11 +108,7 @@ class NewFile:
         _sync(self.descriptor)
 
     def publish(self, target: StrPath, how: Publish = Publish.REPLACE) -> bool:
-        """Give it its name.
-
-        Args:
-            target: The name.
-            how: What to do about a file that bears the name.
+        """Give it its name, in one of two ways.
 
         Returns:
             False if `how` is CREATE and the name is taken; True otherwise.
@@ -164,7 +155,7 @@ def write_in_store(
     digest: Digest | None = None,
     sync_parent: bool = True,
 ) -> bool:
-    """Write a read-only file of a store, by way of the store's tmp/.
+    """Write a read-only file of a store, by way of the store's tmp/; see `write_file`.
 
     Args:
         root: The store's folder; made if it is missing.
@@ -213,7 +204,7 @@ def write_file(
         temporary: A name that no one else uses, on the same file system.
         publish: What to do about a file that bears the name.
         digest: The digest that the content must have, where that matters.
-        sync_parent: Flush the folder of the file too; who writes many files flushes it later.
+        sync_parent: Flush the folder of the file, too.
         read_only: Take away the right to write, so that no tool edits the file in place.
 
     Returns:
@@ -236,11 +227,7 @@ def write_file(
 
 
 def check_written(found: Digest, expected: Digest, target: str | Path) -> None:
-    """Refuse bytes that changed while they were written.
-
-    Raises:
-        IntegrityError: Their digest is another.
-    """
+    """Refuse, by an IntegrityError, bytes that changed while they were written."""
     if found != expected:
         raise IntegrityError(
             "the bytes changed while they were written; nothing was stored under their name",
@@ -254,13 +241,9 @@ def check_written(found: Digest, expected: Digest, target: str | Path) -> None:
 def read_small(path: Path, error: type[FormatError] = FormatError) -> bytes:
     """Read a text of a store, whatever is in its place.
 
-    Args:
-        path: The file.
-        error: What to raise if it cannot be such a text.
-
     Raises:
         FileNotFoundError: It is not there.
-        FormatError: It is no file, a link that leads nowhere, or too large.
+        FormatError: It is no file, a link that leads nowhere, or too large; of the type ``error``.
     """
     try:
         # Without waiting for a writer, should a pipe be in its place.
@@ -288,7 +271,7 @@ def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
     Args:
         root: The store's folder; made with its own parents if it is missing, durable always.
         folder: A folder below it, or itself.
-        sync: Make those below the root durable; who makes many flushes those above them later.
+        sync: Whether those below the root are made durable now.
     """
     if folder == root:
         if not folder.is_dir():
@@ -321,10 +304,7 @@ def seal(descriptor: int, *, sync: bool) -> None:
 def create_exclusively(temporary: StrPath, target: StrPath) -> bool:
     """Give a file a name that must be free, by the first of three ways that works here.
 
-    The old name may stay; whose it is removes it.
-
-    Returns:
-        False if the name is taken; what bears it stays as it is.
+    The old name may stay; its owner removes it. Returns False if the name is taken.
     """
     for way in (os.link, rename_exclusively, _claim_and_rename):
         try:
@@ -373,8 +353,7 @@ def _claim_and_rename(temporary: StrPath, target: StrPath) -> None:
 def try_lock(descriptor: int) -> bool | None:
     """Lock a file for this process, without waiting.
 
-    Returns:
-        False if another process has it; None if no locks are to be had here.
+    Returns False if another process has it, and None if there are no locks here.
     """
     try:
         import fcntl

@@ -76,11 +76,7 @@ def _check_settings(root: Path) -> bool:
 
 
 def prepare_folder(root: Path) -> None:
-    """Make a folder a store, if it is not one yet. The settings come first, before any object.
-
-    Raises:
-        FormatError: As `check_folder`.
-    """
+    """Make a folder a store, if it is none yet: the settings first. Raises as `check_folder`."""
     check_folder(root)
     if not (root / layout.SETTINGS).exists():
         write_in_store(root, layout.SETTINGS, [layout.NEW_SETTINGS], publish=Publish.CREATE)
@@ -89,10 +85,8 @@ def prepare_folder(root: Path) -> None:
 class FolderObjectStore:
     """Objects as files of a folder: ``objects/ab/cdef...``.
 
-    Reading takes no lock, makes no folder and touches no file.
-
-    Args:
-        root: The store's folder; it may be missing, and is then empty.
+    Reading takes no lock, makes no folder and touches no file. The folder may be missing, and is
+    then empty.
 
     Raises:
         FormatError: The folder is no store, or one of a newer version.
@@ -123,11 +117,7 @@ class FolderObjectStore:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open(self, digest: Digest) -> BinaryIO:
-        """Open an object's file.
-
-        Raises:
-            ObjectNotFoundError: It is not here.
-        """
+        """Open an object's file; ObjectNotFoundError if it is not here."""
         try:
             # Without waiting for a writer, should a pipe be in an object's place.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -207,7 +197,7 @@ class FolderObjectWriter:
         return found, True
 
     def _publish(self, file: NewFile, digest: Digest) -> None:
-        """What waits for the disk, and what comes after it."""
+        """Flush a file to the disk, and give it its name."""
         with file:
             file.flush()
             if digest[:2] not in self._touched:

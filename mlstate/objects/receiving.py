@@ -69,12 +69,7 @@ class Receiver:
             yield Arriving(self, file)
 
     def partial(self, name: str, size: int) -> Partial:
-        """A large object that comes in any order.
-
-        Args:
-            name: 64 hex digits by which a later run finds it again.
-            size: Its size in bytes.
-        """
+        """A large object that comes in any order, and is found again by 64 hex digits."""
         return Partial(self._tmp, name, size)
 
     def place(self, digest: Digest) -> Path:
@@ -90,12 +85,7 @@ class Receiver:
         return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
 
     def staged(self, name: str, size: int) -> Staged | None:
-        """A complete object that an earlier run staged, read again for its digest.
-
-        Args:
-            name: As for `Arriving.stage`.
-            size: The size that it must have.
-        """
+        """An object that an earlier run staged under a name, read again for its digest."""
         path = self.staged_path(name)
         try:
             found = path.stat()
@@ -123,11 +113,7 @@ class Receiver:
             self._check_published(staged)
 
     def publish_staged(self, staged: Staged) -> None:
-        """Give a staged object the name of its digest.
-
-        Raises:
-            IntegrityError: Another process took it away.
-        """
+        """Give a staged object the name of its digest; IntegrityError if it was taken away."""
         try:
             os.replace(staged.path, self.place(staged.digest))
         except FileNotFoundError:
@@ -156,7 +142,7 @@ class Receiver:
                 sync_path(folder)
 
     def _check_published(self, staged: Staged) -> None:
-        """Where locks do not work, another process may have been faster."""
+        """Accept that another process was faster, where locks do not work."""
         if self.store.size(staged.digest) is None:
             raise IntegrityError("what came was removed before it was complete", path=staged.path)
 
@@ -187,16 +173,10 @@ class Arriving:
             self.write(chunk)
 
     def publish(self, expected: Digest | None) -> Digest:
-        """Publish the object, all of which is there, if it is what it should be.
-
-        Args:
-            expected: Its digest; None if nobody knows it.
-
-        Returns:
-            Its digest.
+        """Publish the object, all of which is there, and return its digest.
 
         Raises:
-            IntegrityError: It has another digest; nothing was stored.
+            IntegrityError: Another digest is expected; nothing was stored.
         """
         found = self._hasher.digest()
         check_arrived(found, expected or found)
@@ -206,11 +186,7 @@ class Arriving:
         return found
 
     def stage(self, name: str) -> Staged:
-        """Keep the object, all of which is there, in tmp/: nobody knows yet what it should be.
-
-        Args:
-            name: 64 hex digits by which a later run finds it.
-        """
+        """Keep the complete object in tmp/ under 64 hex digits, by which a later run finds it."""
         path = self._receiver.staged_path(name)
         staged = Staged(path, self._hasher.digest(), _which(os.fstat(self._file.descriptor)))
         self._file.publish(path)
@@ -218,11 +194,7 @@ class Arriving:
 
 
 def check_arrived(found: Digest, expected: Digest) -> None:
-    """Refuse what arrived with another digest than was asked for.
-
-    Raises:
-        IntegrityError: It has.
-    """
+    """Refuse, by an IntegrityError, what arrived with another digest than was asked for."""
     if found != expected:
         raise IntegrityError(
             "wrong bytes came; nothing of them was stored", expected=expected, found=found

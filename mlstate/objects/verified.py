@@ -1,4 +1,4 @@
-"""Reading with proof: no byte leaves here before its digest was compared."""
+"""Verified reading: no byte is used before its digest was compared."""
 
 from __future__ import annotations
 
@@ -46,9 +46,6 @@ def read_verified(
         what: What it is, for the error: "the state object", say.
         max_size: The most bytes that it may have; checked before memory is spent.
 
-    Returns:
-        Its bytes.
-
     Raises:
         ObjectNotFoundError: It is not there.
         IntegrityError: Its bytes are others than its digest says, or too many.
@@ -71,11 +68,7 @@ def read_verified(
 def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
     """The bytes that an object really has, piece by piece, not verified.
 
-    Yields:
-        A piece; all are in the same memory, so each is valid until the next one is asked for.
-
-    Raises:
-        ObjectNotFoundError: It is not there.
+    All pieces are in the same memory, so each is valid until the next one is asked for.
     """
     with store.open(digest) as file:
         buffer = memoryview(bytearray(_FIRST))
@@ -86,11 +79,7 @@ def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
 
 
 def digest_of(store: ObjectStore, digest: Digest) -> Digest:
-    """The digest of the bytes that an object really has, read piece by piece.
-
-    Raises:
-        ObjectNotFoundError: It is not there.
-    """
+    """The digest of the bytes that an object really has, read piece by piece."""
     hasher = Hasher()
     for piece in pieces_of(store, digest):
         hasher.update(piece)
@@ -103,11 +92,7 @@ def is_disk_error(error: OSError) -> bool:
 
 
 def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: str) -> None:
-    """Refuse an object whose bytes have another digest.
-
-    Raises:
-        IntegrityError: They have.
-    """
+    """Refuse, by an IntegrityError, an object whose bytes have another digest."""
     if found != expected:
         raise IntegrityError(
             f"{what} is damaged: its bytes are not those that its digest names",
@@ -119,10 +104,7 @@ def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: s
 
 
 def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
-    """Open a tensor object, whose length is right.
-
-    Returns:
-        The open file, at its end: to map it no other place is needed.
+    """Open a tensor object, whose length is right. The position is at the end of the file.
 
     Raises:
         ObjectNotFoundError: It is not there.
@@ -153,11 +135,7 @@ def check_tensor(store: ObjectStore, ref: TensorRef, seen: TensorCheck) -> None:
 
 
 def check_size(store: ObjectStore, digest: Digest, expected: int, found: int, *, what: str) -> None:
-    """Refuse an object of the wrong length, without reading it.
-
-    Raises:
-        IntegrityError: It is too short or too long.
-    """
+    """Refuse, by an IntegrityError, an object of the wrong length, without reading it."""
     if found != expected:
         raise IntegrityError(
             f"{what} is damaged: it has the wrong length",

@@ -16,7 +16,7 @@ from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, WritableObjectStore
-from mlstate.objects.saving import SaveAct, absent
+from mlstate.objects.saving import ObjectSaver, absent
 from mlstate.parallel import THREADS, for_each
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
@@ -164,7 +164,7 @@ class SavingStore(Saves, StateView):
             self._put_all(act, encoded, wanted, wish)
 
     def _complete(
-        self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, wish: Wish
+        self, act: ObjectSaver, encoded: EncodedState, wanted: StateEntry, wish: Wish
     ) -> None:
         """All objects were taken: publish the state."""
         act.flush()
@@ -190,10 +190,12 @@ class SavingStore(Saves, StateView):
                 raise other_exists(winner.entry, entry.pinned_digest, entry)
             return
 
-    def _act(self, *, verify: bool) -> SaveAct:
-        return SaveAct(self.target, verify=verify, threads=self.threads)
+    def _act(self, *, verify: bool) -> ObjectSaver:
+        return ObjectSaver(self.target, verify=verify, threads=self.threads)
 
-    def _put_all(self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, wish: Wish) -> None:
+    def _put_all(
+        self, act: ObjectSaver, encoded: EncodedState, wanted: StateEntry, wish: Wish
+    ) -> None:
         """Put what is not there, the state object last, and make it durable."""
         sizes = encoded.sizes()
         if wish.source is not None:

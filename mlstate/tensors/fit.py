@@ -1,4 +1,4 @@
-"""How a state fits a model, by names, shapes and dtypes alone: compared before a byte is read."""
+"""The fit of a state and a model: names, shapes and dtypes, compared before a byte is read."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Fit:
         return bool(self.modules) and _has_own_rules([module for _, module in self.modules])
 
     def problems_of_names(self, *, strict: bool) -> list[str]:
-        """What the names forbid, in sentences; nothing if the load may go on."""
+        """The sentences that say why the names forbid a load; none if they do not."""
         lines = []
         if self.strangers and not strict:
             lines.append("the state and the model have no name in common")
@@ -86,7 +86,7 @@ class Fit:
         return lines
 
     def problems_of_shapes(self, *, ignore_mismatched_sizes: bool) -> list[str]:
-        """What the shapes forbid, in a sentence; or nothing."""
+        """The sentence that says why the shapes forbid a load; none if they do not."""
         lines = []
         if not ignore_mismatched_sizes and self.mismatched:
             shapes = [
@@ -118,7 +118,7 @@ class Fit:
         return bool(self.own) and bool(self.unexpected) and not self.common
 
     def remedy(self, *, strict: bool) -> str:
-        """What to do about the problems."""
+        """Advice about the problems."""
         if self.strangers:
             return self._prefix() or "look at both sides' names: this is another architecture"
         advice = []
@@ -163,17 +163,13 @@ def _dtype_name(tensor: torch.Tensor) -> str | None:
 
 
 def _first_part(names: Iterable[str]) -> str | None:
-    """What all names begin with, up to a dot, if they do."""
+    """The part up to the first dot, if all names have the same."""
     firsts = {name.partition(".")[0] for name in names}
     return firsts.pop() if len(firsts) == 1 else None
 
 
 def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
     """Compare a state's names, shapes and dtypes with a model's, as torch's own load would.
-
-    Args:
-        model: The model.
-        specs: Every name of the state with its type and shape.
 
     Raises:
         FormatError: A stored element type that this torch lacks.
@@ -256,7 +252,7 @@ def assignable(
     Args:
         given: The tensors.
         own: The model's entries.
-        groups: What `tied_groups` says of them.
+        groups: The names that are tied in the model; see `tied_groups`.
 
     Returns:
         What to give to torch, and the names among it that the state itself lacks: they are tied to
@@ -302,15 +298,10 @@ def _is_parameter(entry: Any) -> bool:
 
 
 def _own_copy(source: torch.Tensor, target: Any, taken: set[int]) -> torch.Tensor:
-    """A tensor as it takes the place of another.
+    """A tensor as it takes the place of an entry of the model.
 
-    One that has a place already is copied: it is equal to another name's, but not tied to it in the
-    model.
-
-    Args:
-        source: The tensor.
-        target: The entry of the model.
-        taken: The ids of the tensors that have a place. Added to.
+    One whose id is in ``taken`` has a place already, and is copied: it is equal to another name's,
+    but not tied to it in the model. Its id is added.
     """
     loaded = _in_place_of(source, target)
     if loaded is source and id(source) in taken:

@@ -1,4 +1,4 @@
-"""Tensors on their way to an accelerator: read, sent and hashed in one pass, piece by piece.
+"""Tensors on their way to a GPU: read, sent and hashed in one pass, piece by piece.
 
 What is read goes into pinned memory, from which the device copies by itself. Meanwhile the same
 bytes are hashed, and the next piece is read into the next buffer. So the host keeps a few
@@ -34,13 +34,10 @@ def is_accelerator(device: torch.device | None) -> bool:
 
 
 class Lanes:
-    """What the threads of one act of reading send through: each has a lane of its own.
+    """The ways to devices in one act of reading: each thread has a lane of its own to each device.
 
     Made by the thread that asks for the tensors: they are as if it had made them, on the streams
     that it works on.
-
-    Args:
-        devices: Where tensors are sent to.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -54,16 +51,13 @@ class Lanes:
     def receive(
         self, file: BinaryIO, spec: TensorSpec, device: torch.device, seen: TensorCheck
     ) -> torch.Tensor:
-        """Read a tensor's data onto a device.
+        """Read a tensor's data onto a device: uint8, one dimension, complete when `settle` returns.
 
         Args:
             file: The open file, at the first byte of the data.
             spec: The tensor.
             device: Where to.
             seen: Takes all bytes, in order.
-
-        Returns:
-            The data: uint8, one dimension. It is all there only when `settle` has returned.
 
         Raises:
             IntegrityError: The file became shorter.
@@ -128,7 +122,7 @@ class _Lane:
         return self._buffers[self._next]
 
     def _send(self, piece: torch.Tensor, part: torch.Tensor) -> Any:
-        """Begin to copy; gives what says when that is done, or None if it is."""
+        """Begin to copy; returns an event that says when that is done, or None if it is."""
         with _working_on(self._stream):
             part.copy_(piece, non_blocking=True)
         return None if self._stream is None else self._stream.record_event()

@@ -1,4 +1,4 @@
-"""A verified state into a model: compared first, then copied or assigned, or nothing at all."""
+"""Loading a verified state into a model: compared first, then copied or assigned, or nothing."""
 
 from __future__ import annotations
 
@@ -96,25 +96,17 @@ def _differ(group: list[str], tensors: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _apply(
-    model: TensorModel,
-    tensors: Mapping[str, torch.Tensor],
-    fit: Fit,
-    *,
-    strict: bool,
-    assign: bool,
+    model: TensorModel, tensors: Mapping[str, torch.Tensor], fit: Fit, *, strict: bool, assign: bool
 ) -> LoadResult:
     """Put verified tensors into a model.
 
     Args:
         model: The model.
         tensors: All tensors of the state, verified, private; equal ones may be one.
-        fit: What `compare` said; mismatched names are skipped.
+        fit: What `compare` found; mismatched names are skipped.
         strict: Refuse what is missing or unexpected; for a model with rules of its own, which
             alone can tell. For all others `Fit.problems_of_names` has told before.
         assign: Make the tensors the model's own instead of copying from them.
-
-    Returns:
-        What torch reports, without a digest.
 
     Raises:
         IncompatibleStateError: torch, or a hook of the model, refused; or `assign` is asked of
@@ -153,10 +145,7 @@ def _apply(
                 f"missing: {some(sorted(left))}; unknown: {some(keys.unexpected_keys)}"
             )
     return LoadResult(
-        [name for name in fit.own if name in left],
-        keys.unexpected_keys,
-        fit.mismatched,
-        fit.cast,
+        [name for name in fit.own if name in left], keys.unexpected_keys, fit.mismatched, fit.cast
     )
 
 
@@ -165,8 +154,7 @@ def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None
     """Turn what torch or a model's own rules refuse into an error of ours.
 
     With ``restore`` the model gets its tensors back. That needs a copy of them, so it is only for
-    models with rules of their own: of all others the comparison said before that torch will take
-    everything.
+    models with rules of their own: torch takes everything into all others, as `compare` found.
     """
     held, lazy, values = _snapshot(modules, copied=not assign) if restore else ([], [], [])
     try:
@@ -213,16 +201,11 @@ def _tensors(modules: _Modules) -> Iterator[torch.Tensor]:
 
 
 def can_set_entries(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> bool:
-    """Whether `set_entries` does what the module's own load would do.
+    """Whether `set_entries` does exactly what the module's own load would do.
 
     Torch's `load_state_dict` looks at every name several times, and is there for old versions,
     hooks and lazy modules. Where there are none of these, and the names are exactly the model's,
     only the copying or assigning is left to do.
-
-    Args:
-        fit: The model, one that has no rules of its own.
-        given: The tensors.
-        assign: Whether the module is to hold the tensors themselves.
     """
     own = fit.own
     return (
@@ -249,13 +232,9 @@ def _takes_copies(entry: torch.Tensor) -> bool:
 
 
 def set_entries(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
-    """Copy tensors into the entries of a model, or make them its own.
+    """Copy tensors into the entries of a model, or with ``assign`` make its modules hold them.
 
-    Args:
-        fit: The model.
-        given: The tensors, for each entry; those of parameters are parameters, if they are
-            assigned.
-        assign: Make the model's modules hold the tensors themselves.
+    Assigned tensors of parameters are parameters already.
     """
     if assign:
         try:

@@ -1,4 +1,4 @@
-"""Tensors as memory: their bytes, tensors over the bytes of a file, and which of them share memory.
+"""Tensors as memory: their bytes, tensors over bytes of a file, and which share memory.
 
 Nothing is copied, and numpy is not needed.
 """
@@ -71,11 +71,7 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
-    """Element type and shape of a tensor, as the format writes them.
-
-    Raises:
-        FormatError: The format has no such element type.
-    """
+    """Element type and shape of a tensor; a FormatError if the format has no such type."""
     return _spec(tensor.dtype, tuple(tensor.shape))
 
 
@@ -86,9 +82,7 @@ def _spec(kind: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
         dtype = _NAMES[kind]
     except KeyError:
         raise FormatError(
-            "the format has no such element type",
-            expected=", ".join(_NAMES.values()),
-            found=kind,
+            "the format has no such element type", expected=", ".join(_NAMES.values()), found=kind
         ) from None
     if dtype == "F4":  # torch counts pairs, the format counts elements
         if not shape:
@@ -98,11 +92,7 @@ def _spec(kind: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
-    """The torch dtype of a stored tensor.
-
-    Raises:
-        FormatError: This version of torch lacks it.
-    """
+    """The torch dtype of a stored tensor; a FormatError if this version of torch lacks it."""
     try:
         return TORCH_DTYPES[spec.dtype]
     except KeyError:
@@ -113,11 +103,7 @@ def torch_dtype(spec: TensorSpec) -> torch.dtype:
 
 
 def torch_shape(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of a stored tensor as torch counts it.
-
-    Raises:
-        FormatError: An odd number of 4-bit elements in the last dimension.
-    """
+    """The shape of a stored tensor as torch counts it: 4-bit elements in pairs."""
     if spec.dtype != "F4":
         return spec.shape
     if not spec.shape or spec.shape[-1] % 2:
@@ -157,18 +143,9 @@ def mapped_tensor(
 ) -> torch.Tensor | None:
     """A file's bytes as a private, writable uint8 tensor, mapped: nothing is read yet.
 
-    Nothing that is done to the tensor reaches the file. A map shows what others do to the file
-    later, so only files that nobody else can change unnoticed are mapped: our own or root's, on a
-    local file system.
-
-    Args:
-        file: The open file; it may be closed afterwards.
-        size: Its size in bytes.
-        devices: As for `may_map`.
-
-    Returns:
-        None if it is not safe or not possible, or if it is small and many are mapped: then read
-        the file.
+    Nothing that is done to the tensor reaches the file, which may be closed afterwards. None if
+    mapping is not safe (see `may_map`) or not possible, or if the file is small and many are
+    mapped: then it is to be read.
     """
     if not size or not may_map(file, devices):
         return None
@@ -199,15 +176,7 @@ def mapped_tensor(
 
 
 def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:
-    """A file's bytes as a uint8 tensor, read into memory.
-
-    Args:
-        file: The open file.
-        size: Its size in bytes.
-
-    Raises:
-        IntegrityError: The file became shorter.
-    """
+    """A file's bytes as a uint8 tensor, read into memory; see `read_into`."""
     raw = torch.empty(size, dtype=torch.uint8, device="cpu")
     file.seek(0)
     read_into(file, as_bytes(raw))
@@ -215,11 +184,7 @@ def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:
 
 
 def read_into(file: BinaryIO, view: memoryview) -> None:
-    """Fill memory with the next bytes of a file.
-
-    Raises:
-        IntegrityError: The file has fewer.
-    """
+    """Fill memory with the next bytes of a file; an IntegrityError if it has fewer."""
     position = 0
     while position < len(view):
         count = file.readinto(view[position:])  # type: ignore[attr-defined]
@@ -233,12 +198,7 @@ def read_into(file: BinaryIO, view: memoryview) -> None:
 
 
 def overlapping(own: Mapping[str, Any], groups: list[list[str]]) -> list[str]:
-    """Names of a model whose memory overlaps without being the same: a buffer and a part of it.
-
-    Args:
-        own: The model's entries.
-        groups: What `tied_groups` says of them.
-    """
+    """Names whose memory overlaps without being the same; ``groups`` is from `tied_groups`."""
     again = {name for group in groups for name in group[1:]}
     spans = sorted(
         (_device(entry), *_span(entry), name)

@@ -45,7 +45,7 @@ class OpenedObject:
         ref: Which it is.
         names: The names of the state that it stands for.
         device: Where it is wanted, if not on the CPU.
-        local: As for `may_map`.
+        local: As ``devices`` of `may_map`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OpenedObject:
         """Open it, and map it if that is possible.
 
         Returns:
-            False if it is not, and the file is open until `verified` reads it.
+            False if it is not mapped: the file is open until `verified` reads it.
 
         Raises:
             IntegrityError: It is missing, or has the wrong length.
@@ -86,10 +86,7 @@ class OpenedObject:
         return self._raw is not None
 
     def verified(self, lanes: Lanes | None) -> torch.Tensor:
-        """The tensor, private.
-
-        Args:
-            lanes: The way to the device where it is wanted; it is there when they have settled.
+        """The tensor, private; on a device it is complete when the lanes have settled.
 
         Raises:
             IntegrityError: It is missing or damaged.
@@ -135,8 +132,8 @@ def read_tensors(
         objects: Where the tensor objects are.
         state: The verified state object.
         names: Those to read; all by default. Nothing else is read or verified.
-        shared: Let equal tensors share memory: for who only copies from them.
-        places: Which are wanted elsewhere than on the CPU; see `reading`.
+        shared: Let equal tensors share memory, where they are only copied from.
+        places: Which are wanted elsewhere than on the CPU.
 
     Returns:
         Name -> tensor, private and writable, in the order of `names` or of the state object.
@@ -296,15 +293,11 @@ def _inline(
 
 
 def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Places:
-    """Where the entries of a model are that a state has values for, if that is an accelerator.
+    """The devices of a model's entries that a state has values for, if they are accelerators.
 
     What is sent there is not the model's own memory, which stays as it is until all is verified.
     So it takes as much again; where there is no room for that, nothing is placed, and the values
     come by way of the CPU.
-
-    Args:
-        model: The model.
-        specs: Every name of the state with its type and shape.
     """
     in_use: Any = torch.cuda.is_initialized  # has no types; without it nothing is on a GPU
     if not isinstance(model, torch.nn.Module) or not in_use():
@@ -322,12 +315,7 @@ def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Places:
 
 
 def places_on(device: Any, names: Iterable[str]) -> Places:
-    """The same device for all names, if it is an accelerator; else nothing.
-
-    Args:
-        device: A ``torch.device`` or what names one.
-        names: The tensors.
-    """
+    """The same device, a ``torch.device`` or what names one, for all names; none for a CPU."""
     try:
         place = torch.device(device)
     except (TypeError, RuntimeError):  # something else that Tensor.to takes, or refuses
