@@ -31,7 +31,7 @@ from mlstate.format import layout
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.chain import Cache
+from mlstate.objects.cache import Cache
 from mlstate.reading import read_state
 from mlstate.transport import Transports
 from tests.servers.nginx import Nginx

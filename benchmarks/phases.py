@@ -36,7 +36,7 @@ PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "read the state object": ((stores_read, "read_state"),),
     "compare names and shapes": ((load, "compare"), (fit, "stand_apart")),
     "look at the tensors": ((encode, "_source"),),
-    "copy or assign": ((load, "assignable"), (load, "put")),
+    "copy or assign": ((load, "assignable"), (load, "set_entries")),
 }
 """Phase -> the functions that do it and nothing else that is named here."""
 

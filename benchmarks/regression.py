@@ -33,7 +33,7 @@ from mlstate.fetch import Fetcher
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.chain import Cache
+from mlstate.objects.cache import Cache
 from mlstate.transport import Transports
 from tests.servers.nginx import Nginx
 from tests.servers.ports import MissingProgramError

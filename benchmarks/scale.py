@@ -25,8 +25,8 @@ from benchmarks.harness import Figure, Figures, report, show
 from mlstate import LocalStateStore, StateKey, StateType
 from mlstate.digests import Digest
 from mlstate.format import layout, tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
 from mlstate.operations.verify.verify import verify
 from mlstate.stores.statefiles import format_state_file

@@ -19,11 +19,7 @@ _MOMENT = 1.0
 _T = TypeVar("_T")
 
 
-def for_each(
-    work: Callable[[_T], None],
-    items: Iterable[_T],
-    threads: int = THREADS,
-) -> None:
+def for_each(work: Callable[[_T], None], items: Iterable[_T], threads: int = THREADS) -> None:
     """Call ``work`` on every item, on several threads that take the next item as they come free.
 
     A future for each of many small tensors costs more than the tensor (measured: a third of the
@@ -52,19 +48,12 @@ def begun(
 ) -> Iterator[Callable[[], None]]:
     """Like `for_each`, with time for something else: the other threads begin at once.
 
-    Args:
-        work: What to do.
-        items: With what.
-        threads: How many threads work, this one included, once it calls what this gives.
-        cancel: Called at the end, whatever it was: wakes a thread that waits for the next item.
+    ``cancel`` is called at the end, whatever it was: it wakes a thread that waits for an item.
 
     Yields:
-        A call that takes part in the work, and returns when all of it is done. Without that call,
-        or after an error, items not yet begun are left out when the context ends. No thread is at
-        work after that: not after Ctrl-C, either.
-
-    Raises:
-        BaseException: By that call: the first error of any thread.
+        A call that takes part in the work, and returns when all of it is done, or raises the first
+        error of any thread. Without that call, or after an error, items not yet begun are left out
+        when the context ends. No thread is at work after that: not after Ctrl-C, either.
     """
     end: Any = object()
     remaining = iter(items)
@@ -108,9 +97,7 @@ class _Helper:
 
     ``Thread.join`` cannot: once interrupted, it takes the thread to have ended. Nor can events and
     semaphores, which an interruption may leave locked; locks themselves and simple queues can.
-
-    Args:
-        run: What it does. Where it begins late, after somebody gave up, it must find nothing to do.
+    If ``run`` begins late, after somebody gave up, it must find nothing to do.
     """
 
     def __init__(self, run: Callable[[], None]) -> None:
@@ -121,11 +108,7 @@ class _Helper:
         self._at_work.acquire()
 
     def start(self) -> None:
-        """Start it.
-
-        Raises:
-            RuntimeError: There can be no more threads.
-        """
+        """Start it; a RuntimeError if there can be no more threads."""
         self._asked = True
         try:
             threading.Thread(target=self._until_the_end, daemon=True).start()
@@ -173,11 +156,7 @@ class Background:
         self._errors: list[BaseException] = []
 
     def do(self, work: Callable[[], object]) -> None:
-        """Take some work; called from several threads.
-
-        Raises:
-            BaseException: Earlier work failed; this one was not taken.
-        """
+        """Take some work, from several threads; raises the error of earlier work instead."""
         if self._errors:
             raise self._errors[0]
         self._room.get()
@@ -196,11 +175,7 @@ class Background:
         self._run(work)
 
     def wait(self) -> None:
-        """Wait until all of it is done, and let the threads end.
-
-        Raises:
-            BaseException: The first error of any work.
-        """
+        """Wait until all of it is done, let the threads end, and raise the first error."""
         with self._lock:
             helpers = self._helpers
             for _ in helpers:

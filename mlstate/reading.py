@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.errors import FormatError, IntegrityError, StateNotFoundError, concerning
-from mlstate.format import tensor_object
-from mlstate.format.dtypes import check_values
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import IntegrityError, ObjectNotFoundError, StateNotFoundError, concerning
 from mlstate.format.state_object import BYTES_NAME, MAX_HEADER, StateObject, TensorRef
-from mlstate.manifests import StateEntry
+from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, object_size
+from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import ObjectStore, read_verified
-from mlstate.objects.verified import check_digest, check_size
+from mlstate.objects.verified import check_tensor, open_tensor
 
 __all__ = [
+    "Needs",
     "VerifiedFiles",
+    "needs_of",
     "read_bytes_state",
     "read_state",
     "read_state_object",
@@ -50,12 +52,7 @@ def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
 def read_state_object(
     digest: Digest, objects: ObjectStore, max_size: int = _UNKNOWN_SIZE
 ) -> StateObject:
-    """The verified state object with a digest.
-
-    Raises:
-        IntegrityError: The object is missing, damaged or too large.
-        FormatError: It is not in canonical form.
-    """
+    """The verified state object with a digest; raises as `read_state`."""
     data = read_verified(objects, digest, what="a state object", max_size=max_size)
     return StateObject.parse(data)
 
@@ -70,56 +67,126 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
     if BYTES_NAME in state.inline:
         return bytes(state.inline[BYTES_NAME].data)
     ref = state.refs[BYTES_NAME]
-    size = tensor_object.object_size(ref.spec)
+    size = object_size(ref.spec)
     data = read_verified(objects, ref.digest, what="a tensor object", max_size=size)
-    return data[tensor_object.DATA_OFFSET :]
+    return data[DATA_OFFSET:]
 
 
 def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
-    """The data of a tensor object, piece by piece: for who waits for the end before it is used.
-
-    Yields:
-        Bytes that are not verified before the last piece was taken and the iteration has ended.
+    """The data of a tensor object, piece by piece: not verified before the iteration has ended.
 
     Raises:
         IntegrityError: At the end: the object was damaged; or at once: it is missing.
         FormatError: At the end: it is not what the state object says of it.
     """
-    what = "a tensor object"
-    hasher = Hasher()
-    wrong: FormatError | None = None
-    with objects.open(ref.digest) as file:
-        size = file.seek(0, 2)
-        check_size(objects, ref.digest, tensor_object.object_size(ref.spec), size, what=what)
+    seen = TensorCheck(ref.spec)
+    with open_tensor(objects, ref) as file:
         file.seek(0)
-        head = file.read(tensor_object.DATA_OFFSET)
-        hasher.update(head)
+        seen.update(file.read(DATA_OFFSET))
         while piece := file.read(_PIECE):
-            hasher.update(piece)
-            try:
-                check_values(ref.spec, piece)
-            except FormatError as error:
-                wrong = error
+            seen.update(piece)
             yield piece
-    check_digest(objects, ref.digest, hasher.digest(), what=what)
-    if head != tensor_object.header(ref.spec):
-        wrong = FormatError(
-            "a tensor object is not the tensor that the state object says it is",
-            expected=f"{ref.spec.dtype} {list(ref.spec.shape)}",
-            found=head[8:200].rstrip(),
-        )
-    if wrong is not None:
-        wrong.path = objects.locate(ref.digest)
-        raise wrong
+    check_tensor(objects, ref, seen)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is missing of a state.
+
+    Attributes:
+        state: The state object, if it is there, and if tensors are needed.
+        refs: The tensors that are missing, by name; of an unknown state none can be named.
+        files: The files that are missing, by name.
+        present: Bytes of tensor data that are there, those inside the state object not counted.
+        tensors: Whether tensors are needed at all.
+    """
+
+    state: StateObject | None
+    refs: dict[str, TensorRef] = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    present: int = 0
+    tensors: bool = True
+
+    def __bool__(self) -> bool:
+        return self.lacks_state or bool(self.refs) or bool(self.files)
+
+    @property
+    def lacks_state(self) -> bool:
+        """Whether the state object is needed and not there."""
+        return self.tensors and self.state is None
+
+    @property
+    def objects(self) -> dict[Digest, int]:
+        """The tensor objects that are missing, with their sizes in bytes."""
+        refs = self.refs.values()
+        return {ref.digest: object_size(ref.spec) for ref in refs}
+
+    def in_words(self) -> str:
+        """What is missing, for an error."""
+        parts = []
+        if self.lacks_state:
+            parts.append("its state object")
+        if self.refs:
+            names, size = _some(self.refs), sum(self.objects.values())
+            count = len(self.objects)
+            parts.append(f"{count} tensor{'s'[: count > 1]} of {size} bytes ({names})")
+        if self.files:
+            parts.append(f"the files {_some(self.files)}")
+        return "; ".join(parts)
+
+
+def needs_of(
+    entry: StateEntry,
+    objects: ObjectStore,
+    names: Collection[str] | None,
+    *,
+    files: bool,
+    state: StateObject | None = None,
+) -> Needs:
+    """What is missing of a state in a cache, judged by names and sizes: no tensor is read.
+
+    Args:
+        entry: What a manifest says of it.
+        objects: The cache.
+        names: The tensors that are needed; None: all.
+        files: Whether the state's files are needed, too.
+        state: The state object, if it was read before.
+
+    Raises:
+        UnpinnedStateError: The entry gives no digest.
+        IntegrityError: The state object is there and damaged.
+    """
+    lacking = {
+        name: file
+        for name, file in (entry.files.items() if files else ())
+        if objects.size(file.digest) is None
+    }
+    if names is not None and not names:
+        return Needs(None, {}, lacking, tensors=False)
+    try:
+        state = state or read_state(entry, objects)
+    except ObjectNotFoundError:
+        return Needs(None, {}, lacking)
+    wanted = state.specs if names is None else names
+    refs = {name: state.refs[name] for name in wanted if name in state.refs}
+    missing = {
+        digest
+        for digest, size in Needs(state, refs).objects.items()
+        if objects.size(digest) != size
+    }
+    present = sum(ref.spec.nbytes for ref in refs.values() if ref.digest not in missing)
+    refs = {name: ref for name, ref in refs.items() if ref.digest in missing}
+    return Needs(state, refs, lacking, present)
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
 
 
 class VerifiedFiles(Mapping[str, bytes]):
-    """The files of a state, read and verified as they are looked up.
-
-    Args:
-        entry: What is said of the state.
-        read: Reads one of them, verified.
-    """
+    """The files of a state, read and verified by ``read`` as they are looked up."""
 
     def __init__(self, entry: StateEntry, read: Callable[[str], bytes]) -> None:
         self._entry = entry

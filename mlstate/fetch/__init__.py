@@ -1,4 +1,4 @@
-"""Bringing what is missing: plan it, choose mirrors, fail over, verify everything."""
+"""Bringing what is missing of a state into a cache, from mirrors, verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a mirror gives as its address to the files behind it: shards of an index, of a repo."""
+"""The files behind the address that a mirror gives: shards of an index, weights of a repository."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlstate.errors import FormatError
-from mlstate.fetch.context import Ground
-from mlstate.fetch.header import read_exactly
-from mlstate.format import canonical
+from mlstate.fetch.attempts import Context
+from mlstate.fetch.reader import read_exactly
+from mlstate.format.tensor_object import parse_json
 from mlstate.locations import Mirror, check_file_names
 from mlstate.manifests import StateEntry
 from mlstate.transport.hub import HubAddress, parse_hub_address
@@ -36,12 +36,11 @@ def any_on_hub(entry: StateEntry) -> bool:
     return any(url.startswith(_SCHEME) for part in parts for url in part.urls)
 
 
-def settled_on_hub(entry: StateEntry, ground: Ground) -> tuple[StateEntry, dict[str, Mirror]]:
-    """An entry whose mirrors on the hub name a commit and a file.
+def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dict[str, Mirror]]:
+    """The entry with a commit and a file in each address on the hub.
 
-    Returns:
-        The entry; and the files beside the weights of the first mirror that named a whole
-        repository, by name, each with where it is.
+    Also gives the files beside the weights of the first mirror that named a whole repository: by
+    name, each with where it is.
 
     Raises:
         TransportError: The hub does not say.
@@ -58,7 +57,7 @@ def settled_on_hub(entry: StateEntry, ground: Ground) -> tuple[StateEntry, dict[
         if not url.startswith(_SCHEME):
             return url
         where = parse_hub_address(url)
-        listing = ground.hub_files(str(replace(where, path=None)))
+        listing = context.hub_files(str(replace(where, path=None)))
         exact = HubAddress(where.repo, listing.commit, where.path)
         if exact.path is None:
             if not files:
@@ -92,7 +91,7 @@ _WEIGHTS = {
 }
 
 
-def addresses_of(mirror: Mirror, ground: Ground) -> list[str]:
+def addresses_of(mirror: Mirror, context: Context) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
 
     An address that ends in ``.safetensors.index.json`` stands for the shards that it lists, and
@@ -106,22 +105,18 @@ def addresses_of(mirror: Mirror, ground: Ground) -> list[str]:
     for given in mirror.urls:
         address = given
         if given.startswith("hf://") and parse_hub_address(given).path is None:
-            listing = ground.hub_files(given)
+            listing = context.hub_files(given)
             name = hub_weights(listing.files, mirror.format, given)
             address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
         if _path(address).endswith(INDEX):
-            found.extend(_shards(address, ground))
+            found.extend(_shards(address, context))
         else:
             found.append(address)
     return found
 
 
 def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
-    """The file of a repository that has, or lists, its weights.
-
-    Raises:
-        FormatError: There is none by a usual name.
-    """
+    """The file of a repository that has, or lists, its weights; a FormatError if there is none."""
     usual = _WEIGHTS[form]
     for name in usual:
         if name in files:
@@ -135,25 +130,21 @@ def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
     )
 
 
-def _shards(address: str, ground: Ground) -> list[str]:
-    with ground.open(address).read() as stream:
+def _shards(address: str, context: Context) -> list[str]:
+    with context.open(address).read() as stream:
         text = read_exactly(stream, _MAX_INDEX + 1)
     return [_beside(address, name) for name in parse_index(text, address)]
 
 
 def parse_index(text: bytes, address: str) -> list[str]:
-    """The names of the shards that an index lists, sorted.
-
-    Args:
-        text: Its content.
-        address: Where it is from, for errors.
+    """The names of the shards that an index lists, sorted; ``address`` is for errors.
 
     Raises:
         FormatError: It does not say what it should, or names something outside its folder.
     """
     if len(text) > _MAX_INDEX:
         raise FormatError("an index of shards is too long", path=address)
-    index = canonical.loads(text, "an index of shards")
+    index = parse_json(text, "an index of shards")
     shards = index.get("weight_map")
     if (
         not isinstance(shards, dict)

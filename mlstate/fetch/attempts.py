@@ -1,10 +1,10 @@
-"""Attempts at the mirrors of a state, one after the other: what went wrong is noted, and told."""
+"""Attempts at the mirrors of a state: what one works with, and what went wrong with each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlstate.errors import (
     FetchError,
@@ -14,100 +14,110 @@ from mlstate.errors import (
     OfflineError,
     TransportError,
 )
-from mlstate.fetch.context import Ground
-from mlstate.fetch.file_mirror import USUAL_HEADER, FileMirror
-from mlstate.fetch.gather import Gathering
+from mlstate.fetch.plan import DamagedPartialError
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.reader import Reader
-from mlstate.fetch.segments import DamagedPartialError
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.receiving import Receiver
-from mlstate.transport import Transports
+from mlstate.transport import Resource, Retries, Transports
+from mlstate.transport.hub import HubListing
 
-if TYPE_CHECKING:
-    from mlstate.fetch.fetcher import Fetcher
-
-__all__ = ["Attempts", "name_of", "read_at_most", "shown"]
+__all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 
 _ROOM = 1 << 30
 """What a file may have beside the state, where all of it must be read: bytes."""
 
 
-class Attempts:
-    """What a run over the mirrors of one state keeps, and how it works with each.
-
-    A mirror that refused or lied is not asked again in the same run.
-
-    Args:
-        fetcher: Its settings.
-        transports: Opens addresses.
-        entry: What a manifest says of the state.
-        receiver: Takes what arrives.
-        meter: Counts it.
+@dataclass(frozen=True)
+class Options:
+    """How a run reads.
 
     Attributes:
-        mirrors: The mirrors of files that this version can use.
-        beside: Bytes of a state object that came, of which little may be new.
+        retries: How often and how patiently to try again what may pass.
+        connections: How many requests are under way at once.
+        max_size: The most bytes of tensor data to take of a state whose size nobody gives.
+    """
+
+    retries: Retries
+    connections: int
+    max_size: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every part of one attempt at one mirror shares.
+
+    Attributes:
+        transports: Opens addresses.
+        reader: Reads streams.
+        receiver: Takes what arrives.
+        base: The folder that relative addresses are relative to.
+        max_bytes: The most bytes of a file that are read from front to back.
+    """
+
+    transports: Transports
+    reader: Reader
+    receiver: Receiver
+    base: Path | None
+    max_bytes: int
+
+    def open(self, address: str) -> Resource:
+        """A resource that tries again what may pass."""
+        return self.reader.patient(self.transports.open(address, base=self.base))
+
+    def hub_files(self, address: str) -> HubListing:
+        """The commit and the files of a repository on the hub; what may pass is tried again."""
+        return self.reader.patiently(lambda: self.transports.hub_files(address))
+
+
+class Attempts:
+    """Attempts at the mirrors of one state: what went wrong with each is noted, for the error.
+
+    A mirror that refused or lied is not asked again.
     """
 
     def __init__(
         self,
-        fetcher: Fetcher,
-        transports: Transports,
         entry: StateEntry,
+        options: Options,
+        transports: Transports,
         receiver: Receiver,
         meter: Meter,
     ) -> None:
-        self.fetcher = fetcher
-        self._transports = transports
         self.entry = entry
+        self.options = options
+        self._transports = transports
         self.receiver = receiver
         self.meter = meter
-        self.beside = 0
-        self.attempts: list[tuple[str, str]] = []
+        self._noted: list[tuple[str, str]] = []
         self._failed: set[str] = set()
         self._offline = False
-        self.mirrors: list[Mirror] = []
-        for mirror in entry.mirrors:
-            if isinstance(mirror, Mirror):
-                self.mirrors.append(mirror)
-            else:
-                self.pass_over(mirror)
 
-    def gather(
-        self,
-        mirror: Mirror,
-        gathering: Gathering,
-        *,
-        max_bytes: int,
-        check_sums: bool,
-        header: int = USUAL_HEADER,
-    ) -> None:
-        """Gather from a mirror of files; see `FileMirror`."""
-
-        def gather(ground: Ground) -> None:
-            files = FileMirror(
-                mirror, ground, header=header, beside=self.beside, check_sums=check_sums
-            )
-            try:
-                files.gather(gathering)
-            finally:
-                gathering.close()
-
-        self.attempt(name_of(mirror), gather, max_bytes)
+    def context(self, max_bytes: int | None = None) -> Context:
+        """What one attempt works with; ``max_bytes`` as in `Context`."""
+        most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
+        base = Path(self.entry.origin).parent if self.entry.origin else None
+        reader = Reader(self.options.retries, self.meter, self.options.connections)
+        return Context(self._transports, reader, self.receiver, base, most)
 
     def attempt(
-        self, place: str, work: Callable[[Ground], None], max_bytes: int | None = None
+        self, place: str, work: Callable[[Context], None], max_bytes: int | None = None
     ) -> bool:
-        """Work with one mirror; what goes wrong is noted, and it is not asked again."""
+        """Work with one mirror, unless it failed before, and say whether that worked.
+
+        Args:
+            place: The mirror, for the error.
+            work: What to do with it.
+            max_bytes: As in `Context`.
+        """
         if place in self._failed:
             return False
         try:
             try:
-                work(self.ground(max_bytes))
+                work(self.context(max_bytes))
             except DamagedPartialError:
-                work(self.ground(max_bytes))
+                work(self.context(max_bytes))
         except DamagedPartialError:
             self._note_failure(place, "what came of it is damaged, again and again")
         except OfflineError as error:
@@ -119,23 +129,15 @@ class Attempts:
             return True
         return False
 
-    def ground(self, max_bytes: int | None = None) -> Ground:
-        """What an attempt at a mirror needs."""
-        fetcher, entry = self.fetcher, self.entry
-        most = read_at_most(entry.size or 0) if max_bytes is None else max_bytes
-        base = Path(entry.origin).parent if entry.origin else None
-        reader = Reader(fetcher.retries, self.meter, fetcher.connections)
-        return Ground(self._transports, reader, self.receiver, base, most)
+    def note(self, place: str, reason: str) -> None:
+        """Note what was wrong with a mirror, which may be asked again."""
+        self._noted.append((shown(place), reason))
 
     def pass_over(self, mirror: UnusableMirror) -> None:
-        """Note that a mirror cannot be used."""
+        """Note that a mirror cannot be used by this version."""
         toml = mirror.toml
         place = toml if isinstance(toml, str) else toml.get("url", toml.get("urls", "a mirror"))
-        self.attempts.append((shown(str(place)), mirror.reason))
-
-    def _note_failure(self, place: str, reason: str) -> None:
-        self._failed.add(place)
-        self.attempts.append((shown(place), reason))
+        self.note(str(place), mirror.reason)
 
     def failure(self, message: str, missing: str | None) -> MlstateError:
         """The error that no mirror could help, with what each of them said."""
@@ -147,13 +149,15 @@ class Attempts:
                 found=found,
                 remedy="unset MLSTATE_OFFLINE (or offline=True) once, and fetch this state",
             )
-        return FetchError(
-            message, path=self.entry.origin, found=found, attempts=tuple(self.attempts)
-        )
+        return FetchError(message, path=self.entry.origin, found=found, attempts=tuple(self._noted))
+
+    def _note_failure(self, place: str, reason: str) -> None:
+        self._failed.add(place)
+        self.note(place, reason)
 
 
 def read_at_most(size: int) -> int:
-    """The most bytes of a file that are read for a state of so many, if all of it must be."""
+    """The most bytes of a file that are read for a state of this size, if all of it must be."""
     return 4 * size + _ROOM
 
 

@@ -1,81 +1,22 @@
-"""A whole file into tmp/, for what can only be read when it is complete: a torch checkpoint."""
+"""Whole files into tmp/, for what is read when it is complete; and the SHA-256 of files."""
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mlstate.digests import Bytes, Digest
-from mlstate.errors import FormatError, IntegrityError, NoRangesError, concerning
-from mlstate.fetch.context import Ground
-from mlstate.fetch.header import read_exactly
-from mlstate.fetch.plan import Piece
+from mlstate.digests import Digest
+from mlstate.errors import FormatError, IntegrityError, NoRangesError
+from mlstate.fetch.plan import LARGE, DamagedPartialError, Piece, Segments
 from mlstate.fetch.reader import Reader
-from mlstate.fetch.segments import LARGE, DamagedPartialError, Segments
 from mlstate.objects.partial import Partial
-from mlstate.objects.receiving import Arriving, Receiver, Staged, check_arrived
+from mlstate.objects.receiving import Receiver, Staged
 from mlstate.transport import Resource
+from mlstate.transport.interface import BaseStream, Stream
 
-__all__ = ["Downloaded", "bring_whole", "download", "fill", "read_object"]
-
-
-def bring_whole(
-    resource: Resource, digest: Digest | None, size: int | None, ground: Ground
-) -> Digest:
-    """Bring an object of any size into the cache, from front to back.
-
-    Args:
-        resource: Where it is.
-        digest: Its digest; None if it is what it is.
-        size: Its size in bytes, if that is known.
-        ground: Reads it, and says how much is taken at most if it is not.
-
-    Returns:
-        Its digest.
-
-    Raises:
-        TransportError: It could not be read.
-        FormatError: It has another length.
-        IntegrityError: It has other bytes.
-    """
-    most = ground.max_bytes if size is None else size
-    with concerning(path=resource.address), resource.read() as stream:
-        length = stream.total
-        if length is not None and (length > most or length != (size or length)):
-            raise FormatError(
-                "an object of a mirror has the wrong length",
-                expected=f"{'at most ' if size is None else ''}{most} bytes",
-                found=f"{length} bytes",
-            )
-        with ground.receiver.arriving() as arriving:
-            fill(ground.reader.some(stream, most + 1), arriving)
-            return arriving.publish(digest)
-
-
-def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
-    """A small object, whole and verified, in memory.
-
-    Args:
-        resource: Where it is.
-        digest: Its digest.
-        max_size: The most bytes that it may have.
-
-    Raises:
-        TransportError: It could not be read.
-        IntegrityError: It has other bytes, or too many.
-    """
-    with concerning(path=resource.address), resource.read() as stream:
-        if stream.total is not None and stream.total > max_size:
-            raise IntegrityError(
-                "this is larger than it can be",
-                expected=f"at most {max_size} bytes",
-                found=f"{stream.total} bytes",
-            )
-        data = read_exactly(stream, max_size + 1)
-        check_arrived(Digest.of(data), digest)
-    return data
+__all__ = ["Downloaded", "SummedStream", "check_sha256", "download"]
 
 
 class Downloaded:
@@ -92,11 +33,7 @@ class Downloaded:
         self.resumed = resumed
 
     def blame(self) -> None:
-        """It is not what it should be.
-
-        Raises:
-            DamagedPartialError: That may be due to an earlier run; another try begins anew.
-        """
+        """Report the file as wrong: a DamagedPartialError if an earlier run may be the cause."""
         if self.resumed:
             self.discard()
             raise DamagedPartialError from None
@@ -115,13 +52,9 @@ def download(
         resource: Where it is.
         receiver: Whose tmp/ it goes to.
         reader: Reads the streams.
-        max_bytes: The most bytes that it may have.
+        max_bytes: The most bytes that it may have; a FormatError if it has more.
         resume: Whether to use what an earlier run left. If nobody can tell whether the whole is
             right, it might be of another version of the file.
-
-    Raises:
-        TransportError: It could not be had.
-        FormatError: It is larger than that.
     """
     # Known before many are asked for at once: the first that fails ends them all.
     ranges = _gives_ranges(resource)
@@ -137,11 +70,11 @@ def download(
         return _by_ranges(resource, receiver, reader, name, size)
     with resource.read() as stream, receiver.arriving() as arriving:
         if size is None:
-            fill(reader.some(stream, max_bytes + 1), arriving)
+            arriving.fill(reader.some(stream, max_bytes + 1))
             if arriving.size > max_bytes:
                 raise _too_large(resource, max_bytes, "more")
         else:
-            reader.feed(stream, 0, [Piece(0, size, partial(fill, arriving=arriving))])
+            reader.feed(stream, 0, [Piece(0, size, arriving.fill)])
         return Downloaded(arriving.stage(name), resumed=False)
 
 
@@ -173,12 +106,6 @@ def _by_ranges(
     return found[0]
 
 
-def fill(chunks: Iterator[Bytes], arriving: Arriving) -> None:
-    """Write all that comes."""
-    for chunk in chunks:
-        arriving.write(chunk)
-
-
 def _too_large(resource: Resource, most: int, found: str) -> FormatError:
     return FormatError(
         "this file is much larger than the state, or than what is allowed",
@@ -187,3 +114,61 @@ def _too_large(resource: Resource, most: int, found: str) -> FormatError:
         found=found,
         remedy="if that is right, give a larger max_size",
     )
+
+
+def check_sha256(path: Path, digits: str, origin: str) -> None:
+    """Compare a file's SHA-256 with what its publisher says.
+
+    Args:
+        path: The file.
+        digits: The SHA-256 in lower-case hex digits, whole or the leading ones.
+        origin: Where the file is from, for the error.
+
+    Raises:
+        IntegrityError: The file has another sum.
+        FormatError: No digits, which every file would satisfy.
+    """
+    if not digits:
+        raise FormatError(
+            "sha256 is 1 to 64 lower-case hex digits", path=origin, found=repr(digits)
+        )
+    with path.open("rb") as file:
+        _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
+
+
+class SummedStream(BaseStream):
+    """A stream whose SHA-256 is computed as it is read."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._hasher = hashlib.sha256()
+
+    @property
+    def length(self) -> int | None:
+        """As the stream has it."""
+        return self._stream.length
+
+    @property
+    def total(self) -> int | None:
+        """As the stream has it."""
+        return self._stream.total
+
+    def readinto(self, buffer: memoryview) -> int:
+        """The next bytes; see `Stream.readinto`."""
+        count = self._stream.readinto(buffer)
+        self._hasher.update(buffer[:count])
+        return count
+
+    def check(self, digits: str, origin: str) -> None:
+        """Compare the sum of all that was read, as `check_sha256` does."""
+        _compare(self._hasher.hexdigest(), digits, origin)
+
+
+def _compare(found: str, digits: str, origin: str) -> None:
+    if found[: len(digits)] != digits:
+        raise IntegrityError(
+            "a file does not have the SHA-256 that its mirror gives",
+            path=origin,
+            expected=digits if len(digits) == len(found) else f"{digits}...",
+            found=found,
+        )

@@ -1,4 +1,4 @@
-"""From a manifest's entry to verified objects in the cache."""
+"""The fetcher: it brings states that a manifest lists into a cache, verified."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
-from mlstate.fetch.attempts import Attempts
-from mlstate.fetch.needs import Needs, needs_of
-from mlstate.fetch.pin import Pinning
+from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.objects.chain import Cache
-from mlstate.objects.locks import one_at_a_time
+from mlstate.objects.cache import Cache, note_use, one_at_a_time
 from mlstate.objects.receiving import Receiver
-from mlstate.objects.roots import note_use
 from mlstate.objects.verified import check_digest, digest_of, is_disk_error
 from mlstate.parallel import for_each
-from mlstate.reading import read_state
+from mlstate.reading import Needs, needs_of, read_state
 from mlstate.transport import Retries, Transports
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
@@ -51,9 +46,6 @@ def damaged_objects(
         objects: Where the objects are.
         names: The tensors to look at; None: all.
         files: Whether to look at the state's files, too.
-
-    Raises:
-        UnpinnedStateError: The entry gives no digest.
     """
     damaged: list[Digest] = []
     lock = Lock()
@@ -80,8 +72,6 @@ def damaged_objects(
     for_each(look, sorted(named))
     return sorted(damaged)
 
-
-_Kind = TypeVar("_Kind", bound=Attempts)
 
 CONNECTIONS = 16
 """Requests at once, which hide most of the network's latency (docs/performance.md)."""
@@ -165,18 +155,12 @@ class Fetcher:
                 return FetchReport(digest, 0, needs.present)
             if not has_mirrors(entry):
                 raise _no_mirrors(entry, needs, self.cache)
-            with self._run(Run, entry, digest, needs.in_words()) as run:
+            with self._run(entry, digest, needs.in_words()) as run:
                 run.fetch(names, files=files)
             return FetchReport(digest, run.meter.done, run.spared)
 
     def pin(self, entry: StateEntry) -> StateEntry:
-        """Bring a state that has no digest or no size yet, and say what they are.
-
-        Args:
-            entry: What a manifest says of it.
-
-        Returns:
-            The entry with digest and size.
+        """Bring a state that has no digest or no size yet; returns the entry with both.
 
         Raises:
             MlstateError: As `fetch`.
@@ -193,8 +177,8 @@ class Fetcher:
                     remedy="give it a mirror, or its digest",
                 )
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-            with self._run(Pinning, entry, identity) as run:
-                digest, state = run.pin(self.max_size)
+            with self._run(entry, identity) as run:
+                digest, state = run.pin()
             return replace(entry, digest=digest, size=state.nbytes)
 
     def settle(self, entry: StateEntry) -> StateEntry:
@@ -202,9 +186,6 @@ class Fetcher:
 
         A branch moves on; the digest of a state does not. An entry whose mirrors are not on the hub
         is returned as it is.
-
-        Args:
-            entry: What a manifest says of a state.
 
         Returns:
             The entry with the commit in its mirrors; with the files of the repository, if a mirror
@@ -216,8 +197,8 @@ class Fetcher:
         if not any_on_hub(entry):
             return entry
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-        with concerning(entry.key), self._run(Pinning, entry, identity) as run:
-            settled, files = settled_on_hub(entry, run.ground())
+        with concerning(entry.key), self._run(entry, identity) as run:
+            settled, files = settled_on_hub(entry, run.attempts.context())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
 
@@ -254,8 +235,8 @@ class Fetcher:
 
     @contextmanager
     def _run(
-        self, kind: type[_Kind], entry: StateEntry, identity: Digest, missing: str | None = None
-    ) -> Iterator[_Kind]:
+        self, entry: StateEntry, identity: Digest, missing: str | None = None
+    ) -> Iterator[Run]:
         """Fetch alone, where locks work: who comes second finds what the first has brought."""
         own = self.cache.own
         if own is None or (own.root.exists() and not os.access(own.root, os.W_OK)):
@@ -271,7 +252,9 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    yield kind(self, transports, entry, receiver, meter)
+                    options = Options(self.retries, self.connections, self.max_size)
+                    attempts = Attempts(entry, options, transports, receiver, meter)
+                    yield Run(attempts, self.cache)
             finally:
                 meter.end()
 

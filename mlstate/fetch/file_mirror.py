@@ -1,4 +1,4 @@
-"""A mirror of files: safetensors, whole or in shards, and torch checkpoints; parts of them, too."""
+"""Mirrors of files: safetensors, whole or in shards, and torch checkpoints; parts of them, too."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from functools import partial
 from mlstate.errors import FormatError, IntegrityError, NoRangesError
 from mlstate.fetch import plan
 from mlstate.fetch.addresses import addresses_of
-from mlstate.fetch.checksums import SummedStream, check_sha256
-from mlstate.fetch.context import Ground
-from mlstate.fetch.download import download
+from mlstate.fetch.attempts import Context
+from mlstate.fetch.download import SummedStream, check_sha256, download
 from mlstate.fetch.gather import Gathering
-from mlstate.fetch.header import FileTensor, RemoteFile, read_header, read_remote_file
-from mlstate.fetch.segments import LARGE, Take
+from mlstate.fetch.header import FileHeader, FileTensor, fetch_header, read_header
+from mlstate.fetch.plan import LARGE, Take
 from mlstate.locations import Mirror
 from mlstate.transport import Resource
 
@@ -25,13 +24,9 @@ __all__ = ["USUAL_HEADER", "FileMirror", "translate", "translate_all"]
 def translate(mirror: Mirror, name: str) -> str:
     """The name in the state of what a mirror's file calls ``name``.
 
-    Three steps, in this order: `strip_prefix` is taken off the front (a name without it stays as
-    it is), the pairs of `rename` are replaced one after the other, wherever they occur, and
-    `add_prefix` is put in front.
-
-    Args:
-        mirror: A mirror with a file of its own; parts have rules of their own.
-        name: The name in the file.
+    `strip_prefix` is taken off the front (a name without it stays as it is), then the pairs of
+    `rename` are replaced one after the other, wherever they occur, and `add_prefix` is put in
+    front. Parts of a mirror have rules of their own.
 
     Example:
         >>> mirror = Mirror(("a.pth",), strip_prefix="module.", rename=(("norm.1", "norm1"),))
@@ -45,7 +40,7 @@ def translate(mirror: Mirror, name: str) -> str:
 
 
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """Translate all names of a mirror's file; see `translate`.
+    """The names in the state of all names of a mirror's file; see `translate`.
 
     Returns:
         The name in the state -> the name in the file.
@@ -75,7 +70,7 @@ USUAL_HEADER = 64 << 10
 class _Plain:
     """A safetensors file whose header was read, with its tensors under the names of the state."""
 
-    file: RemoteFile
+    file: FileHeader
     tensors: dict[str, FileTensor]
 
 
@@ -84,7 +79,7 @@ class FileMirror:
 
     Args:
         mirror: Which.
-        ground: What the fetch shares.
+        context: What the attempt shares.
         header: How long a header may well be, in bytes.
         beside: Bytes that were read already beside those of tensors; they, too, count when ranges
             are joined at the cost of bytes that nobody wants.
@@ -95,14 +90,14 @@ class FileMirror:
     def __init__(
         self,
         mirror: Mirror,
-        ground: Ground,
+        context: Context,
         *,
         header: int = USUAL_HEADER,
         beside: int = 0,
         check_sums: bool,
     ) -> None:
         self._mirror = mirror
-        self._ground = ground
+        self._context = context
         self._header = header
         self._beside = beside
         self._check_sums = check_sums
@@ -111,15 +106,13 @@ class FileMirror:
         """Bring what is wanted of it.
 
         Raises:
-            TransportError: It could not be read.
-            FormatError: Its files are not what they should be.
-            IntegrityError: It sent wrong bytes.
+            MlstateError: It could not be read, or sent something else than it should.
         """
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):
             kind = plain if part.format == "safetensors" else checkpoints
-            opened = (self._ground.open(address) for address in addresses_of(part, self._ground))
+            opened = (self._context.open(address) for address in addresses_of(part, self._context))
             kind.extend((part, resource) for resource in opened)
         self._gather_plain(gathering, plain)
         for part, resource in checkpoints:
@@ -135,11 +128,11 @@ class FileMirror:
                 whole.append((part, resource))
                 return
             try:
-                headed[index] = _named(part, read_remote_file(resource, self._header))
+                headed[index] = _named(part, fetch_header(resource, self._header))
             except NoRangesError:
                 whole.append((part, resource))
 
-        reader = self._ground.reader
+        reader = self._context.reader
         reader.all(partial(look, index, *item) for index, item in enumerate(resources))
         wanted = []
         for _, plain in sorted(headed.items()):
@@ -161,7 +154,7 @@ class FileMirror:
         self, gathering: Gathering, plain: _Plain, names: list[str]
     ) -> Iterator[Callable[[], None]]:
         """The requests that bring these tensors: the large ones first, opened one by one."""
-        resource, reader = plain.file.resource, self._ground.reader
+        resource, reader = plain.file.resource, self._context.reader
         small: list[plan.Piece[Take]] = []
         for name in sorted(names, key=lambda name: -plain.tensors[name].spec.nbytes):
             tensor = plain.tensors[name]
@@ -180,15 +173,15 @@ class FileMirror:
 
     def _stream(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
         """Read a whole file once, from front to back."""
-        reader = self._ground.reader
+        reader = self._context.reader
         with resource.read() as raw:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
             plain = _named(part, read_header(resource, stream))
             specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
             names = set(gathering.expect(specs, resource.address))
             nbytes = plain.file.size - plain.file.data_start
-            if nbytes > self._ground.max_bytes:  # of tensors that are not the state's
-                raise _too_large(resource, nbytes, self._ground.max_bytes)
+            if nbytes > self._context.max_bytes:  # of tensors that are not the state's
+                raise _too_large(resource, nbytes, self._context.max_bytes)
             pieces = [
                 piece
                 for name, tensor in plain.tensors.items()
@@ -207,12 +200,12 @@ class FileMirror:
     def _gather_checkpoint(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
         from mlstate.tensors import open_checkpoint, tensor_sources
 
-        ground = self._ground
+        context = self._context
         file = download(
             resource,
-            ground.receiver,
-            ground.reader,
-            max_bytes=ground.max_bytes,
+            context.receiver,
+            context.reader,
+            max_bytes=context.max_bytes,
             resume=part.sha256 is not None or not self._check_sums,
         )
         try:
@@ -223,7 +216,7 @@ class FileMirror:
                 gzip=part.format == "torch-gzip",
                 select=part.select,
                 origin=resource.address,
-                max_bytes=ground.max_bytes,
+                max_bytes=context.max_bytes,
             )
             names = translate_all(part, tensors)
             sources = tensor_sources(
@@ -243,7 +236,7 @@ class FileMirror:
             file.discard()
 
 
-def _named(part: Mirror, file: RemoteFile) -> _Plain:
+def _named(part: Mirror, file: FileHeader) -> _Plain:
     names = translate_all(part, file.tensors)
     return _Plain(file, {name: file.tensors[old] for name, old in names.items()})
 

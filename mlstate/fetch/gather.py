@@ -1,31 +1,35 @@
-"""Where the tensors of a state go as they arrive.
+"""Tensors as they arrive from a file: published one by one, or staged until all are there.
 
-`KnownGathering` has the state object: it knows the digest of every tensor, and each is published
-as soon as it is whole and right. `mlstate.fetch.unsized` is for states without one.
+`DirectGathering` knows the digest of every tensor, and publishes each as soon as it is whole and
+right. `StagedGathering` knows none: it stages what comes, makes the state object of it, and only if
+that has the right digest is anything published.
 """
 
 from __future__ import annotations
 
 import abc
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import FormatError, concerning
+from mlstate.errors import FormatError, IntegrityError, concerning
 from mlstate.fetch.header import FileTensor
-from mlstate.fetch.plan import Piece
-from mlstate.fetch.segments import LARGE, Segments, Take
+from mlstate.fetch.plan import LARGE, DamagedPartialError, Piece, Segments, Take
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import TensorSource
 from mlstate.format.state_object import (
+    INLINE_LIMIT,
+    InlineTensor,
+    StateObject,
     TensorRef,
+    check_name,
 )
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.partial import Partial
-from mlstate.objects.receiving import Arriving, Receiver
+from mlstate.objects.receiving import Receiver, Staged
+from mlstate.parallel import for_each
 
-__all__ = ["Gathering", "KnownGathering", "fill", "values"]
+__all__ = ["DirectGathering", "Gathering", "StagedGathering", "values"]
 
 _BOOLS = bytes([0, *[1] * 255])
 
@@ -41,14 +45,11 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
-        """Look at what a file holds, before its data comes.
+        """Look at what a file holds, before its data comes, and say which names are wanted.
 
         Args:
             specs: What it holds, under the names of the state.
             where: What it is, for errors.
-
-        Returns:
-            The names whose data is wanted.
 
         Raises:
             FormatError: It cannot be the state.
@@ -56,12 +57,12 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def knows(self, name: str) -> bool:
-        """Whether something of this name may be wanted; what is not may be anything."""
+        """Whether something of this name may be wanted; other entries may be anything."""
 
     def pieces(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
-        """What is wanted of a tensor in a file that can be read in any order.
+        """The pieces of a tensor that are wanted, of a file that can be read in any order.
 
-        A large one is opened when the first of its pieces is asked for.
+        A large tensor is opened when the first of its pieces is asked for.
         """
         if tensor.spec.nbytes < LARGE:
             yield from self.whole(name, tensor)
@@ -76,7 +77,7 @@ class Gathering(abc.ABC):
         )
 
     def whole(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
-        """What is wanted of a tensor in a file that is read from front to back: all at once."""
+        """The one piece that is a tensor, of a file that is read from front to back."""
         yield Piece(
             tensor.start,
             tensor.start + tensor.spec.nbytes,
@@ -90,14 +91,14 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def complete(self) -> None:
-        """All files of a mirror were read: decide.
+        """All files of a mirror were read: publish what is not published yet.
 
         Raises:
             IntegrityError: What came is not the state; nothing of it was kept.
         """
 
     def distrust(self) -> None:
-        """Something that an earlier run left goes into it: damage may be due to that."""
+        """Note that something of an earlier run goes in, to which damage may be due."""
         self._reused = True
 
     def close(self) -> None:
@@ -112,16 +113,11 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
-        """By what a later run finds what is here of a tensor."""
+        """The name under which a later run finds what has come of a tensor."""
 
 
-class KnownGathering(Gathering):
-    """Tensors whose digests are known.
-
-    Args:
-        receiver: Where they go.
-        refs: The tensors of the state that are missing, by name.
-    """
+class DirectGathering(Gathering):
+    """Takes tensors whose digests are known: ``refs``, those of the state that are missing."""
 
     def __init__(self, receiver: Receiver, refs: Mapping[str, TensorRef]) -> None:
         super().__init__(receiver)
@@ -154,7 +150,8 @@ class KnownGathering(Gathering):
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         digest = self._refs[name].digest
         with concerning(tensor=name), self.receiver.arriving() as arriving:
-            fill(arriving, spec, chunks)
+            arriving.write(tensor_object.header(spec))
+            arriving.fill(values(spec, chunks))
             arriving.publish(digest)
         self._came(digest)
 
@@ -172,6 +169,130 @@ class KnownGathering(Gathering):
             self.missing.discard(digest)
 
 
+class StagedGathering(Gathering):
+    """Takes the tensors of a state whose state object is not at hand.
+
+    Args:
+        receiver: Where they go.
+        identity: What the state is: its digest; or, of an unpinned one, where it is from. What an
+            earlier run staged for the same is used again.
+        expected: The state digest; None if any will do.
+        size: The bytes of tensor data that the state has; None if unknown.
+        max_size: The most bytes of tensor data that are taken if `size` is unknown.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        identity: str,
+        expected: Digest | None,
+        size: int | None,
+        max_size: int,
+    ) -> None:
+        super().__init__(receiver)
+        self._identity = identity
+        self._expected = expected
+        self._most = max_size if size is None else size
+        self._exactly = size
+        self._specs: dict[str, TensorSpec] = {}
+        self._inline: dict[str, InlineTensor] = {}
+        self._staged: dict[str, Staged] = {}
+        self.state: StateObject | None = None
+        self.digest: Digest | None = None
+
+    def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
+        """All that the file holds, but for what an earlier run has staged."""
+        with concerning(path=where):
+            for name in specs:
+                check_name(name)
+            if both := self._specs.keys() & specs.keys():
+                raise FormatError("two files have a tensor of the same name", tensor=min(both))
+            self._specs.update(specs)
+            total = sum(spec.nbytes for spec in self._specs.values())
+            if total > self._most:
+                raise FormatError(
+                    "this is more than the state",
+                    expected=f"at most {self._most} bytes of tensors",
+                    found=f"{total} bytes",
+                    remedy=None if self._exactly else "if that is right, give a larger max_size",
+                )
+        return [name for name in specs if not self._have(name, specs[name])]
+
+    def _have(self, name: str, spec: TensorSpec) -> bool:
+        if spec.nbytes < INLINE_LIMIT:
+            return False
+        staged = self.receiver.staged(
+            self._identity_of(name, spec), tensor_object.object_size(spec)
+        )
+        if staged is None:
+            return False
+        self._staged[name] = staged
+        self._reused = True
+        return True
+
+    def knows(self, name: str) -> bool:
+        """Always: what comes must be exactly the state."""
+        return True
+
+    def complete(self) -> None:
+        """Make the state object of what came, and publish all if it is the right one."""
+        try:
+            refs = {n: TensorRef(self._specs[n], s.digest) for n, s in self._staged.items()}
+            state = StateObject(self._inline, refs)
+            data = state.encode()
+            digest = Digest.of(data)
+            if self._expected is not None and digest != self._expected:
+                raise IntegrityError(
+                    "what came is another state; nothing of it was stored",
+                    expected=self._expected,
+                    found=digest,
+                )
+            for_each(self.receiver.sync_staged, self._staged.values())
+        except (IntegrityError, FormatError):
+            reused = self._reused
+            self.discard()
+            if reused:
+                raise DamagedPartialError from None
+            raise
+        # First: a run that is killed in between leaves what tells the next one what is there.
+        with self.receiver.arriving() as arriving:
+            arriving.write(data)
+            arriving.publish(digest)
+        for_each(self.receiver.publish_staged, self._staged.values())
+        self.state, self.digest = state, digest
+
+    def discard(self) -> None:
+        """Remove what was staged, to begin anew."""
+        for staged in self._staged.values():
+            staged.discard()
+        for known in (self._specs, self._inline, self._staged):
+            known.clear()
+        self._reused = False
+
+    def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
+        if spec.nbytes < INLINE_LIMIT:
+            data = b"".join(bytes(chunk) for chunk in values(spec, chunks))
+            with self._lock:
+                self._inline[name] = InlineTensor(spec, data)
+            return
+        with self.receiver.arriving() as arriving:
+            arriving.write(tensor_object.header(spec))
+            arriving.fill(values(spec, chunks))
+            self._keep(name, arriving.stage(self._identity_of(name, spec)))
+
+    def _take_partial(self, name: str, spec: TensorSpec, partial: Partial) -> None:
+        self._reused = self._reused or partial.resumed
+        identity = self._identity_of(name, spec)
+        self._keep(name, self.receiver.stage_partial(partial, identity, partial.digest()))
+
+    def _keep(self, name: str, staged: Staged) -> None:
+        with self._lock:
+            self._staged[name] = staged
+
+    def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
+        return Digest.of(f"{self._identity}\n{spec}\n{name}".encode())
+
+
 def values(spec: TensorSpec, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
     """The bytes that stand for the values: of BOOL, 1 for whatever is not 0."""
     if spec.dtype != "BOOL":
@@ -179,9 +300,3 @@ def values(spec: TensorSpec, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
     else:
         for chunk in chunks:
             yield bytes(chunk).translate(_BOOLS)
-
-
-def fill(arriving: Arriving, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
-    """Write a tensor object of these values."""
-    for chunk in itertools.chain([tensor_object.header(spec)], values(spec, chunks)):
-        arriving.write(chunk)

@@ -1,4 +1,4 @@
-"""A safetensors file somewhere: which tensors it holds, and where in it."""
+"""Headers of safetensors files on mirrors: which tensors a file holds, and where in it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlstate.errors import FormatError, TransportError, concerning
-from mlstate.format.dtypes import TensorSpec
-from mlstate.format.state_object import MAX_HEADER
+from mlstate.fetch.reader import read_exactly
+from mlstate.format.tensor_object import MAX_HEADER, TensorSpec, parse_spec
 from mlstate.transport import Resource, Stream
 
-__all__ = [
-    "FileTensor",
-    "RemoteFile",
-    "begins_with",
-    "parse_header",
-    "read_header",
-    "read_remote_file",
-]
+__all__ = ["FileHeader", "FileTensor", "begins_with", "fetch_header", "parse_header", "read_header"]
 
 _LENGTH = 8
 _METADATA = "__metadata__"
@@ -35,7 +28,7 @@ class FileTensor:
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class FileHeader:
     """A safetensors file, by its header.
 
     Attributes:
@@ -51,7 +44,7 @@ class RemoteFile:
     size: int
 
 
-def read_remote_file(resource: Resource, expected_header: int) -> RemoteFile:
+def fetch_header(resource: Resource, expected_header: int) -> FileHeader:
     """Read a file's header by ranges.
 
     Args:
@@ -60,7 +53,6 @@ def read_remote_file(resource: Resource, expected_header: int) -> RemoteFile:
 
     Raises:
         NoRangesError: The server gives the whole file only.
-        TransportError: It cannot be read.
         FormatError: It is no safetensors file.
     """
     with _front(resource, _LENGTH + expected_header) as stream:
@@ -92,25 +84,11 @@ def _front(resource: Resource, stop: int) -> Iterator[Stream]:
         yield stream
 
 
-def read_header(resource: Resource, stream: Stream) -> RemoteFile:
-    """Read the header from the front of a stream of the whole file.
-
-    Raises:
-        TransportError: It cannot be read.
-        FormatError: It is no safetensors file.
-    """
+def read_header(resource: Resource, stream: Stream) -> FileHeader:
+    """Read the header from the front of a stream of the whole file; see `fetch_header`."""
     head = read_exactly(stream, _LENGTH)
     length = _header_length(head, resource, stream.total)
     return parse_header(read_exactly(stream, length), resource, stream.total)
-
-
-def read_exactly(stream: Stream, size: int) -> bytes:
-    """The next bytes of a stream, as many as that or, at its end, fewer."""
-    parts = []
-    while size and (data := stream.read(min(size, 1 << 20))):
-        parts.append(data)
-        size -= len(data)
-    return b"".join(parts)
 
 
 def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
@@ -128,7 +106,7 @@ def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
 
 
 def begins_with(front: bytes) -> str:
-    """What a file is that is no file of weights, for an error, by its first bytes."""
+    """A description of a file that is no file of weights, by its first bytes, for an error."""
     if len(front) < _LENGTH:
         return f"{len(front)} bytes" if front else "an empty file"
     text = front.decode("ascii", "replace")
@@ -136,7 +114,7 @@ def begins_with(front: bytes) -> str:
     return f"it begins with {text!r}" if plain else f"it begins with {front!r}"
 
 
-def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFile:
+def parse_header(text: bytes, resource: Resource, total: int | None) -> FileHeader:
     """Read a header: every tensor's type, shape and place, as the format of the file demands.
 
     Raises:
@@ -150,7 +128,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFi
         position = 0
         tensors = {}
         for (start, stop), name in places:
-            spec = _spec(name, entries[name])
+            spec = parse_spec(name, entries[name])
             if start != position or stop - start != spec.nbytes:
                 raise FormatError(
                     "a tensor's place in a safetensors file is not right",
@@ -167,7 +145,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> RemoteFi
                 expected=f"{size} bytes",
                 found=f"{total} bytes",
             )
-    return RemoteFile(resource, tensors, data_start, size)
+    return FileHeader(resource, tensors, data_start, size)
 
 
 def _entries(text: bytes) -> dict[str, Any]:
@@ -199,15 +177,3 @@ def _place(name: str, entry: Any) -> tuple[int, int]:
     ):
         raise FormatError("a tensor's entry is malformed", tensor=name, found=entry)
     return (offsets[0], offsets[1])
-
-
-def _spec(name: str, entry: dict[str, Any]) -> TensorSpec:
-    dtype: Any = entry.get("dtype")  # TensorSpec checks it, whatever it is
-    shape = entry.get("shape")
-    try:
-        if not isinstance(shape, list):
-            raise FormatError("a tensor has no shape", found=entry)
-        return TensorSpec(dtype, tuple(shape))
-    except FormatError as error:
-        error.tensor = name
-        raise

@@ -1,4 +1,4 @@
-"""A mirror in the store layout: every object under its own digest, as a folder has them."""
+"""Mirrors in the store layout, which have many objects; and single objects, whole and verified."""
 
 from __future__ import annotations
 
@@ -8,19 +8,66 @@ from functools import partial
 from threading import Lock
 
 from mlstate.digests import Digest
-from mlstate.errors import NoRangesError, TransportError, concerning
-from mlstate.fetch.context import Ground
-from mlstate.fetch.download import bring_whole, read_object
-from mlstate.fetch.plan import Piece
-from mlstate.fetch.segments import LARGE, Segments, Take
+from mlstate.errors import FormatError, IntegrityError, NoRangesError, TransportError, concerning
+from mlstate.fetch.attempts import Context
+from mlstate.fetch.plan import LARGE, Piece, Segments, Take
+from mlstate.fetch.reader import read_exactly
 from mlstate.format import layout
 from mlstate.objects.partial import Partial
+from mlstate.objects.receiving import check_arrived
 from mlstate.transport import Resource
 
-__all__ = ["ObjectMirror"]
+__all__ = ["ObjectMirror", "bring_object", "read_object"]
 
 _GONE = frozenset({404, 410})
 """The statuses by which a server says that it lacks one thing, which says nothing of others."""
+
+
+def bring_object(
+    resource: Resource, digest: Digest | None, size: int | None, context: Context
+) -> Digest:
+    """Bring an object of any size into the cache, from front to back; returns its digest.
+
+    Args:
+        resource: Where it is.
+        digest: Its digest; None if nobody knows it.
+        size: Its size in bytes, if that is known.
+        context: Reads it, and says how much is taken at most if the size is not known.
+
+    Raises:
+        FormatError: It has another length.
+        IntegrityError: It has other bytes.
+    """
+    most = context.max_bytes if size is None else size
+    with concerning(path=resource.address), resource.read() as stream:
+        length = stream.total
+        if length is not None and (length > most or length != (size or length)):
+            raise FormatError(
+                "an object of a mirror has the wrong length",
+                expected=f"{'at most ' if size is None else ''}{most} bytes",
+                found=f"{length} bytes",
+            )
+        with context.receiver.arriving() as arriving:
+            arriving.fill(context.reader.some(stream, most + 1))
+            return arriving.publish(digest)
+
+
+def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
+    """Read a small object of at most ``max_size`` bytes into memory.
+
+    Raises:
+        IntegrityError: It has other bytes, or too many.
+    """
+    with concerning(path=resource.address), resource.read() as stream:
+        if stream.total is not None and stream.total > max_size:
+            raise IntegrityError(
+                "this is larger than it can be",
+                expected=f"at most {max_size} bytes",
+                found=f"{stream.total} bytes",
+            )
+        data = read_exactly(stream, max_size + 1)
+        check_arrived(Digest.of(data), digest)
+    return data
 
 
 class ObjectMirror:
@@ -28,26 +75,21 @@ class ObjectMirror:
 
     Args:
         address: The address of the store: what ``objects/`` is below.
-        ground: What the fetch shares.
+        context: What the attempt shares.
 
     Attributes:
         lacking: Objects that it turned out not to have.
     """
 
-    def __init__(self, address: str, ground: Ground) -> None:
+    def __init__(self, address: str, context: Context) -> None:
         self._address = address.rstrip("/")
-        self._ground = ground
+        self._context = context
         self._lock = Lock()
-        self._large = Segments(ground.receiver)
+        self._segments: Segments | None = None
         self.lacking: set[Digest] = set()
 
     def read(self, digest: Digest, max_size: int) -> bytes | None:
-        """A small object, verified; None if the mirror lacks it.
-
-        Raises:
-            TransportError: It could not be read.
-            IntegrityError: It has other bytes, or too many.
-        """
+        """A small object, verified; None if the mirror lacks it. See `read_object`."""
         with self._unless_lacking(digest):
             return read_object(self._open(digest), digest, max_size)
         return None
@@ -63,30 +105,36 @@ class ObjectMirror:
             IntegrityError: One has other bytes.
         """
         sizes = [size for size in wanted.values() if size is not None]
-        self._ground.reader.meter.expect(sum(sizes) if len(sizes) == len(wanted) else None)
+        self._context.reader.meter.expect(sum(sizes) if len(sizes) == len(wanted) else None)
         try:
-            self._ground.reader.all(self._requests(wanted))
+            self._context.reader.all(self._requests(wanted))
         finally:
-            self._large.close()
+            if self._segments is not None:
+                self._segments.close()
+
+    def address_of(self, digest: Digest) -> str:
+        """The address of an object, if the mirror has it."""
+        return f"{self._address}/{layout.object_path(digest)}"
 
     def _requests(self, wanted: Mapping[Digest, int | None]) -> Iterator[Callable[[], None]]:
         for digest, size in sorted(wanted.items(), key=lambda item: -(item[1] or 0)):
             if size is not None and size >= LARGE:
-                yield from self._segments(digest, size)
+                self._segments = self._segments or Segments(self._context.receiver)
+                yield from self._large(digest, size, self._segments)
             else:
-                yield partial(self._fetch, digest, size)
+                yield partial(self._bring, digest, size)
 
-    def _fetch(self, digest: Digest, size: int | None) -> None:
+    def _bring(self, digest: Digest, size: int | None) -> None:
         with self._unless_lacking(digest):
-            bring_whole(self._open(digest), digest, size, self._ground)
+            bring_object(self._open(digest), digest, size, self._context)
 
-    def _segments(self, digest: Digest, size: int) -> Iterator[Callable[[], None]]:
-        """A large object in segments; whole, if the server gives no ranges."""
-        resource, reader = self._open(digest), self._ground.reader
+    def _large(self, digest: Digest, size: int, segments: Segments) -> Iterator[Callable[[], None]]:
+        """The requests for a large object: segments, or all of it if the server has no ranges."""
+        resource, reader = self._open(digest), self._context.reader
         alone = Lock()
 
         def complete(whole: Partial) -> None:
-            self._large.publish(whole, digest)
+            segments.publish(whole, digest)
 
         def fetch(piece: Piece[Take]) -> None:
             if digest in self.lacking:
@@ -96,21 +144,17 @@ class ObjectMirror:
                     reader.read_run(resource, (piece,))
                 except NoRangesError:
                     if alone.acquire(blocking=False):
-                        self._large.discard(digest)
-                        self._fetch(digest, size)
+                        segments.discard(digest)
+                        self._bring(digest, size)
 
         left = size
-        for piece in self._large.pieces(digest, size, complete):
+        for piece in segments.pieces(digest, size, complete):
             left -= piece.stop - piece.start
             yield partial(fetch, piece)
         reader.meter.spare(left)
 
-    def address_of(self, digest: Digest) -> str:
-        """Where an object is, if it is there."""
-        return f"{self._address}/{layout.object_path(digest)}"
-
     def _open(self, digest: Digest) -> Resource:
-        return self._ground.open(self.address_of(digest))
+        return self._context.open(self.address_of(digest))
 
     @contextmanager
     def _unless_lacking(self, digest: Digest) -> Iterator[None]:

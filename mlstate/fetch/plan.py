@@ -1,12 +1,21 @@
-"""Which bytes to ask for: ranges of a file, joined where that spares requests. Pure."""
+"""Which bytes to ask for: pieces of a file joined into requests, large objects in segments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Generic, TypeVar
 
-__all__ = ["MOST", "WASTE", "Piece", "join"]
+from mlstate.digests import Bytes, Digest
+from mlstate.errors import IntegrityError
+from mlstate.objects.partial import Partial
+from mlstate.objects.receiving import Receiver, check_arrived
+
+__all__ = ["LARGE", "MOST", "WASTE", "DamagedPartialError", "Piece", "Segments", "Take", "join"]
+
+LARGE = 64 << 20
+"""Objects from this size on come in segments: bytes."""
 
 MOST = 16 << 20
 """The most bytes that one request asks for, where the pieces allow it."""
@@ -15,6 +24,9 @@ WASTE = 0.02
 """Bytes that nobody wants, for bytes that are wanted: what joining ranges may cost."""
 
 _Want = TypeVar("_Want")
+
+Take = Callable[[Iterator[Bytes]], None]
+"""Takes exactly the bytes of a piece, as they come."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,6 @@ def join(
         waste: The share of bytes that may be read for nothing.
         spent: Bytes that were read for nothing already (a header).
         most: The most bytes of a run; a single larger piece is a run of its own.
-
-    Returns:
-        Runs in the order of the resource, each with its pieces in order.
     """
     ordered = sorted(pieces, key=lambda piece: (piece.start, piece.stop))
     runs: list[list[Piece[_Want]]] = []
@@ -74,3 +83,101 @@ def _bridged(ordered: Sequence[Piece[_Want]], waste: float, spent: int) -> set[i
             break
         bridged.add(index)
     return bridged
+
+
+class DamagedPartialError(Exception):
+    """What an earlier run left was damaged; it is forgotten, and this run may begin anew."""
+
+
+class Segments:
+    """Puts large objects together from segments. Used by several threads."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._open: dict[str, Partial] = {}
+        self._discarded: list[Partial] = []
+        self._lock = Lock()
+
+    def pieces(
+        self,
+        name: str,
+        size: int,
+        complete: Callable[[Partial], None],
+        *,
+        head: bytes = b"",
+        start: int = 0,
+        convert: Callable[[Iterable[Bytes]], Iterable[Bytes]] = iter,
+    ) -> Iterator[Piece[Take]]:
+        """The pieces of an object that are not here yet; it is opened for the first of them.
+
+        Args:
+            name: 64 hex digits by which a later run finds it.
+            size: The size of the object in bytes.
+            complete: Called once, when all of it is here: publishes or stages it.
+            head: Its first bytes, if they need not be read.
+            start: Where in the resource the bytes after the head begin.
+            convert: What to do with the bytes on their way; keeps their number.
+        """
+        partial = self._receiver.partial(name, size)
+        with self._lock:
+            self._open[name] = partial
+        partial.write(0, head)
+        missing = partial.missing()
+        if not missing:  # an earlier run was stopped right before the end
+            self._complete(name, complete)
+        for begin, stop in missing:
+            first = max(begin, len(head))
+
+            def take(chunks: Iterator[Bytes], begin: int = begin, position: int = first) -> None:
+                for chunk in convert(chunks):
+                    partial.write(position, chunk)
+                    position += len(chunk)
+                    begin = partial.mark(begin, position)
+                if partial.claim():
+                    self._complete(name, complete)
+
+            shift = start - len(head)
+            yield Piece(first + shift, stop + shift, take)
+
+    def publish(self, partial: Partial, digest: Digest) -> None:
+        """Give a complete object the name of its digest.
+
+        Raises:
+            IntegrityError: It has another digest, and was removed.
+            DamagedPartialError: The same, but a part of it is from an earlier run.
+        """
+        try:
+            check_arrived(partial.digest(), digest)
+        except IntegrityError:
+            partial.discard()
+            if partial.resumed:
+                raise DamagedPartialError from None
+            raise
+        self._receiver.publish_partial(partial, digest)
+
+    def discard(self, name: str) -> None:
+        """Remove what is here of an object, which comes in another way.
+
+        Other streams may be writing to it. So it is closed when all of them have ended.
+        """
+        with self._lock:
+            partial = self._open.pop(name, None)
+            if partial is not None:
+                self._discarded.append(partial)
+                partial.forget()
+
+    def close(self) -> None:
+        """Let go of what is not complete; a later run may go on."""
+        with self._lock:
+            partials, self._open = [*self._open.values(), *self._discarded], {}
+            self._discarded = []
+        for partial in partials:
+            partial.close()
+
+    def _complete(self, name: str, complete: Callable[[Partial], None]) -> None:
+        with self._lock:
+            partial = self._open.pop(name)
+        try:
+            complete(partial)
+        finally:
+            partial.close()

@@ -1,4 +1,4 @@
-"""How far a fetch is: counted from many threads, told now and then."""
+"""The progress of a fetch: bytes counted from many threads, told now and then."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Meter", "OnProgress", "Progress", "listener"]
 
 
 def listener(progress: OnProgress | bool | None) -> OnProgress | None:
-    """Whom to tell: what the caller gave; for True, a bar on the terminal."""
+    """The function to tell: what the caller gave; for True, a bar on the terminal."""
     if isinstance(progress, bool):
         return _terminal_bar() if progress else None
     return progress
 
 
 def _terminal_bar() -> OnProgress | None:
-    """Shows progress on the terminal of standard error; None if that is no terminal."""
+    """A bar on the terminal of standard error; None if that is no terminal."""
     if not sys.stderr.isatty():
         return None
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Reading what was planned: many requests at once, each stream into the pieces that want it."""
+"""Reading streams: many requests at once, each stream into the pieces that want it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TypeVar
 
 from mlstate.digests import Bytes
 from mlstate.errors import IntegrityError, TransportError
-from mlstate.fetch.plan import Piece
+from mlstate.fetch.plan import Piece, Take
 from mlstate.fetch.progress import Meter
-from mlstate.fetch.segments import Take
 from mlstate.parallel import for_each
 from mlstate.transport import Resource, Retries, Stream, retried, retrying
 
-__all__ = ["CHUNK", "Reader", "Turns"]
+__all__ = ["CHUNK", "Reader", "StreamLimit", "read_exactly"]
 
 _FEW = 4
 """So many streams bring all that two cores can hash and write (docs/performance.md)."""
@@ -28,15 +27,11 @@ _REQUEST = 400_000
 """For so many bytes a request counts: it keeps this machine busy for as long."""
 
 
-class Turns:
-    """Lets few streams read at once where the network is faster than this machine.
+class StreamLimit:
+    """Limits how many streams read at once, where the network is faster than this machine.
 
-    More of them would only wait for each other there. As often as little came for a moment, twice
-    as many may read, and never fewer again. Each reads within its turn: ``with turns: ...``.
-
-    Args:
-        connections: How many streams there are.
-        meter: Counts what comes.
+    More streams would only wait for each other there. As often as little came for a moment, twice
+    as many may read, and never fewer again. Each reads within the limit: ``with limit: ...``.
     """
 
     def __init__(self, connections: int, meter: Meter) -> None:
@@ -57,7 +52,7 @@ class Turns:
         self._give(self._held_back)
 
     def watch(self, work: threading.Thread) -> None:
-        """Look at what comes, until the work ends or all streams may read."""
+        """Watch what comes, until the work ends or all streams may read."""
         done = self._done()
         while self._held_back and work.is_alive():
             work.join(_LOOK)
@@ -103,31 +98,21 @@ class Reader:
         self.meter = meter
 
     def patient(self, resource: Resource) -> Resource:
-        """The same resource; what may pass is tried again."""
+        """The resource, with what may pass tried again."""
         return retrying(resource, self._retries, self._stopped.is_set)
 
     def patiently(self, call: Callable[[], _T]) -> _T:
-        """Call; what may pass is tried again."""
+        """The result of a call; what may pass is tried again."""
         return retried(call, self._retries, self._stopped.is_set)
 
     def read_run(self, resource: Resource, run: Sequence[Piece[Take]]) -> None:
-        """Read one range into its pieces.
-
-        Raises:
-            NoRangesError: The server gives the whole resource only.
-            TransportError: It could not be read.
-            IntegrityError: What came was not what it should be.
-        """
+        """Read one range into its pieces; a NoRangesError if the server gives the whole only."""
         start, stop = run[0].start, run[-1].stop
         with resource.read(start, stop) as stream:
             self.feed(stream, start, run)
 
     def feed(self, stream: Stream, position: int, pieces: Iterable[Piece[Take]]) -> None:
-        """Give pieces their bytes, in order, from a stream that is at ``position``.
-
-        Raises:
-            TransportError: The stream ended before the last piece.
-        """
+        """Give pieces their bytes, in order, from a stream that is at ``position``."""
         for piece in pieces:
             for _ in self.chunks(stream, piece.start - position):
                 pass  # bytes that nobody wants: a gap
@@ -177,19 +162,16 @@ class Reader:
             raise StoppedError
 
     def all(self, work: Iterable[Callable[[], None]]) -> None:
-        """Do pieces of work at once; the first error ends them all.
+        """Do pieces of work at once; the first error ends them all, and is raised.
 
         After Ctrl-C threads that wait for a slow network are left behind.
-
-        Raises:
-            BaseException: That error.
         """
         errors: list[BaseException] = []
-        turns = Turns(self._connections, self.meter)
+        limit = StreamLimit(self._connections, self.meter)
         damaged = threading.Event()
 
         def do(call: Callable[[], None]) -> None:
-            with turns:
+            with limit:
                 if self._stopped.is_set() or damaged.is_set():
                     return  # nobody waits for it any more, and it need not even be asked for
                 try:
@@ -213,11 +195,11 @@ class Reader:
         waited_for = threading.Thread(target=do_all, daemon=True)
         waited_for.start()
         try:
-            turns.watch(waited_for)
+            limit.watch(waited_for)
             waited_for.join()
         except BaseException:
             self._stopped.set()
-            turns.give_all()
+            limit.give_all()
             waited_for.join(_PATIENCE)
             raise
         if errors:
@@ -225,4 +207,13 @@ class Reader:
 
 
 class StoppedError(Exception):
-    """Somebody else failed; this stream is not needed any more."""
+    """Another stream failed; this one is not needed any more."""
+
+
+def read_exactly(stream: Stream, size: int) -> bytes:
+    """The next bytes of a stream, as many as that or, at its end, fewer."""
+    parts = []
+    while size and (data := stream.read(min(size, 1 << 20))):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)

@@ -1,54 +1,66 @@
-"""One run over the mirrors of a state, in order, until nothing is missing."""
+"""A run over the mirrors of one state: each is tried in turn, until nothing is missing.
+
+Of a state without a digest a run brings everything, and says what it is: that pins the state.
+"""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection
 from functools import partial
 
 from mlstate.digests import Digest
 from mlstate.errors import TransportError
-from mlstate.fetch.attempts import Attempts, name_of, read_at_most, shown
-from mlstate.fetch.context import Ground
-from mlstate.fetch.download import bring_whole, read_object
-from mlstate.fetch.file_mirror import USUAL_HEADER
-from mlstate.fetch.gather import Gathering, KnownGathering
-from mlstate.fetch.needs import Needs, needs_of
-from mlstate.fetch.object_mirror import ObjectMirror
-from mlstate.fetch.unsized import UnknownGathering
+from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, shown
+from mlstate.fetch.file_mirror import USUAL_HEADER, FileMirror
+from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
+from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_object
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.objects.roots import write_root
-from mlstate.reading import state_object_limit
+from mlstate.manifests import FileEntry
+from mlstate.objects import ObjectStore
+from mlstate.objects.cache import write_root
+from mlstate.reading import Needs, needs_of, state_object_limit
+from mlstate.transport.hub import parse_hub_address
 
 __all__ = ["Run"]
 
 _EMPTY = Digest.of(b"")
 
 
-class Run(Attempts):
+class Run:
     """Brings what is missing of one state, from one mirror after the other.
+
+    Args:
+        attempts: The attempts at its mirrors.
+        cache: What is there already.
 
     Attributes:
         spared: Bytes of tensor data that were there already.
     """
 
-    spared = 0
-    _state: StateObject | None = None
+    def __init__(self, attempts: Attempts, cache: ObjectStore) -> None:
+        self.attempts = attempts
+        self.entry = attempts.entry
+        self.meter = attempts.meter
+        self.spared = 0
+        self._cache = cache
+        self._receiver = attempts.receiver
+        self._max_size = attempts.options.max_size
+        self._state: StateObject | None = None
+        self._beside = 0  # bytes of a state object that came, of which little may be new
+        self._mirrors: list[Mirror] = []
+        for mirror in self.entry.mirrors:
+            if isinstance(mirror, Mirror):
+                self._mirrors.append(mirror)
+            else:
+                attempts.pass_over(mirror)
 
     def fetch(self, names: Collection[str] | None, *, files: bool) -> None:
-        """Bring all that is missing.
-
-        Args:
-            names: The tensors that are needed; None: all.
-            files: Whether the state's files are needed, too.
-
-        Raises:
-            MlstateError: As `Fetcher.fetch`.
-        """
+        """Bring all that is missing; arguments and errors as of `Fetcher.fetch`."""
         # First: whatever a killed run leaves belongs to a state that the cache keeps.
         keys = {file.digest for file in self.entry.files.values()}
-        digest = self.entry.pinned_digest
-        write_root(self.receiver.store.root, digest, str(self.entry.key), keys)
+        self._keep(self.entry.pinned_digest, keys)
         if self._needs(names).lacks_state:
             self._bring_state_object()
         needs = self._needs(names)
@@ -56,22 +68,48 @@ class Run(Attempts):
         self._bring_tensors(names, needs)
         if files:
             self._bring_files()
-        self.receiver.flush()
+        self._receiver.flush()
         left = self._needs(names, files=files)
         if left:
-            raise self.failure("what is missing could not be fetched", left.in_words())
+            raise self.attempts.failure("what is missing could not be fetched", left.in_words())
+
+    def pin(self) -> tuple[Digest, StateObject]:
+        """Bring a state of which nobody knows the digest; returns digest and state object."""
+        for mirror in self._mirrors:
+            fixed = _fixed(mirror)
+            gathering = StagedGathering(
+                self._receiver, fixed or uuid.uuid4().hex, None, self.entry.size, self._max_size
+            )
+            self._gather(mirror, gathering, max_bytes=self._max_size, check_sums=True)
+            if gathering.digest is not None and gathering.state is not None:
+                self._receiver.flush()
+                self._keep(gathering.digest, ())
+                return gathering.digest, gathering.state
+            if fixed is None:
+                gathering.discard()
+        raise self.attempts.failure("no mirror of an unpinned state could be read", None)
+
+    def pin_file(self, name: str, mirror: Mirror) -> FileEntry:
+        """Bring a file of which nobody knows the digest; returns its entry, with the digest."""
+        found: list[Digest] = []
+        bring = partial(_bring_file, mirror, None, found)
+        if not self.attempts.attempt(name_of(mirror), bring):
+            raise self.attempts.failure(f"the file {name!r} of a state could not be fetched", None)
+        return FileEntry(found[0], (mirror,))
+
+    def _keep(self, digest: Digest, files: Collection[Digest]) -> None:
+        write_root(self._receiver.store.root, digest, str(self.entry.key), files)
 
     def _needs(self, names: Collection[str] | None, *, files: bool = False) -> Needs:
-        cache = self.fetcher.cache
-        needs = needs_of(self.entry, cache, names, files=files, state=self._state)
+        needs = needs_of(self.entry, self._cache, names, files=files, state=self._state)
         self._state = needs.state or self._state
         return needs
 
     def _bring_state_object(self) -> None:
         digest, limit = self.entry.pinned_digest, state_object_limit(self.entry)
 
-        def from_objects(address: str, ground: Ground) -> None:
-            mirror = ObjectMirror(address, ground)
+        def from_objects(address: str, context: Context) -> None:
+            mirror = ObjectMirror(address, context)
             data = mirror.read(digest, limit)
             if data is None:
                 raise TransportError(
@@ -82,78 +120,118 @@ class Run(Attempts):
                 )
             keep(data)
 
-        def beside(address: str, ground: Ground) -> None:
-            keep(read_object(ground.open(address), digest, limit))
+        def beside_a_file(address: str, context: Context) -> None:
+            keep(read_object(context.open(address), digest, limit))
 
         def keep(data: bytes) -> None:
             StateObject.parse(data)
-            with self.receiver.arriving() as arriving:
+            with self._receiver.arriving() as arriving:
                 arriving.write(data)
                 arriving.publish(digest)
             self.meter.add(len(data))
-            self.beside = len(data)
+            self._beside = len(data)
 
         places = [(address, from_objects) for address in self.entry.objects]
-        places += [(m.state, beside) for m in self.mirrors if m.state is not None]
+        places += [(m.state, beside_a_file) for m in self._mirrors if m.state is not None]
         for address, bring in places:
-            if self.attempt(address, partial(bring, address)):
+            if self.attempts.attempt(address, partial(bring, address)):
                 return
 
     def _bring_tensors(self, names: Collection[str] | None, needs: Needs) -> None:
         for address in self.entry.objects:
             if needs and needs.state is not None:
-                self._from_objects(address, dict(needs.objects))
+                self._bring_objects(address, dict(needs.objects))
                 needs = self._needs(names)
-        for mirror in self.mirrors:
+        for mirror in self._mirrors:
             if not needs:
                 return
             gathering: Gathering
             if needs.state is not None:
-                gathering = KnownGathering(self.receiver, needs.refs)
+                gathering = DirectGathering(self._receiver, needs.refs)
                 header = _header_of(needs.state)
                 most = read_at_most(needs.state.nbytes)
             else:
-                digest, size = self.entry.pinned_digest, self.entry.size
-                max_size = self.fetcher.max_size
-                gathering = UnknownGathering(self.receiver, digest, digest, size, max_size)
+                digest, size, most = self.entry.pinned_digest, self.entry.size, self._max_size
+                gathering = StagedGathering(self._receiver, digest, digest, size, most)
                 header = USUAL_HEADER
-                most = max_size if size is None else read_at_most(size)
-            self.gather(mirror, gathering, header=header, max_bytes=most, check_sums=False)
+                most = most if size is None else read_at_most(size)
+            self._gather(mirror, gathering, header=header, max_bytes=most, check_sums=False)
             needs = self._needs(names)
+
+    def _gather(
+        self,
+        mirror: Mirror,
+        gathering: Gathering,
+        *,
+        max_bytes: int,
+        check_sums: bool,
+        header: int = USUAL_HEADER,
+    ) -> None:
+        """Gather tensors from a mirror of files; see `FileMirror`."""
+
+        def gather(context: Context) -> None:
+            files = FileMirror(
+                mirror, context, header=header, beside=self._beside, check_sums=check_sums
+            )
+            try:
+                files.gather(gathering)
+            finally:
+                gathering.close()
+
+        self.attempts.attempt(name_of(mirror), gather, max_bytes)
 
     def _bring_files(self) -> None:
         for address in self.entry.objects:
             missing = self._needs((), files=True).files
             if missing:
-                self._from_objects(address, {file.digest: None for file in missing.values()})
+                self._bring_objects(address, {file.digest: None for file in missing.values()})
         for file in self._needs((), files=True).files.values():
             if file.digest == _EMPTY:  # nobody needs to send it, and not everybody can
-                with self.receiver.arriving() as arriving:
+                with self._receiver.arriving() as arriving:
                     arriving.publish(_EMPTY)
                 continue
             for mirror in file.mirrors:
                 if isinstance(mirror, UnusableMirror):
-                    self.pass_over(mirror)
-                elif self.attempt(name_of(mirror), partial(_bring, mirror, file.digest)):
+                    self.attempts.pass_over(mirror)
+                    continue
+                bring = partial(_bring_file, mirror, file.digest, [])
+                if self.attempts.attempt(name_of(mirror), bring):
                     break
 
-    def _from_objects(self, address: str, wanted: dict[Digest, int | None]) -> None:
-        def gather(ground: Ground) -> None:
-            mirror = ObjectMirror(address, ground)
+    def _bring_objects(self, address: str, wanted: dict[Digest, int | None]) -> None:
+        def gather(context: Context) -> None:
+            mirror = ObjectMirror(address, context)
             mirror.gather(wanted)
             if mirror.lacking:  # which says nothing of what else it has
                 lacks = f"it lacks {len(mirror.lacking)} of {len(wanted)} objects"
-                self.attempts.append((shown(address), lacks))
+                self.attempts.note(address, lacks)
 
-        self.attempt(address, gather)
+        self.attempts.attempt(address, gather)
 
 
-def _bring(mirror: Mirror, digest: Digest, ground: Ground) -> None:
-    """A file of a state from a mirror of its own."""
-    bring_whole(ground.open(mirror.urls[0]), digest, None, ground)
+def _bring_file(
+    mirror: Mirror, digest: Digest | None, found: list[Digest], context: Context
+) -> None:
+    """Bring a file of a state from a mirror of its own; its digest is added to ``found``."""
+    found.append(bring_object(context.open(mirror.urls[0]), digest, None, context))
+
+
+def _fixed(mirror: Mirror) -> str | None:
+    """What a mirror is, if its files can never change; else None.
+
+    Of a state without a digest nobody could tell a mixture from the whole. So what one run left
+    is used by a later one only if it must be of the same files.
+    """
+    parts = mirror.parts or (mirror,)
+    fixed = all(
+        part.sha256 is None and url.startswith("hf://") and parse_hub_address(url).is_commit
+        for part in parts
+        for url in part.urls
+    )
+    return repr(mirror) if fixed else None
 
 
 def _header_of(state: StateObject) -> int:
-    """How long the header of a plain file of this state may well be, in bytes."""
+    """The bytes that the header of a plain file of this state may well have."""
     names = [*state.inline, *state.refs]
     return 256 + sum(len(name.encode()) + 100 for name in names)

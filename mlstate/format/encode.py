@@ -1,4 +1,4 @@
-"""From named tensors to a state object and tensor objects.
+"""Encoding: named tensors become a state object and tensor objects.
 
 A tensor comes as a `TensorSource`: what it is, and a way to get at its bytes. So this needs no
 torch, and a tensor that must be copied first (from a GPU, from a view) is in memory only while it
@@ -15,7 +15,6 @@ from typing import Protocol
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import (
     BYTES_NAME,
     INLINE_LIMIT,
@@ -24,6 +23,7 @@ from mlstate.format.state_object import (
     TensorRef,
     check_bytes_state,
 )
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import THREADS, begun
 
 __all__ = [
@@ -41,7 +41,7 @@ _FIRST = 2
 
 
 class TensorSource(Protocol):
-    """A named tensor whose bytes can be had, again and again."""
+    """A named tensor whose bytes can be read again and again."""
 
     @property
     def name(self) -> str:
@@ -53,7 +53,7 @@ class TensorSource(Protocol):
 
     @property
     def memory(self) -> Hashable:
-        """Sources that are the same memory read the same way (tied weights) have this equal."""
+        """A value that is equal for sources of the same memory read the same way (tied weights)."""
 
     def data(self) -> AbstractContextManager[Bytes]:
         """Its bytes in C order, little-endian, for as long as the context lasts."""
@@ -77,7 +77,7 @@ class _BytesSource:
 
 
 def bytes_source(content: Bytes) -> TensorSource:
-    """Opaque bytes, as a model of the older protocol has them, as the one tensor of a state."""
+    """Opaque bytes, of a model of the older protocol, as the one tensor of a state."""
     return _BytesSource(content)
 
 
@@ -174,7 +174,7 @@ def check_sources(sources: list[TensorSource]) -> dict[str, bytes]:
     """Check a state's names and shapes before anything is hashed or stored.
 
     Returns:
-        The header of the tensor object of each tensor that is stored outside.
+        The header of the tensor object of each tensor that is stored outside the state object.
 
     Raises:
         FormatError: The format does not allow them.

@@ -1,4 +1,4 @@
-"""Where things lie in a store's folder (and under a bucket's prefix: the same layout).
+"""The layout of a store's folder, and of a bucket's prefix: the same paths.
 
 mlstate.toml                                              version and requirements
 objects/ab/cdef...                                        an object, by its digest
@@ -67,11 +67,7 @@ def object_path(digest: Digest) -> str:
 
 
 def digest_of_object_path(path: str) -> Digest | None:
-    """The digest of an object's relative path; the inverse of `object_path`.
-
-    Returns:
-        The digest, or None for a path that is no object's.
-    """
+    """The digest of an object's relative path; None for any other path."""
     try:
         digest = Digest("".join(path.split("/")[1:]))
     except FormatError:
@@ -91,11 +87,7 @@ def state_path(key: StateKey) -> str:
 
 
 def key_of_state_path(path: str) -> StateKey | None:
-    """The key of a state file's relative path; the inverse of `state_path`.
-
-    Returns:
-        The key, or None for a path that is no state file's (an editor's backup, say).
-    """
+    """The key of a state file's relative path; None for any other (an editor's backup, say)."""
     parts = path.split("/")
     if len(parts) != 4 or parts[0] != STATES or not parts[3].endswith(STATE_SUFFIX):
         return None
@@ -107,14 +99,10 @@ def key_of_state_path(path: str) -> StateKey | None:
 
 
 def keys_in_state_folder(folder: str, names: Iterable[str]) -> list[StateKey]:
-    """The keys of the files of one folder of states, sorted; see `key_of_state_path`.
+    """The keys of the state files among ``names`` in one folder of states, sorted.
 
     States of one type share the type's object, and are checked together: to make, check and compare
     everything anew for each of thousands would take most of the time.
-
-    Args:
-        folder: The relative path that `state_folder` gives.
-        names: The names of its files; those of no state files are passed over.
     """
     _, backend, architecture = folder.split("/")
     stems = _stems(list(names))
@@ -133,7 +121,7 @@ def keys_in_state_folder(folder: str, names: Iterable[str]) -> list[StateKey]:
 
 
 def _stems(names: list[str]) -> list[str]:
-    """What stands before the suffix of state files, of all names that have it."""
+    """The parts before the suffix of state files, of all names that have it."""
     lines = "\n".join([*names, ""])
     if lines.count(f"{STATE_SUFFIX}\n") == lines.count("\n") == len(names):  # almost always
         return lines.replace(f"{STATE_SUFFIX}\n", "\n").split("\n")[:-1]
@@ -157,9 +145,7 @@ def check_settings(data: bytes, path: str) -> None:
     version, requires = settings.get("version"), settings.get("requires", [])
     if type(version) is not int or version < 1 or not isinstance(requires, list):
         raise FormatError(
-            "a store's settings are not valid",
-            path=path,
-            expected="version = 1, requires = []",
+            "a store's settings are not valid", path=path, expected="version = 1, requires = []"
         )
     if version > VERSION or requires:
         raise FormatError(

@@ -1,4 +1,4 @@
-"""Plain safetensors files: what a state becomes for tools that know nothing of a store.
+"""Plain safetensors files: a state for tools that know nothing of a store.
 
 The data begins at a multiple of 4096, and the tensors that fill whole blocks come first, so that a
 file system can share these blocks with tensor objects. What follows is ordered by element width,
@@ -11,12 +11,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mlstate.errors import FormatError
-from mlstate.format import canonical
-from mlstate.format.dtypes import BITS, TensorSpec
-from mlstate.format.state_object import MAX_HEADER
+from mlstate.format.tensor_object import (
+    BITS,
+    TensorSpec,
+    encode_header,
+    entry,
+    parse_json,
+    parse_spec,
+)
 
 __all__ = [
     "BLOCK",
@@ -33,7 +37,7 @@ BLOCK = 4096
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-_METADATA = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+_METADATA = {"__metadata__": '{"format":"pt"}'}  # transformers asks for it
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IGNORECASE)
 
 
@@ -55,52 +59,28 @@ class PlainFile:
 
     @classmethod
     def lay_out(cls, specs: Mapping[str, TensorSpec]) -> PlainFile:
-        """The layout of these tensors; the same for the same names, types and shapes.
-
-        Raises:
-            FormatError: The header would exceed 100,000,000 bytes.
-        """
-        entries: dict[str, Any] = dict(_METADATA)
+        """The layout of these tensors; the same for the same names, types and shapes."""
+        entries = dict(_METADATA)
         ordered = {name: specs[name] for name in sorted(specs, key=lambda n: _place(n, specs[n]))}
         position, starts = 0, {}
         for name, spec in ordered.items():
-            starts[name], end = position, position + spec.nbytes
-            entries[name] = {
-                "data_offsets": [position, end],
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-            }
-            position = end
-        text = canonical.dumps(entries)
-        length = len(text) + -(8 + len(text)) % BLOCK
-        if length > MAX_HEADER:
-            raise FormatError(
-                "the header of a plain file is too long",
-                expected=f"at most {MAX_HEADER} bytes",
-                found=f"{length} bytes",
-            )
-        header = length.to_bytes(8, "little") + text.ljust(length, b" ")
+            starts[name] = position
+            entries[name] = entry(spec, position)
+            position += spec.nbytes
+        header = encode_header(entries, BLOCK, "the header of a plain file")
         starts = {name: len(header) + start for name, start in starts.items()}
         return cls(header, ordered, starts, len(header) + position)
 
     @classmethod
     def parse(cls, header: bytes) -> PlainFile:
-        """Read the header of a file that was laid out here; the inverse of `lay_out`.
-
-        Args:
-            header: The first bytes of the file, up to the data.
+        """Read the header of a file (all up to the data) that was laid out here.
 
         Raises:
             FormatError: Anything that `lay_out` would not have written exactly so.
         """
-        entries = canonical.loads(header[8:], "the header of a plain file")
+        entries = parse_json(header[8:], "the header of a plain file")
         entries.pop("__metadata__", None)
-        specs = {}
-        for name, entry in entries.items():
-            shape = entry.get("shape") if isinstance(entry, dict) else None
-            if not isinstance(shape, list):
-                raise FormatError("a tensor's entry is malformed", tensor=name, found=entry)
-            specs[name] = TensorSpec(entry.get("dtype"), tuple(shape))
+        specs = {name: parse_spec(name, entry) for name, entry in entries.items()}
         layout = cls.lay_out(specs)
         if layout.header != header:
             raise FormatError("a plain file is laid out in another way")
@@ -147,12 +127,7 @@ def is_weights_name(name: str) -> bool:
 
 
 def format_index(names: Sequence[str], shards: Sequence[Mapping[str, TensorSpec]]) -> bytes:
-    """The index of a sharded state, as transformers writes it.
-
-    Args:
-        names: The file name of each shard.
-        shards: What each holds.
-    """
+    """The index of a sharded state, as transformers writes it, for files of these names."""
     total = sum(spec.nbytes for shard in shards for spec in shard.values())
     files = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": files}

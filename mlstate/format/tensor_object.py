@@ -1,36 +1,242 @@
-"""Tensor objects: one tensor, one safetensors file, its data at byte 4096 exactly."""
+"""Tensor objects: one tensor, one safetensors file, its data at byte 4096 exactly.
+
+The element types, the entries of a safetensors header and the check of a tensor object are here,
+too; state objects and plain files build on them.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quoted
+from types import MappingProxyType
+from typing import Any
 
+from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError
-from mlstate.format import canonical
-from mlstate.format.dtypes import TensorSpec
 
-__all__ = ["DATA_OFFSET", "header", "object_size"]
+__all__ = [
+    "BITS",
+    "DATA_OFFSET",
+    "MAX_HEADER",
+    "TensorCheck",
+    "TensorSpec",
+    "check_values",
+    "encode_header",
+    "entry",
+    "header",
+    "object_size",
+    "parse_json",
+    "parse_spec",
+    "quoted",
+    "spec_text",
+]
 
 DATA_OFFSET = 4096
 """Where the data begins. A page, so that it can be mapped, and blocks shared, as it lies."""
+MAX_HEADER = 100_000_000
+"""The longest header that safetensors reads, in bytes."""
+
+BITS = MappingProxyType(
+    {
+        "BOOL": 8,
+        "U8": 8,
+        "I8": 8,
+        "F8_E4M3": 8,
+        "F8_E5M2": 8,
+        "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "U16": 16,
+        "I16": 16,
+        "F16": 16,
+        "BF16": 16,
+        "U32": 32,
+        "I32": 32,
+        "F32": 32,
+        "U64": 64,
+        "I64": 64,
+        "F64": 64,
+        "C64": 64,
+        "F4": 4,
+    }
+)
+"""Element type -> width in bits. This table belongs to the format and never changes."""
+
+_MAX_BYTES = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor is, apart from its values.
+
+    Attributes:
+        dtype: A name of the table `BITS`.
+        shape: The dimensions, in elements; empty for a scalar.
+        nbytes: The size of the data in bytes.
+
+    Raises:
+        FormatError: An unknown element type, a negative dimension, or a size that is not a whole
+            number of bytes below 2^63.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dtype, str) or self.dtype not in BITS:
+            raise FormatError(
+                "unknown element type", expected=", ".join(BITS), found=repr(self.dtype)
+            )
+        if any(type(size) is not int or not 0 <= size <= _MAX_BYTES for size in self.shape):
+            raise FormatError("a shape is a list of whole numbers from 0 on", found=self.shape)
+        # Step by step: readers multiply so, and a 0 further on does not undo an overflow.
+        bits = BITS[self.dtype]
+        for size in self.shape:
+            bits *= size
+            if bits // 8 > _MAX_BYTES:
+                break
+        if bits % 8 or bits // 8 > _MAX_BYTES:
+            raise FormatError(
+                f"{self.dtype} of this shape is not a whole number of bytes below 2^63",
+                found=self.shape,
+            )
+        object.__setattr__(self, "nbytes", bits // 8)
+
+
+def check_values(spec: TensorSpec, data: Bytes) -> None:
+    """Refuse, by a FormatError, a BOOL tensor with a byte other than 0 and 1."""
+    if spec.dtype == "BOOL":
+        for start in range(0, len(data), 1 << 20):
+            if bytes(data[start : start + (1 << 20)]).translate(None, b"\x00\x01"):
+                raise FormatError("a BOOL tensor holds a byte other than 0 and 1")
 
 
 @lru_cache(128)  # most tensors of a model are shaped like another one
 def header(spec: TensorSpec) -> bytes:
-    """The first 4096 bytes of the tensor object of a tensor of this type and shape.
-
-    Raises:
-        FormatError: So many dimensions that their header does not fit.
-    """
-    entry = {"data_offsets": [0, spec.nbytes], "dtype": spec.dtype, "shape": list(spec.shape)}
-    text = canonical.dumps({"tensor": entry})
-    room = DATA_OFFSET - 8
-    if len(text) > room:
+    """The first 4096 bytes of the tensor object of a tensor of this type and shape."""
+    data = encode_header({"tensor": entry(spec, 0)}, DATA_OFFSET, "a tensor's header")
+    if len(data) > DATA_OFFSET:
         raise FormatError(
             "a tensor has too many dimensions for its header", found=f"{len(spec.shape)} dimensions"
         )
-    return room.to_bytes(8, "little") + text.ljust(room, b" ")
+    return data
 
 
 def object_size(spec: TensorSpec) -> int:
     """The size of the whole tensor object in bytes."""
     return DATA_OFFSET + spec.nbytes
+
+
+class TensorCheck:
+    """The check of a tensor object whose bytes come piece by piece, from front to back.
+
+    Args:
+        spec: The tensor that it should be; only of BOOL are the values looked at.
+
+    Attributes:
+        size: The bytes that came.
+    """
+
+    def __init__(self, spec: TensorSpec | None) -> None:
+        self.size = 0
+        self._head = b""
+        self._hasher = Hasher()
+        self._spec = spec if spec is not None and spec.dtype == "BOOL" else None
+        self._impossible: FormatError | None = None
+
+    def update(self, piece: Bytes) -> None:
+        """Take the next bytes."""
+        self._hasher.update(piece)
+        lacking = DATA_OFFSET - self.size
+        if lacking > 0:
+            self._head += bytes(piece[:lacking])
+        if self._spec is not None and self._impossible is None:
+            try:
+                check_values(self._spec, piece[max(0, lacking) :])
+            except FormatError as error:
+                self._impossible = error
+        self.size += len(piece)
+
+    def digest(self) -> Digest:
+        """The digest of all bytes so far."""
+        return self._hasher.digest()
+
+    def problem(self, spec: TensorSpec) -> FormatError | None:
+        """Why the bytes, which have the right digest, are not this tensor; None if they are it."""
+        if self.size != object_size(spec) or self._head != header(spec):
+            return FormatError(
+                "a tensor object is not the tensor that the state object says it is",
+                expected=f"{spec.dtype} {list(spec.shape)}, {object_size(spec)} bytes",
+                found=f"{self._head[8:200].rstrip()!r}, {self.size} bytes",
+            )
+        return self._impossible if spec.dtype == "BOOL" else None
+
+
+def encode_header(entries: Mapping[str, str], alignment: int, what: str) -> bytes:
+    """The first bytes of a safetensors file: its header as canonical JSON, padded with spaces.
+
+    Equal entries have one text: names sorted by code point, no spaces, non-ASCII escaped.
+
+    Args:
+        entries: The JSON text of each name's value.
+        alignment: The data begins at a multiple of so many bytes.
+        what: The header's name for the error if it exceeds 100,000,000 bytes.
+    """
+    items = ",".join([f"{quoted(name)}:{text}" for name, text in sorted(entries.items())])
+    text = f"{{{items}}}".encode("ascii")
+    length = len(text) + -(8 + len(text)) % alignment
+    if length > MAX_HEADER:
+        raise FormatError(
+            f"{what} is too long", expected=f"at most {MAX_HEADER} bytes", found=f"{length} bytes"
+        )
+    return length.to_bytes(8, "little") + text.ljust(length, b" ")
+
+
+def entry(spec: TensorSpec, start: int) -> str:
+    """A tensor's entry in a header: its place among the data, its type and its shape."""
+    return f'{{"data_offsets":[{start},{start + spec.nbytes}],{spec_text(spec)}}}'
+
+
+@lru_cache(4096)
+def spec_text(spec: TensorSpec) -> str:
+    """The part of an entry that gives type and shape."""
+    return f'"dtype":"{spec.dtype}","shape":[{",".join(map(str, spec.shape))}]'
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in a text; a FormatError, which names ``what`` it is, if there is none.
+
+    Whether the text was canonical is for the caller to check by encoding it again.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not valid JSON", found=str(error)) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} is not a JSON object", found=type(value).__name__)
+    return value
+
+
+def parse_spec(name: str, entry: Any) -> TensorSpec:
+    """Type and shape of a tensor, from its entry in a header; a FormatError names the tensor."""
+    try:
+        if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
+            raise FormatError("a tensor's entry is malformed", found=entry)
+        dtype, shape = entry.get("dtype"), entry["shape"]
+        try:
+            return _known_spec(dtype, *shape)
+        except TypeError:  # something that cannot be looked up, and is no spec
+            return TensorSpec(dtype, tuple(shape))  # type: ignore[arg-type]
+    except FormatError as error:
+        error.tensor = name
+        raise
+
+
+@lru_cache(4096, typed=True)  # typed: 1 and true are not the same
+def _known_spec(dtype: Any, *shape: int) -> TensorSpec:
+    """A spec that was checked before: most tensors of a model are like another one."""
+    return TensorSpec(dtype, shape)

@@ -121,7 +121,7 @@ class Manifest:
             FormatError: `meta` holds something that TOML cannot.
         """
         from mlstate.manifests.edit import edit_manifest
-        from mlstate.objects.files import write_file
+        from mlstate.objects.durable import write_file
 
         target = local_path(path).resolve()  # a link stays a link
         if target.exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest
-from mlstate.objects.locks import try_lock
+from mlstate.objects.durable import try_lock
 
 __all__ = ["change_manifest"]
 

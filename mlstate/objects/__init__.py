@@ -1,6 +1,6 @@
 """Object stores: places with immutable bytes, each named by its BLAKE3 digest."""
 
-from mlstate.objects.chain import ChainObjectStore
+from mlstate.objects.cache import ChainObjectStore
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import (
     ListedObjectStore,

@@ -1,4 +1,4 @@
-"""A file that is complete and durable before it gets its name.
+"""Files that are complete and durable before they get their names.
 
 A unique temporary, read-only for all others from the start, is written and hashed as it is written,
 flushed to the disk, and published under its name. A crash at any point leaves the name as it was,
@@ -11,7 +11,9 @@ import contextlib
 import ctypes
 import errno
 import os
+import stat
 import sys
+import uuid
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -19,9 +21,28 @@ from threading import Lock
 from types import TracebackType
 
 from mlstate.digests import Bytes, Digest
+from mlstate.errors import FormatError, IntegrityError
+from mlstate.format import layout
 from mlstate.objects.mapped import libc, write_hashed
 
-__all__ = ["NewFile", "Publish", "create_exclusively", "rename_exclusively", "seal", "sync_path"]
+__all__ = [
+    "SMALL",
+    "NewFile",
+    "Publish",
+    "check_written",
+    "create_exclusively",
+    "make_folders",
+    "read_small",
+    "rename_exclusively",
+    "seal",
+    "sync_path",
+    "try_lock",
+    "write_file",
+    "write_in_store",
+]
+
+SMALL = 16 << 20
+"""The largest text of a store that is read, in bytes: a state file, the settings."""
 
 StrPath = str | os.PathLike[str]
 
@@ -43,7 +64,8 @@ class NewFile:
         read_only: Take away the right to write, so that no tool edits the file in place.
 
     Attributes:
-        size: The bytes that were written.
+        descriptor: The open file; -1 when it is closed.
+        size: The bytes that `write` has written.
 
     Raises:
         OSError: The disk is full, a folder is not writable, and the like; by each method, too.
@@ -51,12 +73,12 @@ class NewFile:
 
     def __init__(self, temporary: StrPath, *, read_only: bool = True) -> None:
         self._path = temporary
-        self._descriptor = -1
         self._named = False
         self._lock = Lock()
+        self.descriptor = -1
         self.size = 0
         try:
-            self._descriptor = _open_new(temporary, 0o444 if read_only else 0o666)
+            self.descriptor = _open_new(temporary, 0o444 if read_only else 0o666)
         except KeyboardInterrupt:  # it may have been made already
             self._remove()
             raise
@@ -77,25 +99,16 @@ class NewFile:
         self.close()
 
     def write(self, parts: Iterable[Bytes], devices: dict[int, bool] | None = None) -> Digest:
-        """Write the content, one part after the other, and give its digest.
-
-        Args:
-            parts: The content.
-            devices: As for `may_map`.
-        """
-        digest, self.size = write_hashed(self._descriptor, parts, devices)
+        """Write the content, part after part; returns its digest. ``devices``: as for `may_map`."""
+        digest, self.size = write_hashed(self.descriptor, parts, devices)
         return digest
 
     def flush(self) -> None:
         """Make it durable."""
-        _sync(self._descriptor)
+        _sync(self.descriptor)
 
     def publish(self, target: StrPath, how: Publish = Publish.REPLACE) -> bool:
-        """Give it its name.
-
-        Args:
-            target: The name.
-            how: What to do about a file that bears the name.
+        """Give it its name, in one of two ways.
 
         Returns:
             False if `how` is CREATE and the name is taken; True otherwise.
@@ -110,9 +123,9 @@ class NewFile:
         return True
 
     def close(self) -> None:
-        """Let go of it; once more does nothing."""
+        """Close it, and remove it unless it was published; once more does nothing."""
         with self._lock:
-            descriptor, self._descriptor = self._descriptor, -1
+            descriptor, self.descriptor = self.descriptor, -1
         if descriptor < 0:
             return
         try:
@@ -133,6 +146,154 @@ def _open_new(path: StrPath, mode: int = 0o666) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 
+def write_in_store(
+    root: Path,
+    name: str,
+    parts: Iterable[Bytes],
+    *,
+    publish: Publish = Publish.REPLACE,
+    digest: Digest | None = None,
+    sync_parent: bool = True,
+) -> bool:
+    """Write a read-only file of a store, by way of the store's tmp/; see `write_file`.
+
+    Args:
+        root: The store's folder; made if it is missing.
+        name: The path of the file below it, with slashes; its folders are made.
+        parts: As for `write_file`, as are `publish`, `digest` and the result.
+        publish: See `write_file`.
+        digest: See `write_file`.
+        sync_parent: As for `write_file`, and for the folders that are made.
+    """
+    target = root / name
+    temporaries = root / layout.TEMPORARIES
+    make_folders(root, target.parent, sync=sync_parent)
+    make_folders(root, temporaries)
+    written = write_file(
+        target,
+        parts,
+        temporary=temporaries / uuid.uuid4().hex,
+        publish=publish,
+        digest=digest,
+        sync_parent=sync_parent,
+    )
+    if written and sync_parent:
+        # Those above too: another process may have made a folder and not come as far as this.
+        folder = target.parent
+        while folder != root:
+            folder = folder.parent
+            sync_path(folder)
+    return written
+
+
+def write_file(
+    target: Path,
+    parts: Iterable[Bytes],
+    *,
+    temporary: Path,
+    publish: Publish = Publish.REPLACE,
+    digest: Digest | None = None,
+    sync_parent: bool = True,
+    read_only: bool = True,
+) -> bool:
+    """Write a file, whole or not at all.
+
+    Args:
+        target: The file; its folder is there.
+        parts: The content, one part after the other.
+        temporary: A name that no one else uses, on the same file system.
+        publish: What to do about a file that bears the name.
+        digest: The digest that the content must have, where that matters.
+        sync_parent: Flush the folder of the file, too.
+        read_only: Take away the right to write, so that no tool edits the file in place.
+
+    Returns:
+        False if `publish` is CREATE and the name is taken; True otherwise.
+
+    Raises:
+        IntegrityError: The content has another digest: it changed while it was written.
+        OSError: The disk is full, a folder is not writable, and the like. Nothing is left behind.
+    """
+    with NewFile(temporary, read_only=read_only) as file:
+        found = file.write(parts)
+        if digest is not None:
+            check_written(found, digest, target)
+        file.flush()
+        if not file.publish(target, publish):
+            return False
+    if sync_parent:
+        sync_path(target.parent)
+    return True
+
+
+def check_written(found: Digest, expected: Digest, target: str | Path) -> None:
+    """Refuse, by an IntegrityError, bytes that changed while they were written."""
+    if found != expected:
+        raise IntegrityError(
+            "the bytes changed while they were written; nothing was stored under their name",
+            path=target,
+            expected=expected,
+            found=found,
+            remedy="do not modify the tensors while they are saved",
+        )
+
+
+def read_small(path: Path, error: type[FormatError] = FormatError) -> bytes:
+    """Read a text of a store, whatever is in its place.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        FormatError: It is no file, a link that leads nowhere, or too large; of the type ``error``.
+    """
+    try:
+        # Without waiting for a writer, should a pipe be in its place.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise error("a link leads nowhere", path=path, found=os.readlink(path)) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:
+        os.close(descriptor)
+        raise error(
+            "this is no text of a store",
+            path=path,
+            expected=f"a file of at most {SMALL} bytes",
+            found=f"{stat.filemode(found.st_mode)}, {found.st_size} bytes",
+        )
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(SMALL)
+
+
+def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
+    """Make a folder of a store and its parents, each durable in the one that holds it.
+
+    Args:
+        root: The store's folder; made with its own parents if it is missing, durable always.
+        folder: A folder below it, or itself.
+        sync: Whether those below the root are made durable now.
+    """
+    if folder == root:
+        if not folder.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+            sync_path(root.parent)
+        return
+    try:  # without a look first: most that are asked for are new, or there is nothing to do
+        os.mkdir(folder)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_folders(root, folder.parent, sync=sync)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+    except OSError:  # a network's server may refuse before it looks whether the folder is there
+        if folder.is_dir():
+            return
+        raise
+    if sync:
+        sync_path(folder.parent)
+
+
 def seal(descriptor: int, *, sync: bool) -> None:
     """Make a complete file read-only, and durable if that is asked for."""
     os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o7777 & ~0o222)
@@ -143,10 +304,7 @@ def seal(descriptor: int, *, sync: bool) -> None:
 def create_exclusively(temporary: StrPath, target: StrPath) -> bool:
     """Give a file a name that must be free, by the first of three ways that works here.
 
-    The old name may stay; whose it is removes it.
-
-    Returns:
-        False if the name is taken; what bears it stays as it is.
+    The old name may stay; its owner removes it. Returns False if the name is taken.
     """
     for way in (os.link, rename_exclusively, _claim_and_rename):
         try:
@@ -171,9 +329,7 @@ def rename_exclusively(temporary: StrPath, target: StrPath) -> None:
         FileExistsError: The name is taken.
         OSError: This system or file system cannot.
     """
-    if not sys.platform.startswith("linux"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    renameat2 = getattr(libc(), "renameat2", None)
+    renameat2 = getattr(libc(), "renameat2", None) if sys.platform.startswith("linux") else None
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     at_cwd, no_replace = -100, 1
@@ -192,6 +348,24 @@ def _claim_and_rename(temporary: StrPath, target: StrPath) -> None:
     except BaseException:
         os.unlink(target)
         raise
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Lock a file for this process, without waiting.
+
+    Returns False if another process has it, and None if there are no locks here.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this platform
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody is worth waiting for
+        return None
+    return True
 
 
 def sync_path(path: Path) -> None:

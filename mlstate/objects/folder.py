@@ -16,8 +16,15 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.durable import NewFile, Publish, sync_path
-from mlstate.objects.files import check_written, make_folders, read_small, write_in_store
+from mlstate.objects.durable import (
+    NewFile,
+    Publish,
+    check_written,
+    make_folders,
+    read_small,
+    sync_path,
+    write_in_store,
+)
 from mlstate.parallel import Background
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
@@ -69,11 +76,7 @@ def _check_settings(root: Path) -> bool:
 
 
 def prepare_folder(root: Path) -> None:
-    """Make a folder a store, if it is not one yet. The settings come first, before any object.
-
-    Raises:
-        FormatError: As `check_folder`.
-    """
+    """Make a folder a store, if it is none yet: the settings first. Raises as `check_folder`."""
     check_folder(root)
     if not (root / layout.SETTINGS).exists():
         write_in_store(root, layout.SETTINGS, [layout.NEW_SETTINGS], publish=Publish.CREATE)
@@ -82,10 +85,8 @@ def prepare_folder(root: Path) -> None:
 class FolderObjectStore:
     """Objects as files of a folder: ``objects/ab/cdef...``.
 
-    Reading takes no lock, makes no folder and touches no file.
-
-    Args:
-        root: The store's folder; it may be missing, and is then empty.
+    Reading takes no lock, makes no folder and touches no file. The folder may be missing, and is
+    then empty.
 
     Raises:
         FormatError: The folder is no store, or one of a newer version.
@@ -97,6 +98,11 @@ class FolderObjectStore:
 
     def __repr__(self) -> str:
         return f"FolderObjectStore({str(self.root)!r})"
+
+    @property
+    def folder(self) -> FolderObjectStore:
+        """The folder that takes what is fetched: this one."""
+        return self
 
     def path(self, digest: Digest) -> Path:
         """Where the object lies, or would lie."""
@@ -111,11 +117,7 @@ class FolderObjectStore:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open(self, digest: Digest) -> BinaryIO:
-        """Open an object's file.
-
-        Raises:
-            ObjectNotFoundError: It is not here.
-        """
+        """Open an object's file; ObjectNotFoundError if it is not here."""
         try:
             # Without waiting for a writer, should a pipe be in an object's place.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -195,7 +197,7 @@ class FolderObjectWriter:
         return found, True
 
     def _publish(self, file: NewFile, digest: Digest) -> None:
-        """What waits for the disk, and what comes after it."""
+        """Flush a file to the disk, and give it its name."""
         with file:
             file.flush()
             if digest[:2] not in self._touched:
@@ -232,7 +234,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def missing(store: FolderObjectStore, digest: Digest) -> ObjectNotFoundError:
-    """The error for an object that is not in a store."""
+    """The error for an object that is not in a folder."""
     return ObjectNotFoundError(
         "an object is missing",
         path=store.locate(digest),

@@ -1,4 +1,4 @@
-"""What an object store is: a place with bytes, each named by its digest.
+"""Protocols of object stores: places with bytes, each named by its digest.
 
 Capabilities are types of their own, so that a store that cannot write has no method to write
 with. An object store knows bytes and digests, nothing of tensors, states or keys.
@@ -24,10 +24,7 @@ __all__ = [
 
 @runtime_checkable
 class ObjectStore(Protocol):
-    """A place to read objects from.
-
-    What it gives is not verified yet: `mlstate.objects.verified` is for that.
-    """
+    """A place to read objects from, unverified: `mlstate.objects.verified` verifies them."""
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not here."""
@@ -52,7 +49,7 @@ class ListedObjectStore(ObjectStore, Protocol):
 
 
 class Survey(Protocol):
-    """What an object store has, for somebody who asks about many objects."""
+    """The presence of objects in a store, for many questions."""
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not there."""
@@ -72,18 +69,12 @@ class ObjectWriter(Protocol):
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here already, and keep it from being pruned for a while.
 
-        Presence is judged by name and size; the bytes are not read.
-
-        Returns:
-            False if it is not here, has another size, or cannot be kept: then `put` it.
+        Presence is judged by name and size; the bytes are not read. Returns False if the object is
+        not here, has another size, or cannot be kept: then `put` it.
         """
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
-        """Write an object, replacing whatever bears its name.
-
-        Args:
-            digest: Its digest.
-            parts: Its bytes, one part after the other.
+        """Write an object, part after part, replacing whatever bears its name.
 
         Raises:
             IntegrityError: The bytes turned out to have another digest; nothing was published.
@@ -114,11 +105,7 @@ class AddingWriter(ObjectWriter, Protocol):
         """
 
     def settle(self) -> None:
-        """Wait until all that was added has its name.
-
-        Raises:
-            OSError: Something could not be written.
-        """
+        """Wait until all that was added has its name; an OSError if something has not."""
 
 
 @runtime_checkable

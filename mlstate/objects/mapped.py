@@ -1,4 +1,4 @@
-"""Which files may be mapped: those that nobody else can change unnoticed."""
+"""Writing new files with their digests, and which files may be mapped into memory."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def write_all(descriptor: int, data: memoryview) -> None:
 def write_hashed(
     descriptor: int, parts: Iterable[Bytes], devices: dict[int, bool] | None = None
 ) -> tuple[Digest, int]:
-    """Write a new file.
+    """Write the parts to an empty file, open for reading and writing.
 
     Args:
-        descriptor: The empty file, open for reading and writing.
+        descriptor: The file.
         parts: Its content, one part after the other.
         devices: As for `may_map`.
 

@@ -24,11 +24,7 @@ class MemoryObjectStore:
         return None if data is None else len(data)
 
     def open(self, digest: Digest) -> BinaryIO:
-        """Open an object for reading.
-
-        Raises:
-            ObjectNotFoundError: It is not here.
-        """
+        """Open an object for reading; ObjectNotFoundError if it is not here."""
         try:
             return io.BytesIO(self._objects[digest])
         except KeyError:
@@ -66,4 +62,4 @@ class MemoryObjectStore:
         self._objects[digest] = data
 
     def flush(self) -> None:
-        """Nothing to do: memory is as durable as it gets at once."""
+        """Do nothing: memory is as durable as it gets at once."""

@@ -17,7 +17,7 @@ from threading import Lock
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.format import layout
-from mlstate.objects.locks import try_lock
+from mlstate.objects.durable import try_lock
 from mlstate.parallel import THREADS
 
 __all__ = ["BLOCK", "SEGMENT", "Partial"]
@@ -31,7 +31,7 @@ _WINDOW = 64 << 20
 
 
 class Partial:
-    """One large object that is being put together.
+    """One large object that is being put together in a store's tmp/.
 
     Where another process is at work on the same object, or the file system knows no locks, this
     one works on a copy of its own, which no later run finds: slower, and right.
@@ -76,7 +76,7 @@ class Partial:
         self._claimed = False
 
     def missing(self) -> list[tuple[int, int]]:
-        """What is not there yet: start and stop in bytes, at most `SEGMENT` each."""
+        """The ranges that are not there yet: start and stop in bytes, at most `SEGMENT` each."""
         found: list[tuple[int, int]] = []
         for index, done in enumerate(self._done):
             start = index * BLOCK
@@ -95,14 +95,10 @@ class Partial:
             view, position = view[count:], position + count
 
     def mark(self, start: int, stop: int) -> int:
-        """Note that all bytes of a range are there.
+        """Note that all bytes of a range are there, which begins at the beginning of a block.
 
-        Args:
-            start: Where it begins, at the beginning of a block.
-            stop: Where it ends; a block that is not complete is not marked.
-
-        Returns:
-            Where the last marked block ends: the next ``start``.
+        A block at the end that is not complete is not marked. Returns where the last marked block
+        ends: the next ``start``.
         """
         first, last = start // BLOCK, stop // BLOCK if stop < self.size else len(self._done)
         if last > first:
@@ -114,7 +110,7 @@ class Partial:
         return last * BLOCK
 
     def claim(self) -> bool:
-        """Whether all is there; true once, for who is to do what comes then."""
+        """Whether all is there; true once, for the thread that completes the object."""
         with self._lock:
             first, self._claimed = not self._left and not self._claimed, not self._left
             return first
@@ -129,7 +125,7 @@ class Partial:
         return hasher.digest()
 
     def finished(self) -> None:
-        """The object has another name now: remove what stood beside it."""
+        """Remove what stood beside the object, which has another name now."""
         self._remove = (self._marks_path,)  # under the old name there may be another process's
         self.close()
 
@@ -139,13 +135,13 @@ class Partial:
         self.close()
 
     def forget(self) -> None:
-        """Take away its names: no later run finds it. Who is writing to it may go on."""
+        """Take away its names: no later run finds it. A thread that writes to it may go on."""
         for path in (self._marks_path, self.path):
             path.unlink(missing_ok=True)
         self._remove = ()
 
     def close(self) -> None:
-        """Let go of it; a later run may go on, if it can find it."""
+        """Close it; a later run may go on, if it can find it."""
         remove, self._remove = self._remove, ()
         for path in remove:
             path.unlink(missing_ok=True)
@@ -159,7 +155,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
 def _open_own(path: Path) -> int | None:
-    """Open a file that no other process has for its own; None if one has, or nobody can tell."""
+    """Open a file that no other process works on; None if one does, or nobody can tell."""
     try:
         descriptor = _open(path)
     except PermissionError:  # another member's

@@ -9,7 +9,7 @@ from mlstate.buckets.client import BucketClient
 from mlstate.buckets.upload import BucketUploads
 from mlstate.errors import BucketError, FormatError
 from mlstate.format import layout
-from mlstate.objects.files import SMALL
+from mlstate.objects.durable import SMALL
 
 __all__ = ["BucketPlace"]
 

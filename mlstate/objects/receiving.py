@@ -8,24 +8,42 @@ run finds it, until somebody decides.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import IntegrityError
 from mlstate.format import layout
-from mlstate.objects.durable import seal, sync_path
-from mlstate.objects.files import make_folders
+from mlstate.objects.durable import NewFile, make_folders, seal, sync_path
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
 from mlstate.objects.mapped import write_all
 from mlstate.objects.partial import Partial
 
-__all__ = ["Arriving", "Receiver", "Staged"]
+__all__ = ["Arriving", "Receiver", "Staged", "check_arrived"]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A complete object in tmp/.
+
+    Attributes:
+        path: Where it lies.
+        digest: The digest of its bytes.
+        which: Which file it is, so that another in its place is noticed.
+    """
+
+    path: Path
+    digest: Digest
+    which: tuple[int, ...]
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.path.unlink(missing_ok=True)
 
 
 class Receiver:
@@ -47,30 +65,28 @@ class Receiver:
     @contextmanager
     def arriving(self) -> Iterator[Arriving]:
         """An object that comes from front to back; what is not finished within is removed."""
-        path = self._tmp / uuid.uuid4().hex
-        arriving = Arriving(self, path)
-        try:
-            yield arriving
-        finally:
-            arriving.close()
+        with NewFile(self._tmp / uuid.uuid4().hex) as file:
+            yield Arriving(self, file)
 
     def partial(self, name: str, size: int) -> Partial:
-        """A large object that comes in any order.
-
-        Args:
-            name: 64 hex digits by which a later run finds it again.
-            size: Its size in bytes.
-        """
+        """A large object that comes in any order, and is found again by 64 hex digits."""
         return Partial(self._tmp, name, size)
 
-    def staged(self, name: str, size: int) -> Staged | None:
-        """A complete object that an earlier run staged, read again for its digest.
+    def place(self, digest: Digest) -> Path:
+        """The path of an object, in a folder that is there."""
+        target = self.store.path(digest)
+        if target.parent not in self._touched:
+            make_folders(self.store.root, target.parent, sync=False)  # `flush` does it, once
+            self._touched.add(target.parent)
+        return target
 
-        Args:
-            name: As for `Arriving.stage`.
-            size: The size that it must have.
-        """
-        path = self._staged_path(name)
+    def staged_path(self, name: str) -> Path:
+        """The path of a staged object."""
+        return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
+
+    def staged(self, name: str, size: int) -> Staged | None:
+        """An object that an earlier run staged under a name, read again for its digest."""
+        path = self.staged_path(name)
         try:
             found = path.stat()
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
@@ -81,7 +97,7 @@ class Receiver:
         return Staged(path, digest, _which(found))
 
     def sync_staged(self, staged: Staged) -> None:
-        """Do what takes long before `publish_staged`: flush it to the disk.
+        """Flush a staged object to the disk: the slow part of publishing it.
 
         Raises:
             IntegrityError: Another process, which did not wait for this one, took it away or put
@@ -97,36 +113,23 @@ class Receiver:
             self._check_published(staged)
 
     def publish_staged(self, staged: Staged) -> None:
-        """Give a staged object the name of its digest.
-
-        Raises:
-            IntegrityError: Another process took it away.
-        """
+        """Give a staged object the name of its digest; IntegrityError if it was taken away."""
         try:
-            self._publish(staged.path, staged.digest)
+            os.replace(staged.path, self.place(staged.digest))
         except FileNotFoundError:
             self._check_published(staged)
 
-    def publish(self, path: Path, descriptor: int, digest: Digest) -> None:
-        """Give a complete temporary, still open, the name of its digest."""
-        seal(descriptor, sync=self.durable)
-        self._publish(path, digest)
-
-    def stage(self, path: Path, descriptor: int, name: str, digest: Digest) -> Staged:
-        """Keep a complete temporary, still open, under a name for a later decision."""
-        seal(descriptor, sync=False)
-        target, found = self._staged_path(name), os.fstat(descriptor)
-        os.replace(path, target)
-        return Staged(target, digest, _which(found))
-
     def publish_partial(self, partial: Partial, digest: Digest) -> None:
         """Give a complete partial object the name of its digest."""
-        self.publish(partial.path, partial.descriptor, digest)
+        seal(partial.descriptor, sync=self.durable)
+        os.replace(partial.path, self.place(digest))
         partial.finished()
 
     def stage_partial(self, partial: Partial, name: str, digest: Digest) -> Staged:
         """Keep a complete partial object under a name for a later decision."""
-        staged = self.stage(partial.path, partial.descriptor, name, digest)
+        seal(partial.descriptor, sync=False)
+        staged = Staged(self.staged_path(name), digest, _which(os.fstat(partial.descriptor)))
+        os.replace(partial.path, staged.path)
         partial.finished()
         return staged
 
@@ -138,33 +141,10 @@ class Receiver:
             for folder in (*sorted(touched), *sorted(above, reverse=True)):
                 sync_path(folder)
 
-    def _publish(self, path: Path, digest: Digest) -> None:
-        target = self.store.path(digest)
-        if target.parent not in self._touched:
-            make_folders(self.store.root, target.parent, sync=False)  # `flush` does it, once
-            self._touched.add(target.parent)
-        os.replace(path, target)
-
     def _check_published(self, staged: Staged) -> None:
-        """Where locks do not work, another process may have been faster."""
+        """Accept that another process was faster, where locks do not work."""
         if self.store.size(staged.digest) is None:
             raise IntegrityError("what came was removed before it was complete", path=staged.path)
-
-    def _staged_path(self, name: str) -> Path:
-        return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
-
-
-class Staged:
-    """A complete object in tmp/, the digest that its bytes have, and which file it is."""
-
-    def __init__(self, path: Path, digest: Digest, which: tuple[int, ...]) -> None:
-        self.path = path
-        self.digest = digest
-        self.which = which
-
-    def discard(self) -> None:
-        """Remove it."""
-        self.path.unlink(missing_ok=True)
 
 
 class Arriving:
@@ -174,71 +154,47 @@ class Arriving:
         size: The bytes that have come.
     """
 
-    def __init__(self, receiver: Receiver, path: Path) -> None:
+    def __init__(self, receiver: Receiver, file: NewFile) -> None:
         self._receiver = receiver
-        self._path = path
+        self._file = file
         self._hasher = Hasher()
         self.size = 0
-        self._unnamed = True
-        self._descriptor: int | None = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-        )
 
     def write(self, data: Bytes) -> None:
         """Take the next bytes."""
-        assert self._descriptor is not None
         view = memoryview(data).cast("B")
         self._hasher.update(view)
-        write_all(self._descriptor, view)
+        write_all(self._file.descriptor, view)
         self.size += len(view)
 
+    def fill(self, chunks: Iterator[Bytes]) -> None:
+        """Take all that comes."""
+        for chunk in chunks:
+            self.write(chunk)
+
     def publish(self, expected: Digest | None) -> Digest:
-        """All is there: publish it, if it is what it should be.
-
-        Args:
-            expected: Its digest; None if it is what it is.
-
-        Returns:
-            Its digest.
+        """Publish the object, all of which is there, and return its digest.
 
         Raises:
-            IntegrityError: It has another digest; nothing was stored.
+            IntegrityError: Another digest is expected; nothing was stored.
         """
-        assert self._descriptor is not None
         found = self._hasher.digest()
         check_arrived(found, expected or found)
-        self._receiver.publish(self._path, self._descriptor, found)
-        self._unnamed = False
+        if self._receiver.durable:
+            self._file.flush()
+        self._file.publish(self._receiver.place(found))
         return found
 
     def stage(self, name: str) -> Staged:
-        """All is there, and its digest is nobody's expectation yet: keep it in tmp/.
-
-        Args:
-            name: 64 hex digits by which a later run finds it.
-        """
-        assert self._descriptor is not None
-        digest = self._hasher.digest()
-        staged = self._receiver.stage(self._path, self._descriptor, name, digest)
-        self._unnamed = False
+        """Keep the complete object in tmp/ under 64 hex digits, by which a later run finds it."""
+        path = self._receiver.staged_path(name)
+        staged = Staged(path, self._hasher.digest(), _which(os.fstat(self._file.descriptor)))
+        self._file.publish(path)
         return staged
-
-    def close(self) -> None:
-        """Let go of the file; remove it if it was neither published nor staged."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-            if self._unnamed:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._path)
 
 
 def check_arrived(found: Digest, expected: Digest) -> None:
-    """Refuse what arrived with another digest than was asked for.
-
-    Raises:
-        IntegrityError: It has.
-    """
+    """Refuse, by an IntegrityError, what arrived with another digest than was asked for."""
     if found != expected:
         raise IntegrityError(
             "wrong bytes came; nothing of them was stored", expected=expected, found=found

@@ -1,4 +1,4 @@
-"""Sharing blocks between files, where the file system can (btrfs, XFS): a copy for nothing."""
+"""Sharing blocks between files, where the file system can (btrfs, XFS)."""
 
 from __future__ import annotations
 
@@ -37,10 +37,7 @@ def clone_range(
         start: Where they belong in it.
 
     Returns:
-        False if that cannot be done here; nothing was written, and the bytes are to be copied.
-
-    Raises:
-        OSError: The disk is full, or broken.
+        False if that cannot be done here: nothing was written, and the bytes are to be copied.
     """
     if not sys.platform.startswith("linux"):
         return False

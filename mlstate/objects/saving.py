@@ -1,4 +1,4 @@
-"""Storing several objects as one act: each once, and only what is not there."""
+"""Saving several objects together: each once, and only what is not there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlstate.objects.interface import (
 from mlstate.objects.verified import digest_of
 from mlstate.parallel import THREADS, for_each
 
-__all__ = ["OpenParts", "SaveAct", "absent"]
+__all__ = ["ObjectSaver", "OpenParts", "absent"]
 
 OpenParts = Callable[[], AbstractContextManager[Sequence[Bytes]]]
 """Gives the bytes of an object, for as long as the context lasts."""
@@ -28,7 +28,7 @@ _SURE = 2
 """So many new objects in a row, and the next one is taken to be new, too."""
 
 
-class SaveAct:
+class ObjectSaver:
     """One act of saving: takes each object once, reuses what is there, remembers what it reused.
 
     Args:
@@ -54,16 +54,10 @@ class SaveAct:
         self._new_of_late = 0
 
     def store(self, parts: Sequence[Bytes]) -> Digest:
-        """Store an object whose digest nobody knows yet; called from several threads.
+        """Store an object whose digest nobody knows yet; returns the digest.
 
         One that is there needs to be hashed only. One that is new can be hashed and written in one
         pass. Which it is, nobody knows before: it is taken to be new if those before it were.
-
-        Args:
-            parts: Its bytes, one part after the other.
-
-        Returns:
-            Its digest.
         """
         likely_new = self._new_of_late >= _SURE and not self._verify
         if likely_new and self._adding is not None:
@@ -80,11 +74,7 @@ class SaveAct:
         return digest
 
     def take(self, digest: Digest, parts: Sequence[Bytes]) -> bool:
-        """Store an object, unless it is there; called from several threads.
-
-        Returns:
-            Whether it was written.
-        """
+        """Store an object, unless it is there; returns whether it was written."""
         size = sum(memoryview(part).nbytes for part in parts)
         return self.take_if_needed(digest, size, lambda: nullcontext(parts))
 
@@ -152,13 +142,7 @@ class SaveAct:
 def absent(
     objects: ObjectStore, sizes: Mapping[Digest, int | None], threads: int = THREADS
 ) -> list[Digest]:
-    """Which of these objects are not there, or have another size.
-
-    Args:
-        objects: Where to look.
-        sizes: The objects, each with its size in bytes, or None if any size will do.
-        threads: How many to look at at once.
-    """
+    """The objects that are not there, or have another size than is given (None: any will do)."""
     found: list[Digest] = []
     there = objects.survey() if isinstance(objects, SurveyedObjectStore) else objects
 

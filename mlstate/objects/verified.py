@@ -1,20 +1,25 @@
-"""Reading with proof: no byte leaves here before its digest was compared."""
+"""Verified reading: no byte is used before its digest was compared."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import IntegrityError, MlstateError
+from mlstate.format.state_object import TensorRef
+from mlstate.format.tensor_object import TensorCheck, object_size
 from mlstate.objects.interface import ObjectStore
 
 __all__ = [
     "REMEDY",
     "check_digest",
     "check_size",
+    "check_tensor",
     "digest_of",
     "is_disk_error",
+    "open_tensor",
     "pieces_of",
     "read_verified",
 ]
@@ -22,6 +27,7 @@ __all__ = [
 REMEDY = "restore this object from a backup, or bring the state again with verify=True"
 """What helps against damage in a store of one's own."""
 
+_TENSOR = "a tensor object"
 _PIECE = 1 << 20
 """The bytes that are read at once: a piece is hashed while it is in the processor's cache. This is
 as fast as hashing memory, and no slower than a map (measured); and of a map, a file that becomes
@@ -39,9 +45,6 @@ def read_verified(
         digest: Which object.
         what: What it is, for the error: "the state object", say.
         max_size: The most bytes that it may have; checked before memory is spent.
-
-    Returns:
-        Its bytes.
 
     Raises:
         ObjectNotFoundError: It is not there.
@@ -65,11 +68,7 @@ def read_verified(
 def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
     """The bytes that an object really has, piece by piece, not verified.
 
-    Yields:
-        A piece; all are in the same memory, so each is valid until the next one is asked for.
-
-    Raises:
-        ObjectNotFoundError: It is not there.
+    All pieces are in the same memory, so each is valid until the next one is asked for.
     """
     with store.open(digest) as file:
         buffer = memoryview(bytearray(_FIRST))
@@ -80,11 +79,7 @@ def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
 
 
 def digest_of(store: ObjectStore, digest: Digest) -> Digest:
-    """The digest of the bytes that an object really has, read piece by piece.
-
-    Raises:
-        ObjectNotFoundError: It is not there.
-    """
+    """The digest of the bytes that an object really has, read piece by piece."""
     hasher = Hasher()
     for piece in pieces_of(store, digest):
         hasher.update(piece)
@@ -97,11 +92,7 @@ def is_disk_error(error: OSError) -> bool:
 
 
 def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: str) -> None:
-    """Refuse an object whose bytes have another digest.
-
-    Raises:
-        IntegrityError: They have.
-    """
+    """Refuse, by an IntegrityError, an object whose bytes have another digest."""
     if found != expected:
         raise IntegrityError(
             f"{what} is damaged: its bytes are not those that its digest names",
@@ -112,12 +103,39 @@ def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: s
         )
 
 
-def check_size(store: ObjectStore, digest: Digest, expected: int, found: int, *, what: str) -> None:
-    """Refuse an object of the wrong length, without reading it.
+def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
+    """Open a tensor object, whose length is right. The position is at the end of the file.
 
     Raises:
+        ObjectNotFoundError: It is not there.
         IntegrityError: It is too short or too long.
     """
+    file = store.open(ref.digest)
+    try:
+        size = file.seek(0, 2)
+        check_size(store, ref.digest, object_size(ref.spec), size, what=_TENSOR)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def check_tensor(store: ObjectStore, ref: TensorRef, seen: TensorCheck) -> None:
+    """Refuse a tensor object, all of whose bytes were seen, unless it is the one of a reference.
+
+    Raises:
+        IntegrityError: It is damaged.
+        FormatError: It is another tensor than the state object says.
+    """
+    check_digest(store, ref.digest, seen.digest(), what=_TENSOR)
+    problem = seen.problem(ref.spec)
+    if problem is not None:
+        problem.path = store.locate(ref.digest)
+        raise problem
+
+
+def check_size(store: ObjectStore, digest: Digest, expected: int, found: int, *, what: str) -> None:
+    """Refuse, by an IntegrityError, an object of the wrong length, without reading it."""
     if found != expected:
         raise IntegrityError(
             f"{what} is damaged: it has the wrong length",

@@ -21,7 +21,7 @@ from mlstate.fetch.progress import listener
 from mlstate.format.encode import TensorSource
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects.roots import forget_root, read_roots
+from mlstate.objects.cache import forget_root, read_roots
 from mlstate.operations.adopt_mirror import mirror_into
 from mlstate.operations.intake import Adoption, AdoptReport, Arrivals, Told, digests_in, spared_of
 from mlstate.operations.sources import find_source

@@ -36,7 +36,7 @@ from mlstate.stores.checks import check_keys
 from mlstate.stores.custom import state_store
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.read import StateStore
-from mlstate.stores.save import ObjectSaver
+from mlstate.stores.save import StateSaver
 from mlstate.stores.statefiles import format_state_file
 
 __all__ = ["bundle", "unbundle"]
@@ -233,9 +233,9 @@ def unbundle(
     return keys
 
 
-def _saver_of(target: AnyStore) -> ObjectSaver:
+def _saver_of(target: AnyStore) -> StateSaver:
     saver = getattr(target, "saver", None)
-    if not isinstance(saver, ObjectSaver):
+    if not isinstance(saver, StateSaver):
         raise ReadOnlyStoreError(
             "nothing can be unbundled into this store",
             path=target,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.operations.operands import OpenedSide, Side, opened
 from mlstate.parallel import for_each
 

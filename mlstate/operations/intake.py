@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from mlstate.digests import Bytes, Digest
 from mlstate.fetch.progress import Meter, OnProgress, Progress
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import TensorSource
 from mlstate.format.state_object import StateObject
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.states import StateKey

@@ -11,7 +11,7 @@ from typing import Any
 from mlstate import settings
 from mlstate.errors import FormatError, TransportError
 from mlstate.fetch.addresses import companions
-from mlstate.fetch.header import read_exactly
+from mlstate.fetch.reader import read_exactly
 from mlstate.locations import Mirror, check_url, local_path, parse_mirror
 from mlstate.transport import Retries, Transports, retried, retrying
 from mlstate.transport.hub import parse_hub_address

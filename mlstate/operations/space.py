@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from mlstate.digests import Digest
 from mlstate.objects import ObjectStore
-from mlstate.objects.chain import folders_of
-from mlstate.objects.roots import last_use
+from mlstate.objects.cache import folders_of, last_use
 
 __all__ = ["Named", "Presence"]
 

@@ -14,8 +14,8 @@ from mlstate.errors import IntegrityError, ObjectNotFoundError, concerning
 from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import Meter
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import EncodedState, TensorSource
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.objects.verified import check_digest, check_size, digest_of
 from mlstate.reading import read_state

@@ -23,11 +23,11 @@ from mlstate.format import layout, tensor_object
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
-from mlstate.objects.files import SMALL
+from mlstate.objects.durable import SMALL
 from mlstate.operations.tars import Member, TarReader
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.save import ObjectSaver
+from mlstate.stores.save import StateSaver
 from mlstate.stores.statefiles import parse_state_file
 
 __all__ = ["Unbundling"]
@@ -46,9 +46,7 @@ class Unbundling:
         overwrite: Replace other states that have the same keys.
     """
 
-    def __init__(
-        self, tar: TarReader, saver: ObjectSaver, meter: Meter, *, overwrite: bool
-    ) -> None:
+    def __init__(self, tar: TarReader, saver: StateSaver, meter: Meter, *, overwrite: bool) -> None:
         self._tar = tar
         self._saver = saver
         self._meter = meter

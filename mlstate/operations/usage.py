@@ -19,7 +19,7 @@ from mlstate.errors import (
 )
 from mlstate.format import layout, tensor_object
 from mlstate.objects import FolderObjectStore, ObjectStore
-from mlstate.objects.roots import read_roots
+from mlstate.objects.cache import read_roots
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.space import Named, Presence
 from mlstate.operations.transfer import NO_TENSOR

@@ -18,10 +18,10 @@ from mlstate.buckets.values import Item
 from mlstate.digests import Digest
 from mlstate.format import layout
 from mlstate.objects.bucket import BucketObjectStore
-from mlstate.objects.files import SMALL
+from mlstate.objects.cache import Root
+from mlstate.objects.durable import SMALL
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
-from mlstate.objects.roots import Root
 from mlstate.stores.bucket_states import BucketStateFiles
 from mlstate.stores.prune_base import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
 

@@ -12,7 +12,7 @@ from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.fetch.progress import listener
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, ObjectStore
-from mlstate.objects.chain import Cache
+from mlstate.objects.cache import Cache
 from mlstate.stores.read import StateStore
 from mlstate.transport import Transports
 

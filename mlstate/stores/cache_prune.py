@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from mlstate.digests import Digest
 from mlstate.errors import MlstateError
 from mlstate.objects import FolderObjectStore
+from mlstate.objects.cache import Root, forget_root, read_roots
 from mlstate.objects.folder import GRACE_SECONDS
-from mlstate.objects.roots import Root, forget_root, read_roots
 from mlstate.reading import read_state_object
 from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.statefiles import FolderStateFiles

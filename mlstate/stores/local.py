@@ -11,7 +11,7 @@ from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune_folder import PruneReport, prune_folder
-from mlstate.stores.save import ObjectSaver, SavingStore
+from mlstate.stores.save import SavingStore, StateSaver
 from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
 
 __all__ = ["LocalStateStore", "MemoryStateStore"]
@@ -33,7 +33,7 @@ class MemoryStateStore(SavingStore):
     def __init__(self) -> None:
         files, objects = MemoryStateFiles(), MemoryObjectStore()
         catalog = FileCatalog(files)
-        super().__init__(catalog, objects, ObjectSaver(files, objects, catalog))
+        super().__init__(catalog, objects, StateSaver(files, objects, catalog))
         self.own = objects
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class LocalStateStore(SavingStore):
         self._files = FolderStateFiles(self.folder)
         self._objects = FolderObjectStore(self.folder)
         catalog = WithCheckpoints(FileCatalog(self._files), LegacyFolder(self.folder))
-        super().__init__(catalog, self._objects, ObjectSaver(self._files, self._objects, catalog))
+        super().__init__(catalog, self._objects, StateSaver(self._files, self._objects, catalog))
         self.own = self._objects
 
     def __repr__(self) -> str:

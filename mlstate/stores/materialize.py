@@ -14,8 +14,7 @@ from mlstate.format.plain_file import INDEX_NAME, is_weights_name
 from mlstate.format.state_object import StateObject
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
-from mlstate.objects.durable import sync_path
-from mlstate.objects.files import make_folders, write_file
+from mlstate.objects.durable import make_folders, sync_path, write_file
 from mlstate.reading import read_state
 from mlstate.units import parse_size
 from mlstate.weights.folder import (

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from mlstate.digests import Digest
 from mlstate.errors import MlstateError, concerning
 from mlstate.objects import ObjectStore
-from mlstate.objects.roots import Root
+from mlstate.objects.cache import Root
 from mlstate.parallel import THREADS, for_each
 from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey

@@ -14,10 +14,9 @@ from pathlib import Path
 from mlstate.digests import Digest
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.durable import create_exclusively, sync_path
-from mlstate.objects.files import make_folders, write_in_store
+from mlstate.objects.cache import Root, read_roots
+from mlstate.objects.durable import create_exclusively, make_folders, sync_path, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
-from mlstate.objects.roots import Root, read_roots
 from mlstate.stores.prune_base import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
 

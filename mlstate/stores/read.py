@@ -19,13 +19,12 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import Fetcher, FetchReport
-from mlstate.fetch.needs import needs_of
 from mlstate.format.state_object import BYTES_NAME
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.parallel import THREADS
-from mlstate.reading import VerifiedFiles, read_bytes_state, read_state
+from mlstate.reading import VerifiedFiles, needs_of, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
 from mlstate.stores.access import Access

@@ -24,7 +24,7 @@ from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
 from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.prune_base import PruneReport
 from mlstate.stores.remote import without_local_places
-from mlstate.stores.save import ObjectSaver, SavingStore
+from mlstate.stores.save import SavingStore, StateSaver
 
 __all__ = ["S3StateStore"]
 
@@ -87,7 +87,7 @@ class S3StateStore(SavingStore):
             FileCatalog(self._files, remote=True, adapt=self._adapted),
             LegacyPrefix(self._place, fetcher),
         )
-        saver = ObjectSaver(self._files, self._objects, catalog, self.threads)
+        saver = StateSaver(self._files, self._objects, catalog, self.threads)
         super().__init__(catalog, fetcher.cache, saver, fetcher)
         self.own = self._objects
         settings_address = f"{self._place.address}/{layout.SETTINGS}"

@@ -30,7 +30,7 @@ from mlstate.format.encode import (
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectStore, WritableObjectStore
-from mlstate.objects.saving import SaveAct, absent
+from mlstate.objects.saving import ObjectSaver, absent
 from mlstate.parallel import THREADS, for_each
 from mlstate.states import StateKey
 from mlstate.stores.catalog import Catalog
@@ -47,7 +47,7 @@ from mlstate.stores.request import (
 )
 from mlstate.stores.statefiles import StateFiles, format_state_file
 
-__all__ = ["ObjectSaver", "Saver", "SavingStore"]
+__all__ = ["Saver", "SavingStore", "StateSaver"]
 
 _LARGE = 1 << 24
 
@@ -192,7 +192,7 @@ class SavingStore(StateStore):
             raise StateNotFoundError("another process deleted this state first", key=key)
 
 
-class ObjectSaver:
+class StateSaver:
     """Saves into state files, and an object store beside them; see `Saver`.
 
     Args:
@@ -309,7 +309,7 @@ class ObjectSaver:
             self._put_all(act, encoded, wanted, request)
 
     def _complete(
-        self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self, act: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
     ) -> None:
         """All objects were taken: publish the state."""
         act.flush()
@@ -335,11 +335,11 @@ class ObjectSaver:
                 raise other_exists(winner, entry.pinned_digest, entry)
             return
 
-    def _act(self, *, verify: bool) -> SaveAct:
-        return SaveAct(self.objects, verify=verify, threads=self.threads)
+    def _act(self, *, verify: bool) -> ObjectSaver:
+        return ObjectSaver(self.objects, verify=verify, threads=self.threads)
 
     def _put_all(
-        self, act: SaveAct, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self, act: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
     ) -> None:
         """Put what is not there, the state object last, and make it durable."""
         sizes = encoded.sizes()

@@ -17,8 +17,7 @@ from typing import Protocol
 from mlstate.errors import FormatError, ManifestError
 from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects.durable import Publish, sync_path
-from mlstate.objects.files import make_folders, read_small, write_in_store
+from mlstate.objects.durable import Publish, make_folders, read_small, sync_path, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.states import StateKey, StateType
 

@@ -4,9 +4,8 @@ from torch import Tensor
 
 from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint, write_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
-from mlstate.tensors.gpu import places_of, places_on
 from mlstate.tensors.load import load_tensors
-from mlstate.tensors.read import read_tensors, reading
+from mlstate.tensors.read import places_of, places_on, read_tensors, reading
 
 __all__ = [
     "Tensor",

@@ -24,7 +24,7 @@ __all__ = ["load_checkpoint", "open_checkpoint", "write_checkpoint"]
 
 
 class _Noting:
-    """A file that keeps what went wrong: torch raises an error of its own instead."""
+    """A file that keeps the error of a write, instead of which torch raises its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -67,17 +67,11 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 
 
 def load_checkpoint(data: bytes, path: str) -> dict[str, Any]:
-    """The state dict in a checkpoint, with ``weights_only=True``.
-
-    Args:
-        data: The file's content.
-        path: Where it is from, for the error.
-
-    Returns:
-        Name -> CPU tensor.
+    """The state dict in a checkpoint of this content, read with ``weights_only=True``, on the CPU.
 
     Raises:
-        FormatError: Not a checkpoint, one that holds more than plain data, or no mapping.
+        FormatError: Not a checkpoint, one that holds more than plain data, or no mapping. It names
+            ``path``.
     """
     return dict(_state_dict(_unpickle(io.BytesIO(data), path, mmap=False), path))
 
@@ -103,8 +97,7 @@ def open_checkpoint(
         select: The dotted path of the state dict inside. At each step the longest key that
             matches is taken, so keys may have dots themselves.
         origin: Where it is from, for errors.
-        max_bytes: The most that a compressed file may become; no more is written to the disk.
-            None is no limit.
+        max_bytes: The most bytes that a compressed file may become; None is no limit.
 
     Returns:
         Name -> plain CPU tensor, under the file's own names.
@@ -140,9 +133,7 @@ def _plain_file(path: Path, gzip: bool, origin: str, max_bytes: int | None) -> I
                 _copy(compressed, temporary, origin, max_bytes)
         except (gzips.BadGzipFile, EOFError, zlib.error) as error:
             raise FormatError(
-                "this file is damaged, or is not compressed with gzip",
-                path=origin,
-                found=error,
+                "this file is damaged, or is not compressed with gzip", path=origin, found=error
             ) from None
         temporary.flush()
         temporary.seek(0)
@@ -218,7 +209,7 @@ def _state_dict(loaded: object, origin: str) -> Mapping[Any, Any]:
 
 
 def _selected(loaded: object, select: str, origin: str) -> object:
-    """What lies under a dotted path."""
+    """The value under a dotted path."""
     here, left = loaded, select
     while True:
         keys = here if isinstance(here, Mapping) else {}
@@ -242,7 +233,7 @@ def _selected(loaded: object, select: str, origin: str) -> object:
 
 
 def _tensors(state_dict: Mapping[Any, Any], origin: str) -> dict[str, torch.Tensor]:
-    """All entries as tensors: parameters become plain ones; what else there is, is refused."""
+    """All entries as tensors: parameters become plain ones; anything else is refused."""
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             inside = _inside(state_dict)

@@ -1,4 +1,4 @@
-"""How much two tensors differ, in numbers: block by block, in double precision."""
+"""Differences between two tensors, in numbers: block by block, in double precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 from mlstate.digests import Bytes
-from mlstate.format.dtypes import BITS, TensorSpec
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.tensors.memory import torch_dtype
 
 __all__ = ["Difference", "compare_tensors"]
@@ -53,13 +53,8 @@ def compare_tensors(
     """Compare the values of two tensors of one shape; elements of 4 bits with their like alone.
 
     Values go to double precision; of 64-bit integers the change is computed before it is rounded.
-    A few blocks are in memory at a time, however large the tensors are.
-
-    Args:
-        first: Type and shape of the first tensor.
-        first_pieces: Its bytes, in pieces of any size; all of them are taken.
-        second: Type and shape of the second.
-        second_pieces: Its bytes, in the same way.
+    A few blocks are in memory at a time, however large the tensors are. The bytes of each tensor
+    come in pieces of any size, all of which are taken.
 
     Raises:
         FormatError: This torch lacks an element type.
@@ -75,7 +70,7 @@ def compare_tensors(
 
 
 class _Count:
-    """What was found so far."""
+    """The differences that were found so far."""
 
     def __init__(self) -> None:
         self.differing = 0
@@ -101,7 +96,7 @@ class _Count:
             self.norm = math.hypot(self.norm, _norm(a))
 
     def difference(self) -> Difference:
-        """All of it."""
+        """The differences of all blocks."""
         relative = 0.0 if self.change == 0 else None
         if self.norm > 0:
             relative = self.change / self.norm
@@ -148,7 +143,7 @@ def _numbers(block: bytearray, dtype: str) -> torch.Tensor:
 
 @cache
 def _table(dtype: str) -> torch.Tensor:
-    """What each byte means, for types of which no torch can compute."""
+    """The value of each byte, for types with which no torch can compute."""
     every = torch.arange(256, dtype=torch.uint8, device="cpu")
     if dtype == "F4":  # sign, two bits of exponent, one of mantissa; two elements in a byte
         sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

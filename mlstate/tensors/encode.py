@@ -1,4 +1,4 @@
-"""From a state dict to tensor sources: what may be stored, and the bytes that stand for a value."""
+"""Tensor sources of a state dict: what may be stored, and the bytes that stand for a value."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 from mlstate.digests import Bytes
 from mlstate.errors import FormatError
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_state
 from mlstate.format.state_object import check_name
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
@@ -49,16 +49,12 @@ def state_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
 def encode_tensors(
     state_dict: Mapping[str, torch.Tensor], on_object: OnObject | None = None
 ) -> EncodedState:
-    """Encode a state dict; see `encode_state`.
-
-    Raises:
-        FormatError: An entry cannot be stored; the error names it.
-    """
+    """Encode a state dict; see `encode_state` and `tensor_sources`."""
     return encode_state(tensor_sources(state_dict), on_object)
 
 
 def tensor_sources(state_dict: Mapping[str, Any]) -> list[TensorSource]:
-    """Look at every entry of a state dict before anything is hashed or stored.
+    """The entries of a state dict as sources; all are looked at before anything is stored.
 
     Raises:
         FormatError: An entry is not a plain tensor; the error names it and says what to do.

@@ -1,4 +1,4 @@
-"""How a state fits a model, by names, shapes and dtypes alone: compared before a byte is read."""
+"""The fit of a state and a model: names, shapes and dtypes, compared before a byte is read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ from typing import Any, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
-from mlstate.format.dtypes import TensorSpec
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.models import TensorModel
-from mlstate.tensors.memory import TORCH_DTYPES, torch_dtype, torch_shape
-from mlstate.tensors.ties import overlapping, stand_apart, tied_groups
+from mlstate.tensors.memory import (
+    TORCH_DTYPES,
+    overlapping,
+    stand_apart,
+    tied_groups,
+    torch_dtype,
+    torch_shape,
+)
 
-__all__ = ["EXTRA_STATE", "Fit", "compare", "entries", "some"]
+__all__ = ["EXTRA_STATE", "UNINITIALIZED", "Fit", "assignable", "compare", "entries", "some"]
 
 EXTRA_STATE = "_extra_state"
+UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
+"""Entries of lazy modules: they have no shape yet, and take any."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Fit:
         return bool(self.modules) and _has_own_rules([module for _, module in self.modules])
 
     def problems_of_names(self, *, strict: bool) -> list[str]:
-        """What the names forbid, in sentences; nothing if the load may go on."""
+        """The sentences that say why the names forbid a load; none if they do not."""
         lines = []
         if self.strangers and not strict:
             lines.append("the state and the model have no name in common")
@@ -78,7 +86,7 @@ class Fit:
         return lines
 
     def problems_of_shapes(self, *, ignore_mismatched_sizes: bool) -> list[str]:
-        """What the shapes forbid, in a sentence; or nothing."""
+        """The sentence that says why the shapes forbid a load; none if they do not."""
         lines = []
         if not ignore_mismatched_sizes and self.mismatched:
             shapes = [
@@ -110,7 +118,7 @@ class Fit:
         return bool(self.own) and bool(self.unexpected) and not self.common
 
     def remedy(self, *, strict: bool) -> str:
-        """What to do about the problems."""
+        """Advice about the problems."""
         if self.strangers:
             return self._prefix() or "look at both sides' names: this is another architecture"
         advice = []
@@ -155,17 +163,13 @@ def _dtype_name(tensor: torch.Tensor) -> str | None:
 
 
 def _first_part(names: Iterable[str]) -> str | None:
-    """What all names begin with, up to a dot, if they do."""
+    """The part up to the first dot, if all names have the same."""
     firsts = {name.partition(".")[0] for name in names}
     return firsts.pop() if len(firsts) == 1 else None
 
 
 def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
     """Compare a state's names, shapes and dtypes with a model's, as torch's own load would.
-
-    Args:
-        model: The model.
-        specs: Every name of the state with its type and shape.
 
     Raises:
         FormatError: A stored element type that this torch lacks.
@@ -238,3 +242,80 @@ def some(names: list[str], most: int = 8) -> str:
     """Names for a message, the first few of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def assignable(
+    given: Mapping[str, torch.Tensor], own: Mapping[str, Any], groups: list[list[str]]
+) -> tuple[dict[str, Any], set[str]]:
+    """The tensors as the model is to hold them: its dtype, its device, its parameters, its ties.
+
+    Args:
+        given: The tensors.
+        own: The model's entries.
+        groups: The names that are tied in the model; see `tied_groups`.
+
+    Returns:
+        What to give to torch, and the names among it that the state itself lacks: they are tied to
+        one that it has.
+    """
+    ready: dict[str, Any] = {}
+    lacking: set[str] = set()
+    taken: set[int] = set()
+    for name in given.keys() - own.keys():  # hooks of the model may know these
+        ready[name] = given[name].clone() if id(given[name]) in taken else given[name]
+        taken.add(id(given[name]))
+    tied = {name for group in groups for name in group}
+    for group in groups:
+        having = [name for name in group if name in given]
+        if not having:
+            continue
+        # Of different values for names that are one in the model the last wins, as in a copy.
+        loaded = _own_copy(given[having[-1]], own[having[-1]], taken)
+        parameters: dict[int, torch.nn.Parameter] = {}
+        for name in group:
+            target = own[name]
+            if not _is_parameter(target):
+                ready[name] = loaded
+            elif id(target) in parameters:
+                ready[name] = parameters[id(target)]
+            else:
+                parameters[id(target)] = ready[name] = torch.nn.Parameter(
+                    loaded, requires_grad=target.requires_grad
+                )
+        lacking.update(name for name in group if name not in given)
+    for name, target in own.items():
+        if name in given and name not in tied:
+            loaded = _own_copy(given[name], target, taken)
+            if _is_parameter(target):
+                loaded = torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
+            ready[name] = loaded
+    return ready, lacking
+
+
+def _is_parameter(entry: Any) -> bool:
+    # The type alone says no of plain tensors, for which torch's isinstance takes long.
+    return type(entry) is not torch.Tensor and isinstance(entry, torch.nn.Parameter)
+
+
+def _own_copy(source: torch.Tensor, target: Any, taken: set[int]) -> torch.Tensor:
+    """A tensor as it takes the place of an entry of the model.
+
+    One whose id is in ``taken`` has a place already, and is copied: it is equal to another name's,
+    but not tied to it in the model. Its id is added.
+    """
+    loaded = _in_place_of(source, target)
+    if loaded is source and id(source) in taken:
+        loaded = source.clone()
+    taken.add(id(source))
+    return loaded
+
+
+def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
+    if not isinstance(target, torch.Tensor):  # an extra state, which takes what it is given
+        return loaded
+    if loaded.dtype is target.dtype and loaded.is_cpu and (target.is_cpu or target.is_meta):
+        return loaded
+    device = loaded.device if target.is_meta else target.device
+    if (loaded.dtype, loaded.device) == (target.dtype, device):
+        return loaded
+    return loaded.to(device=device, dtype=target.dtype)

@@ -1,4 +1,4 @@
-"""Tensors on their way to an accelerator: read, sent and hashed in one pass, piece by piece.
+"""Tensors on their way to a GPU: read, sent and hashed in one pass, piece by piece.
 
 What is read goes into pinned memory, from which the device copies by itself. Meanwhile the same
 bytes are hashed, and the next piece is read into the next buffer. So the host keeps a few
@@ -11,77 +11,16 @@ copied into it, when all of a state is verified.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import torch
 
-from mlstate.digests import Hasher
-from mlstate.format.dtypes import TensorSpec, check_values
-from mlstate.models import TensorModel
-from mlstate.tensors.fit import entries
+from mlstate.format.tensor_object import TensorCheck, TensorSpec
 from mlstate.tensors.memory import as_bytes, read_into
 
-__all__ = ["Lanes", "Places", "places_of", "places_on", "stages"]
-
-Places = Mapping[str, torch.device]
-"""The tensors that are wanted on another device than the CPU, and where."""
-
-_SHARE = 0.8
-"""How much of the room on a device is counted on: it may be in pieces."""
-
-
-def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Places:
-    """Where the entries of a model are that a state has values for, if that is an accelerator.
-
-    What is sent there is not the model's own memory, which stays as it is until all is verified.
-    So it takes as much again; where there is no room for that, nothing is placed, and the values
-    come by way of the CPU.
-
-    Args:
-        model: The model.
-        specs: Every name of the state with its type and shape.
-    """
-    begun: Any = torch.cuda.is_initialized  # has no types; without it nothing is on a GPU
-    if not isinstance(model, torch.nn.Module) or not begun():
-        return {}
-    wanted: dict[torch.device, list[str]] = {}
-    for name, entry in entries(model).items():
-        if name in specs and isinstance(entry, torch.Tensor) and stages(entry.device):
-            wanted.setdefault(entry.device, []).append(name)
-    return {
-        name: device
-        for device, names in wanted.items()
-        if sum(specs[name].nbytes for name in names) < _SHARE * _room(device)
-        for name in names
-    }
-
-
-def places_on(device: Any, names: Iterable[str]) -> Places:
-    """All on one device, if it is an accelerator.
-
-    Args:
-        device: A ``torch.device`` or what names one.
-        names: The tensors.
-    """
-    try:
-        place = torch.device(device)
-    except (TypeError, RuntimeError):  # something else that Tensor.to takes, or refuses
-        return {}
-    if not stages(place):
-        return {}
-    if place.index is None:
-        place = torch.device(place.type, torch.cuda.current_device())
-    return dict.fromkeys(names, place)
-
-
-def _room(device: torch.device) -> int:
-    """The bytes that can be had on a device: nobody's, and those that torch keeps for later."""
-    free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + kept
-
+__all__ = ["Lanes", "is_accelerator"]
 
 PIECE = 2 << 20
 """Read, sent and hashed at once: it stays in the core's cache until it is hashed."""
@@ -89,46 +28,39 @@ _BUFFERS = 4
 """Pieces under way, for each thread and device."""
 
 
-def stages(device: torch.device | None) -> bool:
-    """Whether tensors are sent to a device in this way."""
+def is_accelerator(device: torch.device | None) -> bool:
+    """Whether tensors are sent to a device through lanes: whether it is a GPU."""
     return device is not None and device.type == "cuda"
 
 
 class Lanes:
-    """What the threads of one act of reading send through: each has a lane of its own.
+    """The ways to devices in one act of reading: each thread has a lane of its own to each device.
 
     Made by the thread that asks for the tensors: they are as if it had made them, on the streams
     that it works on.
-
-    Args:
-        devices: Where tensors are sent to.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._streams = {
-            device: torch.cuda.current_stream(device) if stages(device) else None
+            device: torch.cuda.current_stream(device) if is_accelerator(device) else None
             for device in set(devices)
         }
         self._own = threading.local()
         self._all: list[_Lane] = []
 
     def receive(
-        self, file: BinaryIO, spec: TensorSpec, device: torch.device, hasher: Hasher
+        self, file: BinaryIO, spec: TensorSpec, device: torch.device, seen: TensorCheck
     ) -> torch.Tensor:
-        """Read a tensor's data onto a device.
+        """Read a tensor's data onto a device: uint8, one dimension, complete when `settle` returns.
 
         Args:
             file: The open file, at the first byte of the data.
             spec: The tensor.
             device: Where to.
-            hasher: Takes all bytes, in order.
-
-        Returns:
-            The data: uint8, one dimension. It is all there only when `settle` has returned.
+            seen: Takes all bytes, in order.
 
         Raises:
             IntegrityError: The file became shorter.
-            FormatError: A byte that no value of this type has.
         """
         lanes: dict[torch.device, _Lane] | None = getattr(self._own, "lanes", None)
         if lanes is None:
@@ -136,7 +68,7 @@ class Lanes:
         if device not in lanes:
             lanes[device] = _Lane(device, self._streams[device])
             self._all.append(lanes[device])
-        return lanes[device].receive(file, spec, hasher)
+        return lanes[device].receive(file, spec, seen)
 
     def settle(self) -> None:
         """Wait until the devices have all that was sent; after a failure, too."""
@@ -162,7 +94,7 @@ class _Lane:
         self._sent: list[Any] = [None] * _BUFFERS
         self._next = 0
 
-    def receive(self, file: BinaryIO, spec: TensorSpec, hasher: Hasher) -> torch.Tensor:
+    def receive(self, file: BinaryIO, spec: TensorSpec, seen: TensorCheck) -> torch.Tensor:
         with _working_on(self._owner):
             target = torch.empty(spec.nbytes, dtype=torch.uint8, device=self._device)
         if self._stream is not None:
@@ -175,8 +107,7 @@ class _Lane:
             read_into(file, view)
             self._sent[self._next] = self._send(piece, part)
             self._next = (self._next + 1) % _BUFFERS
-            hasher.update(view)
-            check_values(spec, view)
+            seen.update(view)
         return target
 
     def settle(self) -> None:
@@ -191,7 +122,7 @@ class _Lane:
         return self._buffers[self._next]
 
     def _send(self, piece: torch.Tensor, part: torch.Tensor) -> Any:
-        """Begin to copy; gives what says when that is done, or None if it is."""
+        """Begin to copy; returns an event that says when that is done, or None if it is."""
         with _working_on(self._stream):
             part.copy_(piece, non_blocking=True)
         return None if self._stream is None else self._stream.record_event()

@@ -1,4 +1,7 @@
-"""The bytes of a tensor, and tensors over bytes of a file, without numpy and without copies."""
+"""Tensors as memory: their bytes, tensors over bytes of a file, and which share memory.
+
+Nothing is copied, and numpy is not needed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import ctypes
 import sys
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import BinaryIO
+from itertools import pairwise
+from typing import Any, BinaryIO
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.format.dtypes import TensorSpec
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.mapped import MAP_FROM, may_map
 
 __all__ = [
@@ -21,9 +27,12 @@ __all__ = [
     "as_bytes",
     "as_tensor",
     "mapped_tensor",
+    "overlapping",
     "read_into",
     "read_tensor",
     "spec_of",
+    "stand_apart",
+    "tied_groups",
     "torch_dtype",
     "torch_shape",
 ]
@@ -62,11 +71,7 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
-    """Element type and shape of a tensor, as the format writes them.
-
-    Raises:
-        FormatError: The format has no such element type.
-    """
+    """Element type and shape of a tensor; a FormatError if the format has no such type."""
     return _spec(tensor.dtype, tuple(tensor.shape))
 
 
@@ -77,9 +82,7 @@ def _spec(kind: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
         dtype = _NAMES[kind]
     except KeyError:
         raise FormatError(
-            "the format has no such element type",
-            expected=", ".join(_NAMES.values()),
-            found=kind,
+            "the format has no such element type", expected=", ".join(_NAMES.values()), found=kind
         ) from None
     if dtype == "F4":  # torch counts pairs, the format counts elements
         if not shape:
@@ -89,11 +92,7 @@ def _spec(kind: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def torch_dtype(spec: TensorSpec) -> torch.dtype:
-    """The torch dtype of a stored tensor.
-
-    Raises:
-        FormatError: This version of torch lacks it.
-    """
+    """The torch dtype of a stored tensor; a FormatError if this version of torch lacks it."""
     try:
         return TORCH_DTYPES[spec.dtype]
     except KeyError:
@@ -104,11 +103,7 @@ def torch_dtype(spec: TensorSpec) -> torch.dtype:
 
 
 def torch_shape(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of a stored tensor as torch counts it.
-
-    Raises:
-        FormatError: An odd number of 4-bit elements in the last dimension.
-    """
+    """The shape of a stored tensor as torch counts it: 4-bit elements in pairs."""
     if spec.dtype != "F4":
         return spec.shape
     if not spec.shape or spec.shape[-1] % 2:
@@ -148,18 +143,9 @@ def mapped_tensor(
 ) -> torch.Tensor | None:
     """A file's bytes as a private, writable uint8 tensor, mapped: nothing is read yet.
 
-    Nothing that is done to the tensor reaches the file. A map shows what others do to the file
-    later, so only files that nobody else can change unnoticed are mapped: our own or root's, on a
-    local file system.
-
-    Args:
-        file: The open file; it may be closed afterwards.
-        size: Its size in bytes.
-        devices: As for `may_map`.
-
-    Returns:
-        None if it is not safe or not possible, or if it is small and many are mapped: then read
-        the file.
+    Nothing that is done to the tensor reaches the file, which may be closed afterwards. None if
+    mapping is not safe (see `may_map`) or not possible, or if the file is small and many are
+    mapped: then it is to be read.
     """
     if not size or not may_map(file, devices):
         return None
@@ -190,15 +176,7 @@ def mapped_tensor(
 
 
 def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:
-    """A file's bytes as a uint8 tensor, read into memory.
-
-    Args:
-        file: The open file.
-        size: Its size in bytes.
-
-    Raises:
-        IntegrityError: The file became shorter.
-    """
+    """A file's bytes as a uint8 tensor, read into memory; see `read_into`."""
     raw = torch.empty(size, dtype=torch.uint8, device="cpu")
     file.seek(0)
     read_into(file, as_bytes(raw))
@@ -206,11 +184,7 @@ def read_tensor(file: BinaryIO, size: int) -> torch.Tensor:
 
 
 def read_into(file: BinaryIO, view: memoryview) -> None:
-    """Fill memory with the next bytes of a file.
-
-    Raises:
-        IntegrityError: The file has fewer.
-    """
+    """Fill memory with the next bytes of a file; an IntegrityError if it has fewer."""
     position = 0
     while position < len(view):
         count = file.readinto(view[position:])  # type: ignore[attr-defined]
@@ -221,3 +195,69 @@ def read_into(file: BinaryIO, view: memoryview) -> None:
                 found=f"{position} bytes",
             )
         position += count
+
+
+def overlapping(own: Mapping[str, Any], groups: list[list[str]]) -> list[str]:
+    """Names whose memory overlaps without being the same; ``groups`` is from `tied_groups`."""
+    again = {name for group in groups for name in group[1:]}
+    spans = sorted(
+        (_device(entry), *_span(entry), name)
+        for name, entry in own.items()
+        if name not in again and _has_place(entry)
+    )
+    pairs = pairwise(spans)
+    return sorted({n for a, b in pairs if a[0] == b[0] and b[1] < a[2] for n in (a[3], b[3])})
+
+
+def stand_apart(own: Mapping[str, Any]) -> bool:
+    """Whether no two entries are one, or share memory. So it is in most models.
+
+    Devices are not told apart: what seems to overlap is looked at again.
+    """
+    if len(set(map(id, own.values()))) < len(own):
+        return False
+    spans = sorted(_span(entry) for entry in own.values() if _has_place(entry))
+    return all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def _span(entry: torch.Tensor) -> tuple[int, int]:
+    """From the first byte of a tensor to behind its last one."""
+    start = entry.data_ptr()
+    return start, start + _extent(entry)
+
+
+def _device(entry: torch.Tensor) -> str:
+    return "cpu" if entry.is_cpu else str(entry.device)
+
+
+def _extent(entry: torch.Tensor) -> int:
+    """The bytes from a tensor's first one to its last one."""
+    if entry.is_contiguous():
+        return entry.nbytes
+    steps = zip(entry.shape, entry.stride(), strict=True)
+    return (sum((size - 1) * step for size, step in steps) + 1) * entry.element_size()
+
+
+def _has_place(entry: Any) -> bool:
+    return (
+        isinstance(entry, torch.Tensor)
+        and not is_lazy(entry)
+        and entry.layout is torch.strided
+        and entry.numel() > 0
+        and entry.data_ptr() != 0
+    )
+
+
+def tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
+    """Names of a model that are one tensor or one memory, together; all others are left out."""
+    groups: dict[Any, list[str]] = {}
+    for name, entry in own.items():
+        groups.setdefault(_place(name, entry), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _place(name: str, entry: Any) -> Any:
+    """Equal for entries that are one tensor or one memory, and for no others."""
+    if _has_place(entry):
+        return (entry.device, entry.data_ptr(), entry.shape, entry.stride(), entry.dtype)
+    return id(entry) if isinstance(entry, torch.Tensor) else name

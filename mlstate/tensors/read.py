@@ -1,4 +1,4 @@
-"""From tensor objects to tensors: mapped or read, and verified before anyone sees them."""
+"""Tensors from tensor objects: mapped, read or sent to a device, and verified before use."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import prod
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
-from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, concerning
-from mlstate.format import tensor_object
-from mlstate.format.dtypes import check_values
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
-from mlstate.format.tensor_object import DATA_OFFSET
+from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, TensorSpec, object_size
+from mlstate.models import TensorModel
 from mlstate.objects import ObjectStore
-from mlstate.objects.verified import check_digest, check_size
+from mlstate.objects.verified import check_tensor, open_tensor
 from mlstate.parallel import begun
-from mlstate.tensors.gpu import Lanes, Places
+from mlstate.tensors.fit import entries
+from mlstate.tensors.gpu import Lanes, is_accelerator
 from mlstate.tensors.memory import (
     as_bytes,
     as_tensor,
@@ -29,9 +28,13 @@ from mlstate.tensors.memory import (
     torch_shape,
 )
 
-__all__ = ["OpenedObject", "read_tensors", "reading"]
+__all__ = ["OpenedObject", "Places", "places_of", "places_on", "read_tensors", "reading"]
 
-_WHAT = "a tensor object"
+Places = Mapping[str, torch.device]
+"""The tensors that are wanted on another device than the CPU, and where."""
+
+_SHARE = 0.8
+"""How much of the room on a device is counted on: it may be in pieces."""
 
 
 class OpenedObject:
@@ -42,7 +45,7 @@ class OpenedObject:
         ref: Which it is.
         names: The names of the state that it stands for.
         device: Where it is wanted, if not on the CPU.
-        local: As for `may_map`.
+        local: As ``devices`` of `may_map`.
     """
 
     def __init__(
@@ -60,21 +63,19 @@ class OpenedObject:
         self._file: BinaryIO | None = None
         self._raw: torch.Tensor | None = None
         self.names = names
-        self.size = tensor_object.object_size(ref.spec)
+        self.size = object_size(ref.spec)
 
     def open(self) -> bool:
         """Open it, and map it if that is possible.
 
         Returns:
-            False if it is not, and the file is open until `verified` reads it.
+            False if it is not mapped: the file is open until `verified` reads it.
 
         Raises:
             IntegrityError: It is missing, or has the wrong length.
         """
-        file = self._objects.open(self._ref.digest)
+        file = open_tensor(self._objects, self._ref)
         try:
-            found = file.seek(0, 2)
-            check_size(self._objects, self._ref.digest, self.size, found, what=_WHAT)
             if self._device is None:
                 self._raw = mapped_tensor(file, self.size, self._local)
             if self._raw is None:
@@ -84,66 +85,34 @@ class OpenedObject:
                 file.close()
         return self._raw is not None
 
-    def verified(self, lanes: Lanes) -> torch.Tensor:
-        """The tensor, private.
-
-        Args:
-            lanes: What it goes through, if it is wanted on another device; it is there when they
-                have settled.
+    def verified(self, lanes: Lanes | None) -> torch.Tensor:
+        """The tensor, private; on a device it is complete when the lanes have settled.
 
         Raises:
             IntegrityError: It is missing or damaged.
             FormatError: It is another than the state object says.
         """
-        if self._device is not None:
-            data = self._sent(self._device, lanes)
-        else:
-            view = as_bytes(self._content())
-            self._check(Digest.of(view), view[:DATA_OFFSET])
-            check_values(self._ref.spec, view[DATA_OFFSET:])
-            # A storage of the data alone: who saves the tensor elsewhere saves no header of ours.
-            data = torch.frombuffer(view, dtype=torch.uint8, offset=DATA_OFFSET)
-        return as_tensor(data, self._ref.spec)
-
-    def _check(self, found: Digest, header: Bytes) -> None:
-        objects, digest, spec = self._objects, self._ref.digest, self._ref.spec
-        check_digest(objects, digest, found, what=_WHAT)
-        if header != tensor_object.header(spec):
-            raise FormatError(
-                "a tensor object is not the tensor that the state object says it is",
-                path=objects.locate(digest),
-                expected=f"{spec.dtype} {list(spec.shape)}",
-                found=bytes(header[8:200]).rstrip(),
-            )
-
-    def _sent(self, device: torch.device, lanes: Lanes) -> torch.Tensor:
-        hasher = Hasher()
-        with self._opened() as file:
-            file.seek(0)
-            header = file.read(DATA_OFFSET)
-            hasher.update(header)
-            try:
-                data = lanes.receive(file, self._ref.spec, device, hasher)
-            except FormatError:
-                hasher.update(file.read())
-                self._check(hasher.digest(), header)  # damage is damage first
-                raise
-        self._check(hasher.digest(), header)
-        return data
-
-    def _content(self) -> torch.Tensor:
         if self._raw is None and self._file is None:
             self.open()
-        if self._raw is None:
-            with self._opened() as file:
-                self._raw = read_tensor(file, self.size)
-        return self._raw
-
-    def _opened(self) -> BinaryIO:
-        if self._file is None:
-            self.open()
-        assert self._file is not None
-        return self._file
+        seen = TensorCheck(self._ref.spec)
+        if self._device is not None:
+            assert self._file is not None
+            assert lanes is not None
+            with self._file as file:
+                file.seek(0)
+                seen.update(file.read(DATA_OFFSET))
+                data = lanes.receive(file, self._ref.spec, self._device, seen)
+        else:
+            if self._raw is None:
+                assert self._file is not None
+                with self._file as file:
+                    self._raw = read_tensor(file, self.size)
+            view = as_bytes(self._raw)
+            seen.update(view)
+            # A storage of the data alone: who saves the tensor elsewhere saves no header of ours.
+            data = torch.frombuffer(view, dtype=torch.uint8, offset=DATA_OFFSET)
+        check_tensor(self._objects, self._ref, seen)
+        return as_tensor(data, self._ref.spec)
 
 
 _Group = tuple[TensorRef, torch.device | None]
@@ -163,8 +132,8 @@ def read_tensors(
         objects: Where the tensor objects are.
         state: The verified state object.
         names: Those to read; all by default. Nothing else is read or verified.
-        shared: Let equal tensors share memory: for who only copies from them.
-        places: Which are wanted elsewhere than on the CPU; see `reading`.
+        shared: Let equal tensors share memory, where they are only copied from.
+        places: Which are wanted elsewhere than on the CPU.
 
     Returns:
         Name -> tensor, private and writable, in the order of `names` or of the state object.
@@ -219,17 +188,12 @@ def _reading(
 ) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
     wanted = list(state.specs) if names is None else list(names)
     found: dict[str, torch.Tensor] = {}
-    groups: dict[_Group, list[str]] = {}
-    small: dict[torch.device | None, list[str]] = {}
-    for name in wanted:
-        if name in state.refs:
-            groups.setdefault((state.refs[name], places.get(name)), []).append(name)
-        else:
-            small.setdefault(places.get(name), []).append(name)
+    groups, small = _grouped(state, wanted, places)
     # The largest first, so that the threads end together.
     ordered = sorted(groups.items(), key=lambda item: -item[0][0].spec.nbytes)
     queue: SimpleQueue[OpenedObject | None] = SimpleQueue()
-    lanes = Lanes(places.values())
+    lanes = Lanes(places.values()) if places else None
+    settle = lanes.settle if lanes else lambda: None
 
     def verify(one: OpenedObject) -> None:
         with concerning(tensor=one.names[0]):
@@ -240,7 +204,7 @@ def _reading(
             refused: Exception | None = None
             try:
                 _enqueue(objects, ordered, queue)
-            except Exception as error:  # to be told when it is clear that the state fits
+            except Exception as error:  # raised only when it is clear that the state fits
                 refused = error
             queue.put(None)
 
@@ -250,7 +214,7 @@ def _reading(
                 for device, listed in small.items():
                     found.update(_inline(state.inline, listed, device))
                 finish()
-                lanes.settle()  # only then can tensors be copied
+                settle()  # only then can tensors be copied
                 for first, *others in groups.values():
                     for name in others:
                         found[name] = found[first] if shared else found[first].clone()
@@ -258,8 +222,22 @@ def _reading(
 
             yield result
     finally:
-        lanes.settle()  # before the memory that is being copied to can be used for anything else
+        settle()  # before the memory that is copied to can be used for anything else
         found.clear()
+
+
+def _grouped(
+    state: StateObject, wanted: list[str], places: Places
+) -> tuple[dict[_Group, list[str]], dict[torch.device | None, list[str]]]:
+    """The names of each tensor object and device, and those of small tensors by device."""
+    groups: dict[_Group, list[str]] = {}
+    small: dict[torch.device | None, list[str]] = {}
+    for name in wanted:
+        if name in state.refs:
+            groups.setdefault((state.refs[name], places.get(name)), []).append(name)
+        else:
+            small.setdefault(places.get(name), []).append(name)
+    return groups, small
 
 
 def _enqueue(
@@ -312,3 +290,45 @@ def _inline(
         for name, shape, part in zip(listed, shapes, parts, strict=True):  # type: ignore[call-overload]
             found[name] = part if len(shape) == 1 else part.view(shape)
     return found
+
+
+def places_of(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Places:
+    """The devices of a model's entries that a state has values for, if they are accelerators.
+
+    What is sent there is not the model's own memory, which stays as it is until all is verified.
+    So it takes as much again; where there is no room for that, nothing is placed, and the values
+    come by way of the CPU.
+    """
+    in_use: Any = torch.cuda.is_initialized  # has no types; without it nothing is on a GPU
+    if not isinstance(model, torch.nn.Module) or not in_use():
+        return {}
+    wanted: dict[torch.device, list[str]] = {}
+    for name, entry in entries(model).items():
+        if name in specs and isinstance(entry, torch.Tensor) and is_accelerator(entry.device):
+            wanted.setdefault(entry.device, []).append(name)
+    return {
+        name: device
+        for device, names in wanted.items()
+        if sum(specs[name].nbytes for name in names) < _SHARE * _room(device)
+        for name in names
+    }
+
+
+def places_on(device: Any, names: Iterable[str]) -> Places:
+    """The same device, a ``torch.device`` or what names one, for all names; none for a CPU."""
+    try:
+        place = torch.device(device)
+    except (TypeError, RuntimeError):  # something else that Tensor.to takes, or refuses
+        return {}
+    if not is_accelerator(place):
+        return {}
+    if place.index is None:
+        place = torch.device(place.type, torch.cuda.current_device())
+    return dict.fromkeys(names, place)
+
+
+def _room(device: torch.device) -> int:
+    """The bytes that can be had on a device: nobody's, and those that torch keeps for later."""
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + kept

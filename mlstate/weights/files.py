@@ -17,7 +17,6 @@ from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
-from mlstate.format.dtypes import TensorSpec, check_values
 from mlstate.format.encode import TensorSource, check_sources, encode_state
 from mlstate.format.state_object import (
     InlineTensor,
@@ -25,6 +24,7 @@ from mlstate.format.state_object import (
     TensorRef,
     is_state_object,
 )
+from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import for_each
@@ -256,10 +256,10 @@ def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
 
 
 def _stored(path: Path, stack: ExitStack) -> list[TensorSource]:
-    from mlstate.fetch.header import read_remote_file
+    from mlstate.fetch.header import fetch_header
     from mlstate.transport.local import LocalResource
 
-    header = read_remote_file(LocalResource(path), _USUAL_HEADER)
+    header = fetch_header(LocalResource(path), _USUAL_HEADER)
     file = OpenFile(stack.enter_context(path.open("rb", buffering=0)), str(path))
     length = int.from_bytes(os.pread(file.file.fileno(), 8, 0), "little")
     if is_state_object(os.pread(file.file.fileno(), length, 8)):

@@ -22,7 +22,7 @@ from mlstate.errors import FormatError, StateExistsError
 from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
-from mlstate.objects.files import read_small
+from mlstate.objects.durable import read_small
 from mlstate.weights.files import (
     PIECE,
     FileTensor,

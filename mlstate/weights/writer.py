@@ -18,7 +18,6 @@ from typing import BinaryIO
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, MlstateError
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import check_values
 from mlstate.format.plain_file import (
     BLOCK,
     INDEX_NAME,
@@ -28,11 +27,11 @@ from mlstate.format.plain_file import (
     split,
 )
 from mlstate.format.state_object import BYTES_NAME, StateObject, TensorRef
+from mlstate.format.tensor_object import TensorCheck
 from mlstate.objects import ObjectStore
-from mlstate.objects.durable import sync_path
-from mlstate.objects.files import make_folders
+from mlstate.objects.durable import make_folders, sync_path
 from mlstate.objects.reflink import clone_range
-from mlstate.objects.verified import check_digest, check_size
+from mlstate.objects.verified import check_digest, check_tensor, open_tensor
 from mlstate.parallel import for_each
 from mlstate.weights.files import PIECE, pieces_at
 from mlstate.weights.folder import temporary_name
@@ -188,30 +187,18 @@ def _write_tensor(ref: TensorRef, objects: ObjectStore, descriptor: int, start: 
         IntegrityError: The object is missing or damaged.
         FormatError: It is not what the state object says of it.
     """
-    what, offset = "a tensor object", tensor_object.DATA_OFFSET
-    with objects.open(ref.digest) as source:
-        size = source.seek(0, 2)
-        check_size(objects, ref.digest, tensor_object.object_size(ref.spec), size, what=what)
+    offset, seen = tensor_object.DATA_OFFSET, TensorCheck(ref.spec)
+    with open_tensor(objects, ref) as source:
         source.seek(0)
-        header = _read(source, offset)
+        seen.update(_read(source, offset))
         aligned = start % BLOCK == 0 and ref.spec.nbytes % BLOCK == 0
         if aligned and clone_range(source, offset, ref.spec.nbytes, descriptor, start):
             pieces = pieces_at(descriptor, start, ref.spec.nbytes)
         else:
             pieces = _copied(source, descriptor, start)
-        hasher = Hasher()
-        hasher.update(header)
         for piece in pieces:
-            hasher.update(piece)
-            check_values(ref.spec, piece)
-    check_digest(objects, ref.digest, hasher.digest(), what=what)
-    if header != tensor_object.header(ref.spec):
-        raise FormatError(
-            "a tensor object is not the tensor that the state object says it is",
-            path=objects.locate(ref.digest),
-            expected=f"{ref.spec.dtype} {list(ref.spec.shape)}",
-            found=header[8:200].rstrip(),
-        )
+            seen.update(piece)
+    check_tensor(objects, ref, seen)
 
 
 def _write_object(output: WholeOutput, objects: ObjectStore, descriptor: int) -> None:

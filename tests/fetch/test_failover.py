@@ -12,7 +12,7 @@ import torch
 
 from mlstate import StateKey
 from mlstate.errors import FetchError
-from mlstate.fetch.segments import LARGE
+from mlstate.fetch.plan import LARGE
 from mlstate.format import tensor_object
 from mlstate.format.state_object import StateObject
 from mlstate.locations import parse_mirror

@@ -12,8 +12,8 @@ import pytest
 from mlstate import Manifest, StateKey
 from mlstate.digests import Digest, Hasher
 from mlstate.format import layout, tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from tests.servers.nginx import Nginx

@@ -91,6 +91,6 @@ def test_two_names_that_become_one_are_refused_by_name():
 
 
 def test_translating_needs_no_torch():
-    modules = "mlstate.fetch.file_mirror, mlstate.fetch.checksums"
+    modules = "mlstate.fetch.file_mirror, mlstate.fetch.download"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

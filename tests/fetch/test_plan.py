@@ -15,9 +15,9 @@ from safetensors import deserialize
 from safetensors.torch import save, save_file
 
 from mlstate.errors import FormatError, TransportError
-from mlstate.fetch.header import RemoteFile, parse_header, read_header, read_remote_file
+from mlstate.fetch.header import FileHeader, fetch_header, parse_header, read_header
 from mlstate.fetch.plan import MOST, WASTE, Piece, join
-from mlstate.format.dtypes import BITS, TensorSpec
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.tensors.memory import TORCH_DTYPES
 from mlstate.transport import Transports
 from mlstate.transport.local import LocalResource
@@ -120,12 +120,12 @@ def entry(dtype="U8", shape=(1,), offsets=(0, 1), **more):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
 
 
-def parsed(header: object, total: int | None = None) -> RemoteFile:
+def parsed(header: object, total: int | None = None) -> FileHeader:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return parse_header(text, HERE, total)
 
 
-def check_tiled(file: RemoteFile) -> None:
+def check_tiled(file: FileHeader) -> None:
     """The data of a file is its tensors, one after the other, and nothing else."""
     position = file.data_start
     for tensor in file.tensors.values():
@@ -284,7 +284,7 @@ def test_a_file_is_read_whatever_length_of_its_header_was_guessed(open_file, gue
     state = {"a": torch.arange(300.0), "b": torch.tensor(True), "é" * 20: torch.empty(0)}
     data = save(state)
     resource = open_file(data)
-    file = read_remote_file(resource, guess)
+    file = fetch_header(resource, guess)
     with resource.read() as stream:
         assert read_header(resource, stream) == file
     assert {name: tensor.spec.nbytes for name, tensor in file.tensors.items()} == {
@@ -316,7 +316,7 @@ def test_a_file_that_is_none_of_safetensors_is_refused_and_named(open_file, data
     resource = open_file(data)
     for guess in (0, 1 << 16):
         with pytest.raises(FormatError) as caught:
-            read_remote_file(resource, guess)
+            fetch_header(resource, guess)
         assert caught.value.path == resource.address
     with pytest.raises(FormatError), resource.read() as stream:
         read_header(resource, stream)
@@ -336,7 +336,7 @@ def test_a_header_costs_one_request_where_its_length_was_guessed(
     data = save({"a" * 99: torch.zeros(size, dtype=torch.uint8)})
     recording_server.files["m"] = data
     with Transports() as transports:
-        file = read_remote_file(transports.open(recording_server.url + "/m"), guess)
+        file = fetch_header(transports.open(recording_server.url + "/m"), guess)
     named = {"last": file.data_start - 1, "end": len(data) - 1}
     asked = [record.range for record in recording_server.requests]
     assert asked == [f"bytes={span.format(**named)}" for span in spans]
@@ -346,5 +346,5 @@ def test_a_server_that_gives_another_range_is_asked_for_the_size_and_no_more(sta
     save_file({"a": torch.zeros(100_000)}, tmp_path / "m")
     liar = start_liar((tmp_path / "m").read_bytes(), "range-shifted")
     with Transports() as transports, pytest.raises(TransportError, match="another range"):
-        read_remote_file(transports.open(liar.url()), 1000)
+        fetch_header(transports.open(liar.url()), 1000)
     assert len(liar.requests) == 2

@@ -14,8 +14,8 @@ import torch
 from blake3 import blake3
 
 from mlstate.digests import Digest
-from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import StateObject
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.objects import MemoryObjectStore
 from mlstate.tensors import encode_tensors, read_tensors, state_digest
 from mlstate.tensors.memory import TORCH_DTYPES

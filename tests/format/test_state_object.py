@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError
-from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import (
     BYTES_NAME,
     INLINE_LIMIT,
@@ -23,6 +22,7 @@ from mlstate.format.state_object import (
     TensorRef,
     check_name,
 )
+from mlstate.format.tensor_object import BITS, TensorSpec
 
 DIGEST = Digest.of(b"a tensor object")
 U8 = TensorSpec("U8", (1,))

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError
-from mlstate.format.dtypes import BITS, TensorSpec, check_values
-from mlstate.format.tensor_object import DATA_OFFSET, header, object_size
+from mlstate.format.tensor_object import (
+    BITS,
+    DATA_OFFSET,
+    TensorSpec,
+    check_values,
+    header,
+    object_size,
+)
 
 
 @st.composite

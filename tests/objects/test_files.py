@@ -22,8 +22,7 @@ import pytest
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.objects import FolderObjectStore, durable
-from mlstate.objects.durable import Publish
-from mlstate.objects.files import make_folders, write_file, write_in_store
+from mlstate.objects.durable import Publish, make_folders, write_file, write_in_store
 
 DATA = b"content"
 NAME = Digest.of(DATA)
@@ -144,7 +143,7 @@ root, umask = Path(sys.argv[1]), int(sys.argv[2])
 os.umask(umask)
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import make_folders, write_file, write_in_store
+from mlstate.objects.durable import make_folders, write_file, write_in_store
 from mlstate.objects.durable import Publish
 writer = FolderObjectStore(root).writer()
 writer.put(Digest.of(b"x"), [b"x"])
@@ -225,7 +224,7 @@ def test_a_creation_that_fails_leaves_the_name_free(tmp_path, way, monkeypatch):
 RACE = """
 import errno, os, sys, time
 from pathlib import Path
-from mlstate.objects.files import write_in_store
+from mlstate.objects.durable import write_in_store
 from mlstate.objects import durable
 from mlstate.objects.durable import Publish
 way, root, me, rounds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -641,7 +640,7 @@ import random, sys
 from pathlib import Path
 from mlstate.digests import Digest
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.files import write_in_store
+from mlstate.objects.durable import write_in_store
 from mlstate.objects.durable import Publish
 root, seed = Path(sys.argv[1]), int(sys.argv[2])
 chance, store = random.Random(seed), FolderObjectStore(root)

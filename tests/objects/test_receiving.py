@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, ObjectNotFoundError
-from mlstate.fetch.segments import Segments
+from mlstate.fetch.plan import Segments
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects import partial as partials
-from mlstate.objects.chain import Cache
-from mlstate.objects.locks import one_at_a_time, try_lock
+from mlstate.objects.cache import Cache, note_use, one_at_a_time, read_roots, write_root
+from mlstate.objects.durable import try_lock
 from mlstate.objects.receiving import Receiver
-from mlstate.objects.roots import note_use, read_roots, write_root
 from tests.support.fetching import folder_for_all
 
 NAME = "ab" * 32
@@ -510,7 +509,7 @@ def test_who_comes_second_begins_too_when_nothing_is_heard_of_the_first(tmp_path
 def test_a_lock_or_a_partial_of_another_member_is_no_obstacle(mode: int):
     program = (
         "import fcntl, os, sys; from pathlib import Path\n"
-        "from mlstate.objects.locks import one_at_a_time\n"
+        "from mlstate.objects.cache import one_at_a_time\n"
         "from mlstate.objects.partial import Partial\n"
         "os.setgroups([]); os.setgid(12345); os.setuid(12345)\n"
         "folder = Path(sys.argv[1])\n"

@@ -16,7 +16,7 @@ from mlstate.errors import IntegrityError
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.durable import NewFile
 from mlstate.objects.mapped import MAP_FROM
-from mlstate.objects.saving import SaveAct
+from mlstate.objects.saving import ObjectSaver
 
 KEY = StateKey.parse("pytorch.net.one")
 
@@ -37,12 +37,12 @@ def leftovers(store: FolderObjectStore) -> list[str]:
 @given(there=st.sets(st.integers(0, 9)), wanted=st.lists(st.integers(0, 9)))
 def test_whatever_is_there_all_is_there_afterwards(there, wanted, tmp_path_factory):
     store = FolderObjectStore(tmp_path_factory.mktemp("store"))
-    before = SaveAct(store, verify=False)
+    before = ObjectSaver(store, verify=False)
     for number in there:
         before.take(digest(number), parts(number))
     before.flush()
     which = {number: store.path(digest(number)).stat().st_ino for number in there}
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     for number in wanted:
         assert act.store(parts(number)) == digest(number)
     act.flush()
@@ -54,7 +54,7 @@ def test_whatever_is_there_all_is_there_afterwards(there, wanted, tmp_path_facto
 
 
 def test_what_is_new_is_written_without_being_hashed_before(tmp_path, monkeypatch):
-    act = SaveAct(FolderObjectStore(tmp_path), verify=False)
+    act = ObjectSaver(FolderObjectStore(tmp_path), verify=False)
     hashed = []
     of = Digest.of
     monkeypatch.setattr(Digest, "of", lambda *parts: hashed.append(parts) or of(*parts))
@@ -65,11 +65,11 @@ def test_what_is_new_is_written_without_being_hashed_before(tmp_path, monkeypatc
 
 def test_what_is_there_is_hashed_and_not_written(tmp_path, monkeypatch):
     store = FolderObjectStore(tmp_path)
-    first = SaveAct(store, verify=False)
+    first = ObjectSaver(store, verify=False)
     for number in range(20):
         first.store(parts(number))
     first.settle()
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     monkeypatch.setattr("mlstate.objects.folder.NewFile", None)
     monkeypatch.setattr("mlstate.objects.folder.write_in_store", None)
     for number in range(20):
@@ -79,14 +79,14 @@ def test_what_is_there_is_hashed_and_not_written(tmp_path, monkeypatch):
 
 def test_a_damaged_object_is_written_again_if_that_is_asked_for(tmp_path):
     store = FolderObjectStore(tmp_path)
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     for number in range(5):
         act.store(parts(number))
     act.flush()
     path = store.path(digest(4))
     path.chmod(0o644)
     path.write_bytes(bytes(path.stat().st_size))
-    again = SaveAct(store, verify=True)
+    again = ObjectSaver(store, verify=True)
     for number in (100, 101, 102, 4):
         again.store(parts(number))
     again.flush()
@@ -95,7 +95,7 @@ def test_a_damaged_object_is_written_again_if_that_is_asked_for(tmp_path):
 
 def test_a_store_that_cannot_write_in_one_pass_is_served_too():
     store = MemoryObjectStore()
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     for number in (1, 2, 3, 1, 3):
         assert act.store(parts(number)) == digest(number)
     assert {store.size(digest(number)) for number in (1, 2, 3)} == {20004}
@@ -103,7 +103,7 @@ def test_a_store_that_cannot_write_in_one_pass_is_served_too():
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     store = FolderObjectStore(tmp_path)
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     act.store(parts(1))
     act.store(parts(2))
 
@@ -121,7 +121,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("call", ["settle", "flush"])
 def test_what_the_disk_refuses_in_the_background_is_told(tmp_path, monkeypatch, call):
     store = FolderObjectStore(tmp_path)
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     act.store(parts(1))
     act.store(parts(2))
     act.settle()
@@ -144,7 +144,7 @@ def test_what_the_disk_refuses_in_the_background_is_told(tmp_path, monkeypatch, 
 
 def test_bytes_that_are_not_those_of_the_digest_are_refused(tmp_path):
     store = FolderObjectStore(tmp_path)
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     with pytest.raises(IntegrityError, match="changed") as caught:
         act.take(digest(1), parts(2))
     assert (caught.value.expected, caught.value.found) == (digest(1), digest(2))
@@ -155,7 +155,7 @@ def test_bytes_that_are_not_those_of_the_digest_are_refused(tmp_path):
 
 def test_after_a_failure_nothing_more_is_taken(tmp_path, monkeypatch):
     store = FolderObjectStore(tmp_path)
-    act = SaveAct(store, verify=False)
+    act = ObjectSaver(store, verify=False)
     act.store(parts(1))
     act.store(parts(2))
     monkeypatch.setattr("mlstate.objects.durable.os.fsync", None)
@@ -219,7 +219,7 @@ def test_tensors_that_change_while_they_are_saved_spoil_no_object(tmp_path):
 
 
 def test_what_failed_first_is_told_not_what_failed_in_the_background(tmp_path, monkeypatch):
-    act = SaveAct(FolderObjectStore(tmp_path), verify=False)
+    act = ObjectSaver(FolderObjectStore(tmp_path), verify=False)
     monkeypatch.setattr("mlstate.objects.durable.NewFile.flush", None)
 
     def fail() -> None:

@@ -20,8 +20,8 @@ from mlstate import LocalStateStore, ManifestStore, MemoryStateStore, StateKey, 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError, StateNotFoundError
 from mlstate.format import layout, tensor_object
-from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
 from mlstate.operations.diff import StateDiff

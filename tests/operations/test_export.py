@@ -27,7 +27,7 @@ from mlstate import (
     manifest_of,
 )
 from mlstate.errors import FormatError, IntegrityError, StateExistsError, StateNotFoundError
-from mlstate.format.dtypes import BITS, TensorSpec
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.tensors.memory import torch_dtype
 from tests.support.models import BytesModel, net, same, values
 

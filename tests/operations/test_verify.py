@@ -36,8 +36,8 @@ from mlstate import (
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, StateNotFoundError
 from mlstate.format import layout, tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
 from mlstate.operations import Finding, VerifyReport

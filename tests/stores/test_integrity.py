@@ -23,8 +23,8 @@ from mlstate.errors import (
     StateNotFoundError,
 )
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec
 from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.reading import read_state
 from tests.support.models import LINEAR, net, same, values
 

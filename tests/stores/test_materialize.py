@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from mlstate import LocalStateStore, MemoryStateStore, StateKey, state_digest
 from mlstate.errors import FormatError, IntegrityError, StateExistsError, UnpinnedStateError
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.plain_file import BLOCK, PlainFile, is_weights_name, split
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.units import parse_size
 from tests.support.models import BytesModel, same, values
 

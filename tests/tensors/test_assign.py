@@ -11,7 +11,7 @@ from torch import nn
 
 from mlstate import LocalStateStore, StateKey, StateType, with_state_type
 from mlstate.errors import IncompatibleStateError, IntegrityError
-from mlstate.tensors import assign
+from mlstate.tensors import load
 from tests.support.models import LINEAR, net, same, values
 
 LSTM = StateType("pytorch", "lstm")
@@ -253,7 +253,7 @@ def test_an_interrupted_copy_is_completed_before_it_is_told(after, tmp_path, mon
 def test_an_interrupted_assignment_is_completed_before_it_is_told(tmp_path, monkeypatch):
     store, source, model = LocalStateStore(tmp_path), MODELS["twice"](1), MODELS["twice"](2)
     key = store.save(source, "one")
-    really, calls = assign._assign, []
+    really, calls = load._assign, []
 
     def once(*arguments):
         calls.append(arguments)
@@ -261,7 +261,7 @@ def test_an_interrupted_assignment_is_completed_before_it_is_told(tmp_path, monk
             raise KeyboardInterrupt
         really(*arguments)
 
-    monkeypatch.setattr(assign, "_assign", once)
+    monkeypatch.setattr(load, "_assign", once)
     with pytest.raises(KeyboardInterrupt):
         store.load(model, key, assign=True)
     assert same(values(model), values(source))

@@ -18,7 +18,7 @@ import torch
 
 from mlstate import state_digest
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.fetch.checksums import check_sha256
+from mlstate.fetch.download import check_sha256
 from mlstate.tensors import tensor_sources
 from mlstate.tensors.checkpoints import open_checkpoint
 from tests.support.models import net, same, values

@@ -20,8 +20,8 @@ from torch import nn
 
 from mlstate import LocalStateStore, StateKey, state_digest
 from mlstate.errors import FormatError
-from mlstate.format.dtypes import BITS, TensorSpec
 from mlstate.format.state_object import INLINE_LIMIT, InlineTensor, StateObject
+from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.objects import MemoryObjectStore
 from mlstate.tensors import encode_tensors, load_checkpoint, read_tensors
 from mlstate.tensors.memory import TORCH_DTYPES

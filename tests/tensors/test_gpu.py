@@ -245,7 +245,7 @@ class TestOnAGpu:
 
     @needs_gpu
     def test_where_there_is_no_room_it_goes_by_way_of_the_cpu(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("mlstate.tensors.gpu._room", lambda device: 0)
+        monkeypatch.setattr("mlstate.tensors.read._room", lambda device: 0)
         store, source, model = LocalStateStore(tmp_path), self.model(1), self.model(2).cuda()
         store.load(model, store.save(source, "one"))
         assert same(model.cpu().state_dict(), source.state_dict())

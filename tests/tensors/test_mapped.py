@@ -248,9 +248,8 @@ def test_a_mapped_read_leaves_no_descriptor_open(tmp_path):
 
 def sparse_object(folder: Path, number: int) -> tuple[str, Digest]:
     """A tensor object of 1 MiB that takes two blocks of the disk."""
-    from mlstate.format.dtypes import TensorSpec
     from mlstate.format.layout import object_path
-    from mlstate.format.tensor_object import header
+    from mlstate.format.tensor_object import TensorSpec, header
 
     start, end = header(TensorSpec("U8", (MAP_FROM,))), number.to_bytes(8, "little")
     digest = Digest.of(start, bytes(MAP_FROM - 8), end)
@@ -265,8 +264,8 @@ def sparse_object(folder: Path, number: int) -> tuple[str, Digest]:
 
 @pytest.mark.slow
 def test_500_maps_need_fewer_than_64_descriptors(tmp_path):
-    from mlstate.format.dtypes import TensorSpec
     from mlstate.format.state_object import StateObject, TensorRef
+    from mlstate.format.tensor_object import TensorSpec
 
     spec = TensorSpec("U8", (MAP_FROM,))
     (tmp_path / "mlstate.toml").write_text("version = 1\nrequires = []\n")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mlstate import settings
 from mlstate.errors import MlstateError
-from mlstate.objects.chain import folders_of
+from mlstate.objects.cache import folders_of
 from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.folders import folder_checks, readonly_check
 from mlstate.operations.doctor.network import ask_all

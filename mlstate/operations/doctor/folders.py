@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mlstate.errors import FormatError
 from mlstate.format import layout
+from mlstate.objects.cache import read_roots
 from mlstate.objects.folder import check_folder
-from mlstate.objects.roots import read_roots
 from mlstate.operations.doctor.check import Check, failed, reason_of
 from mlstate.operations.doctor.traits import Traits, file_system_of, probe
 from mlstate.units import format_size

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlstate.objects.durable import rename_exclusively, sync_path
-from mlstate.objects.locks import try_lock
+from mlstate.objects.durable import rename_exclusively, sync_path, try_lock
 from mlstate.objects.mapped import may_map
 from mlstate.objects.reflink import clone_range
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 
-from mlstate.digests import Digest, Hasher
+from mlstate.digests import Digest
 from mlstate.errors import FormatError, MlstateError, ObjectNotFoundError
 from mlstate.fetch.progress import Meter
 from mlstate.format import tensor_object
-from mlstate.format.dtypes import TensorSpec, check_values
 from mlstate.format.state_object import StateObject
+from mlstate.format.tensor_object import TensorCheck, TensorSpec
 from mlstate.objects import ListedObjectStore, ObjectStore
 from mlstate.objects.verified import digest_of, is_disk_error, pieces_of
 from mlstate.operations.verify.report import Kind
@@ -52,25 +52,8 @@ class Problem:
 class _Seen:
     """What an object turned out to be."""
 
-    size: int = 0
-    head: bytes = b""
-    hasher: Hasher = field(default_factory=Hasher)
-    impossible: FormatError | None = None
+    check: TensorCheck
     whole: bytearray | None = None
-
-    def take(self, piece: memoryview, spec: TensorSpec | None) -> None:
-        self.hasher.update(piece)
-        lacking = tensor_object.DATA_OFFSET - self.size
-        if lacking > 0:
-            self.head += bytes(piece[:lacking])
-        if spec is not None and self.impossible is None:
-            try:
-                check_values(spec, piece[max(0, lacking) :])
-            except FormatError as error:
-                self.impossible = error
-        if self.whole is not None:
-            self.whole += piece
-        self.size += len(piece)
 
 
 class Inspection:
@@ -198,22 +181,22 @@ class Inspection:
         if digest not in self._counted:
             with self._lock:
                 self.objects += 1
-                self.nbytes += seen.size
-        if seen.hasher.digest() != digest:
+                self.nbytes += seen.check.size
+        if seen.check.digest() != digest:
             # Once more: the bytes may have changed on their way here, or been mended since.
             seen = _see(place, digest, specs, None if whole is None else bytearray())
-        found, path = seen.hasher.digest(), place.locate(digest)
+        found, path = seen.check.digest(), place.locate(digest)
         if found != digest:
             sizes = {tensor_object.object_size(spec) for spec in specs}
-            if sizes and seen.size not in sizes:
-                wanted, had = f"{min(sizes)} bytes", f"{seen.size} bytes"
+            if sizes and seen.check.size not in sizes:
+                wanted, had = f"{min(sizes)} bytes", f"{seen.check.size} bytes"
             else:
                 wanted, had = str(digest), str(found)
             return [Problem(place, "damaged", path, wanted, had)]
         if limit is None:
             return [p for spec in specs if (p := _other_tensor(place, path, seen, spec))]
         if seen.whole is None:
-            wanted, had = f"at most {limit} bytes", f"{seen.size} bytes"
+            wanted, had = f"at most {limit} bytes", f"{seen.check.size} bytes"
             return [Problem(place, "unreadable", path, wanted, had)]
         return self._parse(place, digest, bytes(seen.whole), path)
 
@@ -249,10 +232,11 @@ def _see(
     whole: bytearray | None,
     meter: Meter | None = None,
 ) -> _Seen:
-    seen = _Seen(whole=whole)
-    checked = next((spec for spec in specs if spec.dtype == "BOOL"), None)
+    seen = _Seen(TensorCheck(next((spec for spec in specs if spec.dtype == "BOOL"), None)), whole)
     for piece in pieces_of(place, digest):
-        seen.take(piece, checked)
+        seen.check.update(piece)
+        if whole is not None:
+            whole += piece
         if meter is not None:
             meter.add(len(piece))
     return seen
@@ -260,14 +244,11 @@ def _see(
 
 def _other_tensor(place: ObjectStore, path: str, seen: _Seen, spec: TensorSpec) -> Problem | None:
     """Right bytes, which are not the tensor that a state says they are."""
-    size = tensor_object.object_size(spec)
-    if seen.size != size or seen.head != tensor_object.header(spec):
-        expected = f"{spec.dtype} {list(spec.shape)}, {size} bytes"
-        found = f"{seen.head[8:200].rstrip()!r}, {seen.size} bytes"
-        return Problem(place, "unreadable", path, expected, found, spec)
-    if seen.impossible is not None and spec.dtype == "BOOL":
-        return Problem(place, "unreadable", path, "values of BOOL", _said(seen.impossible), spec)
-    return None
+    problem = seen.check.problem(spec)
+    if problem is None:
+        return None
+    expected = str(problem.expected or f"values of {spec.dtype}")
+    return Problem(place, "unreadable", path, expected, str(problem.found or problem.message), spec)
 
 
 def _nbytes(specs: _Specs) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlstate.digests import Digest
-from mlstate.format.dtypes import TensorSpec
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
 from mlstate.operations.verify.inspect import Inspection
 from mlstate.states import StateKey

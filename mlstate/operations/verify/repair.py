@@ -12,8 +12,7 @@ from mlstate.fetch import Fetcher
 from mlstate.format import layout
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
-from mlstate.objects.chain import Cache
-from mlstate.objects.roots import forget_root
+from mlstate.objects.cache import Cache, forget_root
 from mlstate.operations.verify.inspect import Inspection, Problem
 from mlstate.operations.verify.needed import Need, Needing
 from mlstate.states import StateKey

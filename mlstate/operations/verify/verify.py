@@ -13,7 +13,7 @@ from mlstate.fetch.fetcher import has_mirrors
 from mlstate.fetch.progress import Meter, listener
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore, ListedObjectStore, ObjectStore
-from mlstate.objects.chain import Cache
+from mlstate.objects.cache import Cache
 from mlstate.objects.verified import REMEDY
 from mlstate.operations.verify.inspect import Inspection, Problem
 from mlstate.operations.verify.needed import Need, Needing

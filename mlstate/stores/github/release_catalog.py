@@ -22,7 +22,7 @@ from mlstate.errors import (
     TransportError,
 )
 from mlstate.fetch import Fetcher
-from mlstate.fetch.header import read_exactly
+from mlstate.fetch.reader import read_exactly
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType

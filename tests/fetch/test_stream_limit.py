@@ -141,7 +141,7 @@ def test_after_ctrl_c_nobody_waits_for_a_turn_for_ever(monkeypatch: pytest.Monke
     stuck, began = threading.Event(), Count()
     before = set(threading.enumerate())
 
-    def interrupted(self: reader.Turns, work: threading.Thread) -> None:
+    def interrupted(self: reader.StreamLimit, work: threading.Thread) -> None:
         while began.now < reader._FEW:
             time.sleep(0.001)
         raise KeyboardInterrupt
@@ -150,7 +150,7 @@ def test_after_ctrl_c_nobody_waits_for_a_turn_for_ever(monkeypatch: pytest.Monke
         with began:
             stuck.wait(20)
 
-    monkeypatch.setattr(reader.Turns, "watch", interrupted)
+    monkeypatch.setattr(reader.StreamLimit, "watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read_all(Meter("test"), work)
     left = set(threading.enumerate()) - before

@@ -1,0 +1,294 @@
+"""Several object stores as one; and the cache, with what it keeps and who fetches into it.
+
+``roots/<state digest>`` in a cache says which state it keeps: TOML with the key that the state was
+fetched for and the digests of its files. The time of the last use is the file's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+import tomllib
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from mlstate.digests import Digest
+from mlstate.errors import FormatError, ObjectNotFoundError
+from mlstate.format import layout
+from mlstate.objects.durable import make_folders, read_small, try_lock, write_in_store
+from mlstate.objects.folder import FolderObjectStore
+from mlstate.objects.interface import ObjectStore
+
+__all__ = [
+    "Cache",
+    "ChainObjectStore",
+    "Root",
+    "folders_of",
+    "forget_root",
+    "last_use",
+    "note_use",
+    "one_at_a_time",
+    "read_roots",
+    "write_root",
+]
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+_NOTED = 3600.0
+"""The seconds within which a use is not noted again."""
+_POLL = 0.05
+_PATIENCE = 60.0
+
+
+class ChainObjectStore:
+    """Object stores asked one after the other, for instance read-only caches before one's own.
+
+    Args:
+        stores: At least one; the last one is where a missing object would belong.
+    """
+
+    def __init__(self, stores: Sequence[ObjectStore]) -> None:
+        if not stores:
+            raise ValueError("a chain needs at least one object store")
+        self.stores = tuple(stores)
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of an object in bytes, or None if no store has it."""
+        sizes = (store.size(digest) for store in self._asked(digest))
+        return next((size for size in sizes if size is not None), None)
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Open an object in the first store that has it; ObjectNotFoundError if none does."""
+        for store in self._asked(digest):
+            with suppress(ObjectNotFoundError):
+                return store.open(digest)
+        raise ObjectNotFoundError(
+            "an object is missing", path=self.stores[-1].locate(digest), expected=digest
+        )
+
+    def locate(self, digest: Digest) -> str:
+        """Where the object is, or in the last store would be."""
+        return self._holder(digest).locate(digest)
+
+    def _asked(self, digest: Digest) -> Sequence[ObjectStore]:
+        """The stores that may give an object."""
+        return self.stores
+
+    def _holder(self, digest: Digest) -> ObjectStore:
+        """The first store that has an object, or the last one."""
+        having = (store for store in self._asked(digest) if store.size(digest) is not None)
+        return next(having, self.stores[-1])
+
+
+@runtime_checkable
+class InFolder(Protocol):
+    """An object store whose objects are files of a folder, or that writes into one."""
+
+    @property
+    def folder(self) -> FolderObjectStore | None:
+        """The folder that takes what is fetched; None if none does."""
+
+
+def folders_of(objects: ObjectStore) -> list[FolderObjectStore]:
+    """The folders that an object store reads, in order; none for one that is in no folder."""
+    stores = objects.stores if isinstance(objects, ChainObjectStore) else (objects,)
+    return [store for store in stores if isinstance(store, FolderObjectStore)]
+
+
+class Cache(ChainObjectStore):
+    """A chain that passes over what is known to be damaged.
+
+    The last store, if it is a folder, takes what is fetched.
+
+    Attributes:
+        own: That folder; None if nothing can be fetched.
+    """
+
+    def __init__(self, stores: Sequence[ObjectStore]) -> None:
+        super().__init__([part for store in stores for part in _parts(store)])
+        last = self.stores[-1]
+        self.own = last.folder if isinstance(last, InFolder) else None
+        self._damaged: set[tuple[ObjectStore, Digest]] = set()
+
+    def copies(self, digest: Digest) -> int:
+        """How many of the stores have an object."""
+        return sum(store.size(digest) is not None for store in self._asked(digest))
+
+    def set_aside(self, digest: Digest) -> str:
+        """Take a damaged object out of the way, and return where it is now; it is no longer served.
+
+        In the own folder it goes to trash/. In any other store it stays, and is passed over.
+        """
+        store = self._holder(digest)
+        if self.own is None or store is not self.stores[-1]:
+            self._damaged.add((store, digest))
+            return store.locate(digest)
+        trash = self.own.root / layout.TRASH
+        make_folders(self.own.root, trash)
+        target = trash / f"{digest}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}"
+        try:
+            os.replace(self.own.path(digest), target)
+        except FileNotFoundError:
+            return f"{self.own.path(digest)} (another process has set it aside)"
+        return str(target)
+
+    def _asked(self, digest: Digest) -> Sequence[ObjectStore]:
+        return [store for store in self.stores if (store, digest) not in self._damaged]
+
+
+def _parts(store: ObjectStore) -> Iterator[ObjectStore]:
+    """The stores that a chain is made of; of any other store, itself."""
+    if isinstance(store, ChainObjectStore):
+        for part in store.stores:
+            yield from _parts(part)
+    else:
+        yield store
+
+
+@dataclass(frozen=True)
+class Root:
+    """A state that was fetched into a cache.
+
+    Attributes:
+        digest: Its state digest.
+        key: The key that it was last fetched for.
+        files: The digests of its files.
+        used: When it was last used, in seconds since the epoch, by the file server's clock.
+    """
+
+    digest: Digest
+    key: str
+    files: frozenset[Digest]
+    used: float
+
+
+def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> None:
+    """Note that a state was fetched for a key, and is used now.
+
+    The digests of its files are added to those of earlier notes.
+    """
+    old = _read_root(_root_path(folder, digest))
+    named = sorted({*files, *(old.files if old else ())})
+    lines = [f"key = {_quoted(key)}", f"files = [{', '.join(map(_quoted, named))}]", ""]
+    data = "\n".join(lines).encode()
+    write_in_store(folder, f"{layout.ROOTS}/{digest}", [data], sync_parent=False)
+
+
+def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> None:
+    """Note that a state is used, if that can be noted and was not within the last hour.
+
+    A state that a cache holds and does not keep, since somebody pruned it a while ago, is kept
+    again. Not so in a folder that somebody saves into: what is kept there is for its owner to say.
+    Arguments as of `write_root`.
+    """
+    path = _root_path(folder, digest)
+    with contextlib.suppress(OSError):
+        try:
+            if time.time() - path.stat().st_mtime > _NOTED:
+                os.utime(path)
+        except FileNotFoundError:
+            held = (folder / layout.object_path(digest)).exists()
+            if held and not (folder / layout.STATES).exists():
+                write_root(folder, digest, key, files)
+
+
+def forget_root(folder: Path, digest: Digest) -> None:
+    """No longer keep a state."""
+    _root_path(folder, digest).unlink(missing_ok=True)
+
+
+def last_use(folder: Path, digest: Digest) -> float | None:
+    """When a state was last used, in seconds since the epoch; None if a cache does not keep it."""
+    try:
+        return _root_path(folder, digest).stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_roots(folder: Path) -> Iterator[Root]:
+    """The states that a cache keeps; files that cannot be read are passed over."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted((folder / layout.ROOTS).iterdir()):
+            if root := _read_root(path):
+                yield root
+
+
+def _read_root(path: Path) -> Root | None:
+    if not _NAME.fullmatch(path.name):
+        return None
+    try:
+        used = path.stat().st_mtime
+        said = tomllib.loads(read_small(path).decode())
+        files = frozenset(Digest(text) for text in said["files"])
+        return Root(Digest(path.name), str(said["key"]), files, used)
+    except (OSError, ValueError, KeyError, TypeError, FormatError):
+        return None
+
+
+def _root_path(folder: Path, digest: Digest) -> Path:
+    return folder / layout.ROOTS / digest
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'  # keys and digests have nothing that needs an escape
+
+
+@contextmanager
+def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callable[[], None]]:
+    """Let one process after the other do a piece of work, as long as each gets on with it.
+
+    Whoever comes second waits while the first shows that it is alive, and then most likely finds
+    everything done. If nothing is heard of the first for ``patience`` seconds, or locks do not work
+    here, the second begins too: work is then done twice, which is all that can go wrong.
+
+    Yields:
+        A call that shows, now and then, that the work goes on.
+    """
+    descriptor = _open_lock(path)
+    if descriptor is None:
+        yield lambda: None
+        return
+    try:
+        _wait(descriptor, patience)
+        last = [0.0]
+
+        def alive() -> None:
+            if time.monotonic() - last[0] > patience / 20:
+                last[0] = time.monotonic()
+                with contextlib.suppress(OSError):  # another member's file: then without
+                    os.utime(descriptor)
+
+        alive()
+        try:
+            yield alive
+        finally:
+            # Who waits for this very file goes on; who comes now makes a new one. Should both
+            # then work at once, work is done twice, which is all that can go wrong.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int | None:
+    """Open a lock file. Another member's may be there to read alone, or not at all."""
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            return os.open(path, flags | os.O_CLOEXEC, 0o666)
+    return None
+
+
+def _wait(descriptor: int, patience: float) -> None:
+    heard, sign = time.monotonic(), os.fstat(descriptor).st_mtime_ns
+    while try_lock(descriptor) is False:
+        time.sleep(_POLL)
+        now = os.fstat(descriptor).st_mtime_ns
+        if now != sign:
+            heard, sign = time.monotonic(), now
+        elif time.monotonic() - heard > patience:
+            return
