@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+import tarfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from mlstate.objects import ObjectStore
 from mlstate.objects.durable import sync_path
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.operations.export import publish, refuse_existing
-from mlstate.operations.tars import TarReader, TarWriter
+from mlstate.operations.tars import PIECE, TarReader, read_fully
 from mlstate.operations.unbundle import Unbundling
 from mlstate.reading import read_state
 from mlstate.states import StateKey
@@ -98,15 +99,13 @@ def _write(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         # As the umask has it; and new, whatever is there.
-        with temporary.open("xb") as file:
-            tar = TarWriter(file)
+        with temporary.open("xb") as file, _tar_writer(file) as tar:
             texts = {layout.SETTINGS: layout.NEW_SETTINGS}
             texts |= {layout.state_path(key): states[key] for key in sorted(states)}
             for name, text in texts.items():
-                tar.add(name, len(text), io.BytesIO(text))
+                tar.addfile(_member(name, len(text)), io.BytesIO(text))
             for digest, item in items.items():
                 _add_object(tar, digest, item, meter)
-            tar.close()
         sync_path(temporary)
         publish(temporary, target, overwrite=overwrite)
     finally:
@@ -156,25 +155,52 @@ def _size(objects: ObjectStore, digest: Digest) -> int:
         return file.seek(0, 2)
 
 
-def _add_object(tar: TarWriter, digest: Digest, item: _Item, meter: Meter) -> None:
+def _tar_writer(file: BinaryIO) -> tarfile.TarFile:
+    # All that could differ from one machine to another is said here.
+    return tarfile.open(
+        fileobj=file,
+        mode="w",
+        format=tarfile.PAX_FORMAT,
+        encoding="utf-8",
+        errors="strict",
+        copybufsize=PIECE,
+    )
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    """A file without time and owner, read-only: equal content makes equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o444
+    return member
+
+
+def _add_object(tar: tarfile.TarFile, digest: Digest, item: _Item, meter: Meter) -> None:
     with concerning(item.key, tensor=item.tensor), item.objects.open(digest) as file:
         check_size(item.objects, digest, item.size, file.seek(0, 2), what=item.what)
         file.seek(0)
-        hashed = _Hashed(file, meter)
-        tar.add(layout.object_path(digest), item.size, hashed)
+        hashed = _HashedFile(file, meter, item.objects.locate(digest))
+        tar.addfile(_member(layout.object_path(digest), item.size), hashed)
         check_digest(item.objects, digest, hashed.hasher.digest(), what=item.what)
 
 
-class _Hashed:
+class _HashedFile:
     """A file that is hashed as it is read."""
 
-    def __init__(self, file: BinaryIO, meter: Meter) -> None:
+    def __init__(self, file: BinaryIO, meter: Meter, path: str) -> None:
         self._file = file
         self._meter = meter
+        self._path = path
         self.hasher = Hasher()
 
     def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
+        """Return exactly so many bytes.
+
+        Raises:
+            IntegrityError: The file ends before.
+        """
+        data = read_fully(self._file, size)
+        if len(data) < size:
+            raise IntegrityError("a file became shorter while it was read", path=self._path)
         self.hasher.update(data)
         self._meter.add(len(data))
         return data
