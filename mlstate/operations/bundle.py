@@ -157,7 +157,7 @@ def _size(objects: ObjectStore, digest: Digest) -> int:
 
 def _tar_writer(file: BinaryIO) -> tarfile.TarFile:
     # All that could differ from one machine to another is said here.
-    return tarfile.open(
+    return tarfile.TarFile(
         fileobj=file,
         mode="w",
         format=tarfile.PAX_FORMAT,
@@ -192,7 +192,7 @@ class _HashedFile:
         self._path = path
         self.hasher = Hasher()
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = PIECE, /) -> bytes:
         """Return exactly so many bytes.
 
         Raises:
