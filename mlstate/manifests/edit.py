@@ -22,7 +22,8 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable
 
 from mlstate.errors import FormatError, ManifestError
-from mlstate.manifests.parse import ManifestText, parse_manifest
+from mlstate.manifests.entries import ManifestContent
+from mlstate.manifests.parse import parse_manifest
 from mlstate.manifests.write import (
     format_manifest,
     format_state,
@@ -41,7 +42,7 @@ _STATE = re.compile(
 )
 
 
-def edit_manifest(data: bytes, origin: str, wanted: ManifestText) -> bytes:
+def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
     """Change an existing manifest's text so that it says exactly what is wanted.
 
     Args:
@@ -132,7 +133,7 @@ def _comments_at_the_end(lines: list[str]) -> list[str]:
     return lines[len(lines) - count :]
 
 
-def _values(manifest: ManifestText) -> dict[str | None, Any]:
+def _values(manifest: ManifestContent) -> dict[str | None, Any]:
     """A manifest as plain values: of each state, and under None those of all together."""
     states: dict[str | None, Any] = {
         str(key): plain_state(entry) for key, entry in manifest.states.items()

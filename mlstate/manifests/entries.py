@@ -1,4 +1,4 @@
-"""What a manifest says of one state, as values."""
+"""The content of a manifest as values: the entries of its states, and of their files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mlstate.errors import UnpinnedStateError
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.states import StateKey
 
-__all__ = ["FileEntry", "StateEntry"]
-
+__all__ = ["FileEntry", "ManifestContent", "StateEntry"]
 
 _NAMES = ("blake3", "size", "mirrors", "files", "meta")
 
@@ -95,3 +94,18 @@ class StateEntry:
                 else "pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest"
             ),
         )
+
+
+@dataclass(frozen=True)
+class ManifestContent:
+    """The content of one manifest file.
+
+    Attributes:
+        states: Its states, in the order of the file.
+        objects: Mirrors in the store layout, for every state of the file.
+        unknown: Top-level keys of a later version: kept, not understood.
+    """
+
+    states: Mapping[StateKey, StateEntry]
+    objects: tuple[str, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=_nothing)

@@ -1,40 +1,24 @@
-"""TOML to entries. Every complaint names the file, the line and the key."""
+"""Reading a manifest from TOML. Every error names the file, the line and the key."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
-from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.states import StateKey
 
-__all__ = ["VERSION", "ManifestText", "parse_manifest"]
+__all__ = ["VERSION", "parse_manifest"]
 
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class ManifestText:
-    """A manifest file, read.
-
-    Attributes:
-        objects: Mirrors in the store layout, for every state of the file.
-        states: Its states, in the order of the file.
-        unknown: Top-level keys of a later version.
-    """
-
-    objects: tuple[str, ...]
-    states: Mapping[StateKey, StateEntry]
-    unknown: Mapping[str, Any]
-
-
-def parse_manifest(data: bytes, origin: str) -> ManifestText:
+def parse_manifest(data: bytes, origin: str) -> ManifestContent:
     """Read the text of one manifest file.
 
     Args:
@@ -48,7 +32,7 @@ def parse_manifest(data: bytes, origin: str) -> ManifestText:
 
 
 class _Parser:
-    """One manifest's text, with what is needed to say where a complaint belongs."""
+    """Reads one manifest's text; keeps the text, so that an error can name a line."""
 
     def __init__(self, data: bytes, origin: str) -> None:
         self.origin = origin
@@ -66,7 +50,7 @@ class _Parser:
                 found=error,
             ) from None
 
-    def parse(self) -> ManifestText:
+    def parse(self) -> ManifestContent:
         table = dict(self.table)
         version = table.pop("version", None)
         if type(version) is not int or version < 1:
@@ -96,7 +80,7 @@ class _Parser:
             if other != entry.key:
                 self.fail("two state keys differ only in case", text, found=f"{other} and {text}")
             states[entry.key] = entry
-        return ManifestText(objects, states, table)
+        return ManifestContent(states, objects, table)
 
     def objects(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(url, str) for url in value):
@@ -159,7 +143,7 @@ class _Parser:
         return digest
 
     def checked(self, make: Any, *where: str) -> Any:
-        """Call, and say of a complaint where in this file it belongs."""
+        """Return what a call returns; an error of it says where in this file it belongs."""
         try:
             return make()
         except FormatError as error:
@@ -181,7 +165,7 @@ class _Parser:
         ) from None
 
     def line_of(self, where: tuple[str, ...]) -> int | None:
-        """The line that says these words one below the other, as well as a search can tell."""
+        """The line where these names stand one below the other, as far as a search can tell."""
         lines = self.text.split("\n")
         position, found = 0, None
         for word in where:

@@ -10,8 +10,8 @@ import tomlkit
 
 from mlstate.errors import FormatError
 from mlstate.locations import Mirror, UnusableMirror, parse_mirror
-from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.parse import VERSION, ManifestText, parse_manifest
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.parse import VERSION, parse_manifest
 
 __all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
 
@@ -19,7 +19,7 @@ _DEEPEST = 50
 _SCALARS = (bool, int, float, datetime.datetime, datetime.date, datetime.time)
 
 
-def format_manifest(manifest: ManifestText) -> str:
+def format_manifest(manifest: ManifestContent) -> str:
     """The text of a new manifest: sorted, and so the same for the same content.
 
     Raises:
@@ -51,7 +51,7 @@ def format_state(entry: StateEntry) -> str:
     return tomlkit.dumps(document)
 
 
-def plain_top(manifest: ManifestText) -> dict[str, Any]:
+def plain_top(manifest: ManifestContent) -> dict[str, Any]:
     """What a manifest says of all its states together, as plain values."""
     plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
     plain |= _sorted(manifest.unknown)
