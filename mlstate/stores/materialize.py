@@ -27,7 +27,7 @@ from mlstate.weights.folder import (
     look,
     sweep,
 )
-from mlstate.weights.writer import Output, WholeOutput, temporaries, weights_of, write_output
+from mlstate.weights.writer import BytesOutput, Output, temporaries, weights_of, write_output
 
 if TYPE_CHECKING:
     from mlstate.stores.read import Found
@@ -92,7 +92,7 @@ def _outputs(entry: StateEntry, state: StateObject, most: int | None) -> list[Ou
                 path=name,
                 remedy="save the state without this file, or with another name for it",
             )
-        outputs.append(WholeOutput(name, file.digest))
+        outputs.append(BytesOutput(name, file.digest))
     return [*outputs, *weights]
 
 
