@@ -1,21 +1,20 @@
 """Tar files read as streams, with bounded memory: what a bundle needs, and nothing else.
 
-Written they are by `tarfile`. Reading by it would not be strict enough: it takes a damaged header
-for the end of the archive, reads as much memory as an extended header claims to need, and does not
-ask for the block that ends an archive. Here no claim of a header is trusted, and no name becomes a
-path.
+`tarfile` writes bundles, but is not strict enough to read them: it takes a damaged header for the
+end of the archive, reads as much memory as an extended header claims to need, and does not ask for
+the block that ends an archive. Here no claim of a header is trusted, and no name becomes a path.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from tarfile import TarInfo
 from typing import BinaryIO, NoReturn, Protocol, cast
 
 from mlstate.errors import FormatError, IntegrityError
 
-__all__ = ["PIECE", "Member", "Readable", "TarReader", "read_fully"]
+__all__ = ["PIECE", "Readable", "TarReader", "read_fully"]
 
 PIECE = 1 << 20
 """How many bytes are copied at a time."""
@@ -23,8 +22,8 @@ PIECE = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_HEADER = 1 << 16
 _LARGEST = 1 << 60
-_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_BEFORE_A_MEMBER = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+_ALLOWED = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
 
 
 class Readable(Protocol):
@@ -43,23 +42,6 @@ def read_fully(file: Readable, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A file or folder of a tar.
-
-    Attributes:
-        name: Its name, without ``./`` before it; as it stands there otherwise, and not checked.
-        size: The bytes of its content.
-        is_folder: Whether it is a folder.
-        start: Where its content begins.
-    """
-
-    name: str
-    size: int
-    is_folder: bool
-    start: int
-
-
 class TarReader:
     """Reads a tar from front to back, or in any order where the file can seek.
 
@@ -71,14 +53,20 @@ class TarReader:
 
     def __init__(self, file: Readable, origin: str, *, seekable: bool) -> None:
         self.origin = origin
-        self.seekable = seekable
         self._file = file
         self._position = 0
         self._jumping = cast("BinaryIO", file) if seekable else None
         self._end = 0 if self._jumping is None else self._jumping.seek(0, 2)
 
-    def members(self) -> Iterator[Member]:
-        """Every member in order. Without seeking, read each before the next is asked for.
+    @property
+    def seekable(self) -> bool:
+        """Whether members may be read in any order."""
+        return self._jumping is not None
+
+    def members(self) -> Iterator[TarInfo]:
+        """The files and folders in order. Without seeking, read each before the next is asked for.
+
+        Names are as they stand in the tar, not checked; only ``./`` before them is left out.
 
         Raises:
             FormatError: This is no tar, or a member is neither a file nor a folder.
@@ -87,47 +75,43 @@ class TarReader:
         position = 0
         extended: dict[str, str] = {}
         while (info := self._header(position)) is not None:
-            size = self._size(str(info.size))
-            is_member = info.type not in (*_NAMES, tarfile.XGLTYPE)
-            if is_member:
-                size = self._size(extended.get("size", str(size)))
-            start = position + _BLOCK
-            position = start + -(-size // _BLOCK) * _BLOCK
-            if info.type in _NAMES:
-                extended |= self._extended_header(info.type, size)
+            is_member = info.type not in (*_BEFORE_A_MEMBER, tarfile.XGLTYPE)
+            if is_member and "size" in extended:
+                info.size = self._size(extended["size"])
+            info.offset_data = position + _BLOCK
+            position = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
+            if info.type in _BEFORE_A_MEMBER:
+                extended |= self._extended_header(info)
             elif is_member:
-                if info.type not in (*_FILES, tarfile.DIRTYPE):
+                if info.type not in _ALLOWED:
                     raise FormatError(
                         "a bundle holds files alone, no links, devices or other things",
                         path=f"{self.origin}: {info.name}",
                         found=f"a member of type {info.type!r}",
                     )
-                name = extended.get("path", info.name)
-                while name.startswith("./"):
-                    name = name[2:]
-                yield Member(name, size, info.type == tarfile.DIRTYPE, start)
+                info.name = extended.get("path", info.name)
+                while info.name.startswith("./"):
+                    info.name = info.name[2:]
+                yield info
                 extended = {}
 
-    def pieces(self, member: Member) -> Iterator[bytes]:
-        """The content of a member, all but the last piece of 1 MiB.
+    def pieces(self, member: TarInfo) -> Iterator[bytes]:
+        """The content of a member, piece by piece.
 
         Raises:
             IntegrityError: The tar is cut short.
         """
-        self._go(member.start)
-        left = member.size
-        while left:
-            piece = self._read(min(PIECE, left))
-            left -= len(piece)
-            yield piece
+        self._go(member.offset_data)
+        for start in range(0, member.size, PIECE):
+            yield self._read(min(PIECE, member.size - start))
 
-    def _header(self, position: int) -> tarfile.TarInfo | None:
+    def _header(self, position: int) -> TarInfo | None:
         self._go(position)
         block = self._read(_BLOCK)
         if not any(block):
             return None  # the end is a block of zeros
         try:
-            return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            info = TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise FormatError(
                 "this is no plain tar file",
@@ -135,13 +119,15 @@ class TarReader:
                 found=str(error),
                 remedy="decompress it first, if it is compressed",
             ) from None
+        info.size = self._size(str(info.size))
+        return info
 
-    def _extended_header(self, kind: bytes, size: int) -> dict[str, str]:
+    def _extended_header(self, info: TarInfo) -> dict[str, str]:
         """What a header before a header says of the next member: its path, its size."""
-        if size > _LONGEST_HEADER:
-            raise FormatError("a name in a tar is too long", path=self.origin, found=size)
-        data = self._read(size)
-        if kind == tarfile.GNUTYPE_LONGNAME:
+        if info.size > _LONGEST_HEADER:
+            raise FormatError("a name in a tar is too long", path=self.origin, found=info.size)
+        data = self._read(info.size)
+        if info.type == tarfile.GNUTYPE_LONGNAME:
             return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
         said = {}
         while data:

@@ -1,4 +1,4 @@
-"""A bundle on its way into a store: objects first, each verified, then the state files.
+"""Reading a bundle into a store: objects first, each verified, then the state files.
 
 No name of the tar becomes a path: a member is the settings, a state file or an object that a state
 names, or the bundle is refused.
@@ -7,6 +7,7 @@ names, or the bundle is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from tarfile import TarInfo
 from typing import Any, NoReturn
 
 from mlstate.digests import Digest, Hasher
@@ -24,7 +25,7 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.files import SMALL
-from mlstate.operations.tars import Member, TarReader
+from mlstate.operations.tars import TarReader
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.save import SavingStore
@@ -37,7 +38,7 @@ _MAKE = "make bundles by bundle(); or extract this one with tar, which makes a s
 
 
 class Unbundling:
-    """A bundle, being read into a store.
+    """Reads a bundle into a store; once only.
 
     Args:
         tar: The bundle.
@@ -62,34 +63,34 @@ class Unbundling:
         self._writer: ObjectWriter | None = None
 
     def run(self) -> list[StateKey]:
-        """Read all of it, and publish its states.
-
-        Returns:
-            Their keys, sorted.
+        """Read all of it, publish its states, and return their keys, sorted.
 
         Raises:
             MlstateError: See `mlstate.operations.bundle.unbundle`; no state was published.
         """
         for member in self._sorted() if self._tar.seekable else self._tar.members():
             self._take(member)
-        self._check_complete()
+        if not self._states:
+            raise FormatError("a bundle without states", path=self._tar.origin, remedy=_MAKE)
+        self._check_taken(self._wanted)
         self._objects().flush()
         for key in sorted(self._states):
             self._publish(*self._states[key])
-        self._look_again()
+        self._check_reused()
         return sorted(self._states)
 
-    def _sorted(self) -> Iterator[Member]:
+    def _sorted(self) -> Iterator[TarInfo]:
         """The members in the order of a bundle, whatever the order of the tar."""
-        members = list(self._tar.members())
-        objects = [member for member in members if _object_digest(member.name)]
-        texts = [member for member in members if not _object_digest(member.name)]
+        objects: list[TarInfo] = []
+        texts: list[TarInfo] = []
+        for member in self._tar.members():
+            (objects if _object_digest(member.name) else texts).append(member)
         yield from sorted(texts, key=lambda member: member.name != layout.SETTINGS)
         # By now all state files have been read, and it is known which objects are state objects.
         yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._heads)
 
-    def _take(self, member: Member) -> None:
-        if member.is_folder:
+    def _take(self, member: TarInfo) -> None:
+        if member.isdir():
             top, *below = member.name.split("/")
             if top not in _FOLDERS or ".." in below:
                 self._refuse(member, "a folder that does not belong there is in this bundle")
@@ -117,7 +118,7 @@ class Unbundling:
 
     # State files.
 
-    def _take_state(self, member: Member, key: StateKey) -> None:
+    def _take_state(self, member: TarInfo, key: StateKey) -> None:
         data = self._text(member)
         entry = parse_state_file(data, key, self._place(member))
         digest = entry.pinned_digest
@@ -135,7 +136,7 @@ class Unbundling:
         for wanted in (digest, *(file.digest for file in entry.files.values())):
             self._wanted.setdefault(wanted, None)
 
-    def _text(self, member: Member) -> bytes:
+    def _text(self, member: TarInfo) -> bytes:
         if member.size > SMALL:
             self._damaged(member, "is too long", f"at most {SMALL} bytes", f"{member.size} bytes")
         return b"".join(self._pieces(member))
@@ -172,7 +173,7 @@ class Unbundling:
 
     # Objects.
 
-    def _take_object(self, member: Member, digest: Digest) -> None:
+    def _take_object(self, member: TarInfo, digest: Digest) -> None:
         if digest not in self._wanted:
             if self._tar.seekable:  # then all state objects come before it
                 self._check_taken(self._heads)
@@ -211,14 +212,14 @@ class Unbundling:
             )
         self._wanted[digest] = size
 
-    def _verify(self, member: Member, digest: Digest) -> None:
+    def _verify(self, member: TarInfo, digest: Digest) -> None:
         hasher = Hasher()
         for piece in self._pieces(member):
             hasher.update(piece)
         if (found := hasher.digest()) != digest:
             self._damaged(member, "is damaged", digest, found)
 
-    def _put(self, member: Member, digest: Digest) -> None:
+    def _put(self, member: TarInfo, digest: Digest) -> None:
         try:
             self._objects().put(digest, self._pieces(member))
         except IntegrityError as error:
@@ -232,17 +233,12 @@ class Unbundling:
             self._writer = self._store.target.writer()
         return self._writer
 
-    def _pieces(self, member: Member) -> Iterator[bytes]:
+    def _pieces(self, member: TarInfo) -> Iterator[bytes]:
         for piece in self._tar.pieces(member):
             self._meter.add(len(piece))
             yield piece
 
     # In the end.
-
-    def _check_complete(self) -> None:
-        if not self._states:
-            raise FormatError("a bundle without states", path=self._tar.origin, remedy=_MAKE)
-        self._check_taken(self._wanted)
 
     def _check_taken(self, digests: Iterable[Digest]) -> None:
         for digest in digests:
@@ -254,8 +250,8 @@ class Unbundling:
                     remedy="make it, or copy it, again",
                 )
 
-    def _look_again(self) -> None:
-        """Pruning may have taken a reused object before a state file named it."""
+    def _check_reused(self) -> None:
+        """Raise if pruning took a reused object before a state file named it."""
         for digest, size in self._reused.items():
             if self._store.target.size(digest) != size:
                 raise ObjectNotFoundError(
@@ -265,15 +261,15 @@ class Unbundling:
                     remedy="read the bundle again: that brings what is missing",
                 )
 
-    def _place(self, member: Member) -> str:
+    def _place(self, member: TarInfo) -> str:
         return f"{self._tar.origin}: {member.name}"
 
-    def _refuse(self, member: Member, message: str, **fields: Any) -> NoReturn:
+    def _refuse(self, member: TarInfo, message: str, **fields: Any) -> NoReturn:
         raise FormatError(
             f"{message}; none of its states was stored", path=self._place(member), **fields
         )
 
-    def _damaged(self, member: Member, how: str, expected: object, found: object) -> NoReturn:
+    def _damaged(self, member: TarInfo, how: str, expected: object, found: object) -> NoReturn:
         raise IntegrityError(
             f"a member of this bundle {how}; none of its states was stored",
             path=self._place(member),
