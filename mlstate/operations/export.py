@@ -17,7 +17,7 @@ from mlstate.stores.abstract import check_key
 from mlstate.stores.materialize import materialize_state
 from mlstate.stores.read import Found, StateView
 from mlstate.units import parse_size
-from mlstate.weights.folder import sweep
+from mlstate.weights.folder import remove_abandoned
 from mlstate.weights.writer import check_has_tensors, temporaries, weights_of, write_output
 
 __all__ = ["export", "publish", "refuse_existing"]
@@ -99,7 +99,7 @@ def export(
                 ),
             )
         refuse_existing(target, overwrite=overwrite)
-        sweep(target.parent)
+        remove_abandoned(target.parent)
         with temporaries(target.parent) as run:
             if kind == "torch":
                 temporary = _write_torch(store, key, run / "weights")

@@ -17,7 +17,7 @@ from mlstate.reading import read_state, tensor_pieces
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_key
 from mlstate.stores.read import StateView
-from mlstate.weights.files import FileTensor, sources_of_file
+from mlstate.weights.files import LocalTensor, sources_of_file
 
 __all__ = ["OpenedSide", "Side", "opened"]
 
@@ -120,7 +120,7 @@ class _InFile(OpenedSide):
 
     def large(self, name: str) -> Iterator[Bytes]:
         source = self._sources[name]
-        if isinstance(source, FileTensor):
+        if isinstance(source, LocalTensor):
             yield from source.pieces()
         else:
             with source.data() as data:

@@ -98,12 +98,8 @@ class Unbundling:
         if member.name in self._names:
             self._refuse(member, "a member is in this bundle twice")
         if not self._names and member.name != layout.SETTINGS:
-            self._refuse(
-                member,
-                "this is no bundle: it does not begin as one",
-                expected=layout.SETTINGS,
-                remedy=_MAKE,
-            )
+            message = "this is no bundle: it does not begin as one"
+            self._refuse(member, message, expected=layout.SETTINGS, remedy=_MAKE)
         self._names.add(member.name)
         if digest := _object_digest(member.name):
             self._take_object(member, digest)
@@ -112,9 +108,8 @@ class Unbundling:
         elif key := layout.key_of_state_path(member.name):
             self._take_state(member, key)
         else:
-            self._refuse(
-                member, "something that does not belong there is in this bundle", remedy=_MAKE
-            )
+            message = "something that does not belong there is in this bundle"
+            self._refuse(member, message, remedy=_MAKE)
 
     # State files.
 
@@ -177,9 +172,8 @@ class Unbundling:
         if digest not in self._wanted:
             if self._tar.seekable:  # then all state objects come before it
                 self._check_taken(self._heads)
-            self._refuse(
-                member, "an object that no state before it names is in this bundle", remedy=_MAKE
-            )
+            message = "an object that no state before it names is in this bundle"
+            self._refuse(member, message, remedy=_MAKE)
         size = self._wanted[digest]
         if size is not None and member.size != size:
             self._damaged(member, "has the wrong length", f"{size} bytes", f"{member.size} bytes")
