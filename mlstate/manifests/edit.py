@@ -43,12 +43,12 @@ _STATE = re.compile(
 
 
 def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
-    """Change an existing manifest's text so that it says exactly what is wanted.
+    """Return a manifest's text, changed to have exactly this content.
 
     Args:
         data: The manifest as it is.
         origin: Where it is from, for errors.
-        wanted: What it is to say.
+        wanted: The content.
 
     Raises:
         ManifestError: The text is not a manifest, or written in a style that cannot be edited.
@@ -82,16 +82,12 @@ def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of a manifest's text.
-
-    Attributes:
-        key: The state that it is about; None for the top, and for tables that are no states.
-        lead: The comments right above it.
-        text: Its own lines.
-    """
+    """A part of a manifest's text."""
 
     key: str | None
+    """The state that it is about; None for the top, and for tables that are no states."""
     lead: str
+    """The comments right above it."""
     text: str
 
 
@@ -105,10 +101,11 @@ def _blocks(text: str) -> list[_Block]:
         if _HEADER.fullmatch(line) and _parsed("".join(lines)) is not None:
             next_key = _state_key(line)
             if next_key is None or next_key != key:
-                above = _comments_at_the_end(lines)
-                cut = len(lines) - len(above)
+                cut = len(lines)  # the comments at the end are about what comes
+                while cut and lines[cut - 1].lstrip(" \t").startswith("#"):
+                    cut -= 1
                 blocks.append(_Block(key, "".join(lead), "".join(lines[:cut])))
-                key, lead, lines = next_key, above, []
+                key, lead, lines = next_key, lines[cut:], []
         lines.append(line)
     return [*blocks, _Block(key, "".join(lead), "".join(lines))]
 
@@ -126,26 +123,16 @@ def _state_key(header: str) -> str | None:
     return None if said is None else str(said["key"])
 
 
-def _comments_at_the_end(lines: list[str]) -> list[str]:
-    count = 0
-    while count < len(lines) and lines[-1 - count].lstrip(" \t").startswith("#"):
-        count += 1
-    return lines[len(lines) - count :]
-
-
 def _values(manifest: ManifestContent) -> dict[str | None, Any]:
-    """A manifest as plain values: of each state, and under None those of all together."""
-    states: dict[str | None, Any] = {
-        str(key): plain_state(entry) for key, entry in manifest.states.items()
-    }
-    top: dict[str | None, Any] = {None: plain_top(manifest)}
-    return top | states
+    """A manifest as plain values: of each state, and under None those outside of states."""
+    values: dict[str | None, Any] = {None: plain_top(manifest)}
+    return values | {str(key): plain_state(entry) for key, entry in manifest.states.items()}
 
 
 def _edited(
     blocks: list[_Block], before: Mapping[str | None, Any], after: Mapping[str | None, Any]
 ) -> list[_Block]:
-    """The blocks without those that are not wanted, and with what differs changed."""
+    """The blocks without removed states, and with every change."""
     kept = []
     for block in blocks:
         if block.key is None:
@@ -153,17 +140,16 @@ def _edited(
             new = after[None].keys() - before[None].keys() if block is blocks[0] else set()
             said = {name: before[None][name] for name in written if name in before[None]}
             wanted = {name: after[None][name] for name in {*said, *new} if name in after[None]}
-            kept.append(_changed(block, said, wanted))
         elif block.key in after:
             said = {"states": {block.key: before[block.key]}}
             wanted = {"states": {block.key: after[block.key]}}
-            kept.append(_changed(block, said, wanted))
+        else:
+            continue
+        kept.append(block if _exact(said) == _exact(wanted) else _changed(block, said, wanted))
     return kept
 
 
 def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Block:
-    if _exact(said) == _exact(wanted):
-        return block
     text = block.text.replace("\r\n", "\n")
     body = text.rstrip("\n")
     document = tomlkit.parse(body + "\n")
@@ -181,14 +167,16 @@ def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         old = before.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
             _update(table[name], old, value)
-        elif isinstance(value, list) and isinstance(old, list) and old and _begins(value, old):
+        elif _extends(value, old):
             for item in value[len(old) :]:
                 table[name].append(toml_value(item, inline=True))
         elif name not in before or _exact(value) != _exact(old):
             table[name] = toml_value(value, inline=isinstance(table, InlineTable))
 
 
-def _begins(value: list[Any], old: list[Any]) -> bool:
+def _extends(value: Any, old: Any) -> bool:
+    if not (old and isinstance(old, list) and isinstance(value, list)):
+        return False
     return bool(_exact(value[: len(old)]) == _exact(old))
 
 

@@ -1,8 +1,7 @@
 """Bundles: states and all that they need as one plain tar, for machines without a network.
 
-A bundle is a store's folder, in an order that can be read from front to back: the settings, the
-state files, the state objects, then every other object, each once. So ``tar xf`` makes a store of
-it, too.
+A bundle is a store's folder in an order that can be read from front to back: the settings, the
+state files, the state objects, then every other object, each once. ``tar xf`` makes a store of it.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def bundle(
 ) -> None:
     """Write states, with all their tensors and files, into one uncompressed tar.
 
-    Every object is verified on its way; what a view over mirrors lacks is fetched first. The same
-    states make the same bytes.
+    Every object is verified as it is read; what a view over mirrors lacks is fetched first. The
+    same states make the same bytes.
 
     Args:
         store: Where the states are.
@@ -115,7 +114,7 @@ def _write(
 
 @dataclass(frozen=True)
 class _Item:
-    """An object that goes into a bundle: where it is, and what it is, for errors."""
+    """An object of a bundle: the store that has it, its size, and for errors what it is."""
 
     objects: ObjectStore
     size: int
@@ -129,8 +128,8 @@ def _contents(
 ) -> tuple[dict[StateKey, bytes], dict[Digest, _Item]]:
     """The state files, and the objects in the order of the bundle: state objects first."""
     states: dict[StateKey, bytes] = {}
-    first: dict[Digest, _Item] = {}
-    second: dict[Digest, _Item] = {}
+    heads: dict[Digest, _Item] = {}
+    others: dict[Digest, _Item] = {}
     for key in keys:
         entry, objects = store.get(key)
         with concerning(key):
@@ -138,15 +137,15 @@ def _contents(
             state = read_state(entry, objects)
             states[key] = format_state_file(replace(entry, size=state.nbytes))
             digest = entry.pinned_digest
-            first[digest] = _Item(objects, _size(objects, digest), "a state object", key)
+            heads[digest] = _Item(objects, _size(objects, digest), "a state object", key)
             for name, ref in state.refs.items():
                 size = tensor_object.object_size(ref.spec)
-                second[ref.digest] = _Item(objects, size, "a tensor object", key, name)
+                others[ref.digest] = _Item(objects, size, "a tensor object", key, name)
             for name, file in entry.files.items():
                 size = _size(objects, file.digest)
-                second[file.digest] = _Item(objects, size, f"the file {name!r}", key)
-    items = {digest: first[digest] for digest in sorted(first)}
-    items |= {digest: second[digest] for digest in sorted(second.keys() - first.keys())}
+                others[file.digest] = _Item(objects, size, f"the file {name!r}", key)
+    items = {digest: heads[digest] for digest in sorted(heads)}
+    items |= {digest: others[digest] for digest in sorted(others.keys() - heads.keys())}
     return states, items
 
 
@@ -215,11 +214,10 @@ def unbundle(
 ) -> list[StateKey]:
     """Bring the states of a bundle into a store, all of them verified, or none.
 
-    Every object is hashed as it is read, once; what the store has already is not written again.
+    Every object is hashed once, as it is read; what the store has already is not written again.
 
-    A tar of a whole store (``tar cf x.tar -C store .``) will do too, if all its objects belong to
-    its states and it lies in a file: its members may then be in any order. From a pipe the order
-    has to be a bundle's.
+    A tar of a whole store (``tar cf x.tar -C store .``) can be read too, if all its objects belong
+    to its states. In a file its members may be in any order, in a pipe in a bundle's order only.
 
     Args:
         path: The bundle; ``"-"`` for the standard input, or an open binary file, which are read

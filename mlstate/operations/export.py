@@ -1,4 +1,4 @@
-"""`export`: a state as a file of weights that any tool reads."""
+"""`export` writes a state as a file of weights that any tool reads."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def export(
     ``format="torch"``                      needs torch
     ======================================  ====================================================
 
-    The tensors alone are written. For a folder that `from_pretrained` opens, with config and
-    tokenizer, there is `materialize`.
+    Only the tensors are written. `materialize` writes a folder for `from_pretrained`, with config
+    and tokenizer.
 
     Args:
         store: Any store of mlstate.
@@ -110,7 +110,7 @@ def export(
 
 
 def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
-    """What to write: the name says it, and `format` may.
+    """What to write, by the name and `format`.
 
     Raises:
         FormatError: They contradict each other, or `max_shard_size`.
@@ -138,16 +138,19 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
 
 
 def _reading(store: StateView, key: StateKey, write: Callable[[Found], _Result]) -> _Result:
-    """Write what a state is read from; once more if a cache had something damaged."""
-    for again in (True, False):
+    """Return what a write of a state returns; it is tried again if a cache could be mended."""
+
+    def read() -> _Result:
         found = store.get(key)
-        try:
-            store.bring(found.entry, files=False)
-            return write(found)
-        except IntegrityError:
-            if not (again and store.mend(found.entry)):
-                raise
-    raise AssertionError  # the second time ends it
+        store.bring(found.entry, files=False)
+        return write(found)
+
+    try:
+        return read()
+    except IntegrityError:
+        if not store.mend(store.get(key).entry):
+            raise
+    return read()
 
 
 def _write_plain(found: Found, run: Path) -> Path:
@@ -169,7 +172,7 @@ def _write_torch(store: Any, key: StateKey, temporary: Path) -> Path:
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Refuse a destination before anything is read for it.
+    """Refuse a destination that is taken; called before anything is read for it.
 
     Raises:
         StateExistsError: A folder is there; or a file, and it is not to be replaced.
@@ -185,10 +188,10 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 
 def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
-    """Give a file that is complete its name, and make that durable.
+    """Give a complete file its name, and make that durable.
 
     Raises:
-        StateExistsError: Somebody else has made a file of this name, and it is not to be replaced.
+        StateExistsError: A file of this name was made meanwhile, and is not to be replaced.
     """
     if overwrite:
         os.replace(temporary, target)
