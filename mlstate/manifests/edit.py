@@ -164,7 +164,7 @@ def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
     for name in sorted(before.keys() - after.keys()):
         del table[name]
     for name, value in after.items():
-        old = before.get(name)
+        old: Any = before.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
             _update(table[name], old, value)
         elif _extends(value, old):

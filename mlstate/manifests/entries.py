@@ -98,13 +98,7 @@ class StateEntry:
 
 @dataclass(frozen=True)
 class ManifestContent:
-    """The content of one manifest file.
-
-    Attributes:
-        states: Its states, in the order of the file.
-        objects: Mirrors in the store layout, for every state of the file.
-        unknown: Top-level keys of a later version: kept, not understood.
-    """
+    """The content of one manifest file; see `mlstate.manifests.Manifest`."""
 
     states: Mapping[StateKey, StateEntry]
     objects: tuple[str, ...] = ()

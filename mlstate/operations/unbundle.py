@@ -7,6 +7,7 @@ names, or the bundle is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from tarfile import TarInfo
 from typing import Any, NoReturn
 
@@ -56,11 +57,9 @@ class Unbundling:
         self._overwrite = overwrite
         self._names: set[str] = set()
         self._states: dict[StateKey, tuple[StateEntry, bytes]] = {}
-        self._heads: dict[Digest, list[StateEntry]] = {}
-        self._wanted: dict[Digest, int | None] = {}
-        self._taken: set[Digest] = set()
+        self._state_objects: dict[Digest, list[StateEntry]] = {}
+        self._named: dict[Digest, int | None] = {}  # what states name, with the size if it is known
         self._reused: dict[Digest, int] = {}
-        self._writer: ObjectWriter | None = None
 
     def run(self) -> list[StateKey]:
         """Read all of it, publish its states, and return their keys, sorted.
@@ -72,8 +71,8 @@ class Unbundling:
             self._take(member)
         if not self._states:
             raise FormatError("a bundle without states", path=self._tar.origin, remedy=_MAKE)
-        self._check_taken(self._wanted)
-        self._objects().flush()
+        self._check_complete(self._named)
+        self._writer.flush()
         for key in sorted(self._states):
             self._publish(*self._states[key])
         self._check_reused()
@@ -87,7 +86,7 @@ class Unbundling:
             (objects if _object_digest(member.name) else texts).append(member)
         yield from sorted(texts, key=lambda member: member.name != layout.SETTINGS)
         # By now all state files have been read, and it is known which objects are state objects.
-        yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._heads)
+        yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._state_objects)
 
     def _take(self, member: TarInfo) -> None:
         if member.isdir():
@@ -127,9 +126,9 @@ class Unbundling:
             )
         self._existing(entry)
         self._states[key] = (entry, data)
-        self._heads.setdefault(digest, []).append(entry)
-        for wanted in (digest, *(file.digest for file in entry.files.values())):
-            self._wanted.setdefault(wanted, None)
+        self._state_objects.setdefault(digest, []).append(entry)
+        for named in (digest, *(file.digest for file in entry.files.values())):
+            self._named.setdefault(named, None)
 
     def _text(self, member: TarInfo) -> bytes:
         if member.size > SMALL:
@@ -137,7 +136,7 @@ class Unbundling:
         return b"".join(self._pieces(member))
 
     def _existing(self, entry: StateEntry) -> StateEntry | None:
-        """What the store has under the key of a state: none, the same, or one to replace."""
+        """The entry that the store has under the key: none, the same, or one to replace."""
         try:
             found = self._store.find(entry.key)
         except ManifestError:
@@ -169,33 +168,32 @@ class Unbundling:
     # Objects.
 
     def _take_object(self, member: TarInfo, digest: Digest) -> None:
-        if digest not in self._wanted:
+        if digest not in self._named:
             if self._tar.seekable:  # then all state objects come before it
-                self._check_taken(self._heads)
+                self._check_complete(self._state_objects)
             message = "an object that no state before it names is in this bundle"
             self._refuse(member, message, remedy=_MAKE)
-        size = self._wanted[digest]
+        size = self._named[digest]
         if size is not None and member.size != size:
             self._damaged(member, "has the wrong length", f"{size} bytes", f"{member.size} bytes")
-        self._wanted[digest] = member.size
-        heads = self._heads.get(digest, [])
-        for entry in heads:
+        self._named[digest] = member.size
+        states = self._state_objects.get(digest, [])
+        for entry in states:
             if entry.size is not None and member.size > (most := 8 + MAX_HEADER + entry.size):
                 self._damaged(member, "is too large", f"at most {most} bytes", member.size)
-        # A state object is small, and what is here under its name may be damaged: it is put anew.
-        if not heads and self._objects().reuse(digest, member.size):
+        # A state object is small, and the one that is here may be damaged: it is written anew.
+        if not states and self._writer.reuse(digest, member.size):
             self._verify(member, digest)
             self._reused[digest] = member.size
         else:
             self._put(member, digest)
-        self._taken.add(digest)
-        for entry in heads:
+        for entry in states:
             with concerning(entry.key):
                 for name, ref in read_state(entry, self._store.target).refs.items():
-                    self._want(name, ref.digest, tensor_object.object_size(ref.spec))
+                    self._add_tensor(name, ref.digest, tensor_object.object_size(ref.spec))
 
-    def _want(self, name: str, digest: Digest, size: int) -> None:
-        known = self._wanted.get(digest)
+    def _add_tensor(self, name: str, digest: Digest, size: int) -> None:
+        known = self._named.get(digest)
         if known is not None and known != size:
             raise FormatError(
                 "a tensor of a bundle has another size elsewhere in it",
@@ -204,7 +202,7 @@ class Unbundling:
                 expected=f"{known} bytes",
                 found=f"{size} bytes",
             )
-        self._wanted[digest] = size
+        self._named[digest] = size
 
     def _verify(self, member: TarInfo, digest: Digest) -> None:
         hasher = Hasher()
@@ -215,28 +213,25 @@ class Unbundling:
 
     def _put(self, member: TarInfo, digest: Digest) -> None:
         try:
-            self._objects().put(digest, self._pieces(member))
+            self._writer.put(digest, self._pieces(member))
         except IntegrityError as error:
             if error.path == self._tar.origin:
                 raise  # the tar itself is cut short
             self._damaged(member, "is damaged", digest, error.found)
 
-    def _objects(self) -> ObjectWriter:
+    @cached_property
+    def _writer(self) -> ObjectWriter:
         # Not before there is something to write: a refused bundle makes no store.
-        if self._writer is None:
-            self._writer = self._store.target.writer()
-        return self._writer
+        return self._store.target.writer()
 
     def _pieces(self, member: TarInfo) -> Iterator[bytes]:
         for piece in self._tar.pieces(member):
             self._meter.add(len(piece))
             yield piece
 
-    # In the end.
-
-    def _check_taken(self, digests: Iterable[Digest]) -> None:
+    def _check_complete(self, digests: Iterable[Digest]) -> None:
         for digest in digests:
-            if digest not in self._taken:
+            if layout.object_path(digest) not in self._names:
                 raise ObjectNotFoundError(
                     "an object is missing in this bundle; none of its states was stored",
                     path=self._tar.origin,
@@ -274,7 +269,7 @@ class Unbundling:
 
 
 def _object_digest(name: str) -> Digest | None:
-    """The object of a path in the store layout; the inverse of `layout.object_path`."""
+    """The inverse of `layout.object_path`; None of another path."""
     parts = name.split("/")
     try:
         digest = Digest("".join(parts[1:]))

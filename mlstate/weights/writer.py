@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WeightsOutput:
-    """A file of tensors to write; `digest` is the state digest of what it holds."""
+    """A file of tensors to write; `digest` is the state digest of these."""
 
     name: str
     digest: Digest
