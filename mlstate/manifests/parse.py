@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError
@@ -16,6 +16,8 @@ from mlstate.states import StateKey
 __all__ = ["VERSION", "parse_manifest"]
 
 VERSION = 1
+
+_Kind = TypeVar("_Kind")
 
 
 def parse_manifest(data: bytes, origin: str) -> ManifestContent:
@@ -69,9 +71,7 @@ class _Parser:
                 remedy="install a newer mlstate",
             )
         objects = self.objects(table.pop("objects", []))
-        tables = table.pop("states", {})
-        if not isinstance(tables, dict):
-            self.fail("states is a table", "states", found=type(tables).__name__)
+        tables = self.typed(dict, table.pop("states", {}), "states is a table", "states")
         states: dict[StateKey, StateEntry] = {}
         folded: dict[str, StateKey] = {}
         for text, value in tables.items():
@@ -98,9 +98,7 @@ class _Parser:
                 remedy='a key with dots is quoted: [states."backend.architecture.training_id"]',
             )
         key = self.checked(lambda: StateKey.parse(text), text)
-        if not isinstance(value, dict):
-            self.fail("a state is a table", text, found=type(value).__name__)
-        table = dict(value)
+        table = dict(self.typed(dict, value, "a state is a table", text))
         digest, size = table.pop("blake3", None), table.pop("size", None)
         if digest is not None:
             digest = self.digest(digest, text, "blake3")
@@ -108,21 +106,16 @@ class _Parser:
             self.fail("size is a number of bytes", text, "size", found=size)
         mirrors = self.mirrors(table.pop("mirrors", []), text)
         files = self.files(table.pop("files", {}), text)
-        meta = table.pop("meta", {})
-        if not isinstance(meta, dict):
-            self.fail("meta is a table", text, "meta", found=type(meta).__name__)
+        meta = self.typed(dict, table.pop("meta", {}), "meta is a table", text, "meta")
         return StateEntry(key, digest, size, mirrors, files, meta, table, objects, self.origin)
 
     def mirrors(self, value: Any, *where: str) -> tuple[Mirror | UnusableMirror, ...]:
-        if not isinstance(value, list):
-            self.fail("mirrors is a list", *where, "mirrors", found=type(value).__name__)
-        return tuple(
-            self.checked(lambda item=item: parse_mirror(item), *where, "mirrors") for item in value
-        )
+        where = (*where, "mirrors")
+        items = self.typed(list, value, "mirrors is a list", *where)
+        return tuple(self.checked(lambda item=item: parse_mirror(item), *where) for item in items)
 
     def files(self, value: Any, text: str) -> Mapping[str, FileEntry]:
-        if not isinstance(value, dict):
-            self.fail("files is a table", text, "files", found=type(value).__name__)
+        self.typed(dict, value, "files is a table", text, "files")
         self.checked(lambda: check_file_names(value), text, "files")
         entries = {}
         for name, item in value.items():
@@ -141,6 +134,11 @@ class _Parser:
             self.fail("a digest is a text", *where, found=value)
         digest: Digest = self.checked(lambda: Digest(value), *where)
         return digest
+
+    def typed(self, kind: type[_Kind], value: Any, rule: str, *where: str) -> _Kind:
+        if not isinstance(value, kind):
+            self.fail(rule, *where, found=type(value).__name__)
+        return value
 
     def checked(self, make: Any, *where: str) -> Any:
         """Return what a call returns; an error of it says where in this file it belongs."""

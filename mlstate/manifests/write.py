@@ -144,11 +144,9 @@ def _mirror(mirror: Mirror | UnusableMirror) -> Any:
         table["url"] = mirror.urls[0]
     elif mirror.urls:
         table["urls"] = list(mirror.urls)
-    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix"):
-        if getattr(mirror, name):
+    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix", "format"):
+        if getattr(mirror, name) != getattr(Mirror, name):
             table[name] = getattr(mirror, name)
-    if mirror.format != "safetensors":
-        table["format"] = mirror.format
     if mirror.rename:
         table["rename"] = [list(pair) for pair in mirror.rename]
     if mirror.parts:

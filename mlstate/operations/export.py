@@ -95,7 +95,7 @@ def export(
                 store,
                 key,
                 lambda found: materialize_state(
-                    found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
+                    *found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
                 ),
             )
         refuse_existing(target, overwrite=overwrite)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, concerning
@@ -14,6 +13,7 @@ from mlstate.format.plain_file import INDEX_NAME, is_weights_name
 from mlstate.format.state_object import StateObject
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore
 from mlstate.objects.durable import sync_path
 from mlstate.objects.files import make_folders, write_file
 from mlstate.reading import read_state
@@ -29,14 +29,12 @@ from mlstate.weights.folder import (
 )
 from mlstate.weights.writer import BytesOutput, Output, temporaries, weights_of, write_output
 
-if TYPE_CHECKING:
-    from mlstate.stores.read import Found
-
 __all__ = ["materialize_state"]
 
 
 def materialize_state(
-    found: Found,
+    entry: StateEntry,
+    objects: ObjectStore,
     folder: str | os.PathLike[str],
     *,
     max_shard_size: int | str | None = None,
@@ -47,7 +45,6 @@ def materialize_state(
 
     Without `files`, only the tensors are written; other files there stay as they are.
     """
-    entry, objects = found
     entry = entry if files else replace(entry, files={})
     target = local_path(folder)
     with concerning(entry.key):

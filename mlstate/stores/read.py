@@ -314,5 +314,5 @@ class StateView(AbstractStateStore[Any]):
         with concerning(key):
             self.bring(found.entry)
             return materialize_state(
-                found, folder, max_shard_size=max_shard_size, overwrite=overwrite
+                *found, folder, max_shard_size=max_shard_size, overwrite=overwrite
             )
