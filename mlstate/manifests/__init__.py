@@ -9,24 +9,21 @@ import os
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
 from mlstate.format import layout
 from mlstate.locations import local_path
-from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.merge import conflict, merged
-from mlstate.manifests.parse import ManifestText, parse_manifest
-from mlstate.states import StateKey
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.merge import merged_states
+from mlstate.manifests.parse import parse_manifest
 
 __all__ = ["FileEntry", "Manifest", "StateEntry", "manifest_files"]
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(ManifestContent):
     """The states of one manifest file, or of several together.
 
     Attributes:
@@ -40,10 +37,6 @@ class Manifest:
         >>> len(manifest.states)
         0
     """
-
-    states: Mapping[StateKey, StateEntry]
-    objects: tuple[str, ...] = ()
-    unknown: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         if not isinstance(self.states, Mapping) or not all(
@@ -65,8 +58,7 @@ class Manifest:
         Raises:
             ManifestError: It cannot be read; the error names file, line and key.
         """
-        text = parse_manifest(data, origin)
-        return cls(text.states, text.objects, text.unknown)
+        return cls(**vars(parse_manifest(data, origin)))
 
     @classmethod
     def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
@@ -87,15 +79,7 @@ class Manifest:
         _warn_of_misspelt(manifests)
         if len(manifests) == 1:
             return manifests[0]
-        states: dict[StateKey, StateEntry] = {}
-        folded: dict[str, StateKey] = {}
-        for manifest in manifests:
-            for key, entry in manifest.states.items():
-                states[key] = merged(states[key], entry) if key in states else entry
-                same = folded.setdefault(str(key).lower(), key)
-                if same != key:
-                    conflict("two state keys differ only in case", states[same], entry)
-        return cls(states)
+        return cls(merged_states(manifest.states for manifest in manifests))
 
     def format(self) -> str:
         """The text of a new manifest file: sorted, the same for the same content.
@@ -105,7 +89,7 @@ class Manifest:
         """
         from mlstate.manifests.write import format_manifest
 
-        return format_manifest(self._text())
+        return format_manifest(self._of_one_file())
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to a file, whole or not at all.
@@ -126,7 +110,7 @@ class Manifest:
         target = local_path(path).resolve()  # a link stays a link
         if target.exists():
             old = _content(target)
-            new = edit_manifest(old, str(path), self._text())
+            new = edit_manifest(old, str(path), self._of_one_file())
             if new == old:
                 return
         else:
@@ -134,8 +118,8 @@ class Manifest:
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         write_file(target, [new], temporary=temporary, read_only=False)
 
-    def _text(self) -> ManifestText:
-        """What one file is to say; the object mirrors that several had are not lost unsaid."""
+    def _of_one_file(self) -> Manifest:
+        """Itself, with the object mirrors of its entries if it has none of its own."""
         objects = {self.objects} if self.objects else {e.objects for e in self.states.values()}
         if len(objects) > 1:
             raise ManifestError(
@@ -143,7 +127,7 @@ class Manifest:
                 found=" and ".join(map(str, sorted(objects))),
                 remedy="give the new manifest its own objects=",
             )
-        return ManifestText(next(iter(objects), ()), self.states, self.unknown)
+        return replace(self, objects=next(iter(objects), ()))
 
 
 def _warn_of_misspelt(manifests: list[Manifest]) -> None:
@@ -158,10 +142,9 @@ def _warn_of_misspelt(manifests: list[Manifest]) -> None:
 
 
 def _listed(path: Path) -> list[Path]:
-    """The files to read; those of a store are for reading alone: see `manifest_files`."""
-    return (
-        sorted((path / layout.STATES).rglob("*.toml")) if _is_store(path) else manifest_files(path)
-    )
+    if _is_store(path):  # its state files can be read, but not edited: see `manifest_files`
+        return sorted((path / layout.STATES).rglob("*.toml"))
+    return manifest_files(path)
 
 
 def manifest_files(path: Path) -> list[Path]:

@@ -2,7 +2,11 @@
 
 The text is cut into blocks: a state's own table with those below it and the comments right above
 it, or anything else. A block that says what it should is not touched; one that does not is edited
-alone, by tomlkit, which keeps the comments within; a new one goes where it sorts.
+by tomlkit, which keeps the comments within; a new one goes where it sorts. The result is read, and
+refused if it does not say what was meant.
+
+tomlkit could edit the document as a whole, but takes the comments above a table for the end of the
+table before: they would go when that is removed, and a new value would stand below them.
 """
 
 from __future__ import annotations
@@ -10,15 +14,16 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable
 
 from mlstate.errors import FormatError, ManifestError
-from mlstate.manifests.parse import ManifestText, parse_manifest
+from mlstate.manifests.entries import ManifestContent
+from mlstate.manifests.parse import parse_manifest
 from mlstate.manifests.write import (
     format_manifest,
     format_state,
@@ -37,13 +42,13 @@ _STATE = re.compile(
 )
 
 
-def edit_manifest(data: bytes, origin: str, wanted: ManifestText) -> bytes:
-    """Change an existing manifest's text so that it says exactly what is wanted.
+def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
+    """Return a manifest's text, changed to have exactly this content.
 
     Args:
         data: The manifest as it is.
         origin: Where it is from, for errors.
-        wanted: What it is to say.
+        wanted: The content.
 
     Raises:
         ManifestError: The text is not a manifest, or written in a style that cannot be edited.
@@ -55,43 +60,35 @@ def edit_manifest(data: bytes, origin: str, wanted: ManifestText) -> bytes:
         return data
     if data == format_manifest(old).encode():
         return format_manifest(wanted).encode()  # nothing of a person's is in it
-    blocks = _blocks(data.decode())
-    if _exact(_spoken(blocks)) != _exact(before):
-        _refuse(origin)
     try:
-        edited = "".join(block.whole for block in _edited(blocks, before, after))
+        text = data.decode()
+        blocks = _edited(_blocks(text), before, after)
+        for key in sorted(wanted.states.keys() - old.states.keys()):
+            _insert(blocks, key, format_state(wanted.states[key]), _line_end(text))
+        edited = "".join(block.lead + block.text for block in blocks).encode()
+        said = _values(parse_manifest(edited, origin))
     except (TOMLKitError, ValueError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, FormatError):
+        if isinstance(error, FormatError) and not isinstance(error, ManifestError):
             raise
-        _refuse(origin)  # tomlkit cannot change what is written so
-    for key in sorted(wanted.states.keys() - old.states.keys()):
-        edited = _insert(edited, str(key), format_state(wanted.states[key]))
-    try:
-        said = _values(parse_manifest(edited.encode(), origin))
-    except ManifestError:
-        _refuse(origin)
+        said = {}  # tomlkit cannot change what is written so
     if _exact(said) != _exact(after):
-        _refuse(origin)
-    return edited.encode()
+        raise ManifestError(
+            "this manifest is written in a style that cannot be edited; nothing was changed",
+            path=origin,
+            remedy='write each state as a table of its own: [states."its.key"]',
+        ) from None
+    return edited
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of a manifest's text.
-
-    Attributes:
-        key: The state that it is about; None for the top, and for tables that are no states.
-        lead: The comments right above it.
-        text: Its own lines.
-    """
+    """A part of a manifest's text."""
 
     key: str | None
+    """The state that it is about; None for the top, and for tables that are no states."""
     lead: str
+    """The comments right above it."""
     text: str
-
-    @property
-    def whole(self) -> str:
-        return self.lead + self.text
 
 
 def _blocks(text: str) -> list[_Block]:
@@ -104,10 +101,11 @@ def _blocks(text: str) -> list[_Block]:
         if _HEADER.fullmatch(line) and _parsed("".join(lines)) is not None:
             next_key = _state_key(line)
             if next_key is None or next_key != key:
-                above = _comments_at_the_end(lines)
-                cut = len(lines) - len(above)
+                cut = len(lines)  # the comments at the end are about what comes
+                while cut and lines[cut - 1].lstrip(" \t").startswith("#"):
+                    cut -= 1
                 blocks.append(_Block(key, "".join(lead), "".join(lines[:cut])))
-                key, lead, lines = next_key, above, []
+                key, lead, lines = next_key, lines[cut:], []
         lines.append(line)
     return [*blocks, _Block(key, "".join(lead), "".join(lines))]
 
@@ -125,43 +123,16 @@ def _state_key(header: str) -> str | None:
     return None if said is None else str(said["key"])
 
 
-def _comments_at_the_end(lines: list[str]) -> list[str]:
-    count = 0
-    while count < len(lines) and lines[-1 - count].lstrip(" \t").startswith("#"):
-        count += 1
-    return lines[len(lines) - count :]
-
-
-def _spoken(blocks: list[_Block]) -> dict[str | None, Any] | None:
-    """What the blocks say, each read alone; None if they do not stand alone."""
-    top = "".join(block.text for block in blocks if block.key is None)
-    texts: list[tuple[str | None, str]] = [(None, top)]
-    texts += [(block.key, f"version = 1\n{block.text}") for block in blocks if block.key]
-    values: dict[str | None, Any] = {}
-    for key, text in texts:
-        try:
-            said = _values(parse_manifest(text.encode(), "a block"))
-        except ManifestError:
-            return None
-        if key in values or said.keys() - {None} != {key} - {None}:
-            return None
-        values[key] = said[key]
-    return values
-
-
-def _values(manifest: ManifestText) -> dict[str | None, Any]:
-    """A manifest as plain values: of each state, and under None those of all together."""
-    states: dict[str | None, Any] = {
-        str(key): plain_state(entry) for key, entry in manifest.states.items()
-    }
-    top: dict[str | None, Any] = {None: plain_top(manifest)}
-    return top | states
+def _values(manifest: ManifestContent) -> dict[str | None, Any]:
+    """A manifest as plain values: of each state, and under None those outside of states."""
+    values: dict[str | None, Any] = {None: plain_top(manifest)}
+    return values | {str(key): plain_state(entry) for key, entry in manifest.states.items()}
 
 
 def _edited(
     blocks: list[_Block], before: Mapping[str | None, Any], after: Mapping[str | None, Any]
 ) -> list[_Block]:
-    """The blocks without those that are not wanted, and with what differs changed."""
+    """The blocks without removed states, and with every change."""
     kept = []
     for block in blocks:
         if block.key is None:
@@ -169,17 +140,16 @@ def _edited(
             new = after[None].keys() - before[None].keys() if block is blocks[0] else set()
             said = {name: before[None][name] for name in written if name in before[None]}
             wanted = {name: after[None][name] for name in {*said, *new} if name in after[None]}
-            kept.append(_changed(block, said, wanted))
         elif block.key in after:
             said = {"states": {block.key: before[block.key]}}
             wanted = {"states": {block.key: after[block.key]}}
-            kept.append(_changed(block, said, wanted))
+        else:
+            continue
+        kept.append(block if _exact(said) == _exact(wanted) else _changed(block, said, wanted))
     return kept
 
 
 def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Block:
-    if _exact(said) == _exact(wanted):
-        return block
     text = block.text.replace("\r\n", "\n")
     body = text.rstrip("\n")
     document = tomlkit.parse(body + "\n")
@@ -187,24 +157,26 @@ def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Bl
     edited = tomlkit.dumps(document).strip("\n") + "\n" + text[len(body) + 1 :]
     if edited.endswith("\n") and edited.rstrip("\n").rpartition("\n")[2].lstrip().startswith("#"):
         edited = edited.rstrip("\n") + "\n\n"  # its last comment is not the next table's
-    return _Block(block.key, block.lead, edited.replace("\n", _line_end(block.text)))
+    return replace(block, text=edited.replace("\n", _line_end(block.text)))
 
 
 def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     for name in sorted(before.keys() - after.keys()):
         del table[name]
     for name, value in after.items():
-        old = before.get(name)
+        old: Any = before.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
             _update(table[name], old, value)
-        elif isinstance(value, list) and isinstance(old, list) and old and _begins(value, old):
+        elif _extends(value, old):
             for item in value[len(old) :]:
                 table[name].append(toml_value(item, inline=True))
         elif name not in before or _exact(value) != _exact(old):
             table[name] = toml_value(value, inline=isinstance(table, InlineTable))
 
 
-def _begins(value: list[Any], old: list[Any]) -> bool:
+def _extends(value: Any, old: Any) -> bool:
+    if not (old and isinstance(old, list) and isinstance(value, list)):
+        return False
     return bool(_exact(value[: len(old)]) == _exact(old))
 
 
@@ -212,17 +184,14 @@ def _line_end(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-def _insert(text: str, key: str, block: str) -> str:
+def _insert(blocks: list[_Block], key: StateKey, text: str, end: str) -> None:
     """Put a new state before the first that sorts after it, else at the end."""
-    end = _line_end(text)
-    blocks = _blocks(text)
-    block = block.replace("\n", end)
-    for number, other in enumerate(blocks):
-        if other.key is not None and StateKey.parse(other.key) > StateKey.parse(key):
-            above = "".join(part.whole for part in blocks[:number])
-            below = "".join(part.whole for part in blocks[number:])
-            return _apart(above, end) + block + end + below
-    return _apart(text, end) + block
+    later = (n for n, b in enumerate(blocks) if b.key is not None and StateKey.parse(b.key) > key)
+    place = next(later, len(blocks))
+    above = blocks[place - 1]
+    blocks[place - 1] = replace(above, text=_apart(above.text, end))
+    below = end if place < len(blocks) else ""
+    blocks.insert(place, _Block(str(key), "", text.replace("\n", end) + below))
 
 
 def _apart(text: str, end: str) -> str:
@@ -242,11 +211,3 @@ def _exact(value: Any) -> Any:
         if isinstance(value, kind):
             return (kind.__name__, repr(kind(value)))
     return (type(value).__name__, str(value))
-
-
-def _refuse(origin: str) -> NoReturn:
-    raise ManifestError(
-        "this manifest is written in a style that cannot be edited; nothing was changed",
-        path=origin,
-        remedy='write each state as a table of its own: [states."its.key"]',
-    ) from None

@@ -1,4 +1,4 @@
-"""What a manifest says of one state, as values."""
+"""The content of a manifest as values: the entries of its states, and of their files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from mlstate.errors import UnpinnedStateError
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.states import StateKey
 
-__all__ = ["FileEntry", "StateEntry"]
-
+__all__ = ["FileEntry", "ManifestContent", "StateEntry"]
 
 _NAMES = ("blake3", "size", "mirrors", "files", "meta")
 
@@ -25,7 +24,7 @@ def _nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of a state: raw bytes, pinned by a digest of their own.
+    """A file of a state: raw bytes with a digest of their own.
 
     Attributes:
         digest: The digest of its bytes.
@@ -66,7 +65,7 @@ class StateEntry:
 
     @property
     def misspelt(self) -> dict[str, str]:
-        """Names in the manifest that nobody knows, with those that they may well be meant for."""
+        """Unknown names in the manifest, with the known name that each may be meant for."""
         near = {name: get_close_matches(name, _NAMES, n=1, cutoff=0.8) for name in self.unknown}
         return {name: found[0] for name, found in near.items() if found}
 
@@ -82,7 +81,7 @@ class StateEntry:
         return self.digest
 
     def unpinned(self) -> UnpinnedStateError:
-        """The error for a state without a digest: how to pin it, or how to spell the pin it has."""
+        """The error for a state without a digest; it says how to pin it, or a name misspelt."""
         name = next((name for name, meant in self.misspelt.items() if meant == "blake3"), None)
         return UnpinnedStateError(
             "this state has no digest in its manifest, so it could not be verified",
@@ -95,3 +94,12 @@ class StateEntry:
                 else "pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest"
             ),
         )
+
+
+@dataclass(frozen=True)
+class ManifestContent:
+    """The content of one manifest file; see `mlstate.manifests.Manifest`."""
+
+    states: Mapping[StateKey, StateEntry]
+    objects: tuple[str, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=_nothing)

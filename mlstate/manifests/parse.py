@@ -1,40 +1,26 @@
-"""TOML to entries. Every complaint names the file, the line and the key."""
+"""Reading a manifest from TOML. Every error names the file, the line and the key."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
-from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.states import StateKey
 
-__all__ = ["VERSION", "ManifestText", "parse_manifest"]
+__all__ = ["VERSION", "parse_manifest"]
 
 VERSION = 1
 
-
-@dataclass(frozen=True)
-class ManifestText:
-    """A manifest file, read.
-
-    Attributes:
-        objects: Mirrors in the store layout, for every state of the file.
-        states: Its states, in the order of the file.
-        unknown: Top-level keys of a later version.
-    """
-
-    objects: tuple[str, ...]
-    states: Mapping[StateKey, StateEntry]
-    unknown: Mapping[str, Any]
+_Kind = TypeVar("_Kind")
 
 
-def parse_manifest(data: bytes, origin: str) -> ManifestText:
+def parse_manifest(data: bytes, origin: str) -> ManifestContent:
     """Read the text of one manifest file.
 
     Args:
@@ -48,7 +34,7 @@ def parse_manifest(data: bytes, origin: str) -> ManifestText:
 
 
 class _Parser:
-    """One manifest's text, with what is needed to say where a complaint belongs."""
+    """Reads one manifest's text; keeps the text, so that an error can name a line."""
 
     def __init__(self, data: bytes, origin: str) -> None:
         self.origin = origin
@@ -66,7 +52,7 @@ class _Parser:
                 found=error,
             ) from None
 
-    def parse(self) -> ManifestText:
+    def parse(self) -> ManifestContent:
         table = dict(self.table)
         version = table.pop("version", None)
         if type(version) is not int or version < 1:
@@ -85,9 +71,7 @@ class _Parser:
                 remedy="install a newer mlstate",
             )
         objects = self.objects(table.pop("objects", []))
-        tables = table.pop("states", {})
-        if not isinstance(tables, dict):
-            self.fail("states is a table", "states", found=type(tables).__name__)
+        tables = self.typed(dict, table.pop("states", {}), "states is a table", "states")
         states: dict[StateKey, StateEntry] = {}
         folded: dict[str, StateKey] = {}
         for text, value in tables.items():
@@ -96,7 +80,7 @@ class _Parser:
             if other != entry.key:
                 self.fail("two state keys differ only in case", text, found=f"{other} and {text}")
             states[entry.key] = entry
-        return ManifestText(objects, states, table)
+        return ManifestContent(states, objects, table)
 
     def objects(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(url, str) for url in value):
@@ -114,9 +98,7 @@ class _Parser:
                 remedy='a key with dots is quoted: [states."backend.architecture.training_id"]',
             )
         key = self.checked(lambda: StateKey.parse(text), text)
-        if not isinstance(value, dict):
-            self.fail("a state is a table", text, found=type(value).__name__)
-        table = dict(value)
+        table = dict(self.typed(dict, value, "a state is a table", text))
         digest, size = table.pop("blake3", None), table.pop("size", None)
         if digest is not None:
             digest = self.digest(digest, text, "blake3")
@@ -124,21 +106,16 @@ class _Parser:
             self.fail("size is a number of bytes", text, "size", found=size)
         mirrors = self.mirrors(table.pop("mirrors", []), text)
         files = self.files(table.pop("files", {}), text)
-        meta = table.pop("meta", {})
-        if not isinstance(meta, dict):
-            self.fail("meta is a table", text, "meta", found=type(meta).__name__)
+        meta = self.typed(dict, table.pop("meta", {}), "meta is a table", text, "meta")
         return StateEntry(key, digest, size, mirrors, files, meta, table, objects, self.origin)
 
     def mirrors(self, value: Any, *where: str) -> tuple[Mirror | UnusableMirror, ...]:
-        if not isinstance(value, list):
-            self.fail("mirrors is a list", *where, "mirrors", found=type(value).__name__)
-        return tuple(
-            self.checked(lambda item=item: parse_mirror(item), *where, "mirrors") for item in value
-        )
+        where = (*where, "mirrors")
+        items = self.typed(list, value, "mirrors is a list", *where)
+        return tuple(self.checked(lambda item=item: parse_mirror(item), *where) for item in items)
 
     def files(self, value: Any, text: str) -> Mapping[str, FileEntry]:
-        if not isinstance(value, dict):
-            self.fail("files is a table", text, "files", found=type(value).__name__)
+        self.typed(dict, value, "files is a table", text, "files")
         self.checked(lambda: check_file_names(value), text, "files")
         entries = {}
         for name, item in value.items():
@@ -158,8 +135,13 @@ class _Parser:
         digest: Digest = self.checked(lambda: Digest(value), *where)
         return digest
 
+    def typed(self, kind: type[_Kind], value: Any, rule: str, *where: str) -> _Kind:
+        if not isinstance(value, kind):
+            self.fail(rule, *where, found=type(value).__name__)
+        return value
+
     def checked(self, make: Any, *where: str) -> Any:
-        """Call, and say of a complaint where in this file it belongs."""
+        """Return what a call returns; an error of it says where in this file it belongs."""
         try:
             return make()
         except FormatError as error:
@@ -181,7 +163,7 @@ class _Parser:
         ) from None
 
     def line_of(self, where: tuple[str, ...]) -> int | None:
-        """The line that says these words one below the other, as well as a search can tell."""
+        """The line where these names stand one below the other, as far as a search can tell."""
         lines = self.text.split("\n")
         position, found = 0, None
         for word in where:

@@ -1,4 +1,4 @@
-"""Changing a manifest that others may change at the same time: one after the other."""
+"""Changing a manifest file that other processes may change at the same time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["change_manifest"]
 
 _POLL = 0.01
 _PATIENCE = 60.0
-"""Seconds. A change takes far less: whoever holds the lock for longer is stopped, not at work."""
+"""Seconds. A change takes far less: a process that holds the lock for longer is stopped."""
 
 
 def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], Manifest]) -> None:
-    """Read a manifest file, change it and write it, while nobody else who does so is at it.
+    """Read, change and write a manifest file, while no other call of this function does so.
 
     Args:
         path: The file. If it is missing, it is made, and so are the folders above it.
-        change: Given what the file says now, nothing if it is missing; returns what it is to say.
+        change: Takes the manifest as it is, empty if the file is missing, and returns the new one.
             It has to be quick: what takes long, fetching say, is done before.
 
     Raises:
@@ -33,14 +33,14 @@ def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], M
     file = local_path(path)
     folder = file.resolve().parent  # of a link, that of the file which is written
     folder.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(folder):
+    with _locked(folder):
         now = Manifest.read(file) if file.exists() else Manifest({})
         change(now).write(file)
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder itself, which leaves nothing behind; where there is none, go on."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder itself, so that no file is left; go on where there are no locks."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # some systems do not open folders, and some folders are not to be read

@@ -1,17 +1,17 @@
-"""Entries to TOML: the same text for the same entries."""
+"""Writing entries as TOML: equal entries have equal texts."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomlkit
 
 from mlstate.errors import FormatError
 from mlstate.locations import Mirror, UnusableMirror, parse_mirror
-from mlstate.manifests.entries import FileEntry, StateEntry
-from mlstate.manifests.parse import VERSION, ManifestText, parse_manifest
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.parse import VERSION, parse_manifest
 
 __all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
 
@@ -19,8 +19,8 @@ _DEEPEST = 50
 _SCALARS = (bool, int, float, datetime.datetime, datetime.date, datetime.time)
 
 
-def format_manifest(manifest: ManifestText) -> str:
-    """The text of a new manifest: sorted, and so the same for the same content.
+def format_manifest(manifest: ManifestContent) -> str:
+    """The text of a new manifest: sorted, so the same for the same content.
 
     Raises:
         FormatError: A value that TOML cannot hold, or one that would be refused when read.
@@ -51,23 +51,20 @@ def format_state(entry: StateEntry) -> str:
     return tomlkit.dumps(document)
 
 
-def plain_top(manifest: ManifestText) -> dict[str, Any]:
-    """What a manifest says of all its states together, as plain values."""
-    plain: dict[str, Any] = {"objects": list(manifest.objects)} if manifest.objects else {}
-    plain |= _sorted(manifest.unknown)
-    return plain
+def plain_top(manifest: ManifestContent) -> dict[str, Any]:
+    """The values of a manifest outside of its states."""
+    objects = {"objects": list(manifest.objects)} if manifest.objects else {}
+    return {**objects, **_sorted(manifest.unknown)}
 
 
 def plain_state(entry: StateEntry) -> dict[str, Any]:
-    """What a manifest says of a state, as plain values in the order of a new manifest."""
+    """The table of a state, as plain values in the order of a new manifest."""
     table: dict[str, Any] = {}
     if entry.digest is not None:
         table["blake3"] = str(entry.digest)
     if entry.size is not None:
         table["size"] = entry.size
-    if entry.mirrors:
-        table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
-    table |= _sorted(entry.unknown)
+    table |= _mirrors(entry.mirrors) | _sorted(entry.unknown)
     if entry.files:
         table["files"] = {name: _file(entry.files[name]) for name in sorted(entry.files)}
     if entry.meta:
@@ -90,10 +87,10 @@ def toml_value(value: Any, *, inline: bool = False, depth: int = 0) -> Any:
     Args:
         value: Text, number, bool, date, time, list or mapping.
         inline: On one line, as within a list.
-        depth: How deep in other values this one is.
+        depth: The number of values that this one is in.
 
     Raises:
-        FormatError: Anything else, a name that is no text, or nesting without end.
+        FormatError: Another value, a name that is no text, or nesting too deep.
     """
     if depth > _DEEPEST:
         raise FormatError("a value is nested too deeply for a manifest")
@@ -129,13 +126,12 @@ def _text(value: object) -> str:
 
 
 def _file(entry: FileEntry) -> Any:
-    if not entry.mirrors and not entry.unknown:
-        return str(entry.digest)
-    table: dict[str, Any] = {"blake3": str(entry.digest)}
-    if entry.mirrors:
-        table["mirrors"] = [_mirror(mirror) for mirror in entry.mirrors]
-    table |= _sorted(entry.unknown)
-    return table
+    more = _mirrors(entry.mirrors) | _sorted(entry.unknown)
+    return {"blake3": str(entry.digest), **more} if more else str(entry.digest)
+
+
+def _mirrors(mirrors: Sequence[Mirror | UnusableMirror]) -> dict[str, Any]:
+    return {"mirrors": [_mirror(mirror) for mirror in mirrors]} if mirrors else {}
 
 
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:
@@ -148,11 +144,9 @@ def _mirror(mirror: Mirror | UnusableMirror) -> Any:
         table["url"] = mirror.urls[0]
     elif mirror.urls:
         table["urls"] = list(mirror.urls)
-    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix"):
-        if getattr(mirror, name):
+    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix", "format"):
+        if getattr(mirror, name) != getattr(Mirror, name):
             table[name] = getattr(mirror, name)
-    if mirror.format != "safetensors":
-        table["format"] = mirror.format
     if mirror.rename:
         table["rename"] = [list(pair) for pair in mirror.rename]
     if mirror.parts:

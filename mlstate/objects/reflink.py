@@ -1,40 +1,21 @@
-"""Sharing blocks between files, where the file system can (btrfs, XFS)."""
+"""Shared blocks: a copy that costs nothing, where the file system can do it (btrfs, XFS)."""
 
 from __future__ import annotations
 
-import errno
-import io
 import struct
 import sys
+from errno import EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV
 from typing import BinaryIO
 
 __all__ = ["clone_range"]
 
 _FICLONERANGE = 0x4020940D
-_UNSUPPORTED = frozenset(
-    {
-        errno.EINVAL,  # no blocks of this size, or a file that must not share
-        errno.ENOSYS,
-        errno.ENOTSUP,
-        errno.ENOTTY,
-        errno.EOPNOTSUPP,
-        errno.EPERM,
-        errno.EXDEV,
-    }
-)
+_CANNOT = {None, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV}
+"""What the system says where blocks cannot be shared; None of a file that is in memory."""
 
 
-def clone_range(
-    source: BinaryIO, source_start: int, size: int, descriptor: int, start: int
-) -> bool:
-    """Let a range of one file share its blocks with a range of another.
-
-    Args:
-        source: The file that has the bytes.
-        source_start: Where they begin in it; as all numbers here a multiple of the block size.
-        size: How many they are.
-        descriptor: The file to write to.
-        start: Where they belong in it.
+def clone_range(source: BinaryIO, offset: int, size: int, descriptor: int, start: int) -> bool:
+    """Let a file share blocks of another; all numbers are multiples of the block size.
 
     Returns:
         False if that cannot be done here: nothing was written, and the bytes are to be copied.
@@ -44,12 +25,10 @@ def clone_range(
     import fcntl
 
     try:
-        argument = struct.pack("=qQQQ", source.fileno(), source_start, size, start)
+        argument = struct.pack("=qQQQ", source.fileno(), offset, size, start)
         fcntl.ioctl(descriptor, _FICLONERANGE, argument)
-    except io.UnsupportedOperation:  # no real file: it is in memory
-        return False
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in _CANNOT:
             raise
         return False
     return True

@@ -1,8 +1,7 @@
 """Bundles: states and all that they need as one plain tar, for machines without a network.
 
-A bundle is a store's folder, in an order that can be read from front to back: the settings, the
-state files, the state objects, then every other object, each once. So ``tar xf`` makes a store of
-it, too.
+A bundle is a store's folder in an order that can be read from front to back: the settings, the
+state files, the state objects, then every other object, each once. ``tar xf`` makes a store of it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+import tarfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from mlstate.objects import ObjectStore
 from mlstate.objects.durable import sync_path
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.operations.export import publish, refuse_existing
-from mlstate.operations.tars import TarReader, TarWriter
+from mlstate.operations.tars import PIECE, TarReader, read_fully
 from mlstate.operations.unbundle import Unbundling
 from mlstate.reading import read_state
 from mlstate.states import StateKey
@@ -54,8 +54,8 @@ def bundle(
 ) -> None:
     """Write states, with all their tensors and files, into one uncompressed tar.
 
-    Every object is verified on its way; what a view over mirrors lacks is fetched first. The same
-    states make the same bytes.
+    Every object is verified as it is read; what a view over mirrors lacks is fetched first. The
+    same states make the same bytes.
 
     Args:
         store: Where the states are.
@@ -101,15 +101,13 @@ def _write(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         # As the umask has it; and new, whatever is there.
-        with temporary.open("xb") as file:
-            tar = TarWriter(file)
+        with temporary.open("xb") as file, _tar_writer(file) as tar:
             texts = {layout.SETTINGS: layout.NEW_SETTINGS}
             texts |= {layout.state_path(key): states[key] for key in sorted(states)}
             for name, text in texts.items():
-                tar.add(name, len(text), io.BytesIO(text))
+                tar.addfile(_member(name, len(text)), io.BytesIO(text))
             for digest, item in items.items():
                 _add_object(tar, digest, item, meter)
-            tar.close()
         sync_path(temporary)
         publish(temporary, target, overwrite=overwrite)
     finally:
@@ -119,7 +117,7 @@ def _write(
 
 @dataclass(frozen=True)
 class _Item:
-    """An object that goes into a bundle: where it is, and what it is, for errors."""
+    """An object of a bundle: the store that has it, its size, and for errors what it is."""
 
     objects: ObjectStore
     size: int
@@ -133,8 +131,8 @@ def _contents(
 ) -> tuple[dict[StateKey, bytes], dict[Digest, _Item]]:
     """The state files, and the objects in the order of the bundle: state objects first."""
     states: dict[StateKey, bytes] = {}
-    first: dict[Digest, _Item] = {}
-    second: dict[Digest, _Item] = {}
+    heads: dict[Digest, _Item] = {}
+    others: dict[Digest, _Item] = {}
     for key in keys:
         entry, objects = store.get(key)
         with concerning(key):
@@ -142,15 +140,15 @@ def _contents(
             state = read_state(entry, objects)
             states[key] = format_state_file(replace(entry, size=state.nbytes))
             digest = entry.pinned_digest
-            first[digest] = _Item(objects, _size(objects, digest), "a state object", key)
+            heads[digest] = _Item(objects, _size(objects, digest), "a state object", key)
             for name, ref in state.refs.items():
                 size = tensor_object.object_size(ref.spec)
-                second[ref.digest] = _Item(objects, size, "a tensor object", key, name)
+                others[ref.digest] = _Item(objects, size, "a tensor object", key, name)
             for name, file in entry.files.items():
                 size = _size(objects, file.digest)
-                second[file.digest] = _Item(objects, size, f"the file {name!r}", key)
-    items = {digest: first[digest] for digest in sorted(first)}
-    items |= {digest: second[digest] for digest in sorted(second.keys() - first.keys())}
+                others[file.digest] = _Item(objects, size, f"the file {name!r}", key)
+    items = {digest: heads[digest] for digest in sorted(heads)}
+    items |= {digest: others[digest] for digest in sorted(others.keys() - heads.keys())}
     return states, items
 
 
@@ -159,25 +157,52 @@ def _size(objects: ObjectStore, digest: Digest) -> int:
         return file.seek(0, 2)
 
 
-def _add_object(tar: TarWriter, digest: Digest, item: _Item, meter: Meter) -> None:
+def _tar_writer(file: BinaryIO) -> tarfile.TarFile:
+    # All that could differ from one machine to another is said here.
+    return tarfile.TarFile(
+        fileobj=file,
+        mode="w",
+        format=tarfile.PAX_FORMAT,
+        encoding="utf-8",
+        errors="strict",
+        copybufsize=PIECE,
+    )
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    """A file without time and owner, read-only: equal content makes equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o444
+    return member
+
+
+def _add_object(tar: tarfile.TarFile, digest: Digest, item: _Item, meter: Meter) -> None:
     with concerning(item.key, tensor=item.tensor), item.objects.open(digest) as file:
         check_size(item.objects, digest, item.size, file.seek(0, 2), what=item.what)
         file.seek(0)
-        hashed = _Hashed(file, meter)
-        tar.add(layout.object_path(digest), item.size, hashed)
+        hashed = _HashedFile(file, meter, item.objects.locate(digest))
+        tar.addfile(_member(layout.object_path(digest), item.size), hashed)
         check_digest(item.objects, digest, hashed.hasher.digest(), what=item.what)
 
 
-class _Hashed:
+class _HashedFile:
     """A file that is hashed as it is read."""
 
-    def __init__(self, file: BinaryIO, meter: Meter) -> None:
+    def __init__(self, file: BinaryIO, meter: Meter, path: str) -> None:
         self._file = file
         self._meter = meter
+        self._path = path
         self.hasher = Hasher()
 
-    def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
+    def read(self, size: int = PIECE, /) -> bytes:
+        """Return exactly so many bytes.
+
+        Raises:
+            IntegrityError: The file ends before.
+        """
+        data = read_fully(self._file, size)
+        if len(data) < size:
+            raise IntegrityError("a file became shorter while it was read", path=self._path)
         self.hasher.update(data)
         self._meter.add(len(data))
         return data
@@ -192,11 +217,10 @@ def unbundle(
 ) -> list[StateKey]:
     """Bring the states of a bundle into a store, all of them verified, or none.
 
-    Every object is hashed as it is read, once; what the store has already is not written again.
+    Every object is hashed once, as it is read; what the store has already is not written again.
 
-    A tar of a whole store (``tar cf x.tar -C store .``) will do too, if all its objects belong to
-    its states and it lies in a file: its members may then be in any order. From a pipe the order
-    has to be a bundle's.
+    A tar of a whole store (``tar cf x.tar -C store .``) can be read too, if all its objects belong
+    to its states. In a file its members may be in any order, in a pipe in a bundle's order only.
 
     Args:
         path: The bundle; ``"-"`` for the standard input, or an open binary file, which are read

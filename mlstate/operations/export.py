@@ -1,4 +1,4 @@
-"""`export`: a state as a file of weights that any tool reads."""
+"""`export` writes a state as a file of weights that any tool reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlstate.stores.custom import state_store
 from mlstate.stores.materialize import materialize_state
 from mlstate.stores.read import StateStore
 from mlstate.units import parse_size
-from mlstate.weights.folder import sweep
+from mlstate.weights.folder import remove_abandoned
 from mlstate.weights.writer import check_has_tensors, temporaries, weights_of, write_output
 
 __all__ = ["export", "publish", "refuse_existing"]
@@ -50,8 +50,8 @@ def export(
     ``format="torch"``                      needs torch
     ======================================  ====================================================
 
-    The tensors alone are written. For a folder that `from_pretrained` opens, with config and
-    tokenizer, there is `materialize`.
+    Only the tensors are written. `materialize` writes a folder for `from_pretrained`, with config
+    and tokenizer.
 
     Args:
         store: Any store of mlstate.
@@ -92,11 +92,11 @@ def export(
                 view,
                 key,
                 lambda found: materialize_state(
-                    found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
+                    *found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
                 ),
             )
         refuse_existing(target, overwrite=overwrite)
-        sweep(target.parent)
+        remove_abandoned(target.parent)
         with temporaries(target.parent) as run:
             if kind == "torch":
                 temporary = _write_torch(view, key, run / "weights")
@@ -107,7 +107,7 @@ def export(
 
 
 def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
-    """What to write: the name says it, and `format` may.
+    """What to write, by the name and `format`.
 
     Raises:
         FormatError: They contradict each other, or `max_shard_size`.
@@ -163,7 +163,7 @@ def _write_torch(store: StateStore, key: StateKey, temporary: Path) -> Path:
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Refuse a destination before anything is read for it.
+    """Refuse a destination that is taken; called before anything is read for it.
 
     Raises:
         StateExistsError: A folder is there; or a file, and it is not to be replaced.
@@ -179,10 +179,10 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 
 def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
-    """Give a file that is complete its name, and make that durable.
+    """Give a complete file its name, and make that durable.
 
     Raises:
-        StateExistsError: Somebody else has made a file of this name, and it is not to be replaced.
+        StateExistsError: A file of this name was made meanwhile, and is not to be replaced.
     """
     if overwrite:
         os.replace(temporary, target)

@@ -19,7 +19,7 @@ from mlstate.stores.abstract import AnyStore
 from mlstate.stores.checks import check_key
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
-from mlstate.weights.files import FileTensor, sources_of_file
+from mlstate.weights.files import LocalTensor, sources_of_file
 
 __all__ = ["OpenedSide", "Side", "opened"]
 
@@ -122,7 +122,7 @@ class _InFile(OpenedSide):
 
     def large(self, name: str) -> Iterator[Bytes]:
         source = self._sources[name]
-        if isinstance(source, FileTensor):
+        if isinstance(source, LocalTensor):
             yield from source.pieces()
         else:
             with source.data() as data:

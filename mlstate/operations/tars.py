@@ -1,97 +1,49 @@
-"""Plain tar files, as streams: written the same for the same content, read with bounded memory.
+"""Tar files read as streams, with bounded memory: what a bundle needs, and nothing else.
 
-Only what a bundle needs: files and folders, and long names as GNU tar and POSIX write them. What a
-header claims is not trusted: nothing is held in memory for it, and no name becomes a path here.
+`tarfile` writes bundles, but is not strict enough to read them: it takes a damaged header for the
+end of the archive, reads as much memory as an extended header claims to need, and does not ask for
+the block that ends an archive. Here no claim of a header is trusted, and no name becomes a path.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from tarfile import TarInfo
 from typing import BinaryIO, NoReturn, Protocol, cast
 
 from mlstate.errors import FormatError, IntegrityError
 
-__all__ = ["Member", "Readable", "TarReader", "TarWriter"]
+__all__ = ["PIECE", "Readable", "TarReader", "read_fully"]
+
+PIECE = 1 << 20
+"""How many bytes are copied at a time."""
 
 _BLOCK = tarfile.BLOCKSIZE
-_PIECE = 1 << 20
 _LONGEST_HEADER = 1 << 16
 _LARGEST = 1 << 60
+_BEFORE_A_MEMBER = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
+_ALLOWED = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
 
 
 class Readable(Protocol):
-    """Something to read bytes from."""
+    """A source of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """At most so many bytes; none at the end."""
+        """Return at most so many bytes; none at the end."""
 
 
-class TarWriter:
-    """Writes files into a tar: no times, no owners, read-only, so that equal content is equal.
-
-    Args:
-        file: Where to write.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = 0
-
-    def add(self, name: str, size: int, content: Readable) -> None:
-        """Add a file.
-
-        Args:
-            name: Its name.
-            size: The bytes of its content.
-            content: Its content, which is read up to that size.
-
-        Raises:
-            IntegrityError: The content is shorter.
-            OSError: It cannot be written.
-        """
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = size, 0o444
-        self._write(member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"))
-        left = size
-        while left:
-            piece = content.read(min(_PIECE, left))
-            if not piece:
-                raise IntegrityError("a file became shorter while it was read", path=name)
-            self._write(piece)
-            left -= len(piece)
-        self._write(bytes(-size % _BLOCK))
-
-    def close(self) -> None:
-        """Write the end."""
-        self._write(bytes(2 * _BLOCK))
-        self._write(bytes(-self._size % tarfile.RECORDSIZE))
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._size += len(data)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file or folder of a tar.
-
-    Attributes:
-        name: Its name, without ``./`` before it; as it stands there otherwise, and not checked.
-        size: The bytes of its content.
-        is_folder: Whether it is a folder.
-        start: Where its content begins.
-    """
-
-    name: str
-    size: int
-    is_folder: bool
-    start: int
+def read_fully(file: Readable, size: int) -> bytes:
+    """Return so many bytes; fewer only at the end of the file."""
+    pieces = []
+    while size and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class TarReader:
-    """Reads a tar from front to back, or in any order where the file can do that.
+    """Reads a tar from front to back, or in any order where the file can seek.
 
     Args:
         file: The tar.
@@ -101,68 +53,65 @@ class TarReader:
 
     def __init__(self, file: Readable, origin: str, *, seekable: bool) -> None:
         self.origin = origin
-        self.seekable = seekable
         self._file = file
         self._position = 0
         self._jumping = cast("BinaryIO", file) if seekable else None
         self._end = 0 if self._jumping is None else self._jumping.seek(0, 2)
 
-    def members(self) -> Iterator[Member]:
-        """Every member in order. Without seeking, read each before the next is asked for.
+    @property
+    def seekable(self) -> bool:
+        """Whether members may be read in any order."""
+        return self._jumping is not None
+
+    def members(self) -> Iterator[TarInfo]:
+        """The files and folders in order. Without seeking, read each before the next is asked for.
+
+        Names are as they stand in the tar, not checked; only ``./`` before them is left out.
 
         Raises:
             FormatError: This is no tar, or a member is neither a file nor a folder.
             IntegrityError: The tar is cut short.
         """
         position = 0
-        long_name: dict[str, str] = {}
-        while True:
-            self._go(position)
-            info = self._header()
-            if info is None:
-                return
-            start = position + _BLOCK
-            position = start + -(-info.size // _BLOCK) * _BLOCK
-            if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-                long_name |= self._long_name(info)
-                continue
-            if info.type == tarfile.XGLTYPE:
-                continue
-            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
-                raise FormatError(
-                    "a bundle holds files alone, no links, devices or other things",
-                    path=f"{self.origin}: {info.name}",
-                    found=f"a member of type {info.type!r}",
-                )
-            size = long_name.get("size", str(info.size))
-            if size != str(info.size):
-                info.size = self._size(size)
-                position = start + -(-info.size // _BLOCK) * _BLOCK
-            name = long_name.get("path", info.name)
-            while name.startswith("./"):
-                name = name[2:]
-            yield Member(name, info.size, info.type == tarfile.DIRTYPE, start)
-            long_name = {}
+        extended: dict[str, str] = {}
+        while (info := self._header(position)) is not None:
+            is_member = info.type not in (*_BEFORE_A_MEMBER, tarfile.XGLTYPE)
+            if is_member and "size" in extended:
+                info.size = self._size(extended["size"])
+            info.offset_data = position + _BLOCK
+            position = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
+            if info.type in _BEFORE_A_MEMBER:
+                extended |= self._extended_header(info)
+            elif is_member:
+                if info.type not in _ALLOWED:
+                    raise FormatError(
+                        "a bundle holds files alone, no links, devices or other things",
+                        path=f"{self.origin}: {info.name}",
+                        found=f"a member of type {info.type!r}",
+                    )
+                info.name = extended.get("path", info.name)
+                while info.name.startswith("./"):
+                    info.name = info.name[2:]
+                yield info
+                extended = {}
 
-    def pieces(self, member: Member) -> Iterator[bytes]:
-        """The content of a member, all but the last piece of 1 MiB.
+    def pieces(self, member: TarInfo) -> Iterator[bytes]:
+        """The content of a member, piece by piece.
 
         Raises:
             IntegrityError: The tar is cut short.
         """
-        self._go(member.start)
-        left = member.size
-        while left:
-            piece = self._read(min(_PIECE, left))
-            left -= len(piece)
-            yield piece
+        self._go(member.offset_data)
+        for start in range(0, member.size, PIECE):
+            yield self._read(min(PIECE, member.size - start))
 
-    def _header(self) -> tarfile.TarInfo | None:
+    def _header(self, position: int) -> TarInfo | None:
+        self._go(position)
         block = self._read(_BLOCK)
         if not any(block):
             return None  # the end is a block of zeros
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            info = TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise FormatError(
                 "this is no plain tar file",
@@ -173,7 +122,7 @@ class TarReader:
         info.size = self._size(str(info.size))
         return info
 
-    def _long_name(self, info: tarfile.TarInfo) -> dict[str, str]:
+    def _extended_header(self, info: TarInfo) -> dict[str, str]:
         """What a header before a header says of the next member: its path, its size."""
         if info.size > _LONGEST_HEADER:
             raise FormatError("a name in a tar is too long", path=self.origin, found=info.size)
@@ -207,19 +156,15 @@ class TarReader:
             self._jumping.seek(position)
             self._position = position
         while self._position < position:
-            self._read(min(_PIECE, position - self._position))
+            self._read(min(PIECE, position - self._position))
 
     def _read(self, size: int) -> bytes:
         """Exactly so many bytes."""
-        parts: list[bytes] = []
-        left = size
-        while left and (piece := self._file.read(left)):
-            parts.append(piece)
-            left -= len(piece)
-        self._position += size - left
-        if left:
+        data = read_fully(self._file, size)
+        self._position += len(data)
+        if len(data) < size:
             self._cut_short(self._position)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return data
 
     def _cut_short(self, size: int) -> NoReturn:
         raise IntegrityError(

@@ -1,4 +1,4 @@
-"""A bundle on its way into a store: objects first, each verified, then the state files.
+"""Reading a bundle into a store: objects first, each verified, then the state files.
 
 No name of the tar becomes a path: a member is the settings, a state file or an object that a state
 names, or the bundle is refused.
@@ -7,6 +7,8 @@ names, or the bundle is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from tarfile import TarInfo
 from typing import Any, NoReturn
 
 from mlstate.digests import Digest, Hasher
@@ -24,7 +26,7 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
-from mlstate.operations.tars import Member, TarReader
+from mlstate.operations.tars import TarReader
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.save import StateSaver
@@ -37,7 +39,7 @@ _MAKE = "make bundles by bundle(); or extract this one with tar, which makes a s
 
 
 class Unbundling:
-    """A bundle, being read into a store.
+    """Reads a bundle into a store; once only.
 
     Args:
         tar: The bundle.
@@ -53,41 +55,39 @@ class Unbundling:
         self._overwrite = overwrite
         self._names: set[str] = set()
         self._states: dict[StateKey, tuple[StateEntry, bytes]] = {}
-        self._heads: dict[Digest, list[StateEntry]] = {}
-        self._wanted: dict[Digest, int | None] = {}
-        self._taken: set[Digest] = set()
+        self._state_objects: dict[Digest, list[StateEntry]] = {}
+        self._named: dict[Digest, int | None] = {}  # what states name, with the size if it is known
         self._reused: dict[Digest, int] = {}
-        self._writer: ObjectWriter | None = None
 
     def run(self) -> list[StateKey]:
-        """Read all of it, and publish its states.
-
-        Returns:
-            Their keys, sorted.
+        """Read all of it, publish its states, and return their keys, sorted.
 
         Raises:
             MlstateError: See `mlstate.operations.bundle.unbundle`; no state was published.
         """
         for member in self._sorted() if self._tar.seekable else self._tar.members():
             self._take(member)
-        self._check_complete()
-        self._objects().flush()
+        if not self._states:
+            raise FormatError("a bundle without states", path=self._tar.origin, remedy=_MAKE)
+        self._check_complete(self._named)
+        self._writer.flush()
         for key in sorted(self._states):
             self._publish(*self._states[key])
-        self._look_again()
+        self._check_reused()
         return sorted(self._states)
 
-    def _sorted(self) -> Iterator[Member]:
+    def _sorted(self) -> Iterator[TarInfo]:
         """The members in the order of a bundle, whatever the order of the tar."""
-        members = list(self._tar.members())
-        objects = [member for member in members if _object_digest(member.name)]
-        texts = [member for member in members if not _object_digest(member.name)]
+        objects: list[TarInfo] = []
+        texts: list[TarInfo] = []
+        for member in self._tar.members():
+            (objects if _object_digest(member.name) else texts).append(member)
         yield from sorted(texts, key=lambda member: member.name != layout.SETTINGS)
         # By now all state files have been read, and it is known which objects are state objects.
-        yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._heads)
+        yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._state_objects)
 
-    def _take(self, member: Member) -> None:
-        if member.is_folder:
+    def _take(self, member: TarInfo) -> None:
+        if member.isdir():
             top, *below = member.name.split("/")
             if top not in _FOLDERS or ".." in below:
                 self._refuse(member, "a folder that does not belong there is in this bundle")
@@ -95,12 +95,8 @@ class Unbundling:
         if member.name in self._names:
             self._refuse(member, "a member is in this bundle twice")
         if not self._names and member.name != layout.SETTINGS:
-            self._refuse(
-                member,
-                "this is no bundle: it does not begin as one",
-                expected=layout.SETTINGS,
-                remedy=_MAKE,
-            )
+            message = "this is no bundle: it does not begin as one"
+            self._refuse(member, message, expected=layout.SETTINGS, remedy=_MAKE)
         self._names.add(member.name)
         if digest := _object_digest(member.name):
             self._take_object(member, digest)
@@ -109,13 +105,12 @@ class Unbundling:
         elif key := layout.key_of_state_path(member.name):
             self._take_state(member, key)
         else:
-            self._refuse(
-                member, "something that does not belong there is in this bundle", remedy=_MAKE
-            )
+            message = "something that does not belong there is in this bundle"
+            self._refuse(member, message, remedy=_MAKE)
 
     # State files.
 
-    def _take_state(self, member: Member, key: StateKey) -> None:
+    def _take_state(self, member: TarInfo, key: StateKey) -> None:
         data = self._text(member)
         entry = parse_state_file(data, key, self._place(member))
         digest = entry.pinned_digest
@@ -129,17 +124,17 @@ class Unbundling:
             )
         self._existing(entry)
         self._states[key] = (entry, data)
-        self._heads.setdefault(digest, []).append(entry)
-        for wanted in (digest, *(file.digest for file in entry.files.values())):
-            self._wanted.setdefault(wanted, None)
+        self._state_objects.setdefault(digest, []).append(entry)
+        for named in (digest, *(file.digest for file in entry.files.values())):
+            self._named.setdefault(named, None)
 
-    def _text(self, member: Member) -> bytes:
+    def _text(self, member: TarInfo) -> bytes:
         if member.size > SMALL:
             self._damaged(member, "is too long", f"at most {SMALL} bytes", f"{member.size} bytes")
         return b"".join(self._pieces(member))
 
     def _existing(self, entry: StateEntry) -> StateEntry | None:
-        """What the store has under the key of a state: none, the same, or one to replace."""
+        """The entry that the store has under the key: none, the same, or one to replace."""
         try:
             stored, _ = self._saver.stored(entry.key)
         except ManifestError:
@@ -170,35 +165,33 @@ class Unbundling:
 
     # Objects.
 
-    def _take_object(self, member: Member, digest: Digest) -> None:
-        if digest not in self._wanted:
+    def _take_object(self, member: TarInfo, digest: Digest) -> None:
+        if digest not in self._named:
             if self._tar.seekable:  # then all state objects come before it
-                self._check_taken(self._heads)
-            self._refuse(
-                member, "an object that no state before it names is in this bundle", remedy=_MAKE
-            )
-        size = self._wanted[digest]
+                self._check_complete(self._state_objects)
+            message = "an object that no state before it names is in this bundle"
+            self._refuse(member, message, remedy=_MAKE)
+        size = self._named[digest]
         if size is not None and member.size != size:
             self._damaged(member, "has the wrong length", f"{size} bytes", f"{member.size} bytes")
-        self._wanted[digest] = member.size
-        heads = self._heads.get(digest, [])
-        for entry in heads:
+        self._named[digest] = member.size
+        states = self._state_objects.get(digest, [])
+        for entry in states:
             if entry.size is not None and member.size > (most := 8 + MAX_HEADER + entry.size):
                 self._damaged(member, "is too large", f"at most {most} bytes", member.size)
-        # A state object is small, and what is here under its name may be damaged: it is put anew.
-        if not heads and self._objects().reuse(digest, member.size):
+        # A state object is small, and the one that is here may be damaged: it is written anew.
+        if not states and self._writer.reuse(digest, member.size):
             self._verify(member, digest)
             self._reused[digest] = member.size
         else:
             self._put(member, digest)
-        self._taken.add(digest)
-        for entry in heads:
+        for entry in states:
             with concerning(entry.key):
                 for name, ref in read_state(entry, self._saver.objects).refs.items():
-                    self._want(name, ref.digest, tensor_object.object_size(ref.spec))
+                    self._add_tensor(name, ref.digest, tensor_object.object_size(ref.spec))
 
-    def _want(self, name: str, digest: Digest, size: int) -> None:
-        known = self._wanted.get(digest)
+    def _add_tensor(self, name: str, digest: Digest, size: int) -> None:
+        known = self._named.get(digest)
         if known is not None and known != size:
             raise FormatError(
                 "a tensor of a bundle has another size elsewhere in it",
@@ -207,44 +200,36 @@ class Unbundling:
                 expected=f"{known} bytes",
                 found=f"{size} bytes",
             )
-        self._wanted[digest] = size
+        self._named[digest] = size
 
-    def _verify(self, member: Member, digest: Digest) -> None:
+    def _verify(self, member: TarInfo, digest: Digest) -> None:
         hasher = Hasher()
         for piece in self._pieces(member):
             hasher.update(piece)
         if (found := hasher.digest()) != digest:
             self._damaged(member, "is damaged", digest, found)
 
-    def _put(self, member: Member, digest: Digest) -> None:
+    def _put(self, member: TarInfo, digest: Digest) -> None:
         try:
-            self._objects().put(digest, self._pieces(member))
+            self._writer.put(digest, self._pieces(member))
         except IntegrityError as error:
             if error.path == self._tar.origin:
                 raise  # the tar itself is cut short
             self._damaged(member, "is damaged", digest, error.found)
 
-    def _objects(self) -> ObjectWriter:
+    @cached_property
+    def _writer(self) -> ObjectWriter:
         # Not before there is something to write: a refused bundle makes no store.
-        if self._writer is None:
-            self._writer = self._saver.objects.writer()
-        return self._writer
+        return self._saver.objects.writer()
 
-    def _pieces(self, member: Member) -> Iterator[bytes]:
+    def _pieces(self, member: TarInfo) -> Iterator[bytes]:
         for piece in self._tar.pieces(member):
             self._meter.add(len(piece))
             yield piece
 
-    # In the end.
-
-    def _check_complete(self) -> None:
-        if not self._states:
-            raise FormatError("a bundle without states", path=self._tar.origin, remedy=_MAKE)
-        self._check_taken(self._wanted)
-
-    def _check_taken(self, digests: Iterable[Digest]) -> None:
+    def _check_complete(self, digests: Iterable[Digest]) -> None:
         for digest in digests:
-            if digest not in self._taken:
+            if layout.object_path(digest) not in self._names:
                 raise ObjectNotFoundError(
                     "an object is missing in this bundle; none of its states was stored",
                     path=self._tar.origin,
@@ -252,8 +237,8 @@ class Unbundling:
                     remedy="make it, or copy it, again",
                 )
 
-    def _look_again(self) -> None:
-        """Pruning may have taken a reused object before a state file named it."""
+    def _check_reused(self) -> None:
+        """Raise if pruning took a reused object before a state file named it."""
         for digest, size in self._reused.items():
             if self._saver.objects.size(digest) != size:
                 raise ObjectNotFoundError(
@@ -263,15 +248,15 @@ class Unbundling:
                     remedy="read the bundle again: that brings what is missing",
                 )
 
-    def _place(self, member: Member) -> str:
+    def _place(self, member: TarInfo) -> str:
         return f"{self._tar.origin}: {member.name}"
 
-    def _refuse(self, member: Member, message: str, **fields: Any) -> NoReturn:
+    def _refuse(self, member: TarInfo, message: str, **fields: Any) -> NoReturn:
         raise FormatError(
             f"{message}; none of its states was stored", path=self._place(member), **fields
         )
 
-    def _damaged(self, member: Member, how: str, expected: object, found: object) -> NoReturn:
+    def _damaged(self, member: TarInfo, how: str, expected: object, found: object) -> NoReturn:
         raise IntegrityError(
             f"a member of this bundle {how}; none of its states was stored",
             path=self._place(member),
@@ -282,7 +267,7 @@ class Unbundling:
 
 
 def _object_digest(name: str) -> Digest | None:
-    """The object of a path in the store layout; the inverse of `layout.object_path`."""
+    """The inverse of `layout.object_path`; None of another path."""
     parts = name.split("/")
     try:
         digest = Digest("".join(parts[1:]))

@@ -1,4 +1,4 @@
-"""A state as a plain folder, which `from_pretrained` and stock safetensors open as it is."""
+"""Writing a state as a plain folder, which `from_pretrained` and stock safetensors open."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, concerning
@@ -14,6 +13,7 @@ from mlstate.format.plain_file import INDEX_NAME, is_weights_name
 from mlstate.format.state_object import StateObject
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore
 from mlstate.objects.durable import make_folders, sync_path, write_file
 from mlstate.reading import read_state
 from mlstate.units import parse_size
@@ -23,19 +23,17 @@ from mlstate.weights.folder import (
     Recorded,
     format_record,
     is_own_name,
-    look,
-    sweep,
+    plan_folder,
+    remove_abandoned,
 )
-from mlstate.weights.writer import Output, WholeOutput, temporaries, weights_of, write_output
-
-if TYPE_CHECKING:
-    from mlstate.stores.abstract import Found
+from mlstate.weights.writer import BytesOutput, Output, temporaries, weights_of, write_output
 
 __all__ = ["materialize_state"]
 
 
 def materialize_state(
-    found: Found,
+    entry: StateEntry,
+    objects: ObjectStore,
     folder: str | os.PathLike[str],
     *,
     max_shard_size: int | str | None = None,
@@ -44,9 +42,8 @@ def materialize_state(
 ) -> Path:
     """Write a state's tensors and files into a plain folder; see `StateStore.materialize`.
 
-    Without `files`, the tensors alone; what other files were written there stays.
+    Without `files`, only the tensors are written; other files there stay as they are.
     """
-    entry, objects = found
     entry = entry if files else replace(entry, files={})
     target = local_path(folder)
     with concerning(entry.key):
@@ -54,8 +51,8 @@ def materialize_state(
         state = read_state(entry, objects)
         outputs = _outputs(entry, state, most)
         wanted = {output.name: output.digest for output in outputs}
-        plan = look(target, wanted, overwrite=overwrite, weights_only=not files)
-        sweep(target)
+        plan = plan_folder(target, wanted, overwrite=overwrite, weights_only=not files)
+        remove_abandoned(target)
         final = format_record(entry.key, entry.pinned_digest, _recorded(wanted, plan.kept))
         if plan.write or plan.stale or not _says(target / RECORD_NAME, final):
             intent = format_record(entry.key, entry.pinned_digest, _recorded(wanted, plan.recorded))
@@ -73,9 +70,7 @@ def materialize_state(
 
 
 def _outputs(entry: StateEntry, state: StateObject, most: int | None) -> list[Output]:
-    """What the folder is to hold, in the order in which it is published.
-
-    The index comes last: whoever finds it finds all that it names.
+    """The files to write, in the order in which they are published: an index is the last.
 
     Raises:
         FormatError: The state is none that tools could read, or a file of it has a name of ours.
@@ -91,34 +86,29 @@ def _outputs(entry: StateEntry, state: StateObject, most: int | None) -> list[Ou
                 path=name,
                 remedy="save the state without this file, or with another name for it",
             )
-        outputs.append(WholeOutput(name, file.digest))
+        outputs.append(BytesOutput(name, file.digest))
     return [*outputs, *weights]
 
 
-# Publishing them.
-
-
 def _publish(folder: Path, written: dict[str, Path], plan: FolderPlan) -> None:
-    parents = {folder}
     for name in written:
         make_folders(folder, (folder / name).parent)
     for name, temporary in written.items():
         os.replace(temporary, folder / name)
-        parents.add((folder / name).parent)
-    _sync_all(parents)
+    _sync({folder, *((folder / name).parent for name in written)})
     # An index first: nobody is to find one whose shards are gone.
     for name in sorted(plan.stale, key=lambda name: name != INDEX_NAME):
         (folder / name).unlink(missing_ok=True)
-    _sync_all({(folder / name).parent for name in plan.stale})
+    _sync({(folder / name).parent for name in plan.stale})
 
 
-def _sync_all(folders: Iterable[Path]) -> None:
+def _sync(folders: Iterable[Path]) -> None:
     for folder in sorted(folders):
         sync_path(folder)
 
 
 def _recorded(wanted: dict[str, Digest], old: Recorded) -> Recorded:
-    """What a record is to say: of what is wanted, and of what was recorded and may be there."""
+    """The record of files of this state, and of what was recorded and may still be there."""
     recorded = dict(old)
     for name, digest in wanted.items():
         recorded[name] = tuple(dict.fromkeys((*recorded.get(name, ()), digest)))

@@ -350,7 +350,7 @@ class StateStore(AbstractStateStore[Any]):
         def write(found: Found) -> Path:
             self.access.bring(found.entry)
             return materialize_state(
-                found, folder, max_shard_size=max_shard_size, overwrite=overwrite
+                *found, folder, max_shard_size=max_shard_size, overwrite=overwrite
             )
 
         return self.reading(key, write)

@@ -1,4 +1,4 @@
-"""Which container a file of weights is: told by its first bytes, or by its name."""
+"""The container of a file of weights, as its first bytes or its name tell."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
 ]
 
 SAFETENSORS, TORCH, TORCH_GZIP = "safetensors", "torch", "torch-gzip"
-"""What a mirror calls them; see `mlstate.locations.Mirror.format`."""
+"""The containers, as `mlstate.locations.Mirror.format` names them."""
 INDEX = ".index.json"
-"""How the name of an index of shards ends, whichever container these are in."""
+"""The end of the name of an index of shards, in any container."""
 FRONT = 16
-"""How many bytes of a file tell what it is."""
+"""This many first bytes of a file tell its container."""
 
 _NAMES = (
     (re.compile(r"\.safetensors(\.index\.json)?$", re.IGNORECASE), SAFETENSORS),
@@ -48,7 +48,7 @@ def container_of(name: str, front: bytes = b"") -> str:
 
     Args:
         name: Its name or address.
-        front: Its first bytes, as far as they are known: these count before the name.
+        front: Its first bytes, if they are known: these count before the name.
 
     Raises:
         FormatError: Neither tells.
@@ -65,7 +65,7 @@ def container_of(name: str, front: bytes = b"") -> str:
 
 
 def named_container(name: str) -> str | None:
-    """The container that a name or an address promises, or None."""
+    """The container that a name or an address tells, or None."""
     path = re.split(r"[?#]", name)[0] if "://" in name else name
     return next((form for pattern, form in _NAMES if pattern.search(path)), None)
 
@@ -82,10 +82,10 @@ def _by_front(front: bytes) -> str | None:
 
 
 def weights_in(folder: Path) -> str:
-    """The file of a folder that has, or lists, its weights.
+    """The name of the file in a folder that holds or lists its weights.
 
     Raises:
-        FormatError: There is none, or several of which any could be meant.
+        FormatError: There is none, or several that could be meant.
     """
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     for name in _USUAL:

@@ -1,7 +1,8 @@
-"""Files of weights on this machine, whoever wrote them: which tensors they hold, and their bytes.
+"""Files of weights on this machine, whoever wrote them: their tensors, and the bytes of these.
 
-A safetensors file is read as it lies, without torch; a torch checkpoint with ``weights_only=True``.
-Nothing is verified here: there is nothing that says what such a file should hold.
+A safetensors file is read without torch, a torch checkpoint with ``weights_only=True``. No digest
+is checked: there is none. The header of a safetensors file is checked by `mlstate.fetch.header`,
+and more strictly than by safetensors: a name that is there twice is refused.
 """
 
 from __future__ import annotations
@@ -28,11 +29,18 @@ from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import for_each
-from mlstate.weights.containers import INDEX, SAFETENSORS, TORCH_GZIP, container_of, weights_in
+from mlstate.weights.containers import (
+    FRONT,
+    INDEX,
+    SAFETENSORS,
+    TORCH_GZIP,
+    container_of,
+    weights_in,
+)
 
 __all__ = [
     "PIECE",
-    "FileTensor",
+    "LocalTensor",
     "OpenFile",
     "digest_of_tensors",
     "file_digest",
@@ -75,7 +83,7 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
         True
     """
     with sources_of_file(path, select=select) as sources:
-        tensors = [source for source in sources if isinstance(source, FileTensor)]
+        tensors = [source for source in sources if isinstance(source, LocalTensor)]
         if len(tensors) == len(sources):
             return digest_of_tensors(tensors)
         return encode_state(sources).digest
@@ -85,19 +93,11 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
 def sources_of_file(
     path: str | os.PathLike[str], *, select: str | None = None
 ) -> Iterator[list[TensorSource]]:
-    """The tensors of a file of weights; none is read before its bytes are asked for.
-
-    Args:
-        path: As for `file_digest`.
-        select: As for `file_digest`.
+    """The tensors of a file of weights; takes and raises what `file_digest` does.
 
     Yields:
-        A source for each tensor, good within the context. Its bytes are mapped where that is
-        safe, and else read: one tensor at a time is in memory for each that is asked for.
-
-    Raises:
-        FormatError: As `file_digest`.
-        TransportError: As `file_digest`.
+        A source for each tensor, good within the context. Its bytes are mapped where that is safe,
+        else read, when they are asked for.
     """
     with ExitStack() as stack:
         sources: list[TensorSource] = []
@@ -109,19 +109,20 @@ def sources_of_file(
                             "a safetensors file has nothing inside that could be selected",
                             found=f"select={select!r}",
                         )
-                    sources += _stored(file, stack)
+                    sources += _safetensors(file, stack)
                 else:
-                    sources += _unpickled(file, container == TORCH_GZIP, select)
+                    from mlstate.tensors import open_checkpoint, tensor_sources
+
+                    gzip = container == TORCH_GZIP
+                    found = open_checkpoint(file, gzip=gzip, select=select, origin=str(file))
+                    sources += tensor_sources(found)
         with concerning(path=path):
             check_sources(sources)
         yield sources
 
 
 def local_files(path: Path) -> list[tuple[Path, str]]:
-    """The files behind a path, each with its container: itself, or all shards.
-
-    Args:
-        path: As for `file_digest`.
+    """The files that a path for `file_digest` stands for, all shards, each with its container.
 
     Raises:
         FormatError: There is nothing, or nothing that holds weights.
@@ -131,35 +132,29 @@ def local_files(path: Path) -> list[tuple[Path, str]]:
             "there is no such file or folder", path=path, remedy="check the path"
         )
     file = path / weights_in(path) if path.is_dir() else path
-    if not file.name.endswith(INDEX):
-        return [(file, _container(file))]
-    # Of fetching only what is needed, when it is: every store imports this module.
+    # Every store imports this module, few need fetching: it is imported here.
     from mlstate.fetch.addresses import parse_index
-
-    names = parse_index(file.read_bytes(), str(file))
-    return [(shard, _container(shard)) for shard in (file.parent / name for name in names)]
-
-
-def _container(file: Path) -> str:
     from mlstate.transport.local import LocalResource
 
-    with LocalResource(file).read() as stream:
-        return container_of(str(file), stream.read(16))
+    files = [file]
+    if file.name.endswith(INDEX):
+        files = [file.parent / name for name in parse_index(file.read_bytes(), str(file))]
+    found = []
+    for file in files:
+        with LocalResource(file).read() as stream:
+            found.append((file, container_of(str(file), stream.read(FRONT))))
+    return found
 
 
 @dataclass
 class OpenFile:
-    """An open file, of which ranges are read by any thread."""
+    """An open file; any thread may read ranges of it."""
 
     file: BinaryIO
     path: str
 
     def pieces(self, start: int, size: int) -> Iterator[Bytes]:
-        """A range, piece by piece.
-
-        Raises:
-            FormatError: The file ends before.
-        """
+        """A range, piece by piece; raises a FormatError if the file ends before."""
         for piece in pieces_at(self.file.fileno(), start, size):
             yield piece
             size -= len(piece)
@@ -168,7 +163,7 @@ class OpenFile:
 
     @cached_property
     def mapped(self) -> memoryview | None:
-        """All of it, or None where it may not be mapped."""
+        """The whole file, or None if it may not be mapped."""
         size = os.fstat(self.file.fileno()).st_size
         if size < MAP_FROM or not may_map(self.file):
             return None
@@ -176,14 +171,14 @@ class OpenFile:
 
 
 @dataclass(frozen=True)
-class FileTensor:
-    """A tensor as it lies in a file; see `TensorSource`.
+class LocalTensor:
+    """A tensor in a file on this machine: a `TensorSource`.
 
     Attributes:
         name: Its name.
         spec: Its element type and shape.
         file: The file.
-        start: Where in it the data begins.
+        start: The position of its data in the file.
         exact: Refuse a BOOL byte other than 0 and 1, rather than take it for 1.
     """
 
@@ -195,14 +190,14 @@ class FileTensor:
 
     @property
     def memory(self) -> Hashable:
-        """What makes it the same memory as another; see `TensorSource.memory`."""
+        """See `TensorSource.memory`."""
         return (id(self.file), self.start)
 
     def pieces(self) -> Iterator[Bytes]:
-        """Its bytes, a piece at a time.
+        """Its bytes, piece by piece.
 
         Raises:
-            FormatError: The file became shorter, or a BOOL tensor is not `exact`.
+            FormatError: The file became shorter, or `exact` refuses a byte.
         """
         from mlstate.fetch.gather import values
 
@@ -214,7 +209,7 @@ class FileTensor:
 
     @contextmanager
     def data(self) -> Iterator[Bytes]:
-        """Its bytes; see `TensorSource.data`."""
+        """See `TensorSource.data`."""
         mapped = self.file.mapped if self.spec.dtype != "BOOL" else None
         if mapped is None:
             yield b"".join(self.pieces())
@@ -222,8 +217,8 @@ class FileTensor:
             yield mapped[self.start : self.start + self.spec.nbytes]
 
 
-def digest_of_tensors(tensors: Iterable[FileTensor]) -> Digest:
-    """The state digest of tensors that lie in files, each read once, a piece at a time.
+def digest_of_tensors(tensors: Iterable[LocalTensor]) -> Digest:
+    """The state digest of tensors in files, each read once, a piece at a time.
 
     Raises:
         FormatError: A name that the format does not allow, or a file became shorter.
@@ -233,7 +228,7 @@ def digest_of_tensors(tensors: Iterable[FileTensor]) -> Digest:
     inline: dict[str, InlineTensor] = {}
     refs: dict[str, TensorRef] = {}
 
-    def digest(tensor: FileTensor) -> None:
+    def digest(tensor: LocalTensor) -> None:
         if tensor.name not in headers:
             inline[tensor.name] = InlineTensor(tensor.spec, b"".join(tensor.pieces()))
             return
@@ -255,7 +250,7 @@ def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
         start, size = start + len(piece), size - len(piece)
 
 
-def _stored(path: Path, stack: ExitStack) -> list[TensorSource]:
+def _safetensors(path: Path, stack: ExitStack) -> list[TensorSource]:
     from mlstate.fetch.header import fetch_header
     from mlstate.transport.local import LocalResource
 
@@ -269,10 +264,4 @@ def _stored(path: Path, stack: ExitStack) -> list[TensorSource]:
         )
     if os.fstat(file.file.fileno()).st_size != header.size:
         raise FormatError("the file changed while it was read")
-    return [FileTensor(name, t.spec, file, t.start) for name, t in header.tensors.items()]
-
-
-def _unpickled(path: Path, gzip: bool, select: str | None) -> list[TensorSource]:
-    from mlstate.tensors import open_checkpoint, tensor_sources
-
-    return tensor_sources(open_checkpoint(path, gzip=gzip, select=select, origin=str(path)))
+    return [LocalTensor(name, t.spec, file, t.start) for name, t in header.tensors.items()]

@@ -1,7 +1,7 @@
-"""A plain folder that states are materialized into: what is there, and what of it is ours.
+"""A plain folder that states are materialized into: its record, and what may be replaced in it.
 
-Judged by content alone: a file is ours if it is recorded and its bytes are still those that were
-written, so nothing that somebody trained or edited in the folder is ever replaced unasked.
+A file may be replaced if it is recorded and its bytes are still those that were written: what
+somebody trained or edited in the folder stays, unless they ask for it to be replaced.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
 from mlstate.objects.durable import read_small
-from mlstate.weights.files import (
-    PIECE,
-    FileTensor,
-    OpenFile,
-    digest_of_tensors,
-    pieces_at,
-)
+from mlstate.weights.files import PIECE, LocalTensor, OpenFile, digest_of_tensors, pieces_at
 
 __all__ = [
     "RECORD_NAME",
@@ -37,31 +31,31 @@ __all__ = [
     "Recorded",
     "format_record",
     "is_own_name",
-    "look",
-    "sweep",
+    "plan_folder",
+    "remove_abandoned",
     "temporary_name",
 ]
 
 RECORD_NAME = ".mlstate.toml"
-"""The file in the folder that says what was written there."""
+"""The file in the folder that lists what was written there."""
 
 _OWN = ".mlstate"
 _TEMPORARY = re.compile(r"\.mlstate-[0-9a-f]{32}\.tmp")
 _ABANDONED_SECONDS = 3600
 
 Recorded = Mapping[str, tuple[Digest, ...]]
-"""Name -> digests, each of which was written under this name."""
+"""Name -> the digests that were written under this name."""
 
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """What is to be done to a folder.
+    """The changes that a folder needs.
 
     Attributes:
-        write: The names to write; all others that are wanted are there already.
+        write: The names to write; all others of the state are there already.
         stale: The names to remove: what an earlier state had and this one has not.
-        recorded: What the folder's record says now.
-        kept: What of it is to stay, though it is not wanted now.
+        recorded: The folder's record as it is.
+        kept: The part of it that stays, though it is not of this state.
     """
 
     write: frozenset[str]
@@ -70,16 +64,16 @@ class FolderPlan:
     kept: Recorded
 
 
-def look(
+def plan_folder(
     folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool, weights_only: bool = False
 ) -> FolderPlan:
-    """Compare a folder with what it is to hold. Reads only.
+    """Compare a folder with what it is to hold; nothing is changed.
 
     Args:
         folder: The folder; it may be missing.
         wanted: Each file with its digest: of weights the state digest of the tensors in it.
-        overwrite: Take what is in the way for replaceable, whoever wrote it.
-        weights_only: Leave other files that are recorded, and their record, as they are.
+        overwrite: Replace what is in the way, whoever wrote it.
+        weights_only: Leave other recorded files, and their record, as they are.
 
     Raises:
         StateExistsError: Something is in the way that was not written here, or was changed since.
@@ -101,8 +95,7 @@ def look(
         if found in recorded.get(name, ()):
             stale.append(name)
         elif found is not None and is_weights_name(name):
-            # Tools would read it instead of ours, or beside them.
-            if not overwrite:
+            if not overwrite:  # tools would read it instead of ours, or beside them
                 raise _in_the_way(folder / name)
             stale.append(name)
     kept = {name: recorded[name] for name in recorded.keys() - others - wanted.keys()}
@@ -118,11 +111,11 @@ def _in_the_way(path: Path) -> StateExistsError:
     )
 
 
-_UNKNOWN = "something else"
+_FOREIGN = "something else"
 
 
 def _found(folder: Path, name: str) -> str | None:
-    """The digest of a file; None if there is none, `_UNKNOWN` if it cannot be ours."""
+    """The digest of a file; None if there is none, `_FOREIGN` if it cannot be ours."""
     path = folder / name
     try:
         mode = path.lstat().st_mode
@@ -131,11 +124,11 @@ def _found(folder: Path, name: str) -> str | None:
     if stat.S_ISDIR(mode):
         raise StateExistsError("a folder is in the way of a file; nothing was changed", path=path)
     if not stat.S_ISREG(mode):
-        return _UNKNOWN
+        return _FOREIGN
     try:
         with path.open("rb", buffering=0) as file:
             if name.lower().endswith(".safetensors") and is_weights_name(name):
-                return _weights_digest(file, path) or _UNKNOWN
+                return _weights_digest(file, path) or _FOREIGN
             hasher = Hasher()
             while piece := file.read(PIECE):
                 hasher.update(piece)
@@ -145,7 +138,7 @@ def _found(folder: Path, name: str) -> str | None:
 
 
 def _weights_digest(file: BinaryIO, path: Path) -> Digest | None:
-    """The state digest of the tensors in a plain file; None if it is not laid out as ours are."""
+    """The state digest of the tensors in a plain file; None of a file with another layout."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(b"".join(pieces_at(file.fileno(), 0, 8)), "little")
     if not 2 <= length <= min(MAX_HEADER, size - 8):
@@ -156,7 +149,7 @@ def _weights_digest(file: BinaryIO, path: Path) -> Digest | None:
             return None
         opened = OpenFile(file, str(path))
         return digest_of_tensors(
-            FileTensor(name, spec, opened, layout.starts[name], exact=True)
+            LocalTensor(name, spec, opened, layout.starts[name], exact=True)
             for name, spec in layout.specs.items()
         )
     except FormatError:
@@ -174,7 +167,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def is_own_name(name: str) -> bool:
-    """Whether a file of this name would be taken for a record or a temporary of ours."""
+    """Whether a name is that of a record or a temporary, or could be taken for one."""
     return name.lower().startswith(_OWN)
 
 
@@ -192,33 +185,24 @@ def format_record(key: object, digest: Digest, files: Recorded) -> bytes:
 
 
 def _read_record(path: Path) -> Recorded:
-    """What a folder's record says; nothing, if it cannot be understood."""
+    """A folder's record; empty if there is none, or none that can be understood."""
+    missing = (FileNotFoundError, NotADirectoryError)
     try:
         table = tomllib.loads(read_small(path).decode())
-        if table.get("version") != 1:
-            return {}
-        files = {
-            name: tuple(Digest(text) for text in digests)
-            for name, digests in table["files"].items()
-        }
+        files = {name: tuple(map(Digest, digests)) for name, digests in table["files"].items()}
         check_file_names(files)
-    except (FileNotFoundError, NotADirectoryError):
+    except (*missing, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return {}
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        return {}
-    return files
-
-
-# Temporaries.
+    return files if table.get("version") == 1 else {}
 
 
 def temporary_name() -> str:
-    """A name for the folder of a run's temporaries, that no other run has."""
+    """A new name for a folder of temporaries."""
     return f"{_OWN}-{os.urandom(16).hex()}.tmp"
 
 
-def sweep(folder: Path) -> None:
-    """Remove temporaries of runs that nothing was heard of for an hour."""
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporaries that nobody has written to for an hour."""
     limit = time.time() - _ABANDONED_SECONDS
     for name in _names(folder):
         if _TEMPORARY.fullmatch(name):

@@ -1,7 +1,8 @@
 """Writing plain files of weights from a store: each complete, verified and on the disk.
 
-Blocks are shared with the store where the file system can. What is written here bears a name that
-nobody reads; whoever asked for it publishes it.
+Bytes are hashed while they are copied, or shared with the store where the file system can. The
+`serialize_file` of safetensors needs all of them verified and mapped before: it is slower, and
+takes memory for all (docs/performance.md). Files get temporary names; the caller publishes them.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ from mlstate.format.state_object import BYTES_NAME, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorCheck
 from mlstate.objects import ObjectStore
 from mlstate.objects.durable import make_folders, sync_path
+from mlstate.objects.mapped import write_all
 from mlstate.objects.reflink import clone_range
-from mlstate.objects.verified import check_digest, check_tensor, open_tensor
+from mlstate.objects.verified import check_digest, check_tensor, open_tensor, pieces_of
 from mlstate.parallel import for_each
 from mlstate.weights.files import PIECE, pieces_at
 from mlstate.weights.folder import temporary_name
 
 __all__ = [
+    "BytesOutput",
     "Output",
     "WeightsOutput",
-    "WholeOutput",
     "check_has_tensors",
     "temporaries",
     "weights_of",
@@ -49,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WeightsOutput:
-    """A file of tensors to write; `digest` is the state digest of what it holds."""
+    """A file of tensors to write; `digest` is the state digest of these."""
 
     name: str
     digest: Digest
@@ -58,21 +60,19 @@ class WeightsOutput:
 
 
 @dataclass(frozen=True)
-class WholeOutput:
-    """Another file to write: its content, or None if that is an object of the store."""
+class BytesOutput:
+    """Another file to write: `content`, or if that is None the object of this digest."""
 
     name: str
     digest: Digest
     content: bytes | None = None
 
 
-Output = WeightsOutput | WholeOutput
+Output = WeightsOutput | BytesOutput
 
 
 def weights_of(state: StateObject, most: int | None) -> list[Output]:
-    """The files that hold a state's tensors, in the order in which they are published.
-
-    The index comes last: whoever finds it finds all that it names.
+    """The files that hold a state's tensors; the index is last, so it is published last.
 
     Args:
         state: The state.
@@ -94,12 +94,12 @@ def weights_of(state: StateObject, most: int | None) -> list[Output]:
         outputs.append(WeightsOutput(name, digest, PlainFile.lay_out(shard), part))
     if len(shards) > 1:
         index = format_index(names, shards)
-        outputs.append(WholeOutput(INDEX_NAME, Digest.of(index), index))
+        outputs.append(BytesOutput(INDEX_NAME, Digest.of(index), index))
     return outputs
 
 
 def check_has_tensors(names: Collection[str]) -> None:
-    """Refuse a state of the older protocol.
+    """Refuse a state of opaque bytes.
 
     Raises:
         FormatError: It has no tensors that a tool could read.
@@ -113,9 +113,9 @@ def check_has_tensors(names: Collection[str]) -> None:
 
 @contextmanager
 def temporaries(folder: Path) -> Iterator[Path]:
-    """A folder for temporaries within a folder, which is made if it is missing.
+    """A new folder for temporaries in a folder, which is made if it is missing.
 
-    It goes at the end, and what was made above it too, if nothing was published there.
+    At the end it is removed, and so are the folders made for it, if nothing was published there.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     make_folders(folder, folder)
@@ -134,27 +134,27 @@ def write_output(output: Output, objects: ObjectStore, path: Path) -> Path:
     """Write a new file, verified and flushed to the disk.
 
     Args:
-        output: What it is to hold.
-        objects: Where its bytes are.
-        path: A path that nothing bears.
+        output: The content of the file.
+        objects: The store that has its bytes.
+        path: Where to; nothing is there.
 
     Returns:
         The path.
 
     Raises:
         IntegrityError: An object is missing or damaged.
-        FormatError: An object is not what the state says of it.
+        FormatError: An object is not the tensor that the state says it is.
         OSError: The disk is full, and the like.
     """
-    # Readable too, for what was not copied is read again. As the umask has it, and not read-only:
-    # the folder belongs to its user.
+    # Readable too, for shared blocks are read again. As the umask has it, and not read-only: the
+    # folder belongs to its user.
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o666)
     try:
         if isinstance(output, WeightsOutput):
             _write_weights(output, objects, descriptor)
         elif output.content is not None:
-            _write_at(descriptor, output.content, 0)
+            write_all(descriptor, memoryview(output.content))
         else:
             _write_object(output, objects, descriptor)
     finally:
@@ -181,7 +181,7 @@ def _write_weights(output: WeightsOutput, objects: ObjectStore, descriptor: int)
 
 
 def _write_tensor(ref: TensorRef, objects: ObjectStore, descriptor: int, start: int) -> None:
-    """Bring a tensor's data into a file, shared or copied, and verify the object as it lies there.
+    """Share or copy a tensor's data into a file, and verify what the file then has.
 
     Raises:
         IntegrityError: The object is missing or damaged.
@@ -201,17 +201,16 @@ def _write_tensor(ref: TensorRef, objects: ObjectStore, descriptor: int, start: 
     check_tensor(objects, ref, seen)
 
 
-def _write_object(output: WholeOutput, objects: ObjectStore, descriptor: int) -> None:
+def _write_object(output: BytesOutput, objects: ObjectStore, descriptor: int) -> None:
     hasher = Hasher()
-    with objects.open(output.digest) as source:
-        source.seek(0)
-        for piece in _copied(source, descriptor, 0):
-            hasher.update(piece)
+    for piece in pieces_of(objects, output.digest):
+        hasher.update(piece)
+        write_all(descriptor, piece)
     check_digest(objects, output.digest, hasher.digest(), what=f"the file {output.name!r}")
 
 
 def _copied(source: BinaryIO, descriptor: int, start: int) -> Iterator[bytes]:
-    """What is left of a file, each piece as it has been written."""
+    """The rest of a file, piece by piece; each was written when it is given."""
     while piece := source.read(PIECE):
         _write_at(descriptor, piece, start)
         yield piece

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from blake3 import blake3
 
@@ -65,6 +66,20 @@ def state_object(vector: dict) -> bytes:
     length = expected["header_length"]
     data = content(expected, vector["state_size"] - 8 - length)
     return length.to_bytes(8, "little") + expected["header"].encode().ljust(length) + data
+
+
+@every_vector
+def test_safetensors_reads_the_same_tensors(vector):
+    raw = raw_bytes(vector)
+    found = dict(safetensors.deserialize(state_object(vector)))
+    for name, entry in vector.get("objects", {}).items():
+        header = (4088).to_bytes(8, "little") + entry["header"].encode().ljust(4088)
+        ((_, found[name]),) = safetensors.deserialize(header + raw[name])
+    assert found.keys() == raw.keys()
+    for tensor in vector["tensors"]:
+        assert found[tensor["name"]]["dtype"] == tensor["dtype"]
+        assert found[tensor["name"]]["shape"] == tensor["shape"]
+        assert bytes(found[tensor["name"]]["data"]) == raw[tensor["name"]]
 
 
 @every_vector
