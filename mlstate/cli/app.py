@@ -14,8 +14,8 @@ from mlstate.cli import checking, doctor, listing, making, moving, packing, pinn
 from mlstate.cli.errors import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.output import complain, note
 from mlstate.cli.parameters import keep_texts
-from mlstate.cli.wording import in_shell_words
 from mlstate.errors import MlstateError
+from mlstate.phrases import in_shell
 from mlstate.version import __version__
 
 __all__ = ["app", "command_tree", "run"]
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
             return WITHOUT_READER
         except (MlstateError, OSError) as error:
             code = exit_code(error)
-            complain(str(error))
+            complain(error)
             return code
     if result == INTERRUPTED:  # typer makes this of Ctrl-C
         note(
@@ -105,7 +105,8 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> Any:
-    note(f"warning: {in_shell_words(str(message))}")
+    text = message.args[0] if isinstance(message, Warning) and message.args else message
+    note(f"warning: {in_shell(text)}")
 
 
 def _open_what_is_closed() -> None:

@@ -20,7 +20,7 @@ from mlstate.cli.output import (
     print_table,
     put,
 )
-from mlstate.cli.wording import in_shell_words
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
@@ -75,7 +75,7 @@ def verify(
         print_json(_verified(report))
     else:
         for finding in report.findings:
-            put(in_shell_words(str(finding)))
+            put(finding.text(in_shell))
         _sum_up(report)
     return OK if report.ok else FINDING
 
@@ -113,7 +113,7 @@ def _verified(report: VerifyReport) -> schema.Verify:
                 "expected": finding.expected,
                 "found": finding.found,
                 "repaired": finding.repaired,
-                "remedy": finding.remedy and in_shell_words(finding.remedy),
+                "remedy": finding.remedy and in_shell(finding.remedy),
             }
             for finding in report.findings
         ],
@@ -266,7 +266,7 @@ def digest(
             found.append((path, file_digest(path, select=select)))
         except (MlstateError, OSError) as error:
             code = code or exit_code(error)
-            complain(str(error))
+            complain(error)
             continue
         if not as_json:
             put(f"{found[-1][1]}  {path}")

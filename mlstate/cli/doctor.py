@@ -9,7 +9,7 @@ import typer
 from mlstate.cli.errors import FINDING, OK
 from mlstate.cli.options import Json, StoreOption, command
 from mlstate.cli.output import print_fields, print_json, put
-from mlstate.cli.wording import in_shell_words
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
@@ -85,4 +85,4 @@ def _print_check(check: Check, width: int) -> None:
 
 
 def _remedy(check: Check) -> str | None:
-    return None if check.remedy is None else in_shell_words(check.remedy)
+    return None if check.remedy is None else in_shell(check.remedy)

@@ -21,6 +21,7 @@ from mlstate.cli.options import (
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
 from mlstate.errors import CopyError
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
     from mlstate.cli import schema
@@ -75,7 +76,7 @@ def fetch(
             code = code or exit_code(error)
             why = error.message
             rows.append({"key": str(key), "digest": None, "fetched": 0, "spared": 0, "error": why})
-            complain(str(error))
+            complain(error)
             continue
         rows.append(
             {
@@ -157,7 +158,7 @@ def copy(
     except CopyError as error:
         done, code = error, exit_code(error)
         for key, failure in error.failures:
-            complain(f"{key}: {failure}")
+            complain(f"{key}: {failure.text(in_shell)}")
     there = [*done.copied, *done.present]
     if manifest is not None and there:
         _list(manifest, receiving, there, objects or [], overwrite=overwrite)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from mlstate.cli.wording import in_shell_words
+from mlstate.errors import MlstateError
+from mlstate.phrases import in_shell
 from mlstate.units import format_size
 
 __all__ = [
@@ -70,12 +71,12 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def complain(text: str) -> None:
-    """What went wrong, in terms of the command line."""
+def complain(what: object) -> None:
+    """Print what went wrong, an error or a text, in the words of the command line."""
     mark = "\x1b[1;31merror:\x1b[0m" if has_colour(sys.stderr) else "error:"
     sys.stdout.flush()
     print(mark, end=" ", file=sys.stderr)
-    note(in_shell_words(text))
+    note(what.text(in_shell) if isinstance(what, MlstateError) else in_shell(what))
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ def lock(
             pinned |= lock_states(manifest, [key], progress=progress())
         except (FetchError, IntegrityError) as error:
             code = code or exit_code(error)
-            complain(str(error))
+            complain(error)
     if as_json:
         locked: schema.Lock = {
             "schema": "mlstate.lock/1",

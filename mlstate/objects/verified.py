@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import IntegrityError, MlstateError
 from mlstate.objects.interface import ObjectStore
+from mlstate.phrases import flag
 
 __all__ = [
     "REMEDY",
@@ -19,7 +20,7 @@ __all__ = [
     "read_verified",
 ]
 
-REMEDY = "restore this object from a backup, or bring the state again with verify=True"
+REMEDY = "restore this object from a backup, or bring the state again with " + flag("verify")
 """What helps against damage in a store of one's own."""
 
 _PIECE = 1 << 20

@@ -22,6 +22,7 @@ from mlstate.fetch.progress import listener
 from mlstate.format.encode import EncodedState, bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.operations.transfer import Cargo, Count
+from mlstate.phrases import ANY_STORE
 from mlstate.reading import VerifiedFiles
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AbstractStateStore, DescribedStore, check_keys
@@ -106,7 +107,7 @@ def copy(
         raise ReadOnlyStoreError(
             "nothing can be copied into this store",
             path=target,
-            expected="a LocalStateStore, MemoryStateStore, S3StateStore or GitHubReleaseStore",
+            expected=ANY_STORE,
         )
     chosen = _keys(source, keys)
     told = listener(progress)

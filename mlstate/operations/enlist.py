@@ -10,6 +10,7 @@ from mlstate.errors import ManifestError, StateExistsError, StateNotFoundError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, manifest_files
 from mlstate.manifests.update import change_manifest
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_keys
 from mlstate.stores.manifest import manifest_of
@@ -68,7 +69,7 @@ def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: boo
                 path=path,
                 expected=listed.digest,
                 found=entry.digest,
-                remedy="give it another training id, or overwrite=True",
+                remedy="give it another training id, or " + OVERWRITE,
             )
     if old.states and new.objects and old.objects != new.objects:
         raise ManifestError(

@@ -25,6 +25,7 @@ from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.files import SMALL
 from mlstate.operations.tars import Member, TarReader
+from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.save import SavingStore
@@ -33,7 +34,11 @@ from mlstate.stores.statefiles import parse_state_file
 __all__ = ["Unbundling"]
 
 _FOLDERS = {".", layout.STATES, layout.OBJECTS, layout.TEMPORARIES, layout.TRASH, layout.ROOTS}
-_MAKE = "make bundles by bundle(); or extract this one with tar, which makes a store of it"
+_MAKE = (
+    "make bundles by "
+    + Phrase("bundle()", "mlstate bundle")
+    + "; or extract this one with tar, which makes a store of it"
+)
 
 
 class Unbundling:
@@ -157,7 +162,7 @@ class Unbundling:
                 path=found.entry.origin,
                 expected=f"{entry.digest}, in the bundle",
                 found=f"{found.entry.digest}, stored",
-                remedy="delete the stored one, or overwrite=True",
+                remedy="delete the stored one, or " + OVERWRITE,
             )
         return found.entry
 

@@ -8,10 +8,14 @@ from typing import Any
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, StateNotFoundError
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_list
 
 __all__ = ["check_names", "check_pin", "not_found"]
+
+
+_LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
 
 
 def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> StateNotFoundError:
@@ -67,6 +71,6 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
 
 def _what_is_here(names: list[str], most: int = 5) -> str:
     if not names:
-        return "look at get_state_keys(state_type); no state of this type is here"
+        return "look at " + _LIST + "; no state of this type is here"
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"here are {', '.join(names[:most])}{more}"

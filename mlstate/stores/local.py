@@ -7,6 +7,7 @@ import os
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune_folder import PruneReport, prune_folder
@@ -75,7 +76,7 @@ class LocalStateStore(SavingBesideLegacy):
         self.checkpoints = LegacyFolder(self.folder)
 
     def __repr__(self) -> str:
-        return f"LocalStateStore({str(self.folder)!r})"
+        return Phrase(f"LocalStateStore({str(self.folder)!r})", str(self.folder))
 
     def find(self, key: StateKey) -> Found | None:
         """Find a state; see `StateView.find`. A new state hides a checkpoint of the same key."""

@@ -12,6 +12,7 @@ from mlstate.errors import ReadOnlyStoreError, StateNotFoundError
 from mlstate.fetch import OnProgress
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
+from mlstate.phrases import FOLDER, Phrase
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_keys, check_list, check_state_type
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
@@ -22,6 +23,9 @@ from mlstate.stores.read import Found, StateView
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
 
 _Model = TypeVar("_Model")
+
+
+_DEFAULT = Phrase("Store()", "the default store")
 
 
 class ManifestStore(FetchingView):
@@ -55,7 +59,7 @@ class ManifestStore(FetchingView):
         if isinstance(path, Manifest):
             manifest, name = path, f"ManifestStore(<{len(path.states)} states>)"
         else:
-            manifest, name = Manifest.read(path), f"ManifestStore({str(path)!r})"
+            manifest, name = Manifest.read(path), Phrase(f"ManifestStore({str(path)!r})", str(path))
         self._init(manifest, cache, name, offline=offline, progress=progress)
 
     def _init(
@@ -135,7 +139,7 @@ class ManifestStore(FetchingView):
             ReadOnlyStoreError: Always.
         """
         raise ReadOnlyStoreError(
-            "a manifest is a read-only view", path=self, remedy="save into a LocalStateStore"
+            "a manifest is a read-only view", path=self, remedy="save into " + FOLDER
         )
 
 
@@ -197,7 +201,7 @@ class Store(ManifestStore):
         progress: OnProgress | bool | None = None,
     ) -> None:
         manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
-        self._init(manifest, cache, "Store()", offline=offline, progress=progress)
+        self._init(manifest, cache, _DEFAULT, offline=offline, progress=progress)
 
     def get(self, key: StateKey) -> Found:
         """Find a state that is to be there; see `StateView.get`."""
@@ -205,8 +209,11 @@ class Store(ManifestStore):
             return super().get(key)
         except StateNotFoundError as error:
             error.remedy = (
-                f"{error.remedy}; Store() knows the manifests that come with mlstate and those "
-                "that MLSTATE_MANIFESTS names"
+                (error.remedy or "")
+                + "; "
+                + _DEFAULT
+                + " knows the manifests that come with mlstate and those that "
+                + "MLSTATE_MANIFESTS names"
             )
             raise
 

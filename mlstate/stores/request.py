@@ -19,6 +19,7 @@ from mlstate.format.encode import EncodedState, TensorSource, bytes_source
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.abstract import check_key
 
@@ -217,7 +218,7 @@ def other_exists(stored: StateEntry, digest: Digest, wanted: StateEntry) -> Stat
         path=stored.origin,
         expected=f"{yours}, yours",
         found=f"{theirs}, stored",
-        remedy="choose another training id, or overwrite=True",
+        remedy="choose another training id, or " + OVERWRITE,
     )
 
 
@@ -239,7 +240,8 @@ def warn_of_meta(key: StateKey, *, stacklevel: int = 4) -> None:
     """
     warnings.warn(
         f"{key} is stored already with the same weights and other meta: the stored meta stays; "
-        "overwrite=True replaces it",
+        + OVERWRITE
+        + " replaces it",
         stacklevel=stacklevel,
     )
 

@@ -16,6 +16,7 @@ from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.chain import ChainObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, StateType
 from mlstate.stores.bucket_legacy import LegacyPrefix
 from mlstate.stores.bucket_prune import prune_bucket
@@ -89,7 +90,7 @@ class S3StateStore(RemoteView, SavingBesideLegacy):
         RemoteView.__init__(self, fetcher)
 
     def __repr__(self) -> str:
-        return f"S3StateStore({self._place.address!r})"
+        return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted by fields.

@@ -18,6 +18,7 @@ from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, WritableObjectStore
 from mlstate.objects.saving import SaveAct, absent
 from mlstate.parallel import THREADS, for_each
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import check_key, check_state_type
 from mlstate.stores.read import Found, Listing, StateView
@@ -132,7 +133,7 @@ class SavingStore(Saves, StateView):
             found = self.find(key)
         except ManifestError as error:
             if not overwrite:
-                error.remedy = "save with overwrite=True to replace it"
+                error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
             found = None  # what cannot be read is replaced
         if found is None and (variant := self.states.case_variant(key)):

@@ -19,6 +19,7 @@ from mlstate.errors import (
 from mlstate.fetch import OnProgress
 from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
+from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.states import StateKey, StateType
 from mlstate.stores.absent import not_found
 from mlstate.stores.abstract import check_key, check_state_type
@@ -102,7 +103,8 @@ class GitHubReleaseStore(Saves, RemoteView):
         )
 
     def __repr__(self) -> str:
-        return f"GitHubReleaseStore({self._place.server}/{self.repository})"
+        place = f"{self._place.server}/{self.repository}"
+        return Phrase(f"GitHubReleaseStore({place})", place)
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all, sorted by fields. Uses the API.
@@ -255,7 +257,7 @@ class GitHubReleaseStore(Saves, RemoteView):
             except ManifestError as error:
                 if overwrite:
                     return shelf, None  # what cannot be read is replaced
-                error.remedy = "save with overwrite=True to replace it"
+                error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
         raise AssertionError  # `looks` does not end so
 
