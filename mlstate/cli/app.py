@@ -13,7 +13,7 @@ import typer
 from mlstate.cli import checking, doctor, listing, making, moving, packing, pinning, removing
 from mlstate.cli.errors import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.output import complain, note
-from mlstate.cli.parameters import keep_texts
+from mlstate.cli.parameters import TextGroup
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
 from mlstate.version import __version__
@@ -24,6 +24,7 @@ PROGRAM = "mlstate"
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=TextGroup,
     help="PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
     epilog="Every command has --help, with an example. Exit codes:\n\n\b\n"
     + "\n".join(f"{code.number:>3}  {code.meaning}" for code in EXIT_CODES),
@@ -55,9 +56,7 @@ for group in (listing, moving, pinning, checking, making, packing, removing, doc
 
 def command_tree() -> Any:
     """All commands with their parameters, as typer has built them: for those that describe them."""
-    tree = typer.main.get_command(app)
-    keep_texts(tree)
-    return tree
+    return typer.main.get_command(app)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from mlstate.cli.keys import complete_keys
+from mlstate.cli.parameters import TextCommand
 
 if TYPE_CHECKING:
     from mlstate.stores.read import StateView
@@ -85,7 +86,7 @@ def command(app: typer.Typer, short: str, example: str) -> Callable[[_Function],
         short: What it does, in a list of all commands.
         example: An example of its use, below its help.
     """
-    return app.command(short_help=short, epilog=f"\b\nExample:\n  {example}")
+    return app.command(cls=TextCommand, short_help=short, epilog=f"\b\nExample:\n  {example}")
 
 
 def name_of(store: str | None) -> str:
