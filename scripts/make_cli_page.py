@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlstate.cli import schema
+from mlstate.cli import printed
 from mlstate.cli.app import PROGRAM, command_tree
-from mlstate.cli.errors import EXIT_CODES
+from mlstate.cli.exit_codes import EXIT_CODES
+from mlstate.operations.reports import fields_of, shape_of
+from mlstate.operations.usage import StateUsage
 from mlstate.settings import OTHERS, SETTINGS, Setting
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -103,30 +106,48 @@ def _setting(setting: Setting) -> str:
 
 def _json() -> Iterator[str]:
     yield "## JSON\n"
-    yield _paragraphs(schema.__doc__).partition("\n\n")[2].partition("\n\nThe page")[0] + "\n"
+    about = _paragraphs(printed.__doc__).partition("\n\n")[2]
+    yield about.partition("\n\nWhat the API")[0] + "\n"
+    alike: dict[tuple[type, ...], list[str]] = {}
+    for command, reports in printed.printed().items():
+        alike.setdefault(reports, []).append(f"`{command}`")
     shown: set[type] = set()
-    for type_ in schema.SCHEMAS.values():
-        yield from _type(type_, shown)
+    for reports, commands in alike.items():
+        yield from _object(", ".join(commands), reports, shown)
 
 
-def _type(type_: type, shown: set[type]) -> Iterator[str]:
-    if type_ in shown:
-        return
-    shown.add(type_)
-    yield f"### {type_.__name__}\n"
-    yield _paragraphs(type_.__doc__) + "\n"
-    yield "| field | type |\n|---|---|"
-    hints = typing.get_type_hints(type_)
-    for name, hint in hints.items():
-        yield f"| `{name}` | {_cell(_name(hint))} |"
+def _object(title: str, reports: tuple[type, ...], shown: set[type]) -> Iterator[str]:
+    """An object that is printed: a member a line, and the objects in it after it."""
+    shape: dict[str, Any] = {} if title == reports[0].__name__ else {"schema": str}
+    said: dict[str, str] = {"schema": "The command, and the version of what it prints."}
+    for report in reports:
+        shape = {**shape, **(shape_of(report, StateUsage=StateUsage) | shape)}
+        said = _attributes(report) | said
+    yield f"### {title}\n"
+    yield _paragraphs(reports[-1].__doc__).partition("\n\nAttributes:")[0] + "\n"
+    yield "| field | type | |\n|---|---|---|"
+    for name, hint in shape.items():
+        yield f"| `{name}` | {_cell(_name(hint))} | {_cell(said.get(name))} |"
     yield ""
-    for hint in hints.values():
-        for inner in _inner(hint):
-            yield from _type(inner, shown)
+    for inner in (inner for hint in shape.values() for inner in _inner(hint)):
+        if inner not in shown:
+            shown.add(inner)
+            yield from _object(inner.__name__, (inner,), shown)
+
+
+def _attributes(report: type) -> dict[str, str]:
+    """What a docstring says of the fields of a report, under the names that they have in JSON."""
+    text = _paragraphs(report.__doc__).partition("\n\nAttributes:\n")[2].partition("\n\n")[0]
+    said = dict(re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", text, re.MULTILINE))
+    return {
+        name: re.sub(r"\bNone\b", "null", said[field])
+        for name, field, _ in fields_of(report)
+        if field in said
+    }
 
 
 def _inner(hint: Any) -> Iterator[type]:
-    if typing.is_typeddict(hint):
+    if isinstance(hint, type) and fields_of(hint):
         yield hint
     for argument in typing.get_args(hint):
         yield from _inner(argument)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TextIO
 
 import typer
 
-from mlstate.cli import checking, doctor, listing, making, moving, packing, pinning, removing
-from mlstate.cli.errors import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
+from mlstate.cli.add_export import add, export, materialize
+from mlstate.cli.bundle_unbundle import bundle, unbundle
+from mlstate.cli.doctor import doctor
+from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
+from mlstate.cli.fetch_copy_lock import copy, fetch, lock
+from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.output import complain, note
-from mlstate.cli.parameters import TextGroup
+from mlstate.cli.parameters import TextCommand, TextGroup
+from mlstate.cli.rm_prune import prune, rm
+from mlstate.cli.verify_diff_digest import diff, digest, verify
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
 from mlstate.version import __version__
@@ -50,8 +56,62 @@ def _main(
     pass
 
 
-for group in (listing, moving, pinning, checking, making, packing, removing, doctor):
-    group.register(app)
+_COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
+    (ls, "List states.", "ls weights --type pytorch.resnet18"),
+    (
+        show,
+        "Show all that is known of a state.",
+        "show pytorch.resnet18.cls1000.imagenet --store weights",
+    ),
+    (du, "Show what takes the space.", "du weights"),
+    (fetch, "Bring states into the cache.", "fetch 'pytorch.resnet18.*' --store manifests/"),
+    (
+        copy,
+        "Bring states from one store into another.",
+        "copy --all --from weights --to s3://bucket/weights",
+    ),
+    (lock, "Pin the states of a manifest.", "lock manifests/torchvision.toml"),
+    (
+        verify,
+        "Read every byte, and compare it with the digests.",
+        "verify --all --store weights",
+    ),
+    (
+        diff,
+        "Compare two states, or files.",
+        "diff pytorch.mlp.base pytorch.mlp.tuned --store weights",
+    ),
+    (
+        digest,
+        "Print the state digest of weights files.",
+        "digest model.safetensors checkpoint.pt",
+    ),
+    (
+        add,
+        "Adopt weights from a file, a URL or the hub.",
+        "add pytorch.bert.base hf://org/repo@main --store weights",
+    ),
+    (
+        export,
+        "Write a state as a plain .safetensors file.",
+        "export pytorch.bert.base bert.safetensors --store weights",
+    ),
+    (
+        materialize,
+        "Write a state as a folder for other tools.",
+        "materialize pytorch.bert.base folder/ --store weights",
+    ),
+    (bundle, "Write states into one tar.", "bundle --all --store weights -o weights.tar"),
+    (unbundle, "Bring the states of a tar into a store.", "unbundle weights.tar --store weights"),
+    (rm, "Remove states.", "rm pytorch.resnet18.cls2.failed --store weights"),
+    (prune, "Make room.", "prune --max-size 50GB --dry-run"),
+    (doctor, "Look for trouble on this machine.", "doctor --store weights.toml"),
+)
+"""Each command: what it does in a list of all commands, and an example below its help."""
+
+for _function, _short, _example in _COMMANDS:
+    _epilog = f"\b\nExample:\n  {PROGRAM} {_example}"
+    app.command(cls=TextCommand, short_help=_short, epilog=_epilog)(_function)
 
 
 def command_tree() -> Any:

@@ -11,13 +11,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from mlstate.cli.printed import Written
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
+from mlstate.states import StateKey
 from mlstate.units import format_size
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "has_colour",
     "human_count",
     "human_size",
-    "instant",
     "is_lively",
     "note",
     "print_fields",
@@ -79,16 +79,25 @@ def complain(what: object) -> None:
     note(what.text(in_shell) if isinstance(what, MlstateError) else in_shell(what))
 
 
-def print_json(data: Mapping[str, Any]) -> None:
-    """A command's data, as `mlstate.cli.schema` describes them."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+def print_json(command: str, *reports: object) -> None:
+    """Print a command's reports as one object; see `mlstate.cli.printed`.
+
+    Args:
+        command: The name of the command.
+        reports: Their members follow each other. Of two with the same name the first stays.
+    """
+    from mlstate.operations.reports import to_json
+
+    members: dict[str, Any] = {"schema": f"mlstate.{command}/1"}
+    for report in reports:
+        members |= to_json(report) | members
+    print(json.dumps(members, indent=2, ensure_ascii=False))
 
 
-def put_written(command: str, keys: Sequence[object], path: object, *, as_json: bool) -> None:
-    """Where something was written: a line, or `mlstate.cli.schema.Written`."""
+def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json: bool) -> None:
+    """Print where something was written."""
     if as_json:
-        states = [str(key) for key in keys]
-        print_json({"schema": f"mlstate.{command}/1", "states": states, "path": str(path)})
+        print_json(command, Written(tuple(keys), str(path)))
     else:
         put(str(path))
 
@@ -176,10 +185,3 @@ def ago(moment: float | None) -> str:
         if passed >= step:
             return f"{human_count(int(passed // step), name)} ago"
     return "just now" if passed < 60 else f"{human_count(int(passed // 60), 'minute')} ago"
-
-
-def instant(moment: float | None) -> str | None:
-    """The same for programs: ISO 8601, in UTC."""
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

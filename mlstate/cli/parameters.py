@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup
 
 __all__ = ["TextCommand", "TextGroup"]
@@ -33,7 +32,7 @@ def _as_typed(parameters: list[Any]) -> list[Any]:
 class TextCommand(TyperCommand):
     """A command that takes its parameters as they were typed."""
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
+    def get_params(self, ctx: Any) -> list[Any]:
         """The parameters of the command and ``--help``."""
         return _as_typed(super().get_params(ctx))
 
@@ -41,6 +40,6 @@ class TextCommand(TyperCommand):
 class TextGroup(TyperGroup):
     """A group of commands that takes its own parameters as they were typed."""
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
+    def get_params(self, ctx: Any) -> list[Any]:
         """The parameters of the group and ``--help``."""
         return _as_typed(super().get_params(ctx))
