@@ -20,7 +20,6 @@ from mlstate.cli import printed
 from mlstate.cli.app import PROGRAM, command_tree
 from mlstate.cli.exit_codes import EXIT_CODES
 from mlstate.operations.reports import fields_of, shape_of
-from mlstate.operations.usage import StateUsage
 from mlstate.settings import OTHERS, SETTINGS, Setting
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -108,31 +107,35 @@ def _json() -> Iterator[str]:
     yield "## JSON\n"
     about = _paragraphs(printed.__doc__).partition("\n\n")[2]
     yield about.partition("\n\nWhat the API")[0] + "\n"
-    alike: dict[tuple[type, ...], list[str]] = {}
-    for command, reports in printed.printed().items():
-        alike.setdefault(reports, []).append(f"`{command}`")
+    alike: dict[str, list[str]] = {}
+    reports = {repr(shape): shape for shape in printed.printed().values()}
+    for command, shape in printed.printed().items():
+        alike.setdefault(repr(shape), []).append(command)
     shown: set[type] = set()
-    for reports, commands in alike.items():
-        yield from _object(", ".join(commands), reports, shown)
+    for name, commands in alike.items():
+        about = " ".join(command_tree().commands[command].short_help for command in commands)
+        title = ", ".join(f"`{command}`" for command in commands)
+        yield from _object(title, about, ({"schema": str}, *reports[name]), shown)
 
 
-def _object(title: str, reports: tuple[type, ...], shown: set[type]) -> Iterator[str]:
-    """An object that is printed: a member a line, and the objects in it after it."""
-    shape: dict[str, Any] = {} if title == reports[0].__name__ else {"schema": str}
-    said: dict[str, str] = {"schema": "The command, and the version of what it prints."}
-    for report in reports:
-        shape = {**shape, **(shape_of(report, StateUsage=StateUsage) | shape)}
-        said = _attributes(report) | said
+def _object(title: str, about: str, kinds: tuple[Any, ...], shown: set[type]) -> Iterator[str]:
+    """An object that is printed, and after it the objects in it."""
+    shape = shape_of(*kinds)
+    said: dict[str, str] = {}
+    for kind in kinds:
+        said = (dict.fromkeys(kind, "") if isinstance(kind, dict) else _attributes(kind)) | said
     yield f"### {title}\n"
-    yield _paragraphs(reports[-1].__doc__).partition("\n\nAttributes:")[0] + "\n"
-    yield "| field | type | |\n|---|---|---|"
+    yield about + "\n"
+    more = any(said.values())
+    yield "| field | type | |\n|---|---|---|" if more else "| field | type |\n|---|---|"
     for name, hint in shape.items():
-        yield f"| `{name}` | {_cell(_name(hint))} | {_cell(said.get(name))} |"
+        yield f"| `{name}` | {_cell(_name(hint))} |" + f" {_cell(said.get(name))} |" * more
     yield ""
     for inner in (inner for hint in shape.values() for inner in _inner(hint)):
         if inner not in shown:
             shown.add(inner)
-            yield from _object(inner.__name__, (inner,), shown)
+            about = _paragraphs(inner.__doc__).partition("\n\nAttributes:")[0]
+            yield from _object(inner.__name__, about, (inner,), shown)
 
 
 def _attributes(report: type) -> dict[str, str]:

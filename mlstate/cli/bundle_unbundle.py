@@ -18,7 +18,6 @@ from mlstate.cli.options import (
     store_option,
 )
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
-from mlstate.cli.printed import Unbundled
 
 __all__ = ["bundle", "unbundle"]
 
@@ -75,7 +74,7 @@ def unbundle(
         )
     came = read_bundle(path, target, overwrite=overwrite, progress=progress())
     if as_json:
-        print_json("unbundle", Unbundled(tuple(came)))
+        print_json("unbundle", {"states": came})
         return
     for key in came:
         put(str(key))

@@ -9,7 +9,6 @@ import typer
 from mlstate.cli.exit_codes import FINDING, OK
 from mlstate.cli.options import Json, StoreOption
 from mlstate.cli.output import print_fields, print_json, put
-from mlstate.cli.printed import Verdict
 from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def doctor(
 
     found = diagnose(store, reach=not no_network, offline=True if no_network else None)
     if as_json:
-        print_json("doctor", Verdict(found.ok), found)
+        print_json("doctor", {"ok": found.ok}, found)
     else:
         _print(found)
     return OK if found.ok else FINDING

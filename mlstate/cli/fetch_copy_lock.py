@@ -20,7 +20,7 @@ from mlstate.cli.options import (
     opened,
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
-from mlstate.cli.printed import Copied, CopyFailure, Fetched, FetchedState, Pinned, PinnedState
+from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
 from mlstate.phrases import in_shell
 
@@ -72,7 +72,7 @@ def fetch(
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        print_json("fetch", Fetched(tuple(rows)))
+        print_json("fetch", {"states": rows})
     return code
 
 
@@ -143,8 +143,9 @@ def copy(
         _list(manifest, receiving, there, objects or [], overwrite=overwrite)
     if as_json:
         failures = done.failures if isinstance(done, CopyError) else ()
-        failed = tuple(CopyFailure(str(key), why.message) for key, why in failures)
-        print_json("copy", Copied(done.copied, done.present, failed, done.nbytes, manifest))
+        failed = [CopyFailure(str(key), why.message) for key, why in failures]
+        report = {"copied": done.copied, "present": done.present, "failed": failed}
+        print_json("copy", {**report, "bytes": done.nbytes, "manifest": manifest})
         return code
     for key in done.copied:
         put(f"{key}  copied")
@@ -207,7 +208,7 @@ def lock(
             complain(error)
     if as_json:
         states = [PinnedState(key, e.pinned_digest, e.size) for key, e in pinned.items()]
-        print_json("lock", Pinned(tuple(states)))
+        print_json("lock", {"pinned": states})
         return code
     for key, entry in pinned.items():
         put(f"{key}  {entry.digest}  {human_size(entry.size)}")

@@ -26,7 +26,6 @@ from mlstate.cli.output import (
     print_table,
     put,
 )
-from mlstate.cli.printed import Listed, Looked
 
 if TYPE_CHECKING:
     from mlstate.operations.usage import StateUsage, Usage
@@ -59,7 +58,7 @@ def ls(
     keys = None if type_wanted is None else opened_store.get_state_keys(type_wanted)
     used = usage(opened_store, keys)
     if as_json:
-        print_json("ls", Listed(name_of(name), used.states))
+        print_json("ls", {"store": name_of(name), "states": used.states})
         return
     if not used.states:
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
@@ -178,7 +177,7 @@ def du(
     name = _where(context, where, store)
     used = usage(opened(name, quiet=True))
     if as_json:
-        print_json("du", Looked(name_of(name)), used)
+        print_json("du", {"store": name_of(name)}, used)
         return
     names = ("STATES", "SIZE", "OWN", "SHARED")
     print_table(

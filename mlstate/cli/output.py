@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
-from mlstate.cli.printed import Written
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
 from mlstate.states import StateKey
@@ -84,7 +83,8 @@ def print_json(command: str, *reports: object) -> None:
 
     Args:
         command: The name of the command.
-        reports: Their members follow each other. Of two with the same name the first stays.
+        reports: Reports, or mappings, whose members follow each other. Of two with the same name
+            the first stays.
     """
     from mlstate.operations.reports import to_json
 
@@ -97,7 +97,7 @@ def print_json(command: str, *reports: object) -> None:
 def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json: bool) -> None:
     """Print where something was written."""
     if as_json:
-        print_json(command, Written(tuple(keys), str(path)))
+        print_json(command, {"states": keys, "path": str(path)})
     else:
         put(str(path))
 

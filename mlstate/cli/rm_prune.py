@@ -11,7 +11,7 @@ import typer
 from mlstate.cli.keys import chosen_keys
 from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
-from mlstate.cli.printed import Deleted, Objects, Pruned
+from mlstate.cli.printed import Objects
 
 if TYPE_CHECKING:
     from mlstate.digests import Digest
@@ -53,7 +53,7 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
             delete(key)
         done = "removed"
     if as_json:
-        print_json("rm", Deleted(tuple(chosen)))
+        print_json("rm", {"removed": chosen})
         return
     for key in chosen:
         put(f"{key}  {done}")
@@ -111,7 +111,8 @@ def prune(
         taken, trashed = report.deleted, report.trashed
     if as_json:
         gone, moved = (Objects(len(found), sum(found.values())) for found in (taken, trashed))
-        print_json("prune", Pruned(dry_run, tuple(states), gone, moved))
+        pruned = {"dry_run": dry_run, "states": states, "deleted": gone, "trashed": moved}
+        print_json("prune", pruned)
         return
     for key in states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")

@@ -20,7 +20,7 @@ from mlstate.cli.output import (
     print_table,
     put,
 )
-from mlstate.cli.printed import Compared, Digests, FileDigest, Verdict
+from mlstate.cli.printed import FileDigest
 from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def verify(
     chosen = chosen_keys(view, keys or [], everything=everything)
     report = verify_states(view, None if everything else chosen, repair=repair, progress=progress())
     if as_json:
-        print_json("verify", Verdict(report.ok), report)
+        print_json("verify", {"ok": report.ok}, report)
     else:
         for finding in report.findings:
             put(finding.text(in_shell))
@@ -112,7 +112,8 @@ def diff(
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
     found = compare(_side(view, first), _side(view, second), values=not names_only, select=select)
     if as_json:
-        print_json("diff", Compared(first, second, found.same_weights), found)
+        sides = {"first": first, "second": second, "same_weights": found.same_weights}
+        print_json("diff", sides, found)
     else:
         _show_diff(first, second, found)
     return OK if found.same_weights else FINDING
@@ -197,5 +198,5 @@ def digest(
         if not as_json:
             put(f"{found[-1].digest}  {path}")
     if as_json:
-        print_json("digest", Digests(tuple(found)))
+        print_json("digest", {"files": found})
     return code

@@ -67,17 +67,25 @@ def _same(value: Any) -> Any:
     return value
 
 
-def shape_of(kind: type, **names: type) -> dict[str, Any]:
-    """The types of the members of a report's JSON, for those who describe or check it.
+def shape_of(*kinds: type | Mapping[str, Any]) -> dict[str, Any]:
+    """The types of the members of an object in JSON, for those who describe or check it.
 
     Args:
-        kind: A dataclass or named tuple.
-        names: Types that its module imports for type checkers alone.
+        kinds: Dataclasses, named tuples, or mappings of more members to their types. Of two
+            members with the same name the first stays.
 
     Returns:
         Name -> a type that JSON has, a report, or a list or union of these.
     """
-    hints = typing.get_type_hints(kind, localns=names)
+    shape: dict[str, Any] = {}
+    for kind in kinds:
+        members = dict(kind) if isinstance(kind, Mapping) else _shape(kind)
+        shape |= members | shape
+    return shape
+
+
+def _shape(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
     return {
         name: str | None if convert is iso_time else _json_type(hints[field], convert)
         for name, field, convert in fields_of(kind)

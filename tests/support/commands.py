@@ -42,16 +42,13 @@ class Shell:
         """What a command prints for programs, held against its published type."""
         from mlstate.cli.printed import printed
         from mlstate.operations.reports import shape_of
-        from mlstate.operations.usage import StateUsage
 
         done = self(*arguments, "--json")
         assert done.returncode == code, done.stderr + done.stdout
         data = json.loads(done.stdout)
         command = str(arguments[0])
         assert data["schema"] == f"mlstate.{command}/1"
-        shape: dict[str, Any] = {"schema": str}
-        for report in printed()[command]:
-            shape = {**shape, **(shape_of(report, StateUsage=StateUsage) | shape)}
+        shape = shape_of({"schema": str}, *printed()[command])
         assert list(data) == list(shape)
         check_members(data, shape, command)
         return data
