@@ -6,7 +6,7 @@ that ``except FileNotFoundError`` or ``except KeyError`` keeps working.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,26 +71,33 @@ class MlstateError(Exception):
         self.message = message
         self.key = key
         self.tensor = tensor
-        self.path = None if path is None else str(path)
+        self.path = _place(path)
         self.line = line
         self.expected = expected
         self.found = found
         self.remedy = remedy
 
     def __str__(self) -> str:
-        where = None
-        if self.path is not None:
-            where = self.path if self.line is None else f"{self.path}, line {self.line}"
+        return self.text()
+
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The error with all that it knows, a line each.
+
+        Args:
+            say: Turns a value into text: `str`, or `mlstate.phrases.in_shell`.
+        """
+        line = "" if self.line is None else f", line {self.line}"
         details = [
             (self._key_label, self.key),
             ("tensor", self.tensor),
-            ("where", where),
+            ("where", None if self.path is None else say(self.path) + line),
             ("expected", self.expected),
             ("found", self.found),
             ("what to do", self.remedy),
         ]
-        lines = [f"  {label}: {_brief(value)}" for label, value in details if value is not None]
-        return "\n".join([self.message, *lines])
+        known = [(label, value) for label, value in details if value is not None]
+        lines = [f"  {label}: {_brief(say(value))}" for label, value in known]
+        return "\n".join([say(self.message), *lines])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with its positional arguments alone and lose the
@@ -98,9 +105,12 @@ class MlstateError(Exception):
         return (_rebuild, (type(self), self.message, self.__dict__))
 
 
-def _brief(value: object) -> str:
-    """A value for a message: hostile or damaged input can be of any length."""
-    text = str(value)
+def _place(path: object | None) -> str | None:
+    return path if path is None or isinstance(path, str) else str(path)
+
+
+def _brief(text: str) -> str:
+    """A text for a message: hostile or damaged input can be of any length."""
     return text if len(text) <= 500 else f"{text[:500]}... ({len(text)} characters)"
 
 
@@ -162,8 +172,7 @@ class UnpinnedStateError(MlstateError):
 class ReadOnlyStoreError(MlstateError, NotImplementedError):
     """This store, or this state of it, cannot be written.
 
-    Programs that were written for the predecessor's stores, some of which only load, catch
-    `NotImplementedError`.
+    Also a `NotImplementedError`, which programs for the predecessor's stores catch.
     """
 
 
@@ -183,7 +192,16 @@ class OfflineError(MlstateError, ConnectionError):
     """Something is not in the cache, and the network may not be used."""
 
 
-class TransportError(MlstateError, ConnectionError):
+class _Detailed(MlstateError):  # noqa: N818  # a base, which is never raised itself
+    """An error with fields of its own: class attributes, each with its default."""
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        own = {name: fields.pop(name) for name in list(fields) if hasattr(type(self), name)}
+        super().__init__(message, **fields)
+        self.__dict__.update(own)
+
+
+class TransportError(_Detailed, ConnectionError):
     """One attempt to read from one place failed.
 
     Attributes:
@@ -192,19 +210,9 @@ class TransportError(MlstateError, ConnectionError):
         status: The HTTP status, or None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        transient: bool = False,
-        retry_after: float | None = None,
-        status: int | None = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(message, **fields)
-        self.transient = transient
-        self.retry_after = retry_after
-        self.status = status
+    transient: bool = False
+    retry_after: float | None = None
+    status: int | None = None
 
 
 class RateLimitError(TransportError):
@@ -214,9 +222,7 @@ class RateLimitError(TransportError):
         reset: When it will allow some again, in seconds since the epoch; or None.
     """
 
-    def __init__(self, message: str, *, reset: float | None = None, **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.reset = reset
+    reset: float | None = None
 
 
 class BucketError(TransportError):
@@ -228,23 +234,14 @@ class BucketError(TransportError):
         code: What the server calls it, such as ``NoSuchBucket``; or None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        bucket: str | None = None,
-        operation: str | None = None,
-        code: str | None = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(message, **fields)
-        self.bucket = bucket
-        self.operation = operation
-        self.code = code
+    bucket: str | None = None
+    operation: str | None = None
+    code: str | None = None
 
-    def __str__(self) -> str:
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The error with all that it knows; see `MlstateError.text`."""
         while_ = "" if self.bucket is None else f"\n  while: {self.operation} in {self.bucket}"
-        return super().__str__() + while_
+        return super().text(say) + while_
 
 
 class BucketAccessError(BucketError, AccessError):
@@ -255,25 +252,22 @@ class NoRangesError(TransportError):
     """A server gives the whole resource or nothing."""
 
 
-class FetchError(MlstateError, ConnectionError):
+class FetchError(_Detailed, ConnectionError):
     """What is missing could not be had from any mirror.
 
     Attributes:
         attempts: Each mirror that was tried, with the reason why it did not do.
     """
 
-    def __init__(
-        self, message: str, *, attempts: tuple[tuple[str, str], ...] = (), **fields: Any
-    ) -> None:
-        super().__init__(message, **fields)
-        self.attempts = attempts
+    attempts: tuple[tuple[str, str], ...] = ()
 
-    def __str__(self) -> str:
-        tried = [f"  tried: {_brief(place)}: {_brief(reason)}" for place, reason in self.attempts]
-        return "\n".join([super().__str__(), *tried])
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The error with all that it knows; see `MlstateError.text`."""
+        tried = [f"  tried: {_brief(place)}: {_brief(why)}" for place, why in self.attempts]
+        return "\n".join([super().text(say), *tried])
 
 
-class CopyError(MlstateError):
+class CopyError(_Detailed):
     """Of several states some could not be copied; all others were.
 
     Attributes:
@@ -283,25 +277,15 @@ class CopyError(MlstateError):
         nbytes: The bytes of tensor objects that were read from the source.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        failures: tuple[tuple[object, MlstateError], ...] = (),
-        copied: tuple[Any, ...] = (),
-        present: tuple[Any, ...] = (),
-        nbytes: int = 0,
-        **fields: Any,
-    ) -> None:
-        super().__init__(message, **fields)
-        self.failures = failures
-        self.copied = copied
-        self.present = present
-        self.nbytes = nbytes
+    failures: tuple[tuple[object, MlstateError], ...] = ()
+    copied: tuple[Any, ...] = ()
+    present: tuple[Any, ...] = ()
+    nbytes: int = 0
 
-    def __str__(self) -> str:
-        failed = [f"  {_brief(key)}: {_brief(error.message)}" for key, error in self.failures]
-        return "\n".join([super().__str__(), *failed])
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The error with all that it knows; see `MlstateError.text`."""
+        failed = [f"  {_brief(str(key))}: {_brief(error.message)}" for key, error in self.failures]
+        return "\n".join([super().text(say), *failed])
 
 
 @contextmanager
@@ -320,6 +304,5 @@ def concerning(
     except MlstateError as error:
         error.key = key if error.key is None else error.key
         error.tensor = tensor if error.tensor is None else error.tensor
-        if error.path is None and path is not None:
-            error.path = str(path)
+        error.path = _place(path) if error.path is None else error.path
         raise

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlstate.cli import schema
+from mlstate.cli import printed
 from mlstate.cli.app import PROGRAM, command_tree
-from mlstate.cli.errors import EXIT_CODES
+from mlstate.cli.exit_codes import EXIT_CODES
+from mlstate.operations.reports import fields_of, shape_of
 from mlstate.settings import OTHERS, SETTINGS, Setting
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
@@ -103,30 +105,52 @@ def _setting(setting: Setting) -> str:
 
 def _json() -> Iterator[str]:
     yield "## JSON\n"
-    yield _paragraphs(schema.__doc__).partition("\n\n")[2].partition("\n\nThe page")[0] + "\n"
+    about = _paragraphs(printed.__doc__).partition("\n\n")[2]
+    yield about.partition("\n\nWhat the API")[0] + "\n"
+    alike: dict[str, list[str]] = {}
+    reports = {repr(shape): shape for shape in printed.printed().values()}
+    for command, shape in printed.printed().items():
+        alike.setdefault(repr(shape), []).append(command)
     shown: set[type] = set()
-    for type_ in schema.SCHEMAS.values():
-        yield from _type(type_, shown)
+    for name, commands in alike.items():
+        about = " ".join(command_tree().commands[command].short_help for command in commands)
+        title = ", ".join(f"`{command}`" for command in commands)
+        yield from _object(title, about, ({"schema": str}, *reports[name]), shown)
 
 
-def _type(type_: type, shown: set[type]) -> Iterator[str]:
-    if type_ in shown:
-        return
-    shown.add(type_)
-    yield f"### {type_.__name__}\n"
-    yield _paragraphs(type_.__doc__) + "\n"
-    yield "| field | type |\n|---|---|"
-    hints = typing.get_type_hints(type_)
-    for name, hint in hints.items():
-        yield f"| `{name}` | {_cell(_name(hint))} |"
+def _object(title: str, about: str, kinds: tuple[Any, ...], shown: set[type]) -> Iterator[str]:
+    """An object that is printed, and after it the objects in it."""
+    shape = shape_of(*kinds)
+    said: dict[str, str] = {}
+    for kind in kinds:
+        said = (dict.fromkeys(kind, "") if isinstance(kind, dict) else _attributes(kind)) | said
+    yield f"### {title}\n"
+    yield about + "\n"
+    more = any(said.values())
+    yield "| field | type | |\n|---|---|---|" if more else "| field | type |\n|---|---|"
+    for name, hint in shape.items():
+        yield f"| `{name}` | {_cell(_name(hint))} |" + f" {_cell(said.get(name))} |" * more
     yield ""
-    for hint in hints.values():
-        for inner in _inner(hint):
-            yield from _type(inner, shown)
+    for inner in (inner for hint in shape.values() for inner in _inner(hint)):
+        if inner not in shown:
+            shown.add(inner)
+            about = _paragraphs(inner.__doc__).partition("\n\nAttributes:")[0]
+            yield from _object(inner.__name__, about, (inner,), shown)
+
+
+def _attributes(report: type) -> dict[str, str]:
+    """What a docstring says of the fields of a report, under the names that they have in JSON."""
+    text = _paragraphs(report.__doc__).partition("\n\nAttributes:\n")[2].partition("\n\n")[0]
+    said = dict(re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", text, re.MULTILINE))
+    return {
+        name: re.sub(r"\bNone\b", "null", said[field])
+        for name, field, _ in fields_of(report)
+        if field in said
+    }
 
 
 def _inner(hint: Any) -> Iterator[type]:
-    if typing.is_typeddict(hint):
+    if isinstance(hint, type) and fields_of(hint):
         yield hint
     for argument in typing.get_args(hint):
         yield from _inner(argument)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlstate.errors import BucketAccessError, BucketError
+from mlstate.phrases import Phrase
 
 __all__ = [
     "ALREADY",
@@ -47,6 +48,9 @@ _PERMISSIONS = {
 }
 
 
+_ENDPOINT = Phrase("s3_endpoint_url or AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL")
+
+
 @dataclass(frozen=True)
 class _Kind:
     message: str
@@ -57,8 +61,7 @@ class _Kind:
 
 _NO_BUCKET = _Kind(
     "there is no such bucket",
-    "check its name, the endpoint (s3_endpoint_url or AWS_ENDPOINT_URL) and the region, or create "
-    "it",
+    "check its name, the endpoint (" + _ENDPOINT + ") and the region, or create it",
 )
 _CREDENTIALS = _Kind(
     "the server does not accept these credentials",
@@ -161,7 +164,7 @@ def _kind(operation: str, text: str, code: str | None, status: int | None) -> _K
     if status is None and any(words in text for words in _UNREACHABLE):
         return _Kind(
             "the server cannot be reached, or is silent",
-            "check the network and the endpoint (s3_endpoint_url or AWS_ENDPOINT_URL)",
+            "check the network and the endpoint (" + _ENDPOINT + ")",
             transient=True,
         )
     return _Kind("the server refuses the request", None)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TextIO
 
 import typer
 
-from mlstate.cli import checking, doctor, listing, making, moving, packing, pinning, removing
-from mlstate.cli.errors import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
+from mlstate.cli.add_export import add, export, materialize
+from mlstate.cli.bundle_unbundle import bundle, unbundle
+from mlstate.cli.doctor import doctor
+from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
+from mlstate.cli.fetch_copy_lock import copy, fetch, lock
+from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.output import complain, note
-from mlstate.cli.parameters import keep_texts
-from mlstate.cli.wording import in_shell_words
+from mlstate.cli.parameters import TextCommand, TextGroup
+from mlstate.cli.rm_prune import prune, rm
+from mlstate.cli.verify_diff_digest import diff, digest, verify
 from mlstate.errors import MlstateError
+from mlstate.phrases import in_shell
 from mlstate.version import __version__
 
 __all__ = ["app", "command_tree", "run"]
@@ -24,6 +30,7 @@ PROGRAM = "mlstate"
 
 app = typer.Typer(
     name=PROGRAM,
+    cls=TextGroup,
     help="PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
     epilog="Every command has --help, with an example. Exit codes:\n\n\b\n"
     + "\n".join(f"{code.number:>3}  {code.meaning}" for code in EXIT_CODES),
@@ -49,15 +56,67 @@ def _main(
     pass
 
 
-for group in (listing, moving, pinning, checking, making, packing, removing, doctor):
-    group.register(app)
+_COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
+    (ls, "List states.", "ls weights --type pytorch.resnet18"),
+    (
+        show,
+        "Show all that is known of a state.",
+        "show pytorch.resnet18.cls1000.imagenet --store weights",
+    ),
+    (du, "Show what takes the space.", "du weights"),
+    (fetch, "Bring states into the cache.", "fetch 'pytorch.resnet18.*' --store manifests/"),
+    (
+        copy,
+        "Bring states from one store into another.",
+        "copy --all --from weights --to s3://bucket/weights",
+    ),
+    (lock, "Pin the states of a manifest.", "lock manifests/torchvision.toml"),
+    (
+        verify,
+        "Read every byte, and compare it with the digests.",
+        "verify --all --store weights",
+    ),
+    (
+        diff,
+        "Compare two states, or files.",
+        "diff pytorch.mlp.base pytorch.mlp.tuned --store weights",
+    ),
+    (
+        digest,
+        "Print the state digest of weights files.",
+        "digest model.safetensors checkpoint.pt",
+    ),
+    (
+        add,
+        "Adopt weights from a file, a URL or the hub.",
+        "add pytorch.bert.base hf://org/repo@main --store weights",
+    ),
+    (
+        export,
+        "Write a state as a plain .safetensors file.",
+        "export pytorch.bert.base bert.safetensors --store weights",
+    ),
+    (
+        materialize,
+        "Write a state as a folder for other tools.",
+        "materialize pytorch.bert.base folder/ --store weights",
+    ),
+    (bundle, "Write states into one tar.", "bundle --all --store weights -o weights.tar"),
+    (unbundle, "Bring the states of a tar into a store.", "unbundle weights.tar --store weights"),
+    (rm, "Remove states.", "rm pytorch.resnet18.cls2.failed --store weights"),
+    (prune, "Make room.", "prune --max-size 50GB --dry-run"),
+    (doctor, "Look for trouble on this machine.", "doctor --store weights.toml"),
+)
+"""Each command: what it does in a list of all commands, and an example below its help."""
+
+for _function, _short, _example in _COMMANDS:
+    _epilog = f"\b\nExample:\n  {PROGRAM} {_example}"
+    app.command(cls=TextCommand, short_help=_short, epilog=_epilog)(_function)
 
 
 def command_tree() -> Any:
     """All commands with their parameters, as typer has built them: for those that describe them."""
-    tree = typer.main.get_command(app)
-    keep_texts(tree)
-    return tree
+    return typer.main.get_command(app)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -87,7 +146,7 @@ def run(arguments: Sequence[str]) -> int:
             return WITHOUT_READER
         except (MlstateError, OSError) as error:
             code = exit_code(error)
-            complain(str(error))
+            complain(error)
             return code
     if result == INTERRUPTED:  # typer makes this of Ctrl-C
         note(
@@ -105,7 +164,8 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> Any:
-    note(f"warning: {in_shell_words(str(message))}")
+    text = message.args[0] if isinstance(message, Warning) and message.args else message
+    note(f"warning: {in_shell(text)}")
 
 
 def _open_what_is_closed() -> None:

@@ -1,4 +1,4 @@
-"""Looking at the surroundings: `doctor`."""
+"""The command that looks for trouble: `doctor`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlstate.cli.errors import FINDING, OK
-from mlstate.cli.options import Json, StoreOption, command
+from mlstate.cli.exit_codes import FINDING, OK
+from mlstate.cli.options import Json, StoreOption
 from mlstate.cli.output import print_fields, print_json, put
-from mlstate.cli.wording import in_shell_words
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
-    from mlstate.cli import schema
     from mlstate.operations.doctor.doctor import Check, Diagnosis
 
-__all__ = ["register"]
+__all__ = ["doctor"]
 
 _MARKS = {True: "ok", False: "PROBLEM", None: "-"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "Look for trouble on this machine.", "mlstate doctor --store weights.toml")(doctor)
 
 
 def doctor(
@@ -40,26 +34,10 @@ def doctor(
 
     found = diagnose(store, reach=not no_network, offline=True if no_network else None)
     if as_json:
-        print_json(_told(found))
+        print_json("doctor", {"ok": found.ok}, found)
     else:
         _print(found)
     return OK if found.ok else FINDING
-
-
-def _told(found: Diagnosis) -> schema.Doctor:
-    return {
-        "schema": "mlstate.doctor/1",
-        "ok": found.ok,
-        "versions": dict(found.versions),
-        "settings": [
-            {"name": name, "value": value, "default": default}
-            for name, value, default in found.settings
-        ],
-        "checks": [
-            {"name": check.name, "ok": check.ok, "found": check.found, "remedy": _remedy(check)}
-            for check in found.checks
-        ],
-    }
 
 
 def _print(found: Diagnosis) -> None:
@@ -80,9 +58,5 @@ def _print(found: Diagnosis) -> None:
 
 def _print_check(check: Check, width: int) -> None:
     put(f"{_MARKS[check.ok].ljust(7)}  {check.name.ljust(width)}  {check.found}")
-    if (remedy := _remedy(check)) is not None:
-        put(f"{' ' * 9}what to do: {remedy}")
-
-
-def _remedy(check: Check) -> str | None:
-    return None if check.remedy is None else in_shell_words(check.remedy)
+    if check.remedy is not None:
+        put(f"{' ' * 9}what to do: {in_shell(check.remedy)}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +21,10 @@ __all__ = [
     "StoreArgument",
     "StoreOption",
     "Verify",
-    "command",
     "name_of",
     "opened",
     "store_option",
 ]
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 STORE_HELP = (
     "A folder, a manifest or a folder of them, s3://bucket/prefix, or github:owner/repo. "
@@ -75,17 +71,6 @@ Verify = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-
-
-def command(app: typer.Typer, short: str, example: str) -> Callable[[_Function], _Function]:
-    """Declare a command.
-
-    Args:
-        app: The application.
-        short: What it does, in a list of all commands.
-        example: An example of its use, below its help.
-    """
-    return app.command(short_help=short, epilog=f"\b\nExample:\n  {example}")
 
 
 def name_of(store: str | None) -> str:

@@ -11,12 +11,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
-from mlstate.cli.wording import in_shell_words
+from mlstate.errors import MlstateError
+from mlstate.phrases import in_shell
+from mlstate.states import StateKey
 from mlstate.units import format_size
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "has_colour",
     "human_count",
     "human_size",
-    "instant",
     "is_lively",
     "note",
     "print_fields",
@@ -70,24 +70,34 @@ def note(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def complain(text: str) -> None:
-    """What went wrong, in terms of the command line."""
+def complain(what: object) -> None:
+    """Print what went wrong, an error or a text, in the words of the command line."""
     mark = "\x1b[1;31merror:\x1b[0m" if has_colour(sys.stderr) else "error:"
     sys.stdout.flush()
     print(mark, end=" ", file=sys.stderr)
-    note(in_shell_words(text))
+    note(what.text(in_shell) if isinstance(what, MlstateError) else in_shell(what))
 
 
-def print_json(data: Mapping[str, Any]) -> None:
-    """A command's data, as `mlstate.cli.schema` describes them."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+def print_json(command: str, *reports: object) -> None:
+    """Print a command's reports as one object; see `mlstate.cli.printed`.
+
+    Args:
+        command: The name of the command.
+        reports: Reports, or mappings, whose members follow each other. Of two with the same name
+            the first stays.
+    """
+    from mlstate.operations.reports import to_json
+
+    members: dict[str, Any] = {"schema": f"mlstate.{command}/1"}
+    for report in reports:
+        members |= to_json(report) | members
+    print(json.dumps(members, indent=2, ensure_ascii=False))
 
 
-def put_written(command: str, keys: Sequence[object], path: object, *, as_json: bool) -> None:
-    """Where something was written: a line, or `mlstate.cli.schema.Written`."""
+def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json: bool) -> None:
+    """Print where something was written."""
     if as_json:
-        states = [str(key) for key in keys]
-        print_json({"schema": f"mlstate.{command}/1", "states": states, "path": str(path)})
+        print_json(command, {"states": keys, "path": str(path)})
     else:
         put(str(path))
 
@@ -175,10 +185,3 @@ def ago(moment: float | None) -> str:
         if passed >= step:
             return f"{human_count(int(passed // step), name)} ago"
     return "just now" if passed < 60 else f"{human_count(int(passed // 60), 'minute')} ago"
-
-
-def instant(moment: float | None) -> str | None:
-    """The same for programs: ISO 8601, in UTC."""
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Parameters that are texts stay texts: what was typed needs no conversion.
+"""Commands whose parameters are texts: what was typed needs no conversion.
 
 typer converts every value by way of pydantic, whose import takes longer than all else that a
 command such as ``ls`` does (50 of 150 ms, measured). All parameters here are texts, lists of texts
@@ -9,30 +9,37 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["keep_texts"]
+__all__ = ["TextCommand", "TextGroup"]
 
 
 class _AsTyped:
-    """What typer asks to convert a value; see ``typer._coercion.RuntimeParam``."""
+    """A conversion, as typer asks for one, that keeps every value."""
 
     def coerce(self, value: Any, *, param: Any, ctx: Any) -> Any:
-        if param.multiple or param.nargs == -1:
-            return list(value or ())
-        return value
+        """The value; of a parameter that may be repeated a list."""
+        return list(value or ()) if param.multiple or param.nargs == -1 else value
 
 
-def keep_texts(tree: Any) -> None:
-    """Spare all texts of a command line the way through pydantic.
+def _as_typed(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if parameter.type_descriptor.annotation in (str, list[str], bool):
+            parameter.get_runtime_param = _AsTyped
+    return parameters
 
-    Args:
-        tree: The commands, as typer has built them. A version of typer that does it otherwise
-            looks past what is set here.
-    """
-    for command in (tree, *tree.commands.values()):
-        context = typer.Context(command, **tree.context_settings)
-        for parameter in command.get_params(context):  # --help, too
-            described = getattr(parameter, "type_descriptor", None)
-            if described is not None and described.annotation in (str, list[str], bool):
-                parameter._runtime_param = _AsTyped()
+
+class TextCommand(TyperCommand):
+    """A command that takes its parameters as they were typed."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters of the command and ``--help``."""
+        return _as_typed(super().get_params(ctx))
+
+
+class TextGroup(TyperGroup):
+    """A group of commands that takes its own parameters as they were typed."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters of the group and ``--help``."""
+        return _as_typed(super().get_params(ctx))

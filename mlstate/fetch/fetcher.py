@@ -21,6 +21,7 @@ from mlstate.objects.cache import Cache, note_use, one_at_a_time
 from mlstate.objects.receiving import Receiver
 from mlstate.objects.verified import check_digest, digest_of, is_disk_error
 from mlstate.parallel import for_each
+from mlstate.phrases import Phrase
 from mlstate.reading import Needs, needs_of, read_state
 from mlstate.transport import Retries, Transports
 
@@ -244,7 +245,10 @@ class Fetcher:
                 "something is missing, and this cache does not take what is fetched",
                 path=self.cache.stores[-1].locate(identity) if own is None else own.root,
                 found=None if missing is None else f"missing: {missing}",
-                remedy="give a folder that can be written as cache= (or MLSTATE_CACHE)",
+                remedy=Phrase(
+                    "give a folder that can be written as cache= (or MLSTATE_CACHE)",
+                    "set MLSTATE_CACHE to a folder that can be written",
+                ),
             )
         receiver = Receiver(own, durable=self.durable)
         lock = own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
@@ -266,8 +270,9 @@ def _no_mirrors(entry: StateEntry, needs: Needs, cache: Cache) -> ObjectNotFound
         path=cache.locate(entry.digest),
         expected=entry.digest,
         found=f"missing: {needs.in_words()}",
-        remedy=(
-            "add mirrors to the manifest, or give cache= (or MLSTATE_CACHE, "
-            "MLSTATE_READONLY_CACHES) a folder that has it"
+        remedy="add mirrors to the manifest, or "
+        + Phrase(
+            "give cache= (or MLSTATE_CACHE, MLSTATE_READONLY_CACHES) a folder that has it",
+            "set MLSTATE_CACHE or MLSTATE_READONLY_CACHES to a folder that has it",
         ),
     )

@@ -11,6 +11,7 @@ from typing import Any
 from mlstate.digests import Digest
 from mlstate.errors import UnpinnedStateError
 from mlstate.locations import Mirror, UnusableMirror
+from mlstate.phrases import LOCK
 from mlstate.states import StateKey
 
 __all__ = ["FileEntry", "ManifestContent", "StateEntry"]
@@ -91,7 +92,7 @@ class StateEntry:
             remedy=(
                 "call it blake3"
                 if name
-                else "pin it: mlstate.lock(manifest, [key]) fetches it and writes its digest"
+                else "pin it: " + LOCK + " fetches it and writes its digest"
             ),
         )
 

@@ -11,6 +11,7 @@ from mlstate.errors import IntegrityError, MlstateError
 from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import TensorCheck, object_size
 from mlstate.objects.interface import ObjectStore
+from mlstate.phrases import flag
 
 __all__ = [
     "REMEDY",
@@ -24,7 +25,7 @@ __all__ = [
     "read_verified",
 ]
 
-REMEDY = "restore this object from a backup, or bring the state again with verify=True"
+REMEDY = "restore this object from a backup, or bring the state again with " + flag("verify")
 """What helps against damage in a store of one's own."""
 
 _TENSOR = "a tensor object"

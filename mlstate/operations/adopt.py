@@ -26,6 +26,7 @@ from mlstate.operations.adopt_mirror import mirror_into
 from mlstate.operations.intake import Adoption, AdoptReport, Arrivals, Told, digests_in, spared_of
 from mlstate.operations.sources import find_source
 from mlstate.operations.transfer import Count, StateTransfer
+from mlstate.phrases import ANY_STORE, flag
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore, Found
 from mlstate.stores.cache import CacheLike, PathLike
@@ -153,8 +154,8 @@ def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
         raise ReadOnlyStoreError(
             "nothing can be adopted into this store",
             path=target,
-            expected="a LocalStateStore, MemoryStateStore, S3StateStore or GitHubReleaseStore",
-            remedy="to add to a manifest, give its path, and mirror=True",
+            expected=ANY_STORE,
+            remedy="to add to a manifest, give its path, and " + flag("mirror"),
         )
     path = local_path(target)
     if path.suffix.lower() != ".toml":
@@ -167,7 +168,7 @@ def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
         raise FormatError(
             "a manifest stores no bytes",
             path=path,
-            remedy="mirror=True writes into it where the source is; or give a store",
+            remedy=flag("mirror") + " writes into it where the source is; or give a store",
         )
     return path
 

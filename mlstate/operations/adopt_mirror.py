@@ -13,6 +13,7 @@ from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.manifests.update import change_manifest
 from mlstate.operations.intake import Adoption, AdoptReport, digests_in, spared_of
 from mlstate.operations.sources import below, mirror_of_file
+from mlstate.phrases import LOCK, OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.manifest import ManifestStore
@@ -111,7 +112,7 @@ def _check_free(manifest: Manifest, key: StateKey, *, overwrite: bool) -> None:
         raise StateExistsError(
             "the manifest lists this key already, without a digest; nothing was changed",
             path=known.origin,
-            remedy="mlstate.lock(manifest, [key]) pins what it lists; overwrite=True replaces it",
+            remedy=LOCK + Phrase(" pins what it lists", "") + "; " + OVERWRITE + " replaces it",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
@@ -13,14 +14,14 @@ from mlstate.format.tensor_object import TensorSpec
 from mlstate.operations.operands import OpenedSide, Side, opened
 from mlstate.parallel import for_each
 
-__all__ = ["Change", "StateDiff", "diff"]
+__all__ = ["Change", "Rename", "StateDiff", "diff"]
 
 
 @dataclass(frozen=True)
 class Change:
     """A tensor that both states have, and that is not the same in both.
 
-    The numbers are None where nothing was to be compared: the shapes differ, or one of the two has
+    There are no numbers where nothing was to be compared: the shapes differ, or one of the two has
     elements of 4 bits and the other has not. They are computed in double precision; of 64-bit
     integers the change is taken before it is rounded. Positions where either side is infinite or
     not a number are left out of `max_abs` and `relative`.
@@ -29,21 +30,28 @@ class Change:
         name: The tensor's name.
         first: Its element type and shape in the first state.
         second: The same in the second.
-        max_abs: The largest absolute change of an element.
-        relative: The Euclidean norm of the change, over that of the tensor in the first state. None
-            also where that is 0 and the change is not.
         differing: How many elements have another value: 0 if only the element type changed, or the
             sign of zeros, or the bits of what is not a number.
+        max_abs: The largest absolute change of an element.
+        relative: The Euclidean norm of the change, over that of the tensor in the first state; None
+            also where that is 0 and the change is not.
         nonfinite: How many of these are infinite or not a number, on one side or on both.
     """
 
     name: str
     first: TensorSpec
     second: TensorSpec
+    differing: int | None = None
     max_abs: float | None = None
     relative: float | None = None
-    differing: int | None = None
     nonfinite: int | None = None
+
+
+class Rename(NamedTuple):
+    """The same tensor under two names: in the first state, and in the second."""
+
+    first: str
+    second: str
 
 
 @dataclass(frozen=True)
@@ -59,17 +67,17 @@ class StateDiff:
         added: What only the second has, by name.
         renamed: Of `removed` those that are in `added` under another name, with the same type,
             shape and bytes: pairs of both names, sorted.
-        files: The names of files that differ, or that only one has; sorted. None are told if a
-            side is no state of a store.
+        files: The names of files that differ, or that only one has; sorted. Empty if a side is no
+            state of a store.
     """
 
     first: Digest
     second: Digest
     equal: tuple[str, ...]
     changed: tuple[Change, ...] = ()
-    removed: Mapping[str, TensorSpec] = field(default_factory=dict)
-    added: Mapping[str, TensorSpec] = field(default_factory=dict)
-    renamed: tuple[tuple[str, str], ...] = ()
+    removed: Mapping[str, TensorSpec] = field(default_factory=dict, metadata={"json": list})
+    added: Mapping[str, TensorSpec] = field(default_factory=dict, metadata={"json": list})
+    renamed: tuple[Rename, ...] = ()
     files: tuple[str, ...] = ()
 
     @property
@@ -211,9 +219,7 @@ def _content(tensor: _Tensor) -> tuple[object, ...]:
     return tensor.spec, bytes(tensor.data)
 
 
-def _renamed(
-    removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]
-) -> tuple[tuple[str, str], ...]:
+def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tuple[Rename, ...]:
     """Pairs of equal tensors under two names. Of several, those whose names end most alike.
 
     Small ones are often equal by chance, all zeros say: the last part of their names is the same.
@@ -232,7 +238,7 @@ def _renamed(
             if same := ends.get((_ending(name, length), left[name])):
                 found[name] = same.pop(0)
                 del left[name], free[found[name]]
-    return tuple(sorted(found.items()))
+    return tuple(sorted(map(Rename._make, found.items())))
 
 
 def _ending(name: str, length: int) -> tuple[str, ...]:

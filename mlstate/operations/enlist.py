@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from mlstate.errors import ManifestError, StateExistsError, StateNotFoundError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, manifest_files
 from mlstate.manifests.update import change_manifest
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.checks import check_keys
 from mlstate.stores.manifest import manifest_of
 
-__all__ = ["enlist", "unlist"]
+__all__ = ["enlist", "own_objects", "unlist"]
 
 _PathLike = str | os.PathLike[str]
 
@@ -25,7 +27,7 @@ def enlist(
     store: AnyStore,
     keys: Iterable[StateKey] | None = None,
     *,
-    objects: Sequence[str] = (),
+    objects: Sequence[str] | None = (),
     overwrite: bool = False,
 ) -> list[StateKey]:
     """Write states of a store into a manifest file, beside what it lists already.
@@ -34,7 +36,7 @@ def enlist(
         manifest: The file; made if it is missing. What else it says stays, comments included.
         store: Any store that knows its states by digest.
         keys: Which; all by default.
-        objects: As for `mlstate.manifest_of`.
+        objects: As for `mlstate.manifest_of`; None: the store's own folder, if it is in one.
         overwrite: Replace what the manifest says of a state with another digest.
 
     Returns:
@@ -45,7 +47,8 @@ def enlist(
         StateExistsError: The manifest lists other weights under a key; it stays as it is.
         ManifestError: The manifest cannot be read or edited, or lists other object mirrors.
     """
-    new = manifest_of(store, keys, objects=objects)
+    own = own_objects(store, manifest) if objects is None else objects
+    new = manifest_of(store, keys, objects=own)
     changed: list[StateKey] = []
 
     def join(old: Manifest) -> Manifest:
@@ -58,6 +61,18 @@ def enlist(
     return changed
 
 
+def own_objects(store: object, manifest: _PathLike) -> list[str]:
+    """The address under which a manifest names the folder of a store; none of another store.
+
+    The address is relative if the folder is below that of the manifest.
+    """
+    folder = getattr(store, "folder", None)
+    if not isinstance(folder, Path):
+        return []
+    place, base = folder.resolve(), local_path(manifest).parent.resolve()
+    return [place.relative_to(base).as_posix() if place.is_relative_to(base) else str(place)]
+
+
 def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: bool) -> None:
     for key, entry in new.states.items():
         listed = old.states.get(key)
@@ -68,7 +83,7 @@ def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: boo
                 path=path,
                 expected=listed.digest,
                 found=entry.digest,
-                remedy="give it another training id, or overwrite=True",
+                remedy="give it another training id, or " + OVERWRITE,
             )
     if old.states and new.objects and old.objects != new.objects:
         raise ManifestError(

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from mlstate.errors import FormatError, StateExistsError, concerning
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
+from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Found
@@ -123,8 +124,8 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
             raise FormatError(
                 "the name of the file says another format",
                 path=target,
-                found=f"format={form!r}",
-                remedy="choose another name, or leave format out",
+                found=Phrase(f"format={form!r}", "--torch"),
+                remedy="choose another name, or leave " + Phrase("format", "it") + " out",
             )
         kind = "torch" if pickled else "file" if plain else kind
     if most is not None and kind != "folder":
@@ -174,7 +175,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise StateExistsError(
             "this file is there already; nothing was changed",
             path=target,
-            remedy="choose another name, or overwrite=True",
+            remedy="choose another name, or " + OVERWRITE,
         )
 
 

@@ -11,17 +11,20 @@ from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry, manifest_files
 from mlstate.manifests.update import change_manifest
+from mlstate.operations.enlist import enlist
 from mlstate.states import StateKey
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.checks import check_keys
+from mlstate.stores.read import StateStore
 
-__all__ = ["lock"]
+__all__ = ["lock", "unpinned"]
 
 
 def lock(
     manifest: PathLike,
     keys: Collection[StateKey] | None = None,
     *,
+    source: StateStore | None = None,
     cache: CacheLike | None = None,
     max_size: int = MAX_SIZE,
     offline: bool | None = None,
@@ -39,6 +42,8 @@ def lock(
     Args:
         manifest: A manifest, or a folder of them.
         keys: The states to pin; by default all that are not.
+        source: Takes those of `keys` that the manifest does not list from this store, and writes
+            them into it. The manifest is a file then, and made if it is missing.
         cache: As for `mlstate.ManifestStore`.
         max_size: The most bytes of tensor data to take of one state.
         offline: As for `mlstate.ManifestStore`.
@@ -53,8 +58,10 @@ def lock(
         FetchError: Some states could not be fetched. The error lists them; all others are pinned.
         OfflineError: One is missing in the cache, and the network may not be used.
     """
-    files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
     wanted = None if keys is None else check_keys(keys)
+    if source is not None and wanted:
+        _take_over(manifest, wanted, source)
+    files = _read(manifest)
     for key in wanted or ():
         if not any(key in read.states for _, read in files):
             raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
@@ -64,7 +71,7 @@ def lock(
     failed: list[tuple[StateKey, MlstateError]] = []
     for path, read in files:
         for key, entry in read.states.items():
-            if (wanted is None or key in wanted) and (entry.digest is None or entry.size is None):
+            if (wanted is None or key in wanted) and _is_unpinned(entry):
                 try:
                     pinned[key] = _pin(path, entry, fetcher)
                 except MlstateError as error:
@@ -78,6 +85,36 @@ def lock(
             attempts=tuple((str(key), str(error)) for key, error in failed),
         )
     return pinned
+
+
+def unpinned(manifest: PathLike) -> list[StateKey]:
+    """The states of a manifest, or of a folder of them, that have no digest or no size.
+
+    Raises:
+        ManifestError: The manifest cannot be read.
+    """
+    return [
+        key
+        for _, read in _read(manifest)
+        for key, entry in read.states.items()
+        if _is_unpinned(entry)
+    ]
+
+
+def _is_unpinned(entry: StateEntry) -> bool:
+    return entry.digest is None or entry.size is None
+
+
+def _read(manifest: PathLike) -> list[tuple[Path, Manifest]]:
+    return [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
+
+
+def _take_over(manifest: PathLike, keys: Collection[StateKey], source: StateStore) -> None:
+    """Write the states that a manifest does not list yet into it, as another store has them."""
+    files = _read(manifest) if local_path(manifest).exists() else []
+    listed = {key for _, read in files for key in read.states}
+    if new := [key for key in keys if key not in listed]:
+        enlist(manifest, source, new)
 
 
 def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:

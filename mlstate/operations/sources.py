@@ -13,6 +13,7 @@ from mlstate.errors import FormatError, TransportError
 from mlstate.fetch.addresses import companions
 from mlstate.fetch.reader import read_exactly
 from mlstate.locations import Mirror, check_url, local_path, parse_mirror
+from mlstate.phrases import Phrase
 from mlstate.transport import Retries, Transports, retried, retrying
 from mlstate.transport.hub import parse_hub_address
 from mlstate.transport.local import file_path
@@ -103,7 +104,7 @@ def _mirror(addresses: tuple[str, ...], form: str, select: str | None) -> Mirror
         raise FormatError(
             "a safetensors file has nothing inside that could be selected",
             path=addresses[0],
-            found=f"select={select!r}",
+            found=Phrase(f"select={select!r}", f"--select {select!r}"),
         )
     # As a manifest would have it, with nothing in it that goes without saying.
     table: dict[str, Any] = {"url": addresses[0]} if len(addresses) == 1 else {"urls": [*addresses]}

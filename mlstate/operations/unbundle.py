@@ -27,6 +27,7 @@ from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
 from mlstate.operations.tars import TarReader
+from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.save import StateSaver
@@ -35,7 +36,11 @@ from mlstate.stores.statefiles import parse_state_file
 __all__ = ["Unbundling"]
 
 _FOLDERS = {".", layout.STATES, layout.OBJECTS, layout.TEMPORARIES, layout.TRASH, layout.ROOTS}
-_MAKE = "make bundles by bundle(); or extract this one with tar, which makes a store of it"
+_MAKE = (
+    "make bundles by "
+    + Phrase("bundle()", "mlstate bundle")
+    + "; or extract this one with tar, which makes a store of it"
+)
 
 
 class Unbundling:
@@ -150,7 +155,7 @@ class Unbundling:
                 path=stored.origin,
                 expected=f"{entry.digest}, in the bundle",
                 found=f"{stored.digest}, stored",
-                remedy="delete the stored one, or overwrite=True",
+                remedy="delete the stored one, or " + OVERWRITE,
             )
         return stored
 

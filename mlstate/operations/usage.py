@@ -21,6 +21,7 @@ from mlstate.format import layout, tensor_object
 from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.cache import read_roots
 from mlstate.operations.doctor.check import reason_of
+from mlstate.operations.reports import iso_time
 from mlstate.operations.space import Named, Presence
 from mlstate.operations.transfer import NO_TENSOR
 from mlstate.parallel import for_each
@@ -47,11 +48,11 @@ class StateUsage:
             that of a release, that of checkpoints of an older layout.
         nbytes: The size of its tensor data, every name counted, and of its files; None if unknown.
         own: The size of its objects that no other state of the store names: of those in the cache,
-            if the store is a view. None if unknown.
+            if the store is a view; None if unknown.
         shared: The size of its other objects.
         cached: Whether it is in the cache, of a store whose states load through one; else None.
-        modified: When it was saved, in seconds since the epoch; of a state of a view, when it was
-            last used. None if unknown.
+        modified: The time when it was saved; of a state of a view, when it was last used; None if
+            unknown. In Python these are seconds since the epoch.
         error: Why nothing more is known of it, or None.
     """
 
@@ -61,7 +62,7 @@ class StateUsage:
     own: int | None = None
     shared: int | None = None
     cached: Cached | None = None
-    modified: float | None = None
+    modified: float | None = field(default=None, metadata={"json": iso_time})
     error: str | None = None
 
 
@@ -70,12 +71,14 @@ class ArchitectureUsage:
     """All states of an architecture together. Sizes are in bytes.
 
     Attributes:
+        state_type: Backend and architecture.
         states: How many there are.
         nbytes: The sum of their sizes, as far as these are known.
         own: The size of objects that no state of another architecture names, each once.
         shared: The size of their other objects, each once.
     """
 
+    state_type: StateType
     states: int
     nbytes: int
     own: int
@@ -87,23 +90,24 @@ class Usage:
     """What takes the space in a store. Sizes are in bytes.
 
     Attributes:
-        states: The states that were asked for, sorted by key.
         total: The size of all objects that the states of the store name, each once, and of what a
             folder keeps as a cache. Of a view: of those that are in the cache.
         unnamed: Of a store in a folder, the size of all other objects there, which pruning takes
             when they are old enough; else None.
         trash: Of a store in a folder, the size of what is in its trash/; else None.
+        architectures: The states of the whole store by backend and architecture.
+        states: The states that were asked for, sorted by key.
     """
 
-    states: tuple[StateUsage, ...]
     total: int
-    unnamed: int | None = None
-    trash: int | None = None
-    _architectures: Mapping[StateType, ArchitectureUsage] = field(default_factory=dict, repr=False)
+    unnamed: int | None
+    trash: int | None
+    architectures: tuple[ArchitectureUsage, ...]
+    states: tuple[StateUsage, ...]
 
     def by_architecture(self) -> Mapping[StateType, ArchitectureUsage]:
         """The states by backend and architecture, whatever their extras; of the whole store."""
-        return self._architectures
+        return {found.state_type: found for found in self.architectures}
 
 
 def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
@@ -136,7 +140,6 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
     for listing, found in _looked_up(view, chosen):
         counting.add(listing, found)
     states = counting.states()
-    architectures = counting.architectures()
     total, unnamed, trash = counting.total, None, None
     if view.folder is not None:
         kept, unnamed = _unnamed(view.folder, view.objects, counting.named)
@@ -144,7 +147,7 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
         trash = _size_of_files(view.folder / layout.TRASH)
     if chosen is not None:
         states = [state for state in states if state.key in chosen]
-    return Usage(tuple(states), total, unnamed, trash, architectures)
+    return Usage(total, unnamed, trash, tuple(counting.architectures()), tuple(states))
 
 
 _Looked = Found | MlstateError | None
@@ -236,16 +239,14 @@ class _Counting:
             for state, (own, shared) in zip(self._states, self.named.of_states(), strict=True)
         ]
 
-    def architectures(self) -> dict[StateType, ArchitectureUsage]:
-        """The same of architectures."""
-        found = {}
+    def architectures(self) -> Iterator[ArchitectureUsage]:
+        """What was found of each architecture."""
         families = zip(self._families.items(), self.named.of_families(), strict=True)
         for (family, places), (own, shared) in families:
             states = [self._states[place] for place in places]
             apart = sum(state.own or 0 for state in states)
             nbytes = sum(state.nbytes or 0 for state in states)
-            found[family] = ArchitectureUsage(len(places), nbytes, own + apart, shared)
-        return found
+            yield ArchitectureUsage(family, len(places), nbytes, own + apart, shared)
 
     def _state(self, listing: Listing, found: _Looked) -> StateUsage:
         """A state; `own` is what it has apart from objects, until all are counted."""

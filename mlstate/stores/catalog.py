@@ -140,7 +140,7 @@ class ManifestCatalog(Catalog):
         """The error that no such state is listed."""
         error = not_found(key, store, self.keys(key.state_type))
         if self._hint:
-            error.remedy = f"{error.remedy}; {self._hint}"
+            error.remedy = (error.remedy or "") + "; " + self._hint
         return error
 
 

@@ -14,6 +14,7 @@ from mlstate.errors import (
     StateNotFoundError,
 )
 from mlstate.models import state_type_of
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, StateType
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "check_state_type",
     "not_found",
 ]
+
+
+_LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
 
 
 def check_key(key: object) -> None:
@@ -159,6 +163,6 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
 
 def _what_is_here(names: list[str], most: int = 5) -> str:
     if not names:
-        return "look at get_state_keys(state_type); no state of this type is here"
+        return "look at " + _LIST + "; no state of this type is here"
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"here are {', '.join(names[:most])}{more}"

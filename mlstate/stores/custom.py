@@ -22,6 +22,7 @@ from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import MemoryObjectStore, ObjectStore
+from mlstate.phrases import ANY_STORE, OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.catalog import Catalog
@@ -68,8 +69,7 @@ def saver_of(store: object) -> Saver:
     raise ReadOnlyStoreError(
         "nothing can be copied into this store",
         path=store,
-        expected="a LocalStateStore, MemoryStateStore, S3StateStore or GitHubReleaseStore; or a "
-        "store with save_state_dict(state_dict, key)",
+        expected=ANY_STORE + "; or a store with save_state_dict(state_dict, key)",
     )
 
 
@@ -211,7 +211,7 @@ class _CustomSaver:
                     path=self._store,
                     expected=f"{encoded.digest}, yours",
                     found=f"{stored or 'a state without a digest'}, stored",
-                    remedy="choose another training id, or overwrite=True",
+                    remedy="choose another training id, or " + OVERWRITE,
                 )
         self._store.save_state_dict(_tensors_of(encoded), key, **self._options(request))
         return True

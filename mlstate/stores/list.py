@@ -8,6 +8,7 @@ from typing import Generic, NoReturn
 
 from mlstate.errors import ReadOnlyStoreError, StateNotFoundError
 from mlstate.models import LoadResult
+from mlstate.phrases import FOLDER
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, ModelT
 from mlstate.stores.checks import check_compatible
@@ -84,5 +85,5 @@ class AbstractListStateStore(AbstractStateStore[ModelT], Generic[ModelT]):
         """
         raise ReadOnlyStoreError(
             f"{type(self).__name__} cannot save states",
-            remedy="save into a LocalStateStore",
+            remedy="save into " + FOLDER,
         )

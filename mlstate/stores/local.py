@@ -8,6 +8,7 @@ from pathlib import Path
 from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.phrases import Phrase
 from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.legacy import LegacyFolder
 from mlstate.stores.prune_folder import PruneReport, prune_folder
@@ -78,7 +79,7 @@ class LocalStateStore(SavingStore):
         self.own = self._objects
 
     def __repr__(self) -> str:
-        return f"LocalStateStore({str(self.folder)!r})"
+        return Phrase(f"LocalStateStore({str(self.folder)!r})", str(self.folder))
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Take away objects that no state names; safe while others save and load.

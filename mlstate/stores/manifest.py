@@ -13,6 +13,7 @@ from mlstate.fetch import Fetcher, OnProgress
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
+from mlstate.phrases import FOLDER, Phrase
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
@@ -25,6 +26,9 @@ from mlstate.stores.read import StateStore
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
 
 _Model = TypeVar("_Model")
+
+
+_DEFAULT = Phrase("Store()", "the default store")
 
 
 class ManifestStore(StateStore):
@@ -63,7 +67,7 @@ class ManifestStore(StateStore):
         if isinstance(path, Manifest):
             manifest, name = path, f"ManifestStore(<{len(path.states)} states>)"
         else:
-            manifest, name = Manifest.read(path), f"ManifestStore({str(path)!r})"
+            manifest, name = Manifest.read(path), Phrase(f"ManifestStore({str(path)!r})", str(path))
             self.path = local_path(path)
         self._init(ManifestCatalog(manifest), cache, name, offline=offline, progress=progress)
 
@@ -124,7 +128,7 @@ class ManifestStore(StateStore):
             ReadOnlyStoreError: Always.
         """
         raise ReadOnlyStoreError(
-            "a manifest is a read-only view", path=self, remedy="save into a LocalStateStore"
+            "a manifest is a read-only view", path=self, remedy="save into " + FOLDER
         )
 
 
@@ -188,12 +192,11 @@ class Store(ManifestStore):
         progress: OnProgress | bool | None = None,
     ) -> None:
         manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
-        hint = (
-            "Store() knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS "
-            "names"
+        hint = _DEFAULT + (
+            " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
         )
         catalog = ManifestCatalog(manifest, hint)
-        self._init(catalog, cache, "Store()", offline=offline, progress=progress)
+        self._init(catalog, cache, _DEFAULT, offline=offline, progress=progress)
 
 
 def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:

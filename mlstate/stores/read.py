@@ -24,6 +24,7 @@ from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.parallel import THREADS
+from mlstate.phrases import FOLDER
 from mlstate.reading import VerifiedFiles, needs_of, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
@@ -361,9 +362,7 @@ class StateStore(AbstractStateStore[Any]):
         Raises:
             ReadOnlyStoreError: Always.
         """
-        raise ReadOnlyStoreError(
-            "this store is only read", path=self, remedy="save into a LocalStateStore"
-        )
+        raise ReadOnlyStoreError("this store is only read", path=self, remedy="save into " + FOLDER)
 
     def reading(
         self,

@@ -12,6 +12,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, StateExistsError
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.warn import warn
 
@@ -113,7 +114,7 @@ def other_exists(stored: StateEntry, digest: Digest, wanted: StateEntry) -> Stat
         path=stored.origin,
         expected=f"{yours}, yours",
         found=f"{theirs}, stored",
-        remedy="choose another training id, or overwrite=True",
+        remedy="choose another training id, or " + OVERWRITE,
     )
 
 
@@ -130,7 +131,8 @@ def warn_of_meta(key: StateKey) -> None:
     """Warn the caller that other meta is stored, and stays."""
     warn(
         f"{key} is stored already with the same weights and other meta: the stored meta stays; "
-        "overwrite=True replaces it"
+        + OVERWRITE
+        + " replaces it"
     )
 
 

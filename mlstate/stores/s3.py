@@ -16,6 +16,7 @@ from mlstate.manifests import StateEntry
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
+from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.bucket_legacy import LegacyPrefix
 from mlstate.stores.bucket_prune import prune_bucket
@@ -94,7 +95,7 @@ class S3StateStore(SavingStore):
         self.place = RemotePlace(client.address, settings_address, "no store is there yet")
 
     def __repr__(self) -> str:
-        return f"S3StateStore({self._place.address!r})"
+        return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
 
     def _adapted(self, entry: StateEntry) -> StateEntry:
         """An entry of this store: its objects are in the bucket, and not on this machine."""

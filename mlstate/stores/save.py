@@ -32,6 +32,7 @@ from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectStore, WritableObjectStore
 from mlstate.objects.saving import ObjectSaver, absent
 from mlstate.parallel import THREADS, for_each
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.checks import check_key
@@ -275,7 +276,7 @@ class StateSaver:
             entry, is_saved = self.stored(key)
         except ManifestError as error:
             if not overwrite:
-                error.remedy = "save with overwrite=True to replace it"
+                error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
             entry, is_saved = None, False  # what cannot be read is replaced
         if entry is None:

@@ -19,6 +19,7 @@ from mlstate.format import layout
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.durable import Publish, make_folders, read_small, sync_path, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 
 __all__ = [
@@ -53,7 +54,7 @@ def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
             path=origin,
             expected=key,
             found=", ".join(map(str, states)) or "none",
-            remedy="restore the file, or save the state again with overwrite=True",
+            remedy="restore the file, or save the state again with " + OVERWRITE,
         )
     return states[key]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mlstate.errors import FormatError
 from mlstate.fetch.header import begins_with
 from mlstate.format import layout
+from mlstate.phrases import Phrase
 
 __all__ = [
     "FRONT",
@@ -95,7 +96,9 @@ def weights_in(folder: Path) -> str:
         raise FormatError(
             "this folder is a store, not a file of weights",
             path=folder,
-            remedy="bring its states over with mlstate.copy, or give one a key of this store",
+            remedy="bring its states over with "
+            + Phrase("mlstate.copy", "mlstate copy")
+            + ", or give one a key of this store",
         )
     for ending in _ANY:
         fitting = [name for name in names if name.endswith(ending)]

@@ -29,6 +29,7 @@ from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import for_each
+from mlstate.phrases import Phrase
 from mlstate.weights.containers import (
     FRONT,
     INDEX,
@@ -107,7 +108,7 @@ def sources_of_file(
                     if select is not None:
                         raise FormatError(
                             "a safetensors file has nothing inside that could be selected",
-                            found=f"select={select!r}",
+                            found=Phrase(f"select={select!r}", f"--select {select!r}"),
                         )
                     sources += _safetensors(file, stack)
                 else:

@@ -23,6 +23,7 @@ from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
 from mlstate.objects.durable import read_small
+from mlstate.phrases import OVERWRITE
 from mlstate.weights.files import PIECE, LocalTensor, OpenFile, digest_of_tensors, pieces_at
 
 __all__ = [
@@ -107,7 +108,7 @@ def _in_the_way(path: Path) -> StateExistsError:
         "a file is in the way that mlstate did not write, or that was changed since; the folder "
         "is as it was",
         path=path,
-        remedy="choose another folder, or move the file away, or replace it by overwrite=True",
+        remedy="choose another folder, or move the file away, or replace it by " + OVERWRITE,
     )
 
 

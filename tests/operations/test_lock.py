@@ -36,6 +36,8 @@ from mlstate.errors import (
 )
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
+from mlstate.operations.enlist import enlist, own_objects
+from mlstate.operations.lock import unpinned
 from tests.project.test_torchvision_manifest import DENSENETS, densenet_names
 from tests.servers.recording import Reply, serve
 from tests.support.fetching import check_cache, leftovers
@@ -261,6 +263,42 @@ def test_a_state_without_mirrors_cannot_be_pinned(tmp_path, cache):
         lock(tmp_path / "none", cache=cache)
 
 
+def test_what_is_still_to_be_pinned(manifest, cache):
+    assert unpinned(manifest) == [B, A]
+    lock(manifest, [A], cache=cache)
+    assert unpinned(manifest) == [B]
+    manifest.write_text(re.sub(r"^size = \d+\n", "", manifest.read_text(), flags=re.M))
+    assert unpinned(manifest) == [B, A]
+
+
+def test_states_are_taken_over_from_another_store(tmp_path, manifest, cache):
+    theirs = ManifestStore(manifest, cache=cache)
+    own = tmp_path / "own.toml"
+    assert lock(own, [A], source=theirs, cache=cache).keys() == {A}
+    assert Manifest.read(own).states.keys() == {A}
+    check_pinned(own, cache, (A, 0))
+    text = own.read_text()
+    assert lock(own, [A], source=theirs, cache=cache) == {}
+    assert own.read_text() == text
+    assert lock(own, [A, B], source=theirs, cache=cache).keys() == {B}
+    with pytest.raises(StateNotFoundError):
+        lock(own, [C], source=theirs, cache=cache)
+    assert unpinned(manifest) == [B, A]  # the other store stays as it is
+
+
+def test_a_manifest_names_the_folder_of_a_store_as_seen_from_there(tmp_path):
+    store = LocalStateStore(tmp_path / "deep" / "weights")
+    store.save_state_dict(values(net(0)), A)
+    assert own_objects(store, tmp_path / "m.toml") == ["deep/weights"]
+    assert own_objects(store, tmp_path / "deep" / "m.toml") == ["weights"]
+    assert own_objects(store, tmp_path / "other" / "m.toml") == [str(store.folder.resolve())]
+    assert own_objects(Store(), tmp_path / "m.toml") == []
+    enlist(tmp_path / "m.toml", store, objects=None)
+    assert Manifest.read(tmp_path / "m.toml").objects == ("deep/weights",)
+    enlist(tmp_path / "none.toml", store)
+    assert Manifest.read(tmp_path / "none.toml").objects == ()
+
+
 # Nobody could tell a mixture
 
 
@@ -291,7 +329,7 @@ def broken_off(content: bytes):
     return answer
 
 
-def unpinned(path: Path, *mirrors: object) -> Path:
+def unpinned_manifest(path: Path, *mirrors: object) -> Path:
     parsed = tuple(parse_mirror(mirror) for mirror in mirrors)
     Manifest({A: StateEntry(A, None, mirrors=parsed)}).write(path)
     return path
@@ -308,7 +346,7 @@ def test_what_a_mirror_sent_before_it_failed_is_not_mixed_with_the_next(
     mirror = {"url": f"{recording_server.url}/new"}
     if summed:
         mirror["sha256"] = hashlib.sha256(new).hexdigest()
-    path = unpinned(tmp_path / "m.toml", f"{recording_server.url}/old", mirror)
+    path = unpinned_manifest(tmp_path / "m.toml", f"{recording_server.url}/old", mirror)
     assert lock(path, cache=cache)[A].digest == digest
     assert sum(r.bytes_sent for r in recording_server.requests if r.name == "old") > len(old) // 3
     assert leftovers(cache) == {}
@@ -322,7 +360,7 @@ def test_what_an_earlier_run_left_is_not_mixed_with_a_newer_file(
     mirror = {"url": f"{recording_server.url}/m"}
     if summed:
         mirror["sha256"] = hashlib.sha256(new).hexdigest()
-    path = unpinned(tmp_path / "m.toml", mirror)
+    path = unpinned_manifest(tmp_path / "m.toml", mirror)
     recording_server.before = broken_off(old)
     with pytest.raises(FetchError):
         lock(path, cache=cache)
@@ -337,14 +375,17 @@ def test_a_file_with_another_sum_is_not_pinned(tmp_path, site, cache, format_):
     name = {"safetensors": "a.safetensors", "torch": "a.pth"}[format_]
     right = hashlib.sha256((site.files / name).read_bytes()).hexdigest()
     mirror = {"url": f"{site.url}/{name}", "format": format_}
-    path = unpinned(tmp_path / "m.toml", mirror | {"sha256": "0" + right[1:8]})
+    path = unpinned_manifest(tmp_path / "m.toml", mirror | {"sha256": "0" + right[1:8]})
     if not right.startswith("0"):
         with pytest.raises(FetchError, match="SHA-256"):
             lock(path, cache=cache)
         assert check_cache(cache) == 0
         assert leftovers(cache) == {}
     path.unlink()
-    assert lock(unpinned(path, mirror | {"sha256": right}), cache=cache)[A].digest == expected(0)[0]
+    assert (
+        lock(unpinned_manifest(path, mirror | {"sha256": right}), cache=cache)[A].digest
+        == expected(0)[0]
+    )
 
 
 # What is shipped

@@ -40,14 +40,17 @@ class Shell:
 
     def json(self, *arguments: object, code: int = 0) -> Any:
         """What a command prints for programs, held against its published type."""
-        from mlstate.cli.schema import SCHEMAS
+        from mlstate.cli.printed import printed
+        from mlstate.operations.reports import shape_of
 
         done = self(*arguments, "--json")
         assert done.returncode == code, done.stderr + done.stdout
         data = json.loads(done.stdout)
         command = str(arguments[0])
         assert data["schema"] == f"mlstate.{command}/1"
-        check_type(data, SCHEMAS[command], command)
+        shape = shape_of({"schema": str}, *printed()[command])
+        assert list(data) == list(shape)
+        check_members(data, shape, command)
         return data
 
     def complaint(self, *arguments: object, code: int) -> str:
@@ -59,18 +62,24 @@ class Shell:
         return done.stderr
 
 
+def check_members(value: Any, shape: Mapping[str, Any], where: str) -> None:
+    """Hold an object from JSON against the types of its members: each is there, and no other."""
+    assert isinstance(value, dict), where
+    assert value.keys() == shape.keys(), where
+    for name, type_ in shape.items():
+        check_type(value[name], type_, f"{where}.{name}")
+
+
 def check_type(value: Any, type_: Any, where: str) -> None:
-    """Hold a value from JSON against a type; every field of an object, and no other."""
+    """Hold a value from JSON against a type."""
     import typing
+
+    from mlstate.operations.reports import fields_of, shape_of
 
     if type_ is Any:
         return
-    if typing.is_typeddict(type_):
-        hints = typing.get_type_hints(type_)
-        assert isinstance(value, dict), where
-        assert value.keys() == hints.keys(), where
-        for name, hint in hints.items():
-            check_type(value[name], hint, f"{where}.{name}")
+    if isinstance(type_, type) and fields_of(type_):
+        check_members(value, shape_of(type_), where)
         return
     arguments = typing.get_args(type_)
     if typing.get_origin(type_) is list:

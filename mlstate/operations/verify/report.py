@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, ManifestError
 from mlstate.manifests import StateEntry
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 
 __all__ = ["Finding", "Kind", "VerifyReport", "unreadable_state_file", "wrong_size"]
@@ -46,6 +48,10 @@ class Finding:
     remedy: str | None = None
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The finding with all that is known of it, a line each; see `MlstateError.text`."""
         more = f" and {len(self.keys) - 1} more" if self.keys[1:] else ""
         of = f" of {self.keys[0]}{more}" if self.keys else ""
         state = "repaired" if self.repaired else self.kind
@@ -55,7 +61,7 @@ class Finding:
             ("found", self.found),
             ("what was done" if self.repaired else "what to do", self.remedy),
         ]
-        lines = [f"  {label}: {value}" for label, value in details if value is not None]
+        lines = [f"  {label}: {say(value)}" for label, value in details if value is not None]
         return "\n".join([f"{state}: {self.what}{of}", *lines])
 
 
@@ -111,7 +117,7 @@ def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Find
         path=path,
         expected=None if expected is None else str(expected),
         found=said,
-        remedy=remedy or "restore it, or save the state again with overwrite=True",
+        remedy=remedy or "restore it, or save the state again with " + OVERWRITE,
     )
 
 

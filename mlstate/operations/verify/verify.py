@@ -26,6 +26,7 @@ from mlstate.operations.verify.report import (
     wrong_size,
 )
 from mlstate.parallel import for_each
+from mlstate.phrases import flag
 from mlstate.reading import state_object_limit
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
@@ -298,7 +299,7 @@ class _Verification:
         if isinstance(self._own, FolderObjectStore) and not self._mending:
             keys = set(need.state_keys())
             if any(entry.key in keys and has_mirrors(entry) for entry in self._entries):
-                return "verify with repair=True fetches it again from its mirrors"
+                return "verify with " + flag("repair") + " fetches it again from its mirrors"
         if self._is_view:
             return "add mirrors to the manifest, or restore this object from a copy"
         return REMEDY

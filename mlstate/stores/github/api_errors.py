@@ -35,12 +35,8 @@ class GitHubError(TransportError):
         said: Its own words.
     """
 
-    def __init__(
-        self, message: str, *, codes: frozenset[str] = frozenset(), said: str = "", **fields: Any
-    ) -> None:
-        super().__init__(message, **fields)
-        self.codes = codes
-        self.said = said
+    codes: frozenset[str] = frozenset()
+    said: str = ""
 
 
 def error_of(

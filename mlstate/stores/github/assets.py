@@ -23,6 +23,7 @@ from mlstate.format.encode import EncodedState
 from mlstate.format.plain_file import PlainFile, split
 from mlstate.locations import Mirror, parse_mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.phrases import FOLDER_OR_BUCKET
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Listing
 from mlstate.stores.github.releases import Asset
@@ -225,7 +226,7 @@ def _shards(encoded: EncodedState, limit: int) -> list[PlainFile]:
                 tensor=largest,
                 expected=f"at most {limit} bytes",
                 found=f"{shard.size} bytes",
-                remedy="save into a LocalStateStore or an S3StateStore, or split the tensor",
+                remedy="save into " + FOLDER_OR_BUCKET + ", or split the tensor",
             )
     return shards
 
@@ -271,7 +272,7 @@ def _whole(name: str, content: bytes, limit: int, what: str) -> Upload:
             f"{what} is larger than GitHub takes as an asset; nothing was uploaded",
             expected=f"at most {limit} bytes",
             found=f"{len(content)} bytes",
-            remedy="save into a LocalStateStore or an S3StateStore",
+            remedy="save into " + FOLDER_OR_BUCKET,
         )
     return Upload(name, len(content), lambda: iter(_pieces(content)))
 

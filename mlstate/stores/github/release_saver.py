@@ -8,6 +8,7 @@ from mlstate.errors import ManifestError, ReadOnlyStoreError, StateNotFoundError
 from mlstate.fetch import Fetcher
 from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.github.assets import LEGACY, key_of, make_plan
 from mlstate.stores.github.publish import ReleaseSaving, Shelf
@@ -139,7 +140,7 @@ class ReleaseSaver:
             except ManifestError as error:
                 if overwrite:
                     return shelf, None  # what cannot be read is replaced
-                error.remedy = "save with overwrite=True to replace it"
+                error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
         raise AssertionError  # `looks` does not end so
 

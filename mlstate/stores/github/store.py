@@ -7,6 +7,7 @@ import re
 from mlstate import settings
 from mlstate.errors import FormatError
 from mlstate.fetch import Fetcher, OnProgress
+from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
 from mlstate.stores.github.api import GitHub
@@ -75,7 +76,8 @@ class GitHubReleaseStore(SavingStore):
         self.place = RemotePlace(f"github:{self.repository}", f"github:{self.repository}")
 
     def __repr__(self) -> str:
-        return f"GitHubReleaseStore({self._github.server}/{self.repository})"
+        place = f"{self._github.server}/{self.repository}"
+        return Phrase(f"GitHubReleaseStore({place})", place)
 
 
 GitHUBReleaseStore = GitHubReleaseStore

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mlstate.digests import Bytes
 from mlstate.errors import IntegrityError, LimitError, MlstateError, TransportError
+from mlstate.phrases import FOLDER_OR_BUCKET
 from mlstate.stores.github.api_errors import GitHubError
 from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases, immutable
 
@@ -128,7 +129,7 @@ def _meant(release: Release, file: Upload, error: TransportError) -> MlstateErro
             "GitHub does not take a file of this size as an asset",
             path=file.name,
             found=error.found,
-            remedy="save into a LocalStateStore or an S3StateStore",
+            remedy="save into " + FOLDER_OR_BUCKET,
         )
     if "file_count" in said or "1000" in said:
         return full(release.tag, error.found)

@@ -1,9 +1,9 @@
-"""States as one tar, for machines without a network: `bundle`, `unbundle`."""
+"""The commands for states as one tar: `bundle`, `unbundle`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,28 +14,12 @@ from mlstate.cli.options import (
     Keys,
     Overwrite,
     StoreOption,
-    command,
     opened,
     store_option,
 )
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
 
-if TYPE_CHECKING:
-    from mlstate.cli import schema
-
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(
-        app, "Write states into one tar.", "mlstate bundle --all --store weights -o weights.tar"
-    )(bundle)
-    command(
-        app,
-        "Bring the states of a tar into a store.",
-        "mlstate unbundle weights.tar --store weights",
-    )(unbundle)
+__all__ = ["bundle", "unbundle"]
 
 
 def bundle(
@@ -81,11 +65,7 @@ def unbundle(
     target = None if store is None else opened(store, create=True)
     came = read_bundle(path, target, overwrite=overwrite, progress=progress())
     if as_json:
-        unbundled: schema.Unbundle = {
-            "schema": "mlstate.unbundle/1",
-            "states": [str(key) for key in came],
-        }
-        print_json(unbundled)
+        print_json("unbundle", {"states": came})
         return
     for key in came:
         put(str(key))

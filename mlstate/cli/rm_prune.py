@@ -1,4 +1,4 @@
-"""Taking away: `rm`, `prune`."""
+"""The commands that take away: `rm`, `prune`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlstate.cli.keys import chosen_keys
-from mlstate.cli.options import DryRun, Json, Keys, StoreOption, command, opened
+from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
+from mlstate.cli.printed import Objects
 
 if TYPE_CHECKING:
-    from mlstate.cli import schema
     from mlstate.digests import Digest
 
-__all__ = ["register"]
+__all__ = ["prune", "rm"]
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _SECONDS = {"": 86400, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "Remove states.", "mlstate rm pytorch.resnet18.cls2.failed --store weights")(rm)
-    command(app, "Make room.", "mlstate prune --max-size 50GB --dry-run")(prune)
 
 
 def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> None:
@@ -57,8 +51,7 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
             view.delete(key)
         done = "removed"
     if as_json:
-        removed: schema.Rm = {"schema": "mlstate.rm/1", "removed": [str(key) for key in chosen]}
-        print_json(removed)
+        print_json("rm", {"removed": chosen})
         return
     for key in chosen:
         put(f"{key}  {done}")
@@ -114,14 +107,9 @@ def prune(
         report = pruning(dry_run=dry_run, **graced)
         taken, trashed = report.deleted, report.trashed
     if as_json:
-        pruned: schema.Prune = {
-            "schema": "mlstate.prune/1",
-            "dry_run": dry_run,
-            "states": states,
-            "deleted": {"objects": len(taken), "bytes": sum(taken.values())},
-            "trashed": {"objects": len(trashed), "bytes": sum(trashed.values())},
-        }
-        print_json(pruned)
+        gone, moved = (Objects(len(found), sum(found.values())) for found in (taken, trashed))
+        pruned = {"dry_run": dry_run, "states": states, "deleted": gone, "trashed": moved}
+        print_json("prune", pruned)
         return
     for key in states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")

@@ -1,4 +1,4 @@
-"""Are these the weights? `verify`, `diff`, `digest`."""
+"""The commands that tell whether weights are the right ones: `verify`, `diff`, `digest`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlstate.cli.errors import FINDING, OK, exit_code
+from mlstate.cli.exit_codes import FINDING, OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys, one_key
-from mlstate.cli.options import All, Json, Keys, StoreOption, command, opened
+from mlstate.cli.options import All, Json, Keys, StoreOption, opened
 from mlstate.cli.output import (
     Column,
     complain,
@@ -20,34 +20,15 @@ from mlstate.cli.output import (
     print_table,
     put,
 )
-from mlstate.cli.wording import in_shell_words
+from mlstate.cli.printed import FileDigest
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
-    from mlstate.cli import schema
     from mlstate.operations.diff import Change, StateDiff
     from mlstate.operations.verify.report import VerifyReport
     from mlstate.stores.read import StateStore
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(
-        app,
-        "Read every byte, and compare it with the digests.",
-        "mlstate verify --all --store weights",
-    )(verify)
-    command(
-        app,
-        "Compare two states, or files.",
-        "mlstate diff pytorch.mlp.base pytorch.mlp.tuned --store weights",
-    )(diff)
-    command(
-        app,
-        "Print the state digest of weights files.",
-        "mlstate digest model.safetensors checkpoint.pt",
-    )(digest)
+__all__ = ["diff", "digest", "verify"]
 
 
 def verify(
@@ -72,10 +53,10 @@ def verify(
     chosen = chosen_keys(view, keys or [], everything=everything)
     report = verify_states(view, None if everything else chosen, repair=repair, progress=progress())
     if as_json:
-        print_json(_verified(report))
+        print_json("verify", {"ok": report.ok}, report)
     else:
         for finding in report.findings:
-            put(in_shell_words(str(finding)))
+            put(finding.text(in_shell))
         _sum_up(report)
     return OK if report.ok else FINDING
 
@@ -93,35 +74,6 @@ def _sum_up(report: VerifyReport) -> None:
     ):
         if keys:
             note(f"{human_count(len(keys), 'state')} {what}")
-
-
-def _verified(report: VerifyReport) -> schema.Verify:
-    return {
-        "schema": "mlstate.verify/1",
-        "ok": report.ok,
-        "states": [str(key) for key in report.states],
-        "objects": report.objects,
-        "bytes": report.nbytes,
-        "findings": [
-            {
-                "keys": [str(key) for key in finding.keys],
-                "kind": finding.kind,
-                "what": finding.what,
-                "tensors": list(finding.tensors),
-                "digest": finding.digest,
-                "path": finding.path,
-                "expected": finding.expected,
-                "found": finding.found,
-                "repaired": finding.repaired,
-                "remedy": finding.remedy and in_shell_words(finding.remedy),
-            }
-            for finding in report.findings
-        ],
-        "absent": [str(key) for key in report.absent],
-        "partial": [str(key) for key in report.partial],
-        "unpinned": [str(key) for key in report.unpinned],
-        "unverifiable": [str(key) for key in report.unverifiable],
-    }
 
 
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".gz", ".ckpt")
@@ -160,7 +112,8 @@ def diff(
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
     found = compare(_side(view, first), _side(view, second), values=not names_only, select=select)
     if as_json:
-        print_json(_different(first, second, found))
+        sides = {"first": first, "second": second, "same_weights": found.same_weights}
+        print_json("diff", sides, found)
     else:
         _show_diff(first, second, found)
     return OK if found.same_weights else FINDING
@@ -218,32 +171,6 @@ def _change(change: Change) -> list[str]:
     ]
 
 
-def _different(first: str, second: str, found: StateDiff) -> schema.Diff:
-    return {
-        "schema": "mlstate.diff/1",
-        "first": first,
-        "second": second,
-        "same_weights": found.same_weights,
-        "equal": list(found.equal),
-        "changed": [
-            {
-                "name": change.name,
-                "first": {"dtype": change.first.dtype, "shape": list(change.first.shape)},
-                "second": {"dtype": change.second.dtype, "shape": list(change.second.shape)},
-                "differing": change.differing,
-                "max_abs": change.max_abs,
-                "relative": change.relative,
-                "nonfinite": change.nonfinite,
-            }
-            for change in found.changed
-        ],
-        "removed": list(found.removed),
-        "added": list(found.added),
-        "renamed": [{"first": old, "second": new} for old, new in found.renamed],
-        "files": list(found.files),
-    }
-
-
 def digest(
     paths: Annotated[
         list[str],
@@ -260,20 +187,16 @@ def digest(
     from mlstate.errors import MlstateError
     from mlstate.weights.files import file_digest
 
-    code, found = OK, list[tuple[str, str]]()
+    code, found = OK, list[FileDigest]()
     for path in paths:
         try:
-            found.append((path, file_digest(path, select=select)))
+            found.append(FileDigest(path, file_digest(path, select=select)))
         except (MlstateError, OSError) as error:
             code = code or exit_code(error)
-            complain(str(error))
+            complain(error)
             continue
         if not as_json:
-            put(f"{found[-1][1]}  {path}")
+            put(f"{found[-1].digest}  {path}")
     if as_json:
-        digests: schema.Digests = {
-            "schema": "mlstate.digest/1",
-            "files": [{"path": path, "digest": digest_} for path, digest_ in found],
-        }
-        print_json(digests)
+        print_json("digest", {"files": found})
     return code

@@ -1,9 +1,9 @@
-"""From and to files of other tools: `add`, `export`, `materialize`."""
+"""The commands from and to files of other tools: `add`, `export`, `materialize`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,40 +14,17 @@ from mlstate.cli.options import (
     Overwrite,
     StoreOption,
     Verify,
-    command,
     opened,
     store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 
-if TYPE_CHECKING:
-    from mlstate.cli import schema
-
-__all__ = ["register"]
+__all__ = ["add", "export", "materialize"]
 
 ShardSize = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Split into files of at most so much, with an index: 5GB."),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(
-        app,
-        "Adopt weights from a file, a URL or the hub.",
-        "mlstate add pytorch.bert.base hf://org/repo@main --store weights",
-    )(add)
-    command(
-        app,
-        "Write a state as a plain .safetensors file.",
-        "mlstate export pytorch.bert.base bert.safetensors --store weights",
-    )(export)
-    command(
-        app,
-        "Write a state as a folder for other tools.",
-        "mlstate materialize pytorch.bert.base folder/ --store weights",
-    )(materialize)
 
 
 def add(
@@ -121,17 +98,7 @@ def add(
         progress=progress(),
     )
     if as_json:
-        added: schema.Add = {
-            "schema": "mlstate.add/1",
-            "key": str(report.key),
-            "digest": report.digest,
-            "bytes": report.size,
-            "fetched": report.fetched,
-            "spared": report.spared,
-            "existed": report.existed,
-            "files": list(report.files),
-        }
-        print_json(added)
+        print_json("add", report)
         return
     put(f"{report.key}  {report.digest}  {human_size(report.size)}")
     if report.existed:

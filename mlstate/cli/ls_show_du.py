@@ -1,4 +1,4 @@
-"""Looking: `ls`, `show`, `du`."""
+"""The commands that look at a store: `ls`, `show`, `du`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mlstate.cli.options import (
     Key,
     StoreArgument,
     StoreOption,
-    command,
     name_of,
     opened,
 )
@@ -21,7 +20,6 @@ from mlstate.cli.output import (
     ago,
     human_count,
     human_size,
-    instant,
     note,
     print_fields,
     print_json,
@@ -30,22 +28,9 @@ from mlstate.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from mlstate.cli import schema
-    from mlstate.operations.describe import Description
     from mlstate.operations.usage import StateUsage, Usage
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "List states.", "mlstate ls weights --type pytorch.resnet18")(ls)
-    command(
-        app,
-        "Show all that is known of a state.",
-        "mlstate show pytorch.resnet18.cls1000.imagenet --store weights",
-    )(show)
-    command(app, "Show what takes the space.", "mlstate du weights")(du)
+__all__ = ["du", "ls", "show"]
 
 
 def ls(
@@ -73,9 +58,7 @@ def ls(
     keys = None if type_wanted is None else opened_store.get_state_keys(type_wanted)
     used = usage(opened_store, keys)
     if as_json:
-        rows = [_row(state) for state in used.states]
-        listed: schema.Ls = {"schema": "mlstate.ls/1", "store": name_of(name), "states": rows}
-        print_json(listed)
+        print_json("ls", {"store": name_of(name), "states": used.states})
         return
     if not used.states:
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
@@ -102,19 +85,6 @@ def _where(context: typer.Context, where: str | None, store: str | None) -> str 
     if where and store and where != store and source is not None and source.name == "COMMANDLINE":
         raise typer.BadParameter(f"two stores: {where}, and --store {store}")
     return where or store
-
-
-def _row(state: StateUsage) -> schema.LsState:
-    return {
-        "key": str(state.key),
-        "digest": state.digest,
-        "bytes": state.nbytes,
-        "own": state.own,
-        "shared": state.shared,
-        "cached": state.cached,
-        "modified": instant(state.modified),
-        "error": state.error,
-    }
 
 
 def _cells(state: StateUsage, *, cached: bool) -> list[str]:
@@ -146,7 +116,7 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     opened_store = opened(store, quiet=True)
     described = describe(opened_store, one_key(opened_store, key))
     if as_json:
-        print_json(_described(described))
+        print_json("show", described)
         return
     print_fields(
         [
@@ -195,38 +165,6 @@ def _with_whom(names: tuple[str, ...], states: tuple[str, ...], most: int = 2) -
     return ", ".join(listed[:most]) + more
 
 
-def _described(described: Description) -> schema.Show:
-    tensors = described.tensors
-    return {
-        "schema": "mlstate.show/1",
-        "key": str(described.key),
-        "digest": described.digest,
-        "bytes": described.nbytes,
-        "origin": described.origin,
-        "mirrors": list(described.mirrors),
-        "objects": list(described.objects),
-        "files": [
-            {"name": file.name, "digest": file.digest, "bytes": file.nbytes}
-            for file in described.files
-        ],
-        "meta": dict(described.meta),
-        "tensors": None
-        if tensors is None
-        else [
-            {
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": list(tensor.shape),
-                "bytes": tensor.nbytes,
-                "digest": tensor.digest,
-                "same_names": list(tensor.same_names),
-                "states": list(tensor.states),
-            }
-            for tensor in tensors
-        ],
-    }
-
-
 def du(
     context: typer.Context,
     where: StoreArgument = None,
@@ -238,40 +176,21 @@ def du(
 
     name = _where(context, where, store)
     used = usage(opened(name, quiet=True))
-    architectures = used.by_architecture()
     if as_json:
-        found: schema.Du = {
-            "schema": "mlstate.du/1",
-            "store": name_of(name),
-            "bytes": used.total,
-            "unnamed": used.unnamed,
-            "trash": used.trash,
-            "architectures": [
-                {
-                    "type": str(name),
-                    "states": part.states,
-                    "bytes": part.nbytes,
-                    "own": part.own,
-                    "shared": part.shared,
-                }
-                for name, part in architectures.items()
-            ],
-            "states": [_row(state) for state in used.states],
-        }
-        print_json(found)
+        print_json("du", {"store": name_of(name)}, used)
         return
     names = ("STATES", "SIZE", "OWN", "SHARED")
     print_table(
         [Column("ARCHITECTURE"), *(Column(name, number=True) for name in names)],
         (
             [
-                str(name),
+                str(part.state_type),
                 str(part.states),
                 human_size(part.nbytes),
                 human_size(part.own),
                 human_size(part.shared),
             ]
-            for name, part in architectures.items()
+            for part in used.architectures
         ),
     )
     if used.states:

@@ -1,14 +1,15 @@
-"""Bringing states from one place to another: `fetch`, `copy`."""
+"""The commands that bring states somewhere, and pin them: `fetch`, `copy`, `lock`."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlstate.cli.errors import OK, exit_code
-from mlstate.cli.keys import chosen_keys
+from mlstate.cli.exit_codes import OK, exit_code
+from mlstate.cli.keys import chosen_keys, complete_keys
 from mlstate.cli.options import (
     All,
     Json,
@@ -16,31 +17,20 @@ from mlstate.cli.options import (
     Overwrite,
     StoreOption,
     Verify,
-    command,
     opened,
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
-from mlstate.errors import CopyError
+from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
+from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
-    from mlstate.cli import schema
+    from mlstate.manifests import StateEntry
     from mlstate.operations.copy import CopyReport
     from mlstate.states import StateKey
     from mlstate.stores.read import StateStore
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(
-        app, "Bring states into the cache.", "mlstate fetch 'pytorch.resnet18.*' --store manifests/"
-    )(fetch)
-    command(
-        app,
-        "Bring states from one store into another.",
-        "mlstate copy --all --from weights --to s3://bucket/weights",
-    )(copy)
+__all__ = ["copy", "fetch", "lock"]
 
 
 def fetch(
@@ -63,8 +53,8 @@ def fetch(
             remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate "
             "copy",
         )
-    rows: list[schema.FetchState] = []
-    code = 0
+    rows: list[FetchedState] = []
+    code = OK
     for key in chosen_keys(view, keys or [], everything=everything):
         try:
             report = view.fetch(key)
@@ -72,26 +62,16 @@ def fetch(
             if not everything:
                 raise
             code = code or exit_code(error)
-            why = error.message
-            rows.append({"key": str(key), "digest": None, "fetched": 0, "spared": 0, "error": why})
-            complain(str(error))
+            rows.append(FetchedState(key, None, 0, 0, error.message))
+            complain(error)
             continue
-        rows.append(
-            {
-                "key": str(key),
-                "digest": report.digest,
-                "fetched": report.fetched,
-                "spared": report.spared,
-                "error": None,
-            }
-        )
+        rows.append(FetchedState(key, report.digest, report.fetched, report.spared, None))
         if not as_json:
             came = f"{human_size(report.fetched)} fetched" if report.fetched else "in the cache"
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        fetched: schema.Fetch = {"schema": "mlstate.fetch/1", "states": rows}
-        print_json(fetched)
+        print_json("fetch", {"states": rows})
     return code
 
 
@@ -156,21 +136,15 @@ def copy(
     except CopyError as error:
         done, code = error, exit_code(error)
         for key, failure in error.failures:
-            complain(f"{key}: {failure}")
+            complain(f"{key}: {failure.text(in_shell)}")
     there = [*done.copied, *done.present]
     if manifest is not None and there:
         _list(manifest, receiving, there, objects or [], overwrite=overwrite)
     if as_json:
         failures = done.failures if isinstance(done, CopyError) else ()
-        copied: schema.Copy = {
-            "schema": "mlstate.copy/1",
-            "copied": [str(key) for key in done.copied],
-            "present": [str(key) for key in done.present],
-            "failed": [{"key": str(key), "error": why.message} for key, why in failures],
-            "bytes": done.nbytes,
-            "manifest": manifest,
-        }
-        print_json(copied)
+        failed = [CopyFailure(str(key), why.message) for key, why in failures]
+        report = {"copied": done.copied, "present": done.present, "failed": failed}
+        print_json("copy", {**report, "bytes": done.nbytes, "manifest": manifest})
         return code
     for key in done.copied:
         put(f"{key}  copied")
@@ -191,17 +165,73 @@ def _list(
     overwrite: bool,
 ) -> None:
     """Write states into a manifest: with the addresses given, or the store's own."""
-    from mlstate.operations.enlist import enlist
+    from mlstate.operations.enlist import enlist, own_objects
 
-    if not objects and store.folder is not None:
-        place = _seen_from(Path(manifest).parent, store.folder)
-        if Path(place).is_absolute():
+    if not objects:
+        objects = own_objects(store, manifest)
+        if any(Path(place).is_absolute() for place in objects):
             note(f"{manifest} names a folder of this machine; for others give --objects URL")
-        objects = [place]
     enlist(manifest, store, keys, objects=objects, overwrite=overwrite)
 
 
-def _seen_from(folder: Path, place: Path) -> str:
-    """A folder as a manifest names it: relative, if it is below the manifest's own."""
-    whole, base = place.resolve(), folder.resolve()
-    return whole.relative_to(base).as_posix() if whole.is_relative_to(base) else str(whole)
+def lock(
+    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="A file, or a folder.")],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY",
+            help="States, or patterns; by default all that are not pinned.",
+            autocompletion=complete_keys,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Pin states: fetch each that has no digest, and write its digest into the manifest.
+
+    Keys that MANIFEST does not list yet are taken over from the default store: so the states that
+    come with mlstate are pinned in a manifest of one's own.
+    """
+    from mlstate.cli.progress import progress
+    from mlstate.operations.lock import lock as lock_states
+    from mlstate.operations.lock import unpinned
+
+    pinned: dict[StateKey, StateEntry] = {}
+    code = OK
+    chosen, source = _to_pin(manifest, keys) if keys else (unpinned(manifest), None)
+    for key in chosen:
+        try:
+            pinned |= lock_states(manifest, [key], source=source, progress=progress())
+        except (FetchError, IntegrityError) as error:
+            code = code or exit_code(error)
+            complain(error)
+    if as_json:
+        states = [PinnedState(key, e.pinned_digest, e.size) for key, e in pinned.items()]
+        print_json("lock", {"pinned": states})
+        return code
+    for key, entry in pinned.items():
+        put(f"{key}  {entry.digest}  {human_size(entry.size)}")
+    if not pinned and code == OK:
+        note("nothing to pin: all of these have a digest and a size")
+    return code
+
+
+def _to_pin(manifest: str, texts: list[str]) -> tuple[list[StateKey], StateStore | None]:
+    """The states that texts name in a manifest or else in the default store; that store if so."""
+    from mlstate.locations import local_path
+    from mlstate.manifests import manifest_files
+    from mlstate.stores.manifest import ManifestStore, Store
+
+    known = default = None
+    if Path(manifest).exists():
+        manifest_files(local_path(manifest))  # which refuses a store: its states are pinned
+        known = ManifestStore(manifest)
+    chosen: list[StateKey] = []
+    for text in texts:
+        if known is not None:
+            with suppress(StateNotFoundError):
+                chosen += chosen_keys(known, [text], everything=False)
+                continue
+        default = default or Store()
+        chosen += chosen_keys(default, [text], everything=False)
+    return list(dict.fromkeys(chosen)), default
