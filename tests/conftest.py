@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -27,3 +28,15 @@ def own_environment(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     if hub := sys.modules.get("huggingface_hub"):  # which read its settings when it was imported
         monkeypatch.setattr(hub, "get_token", lambda: None)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT interrupts this process and its children, even where pytest was told to ignore it.
+
+    A script's background job, nohup and some CI runners start programs with SIGINT ignored, and a
+    child inherits that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import termios
 import time
+from typing import ClassVar
 
 import pytest
 import torch
 
 import mlstate
 from mlstate import LocalStateStore, StateKey, manifest_of
-from tests.support.commands import PROGRAM, Shell
+from tests.support.commands import PROGRAM, Shell, child
 
 KEY = StateKey.parse(
     "pytorch.an-architecture-with-a-long-name.cls1000.a-training-id-as-long-as-this"
@@ -30,7 +31,9 @@ BAR = "━"
 
 
 class Terminal:
-    """A program in a pseudo-terminal of a given width."""
+    """A program in a pseudo-terminal of a given width; `shell` ends those that still run."""
+
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
 
     def __init__(self, shell: Shell, *arguments: object, width: int = 80, **environment: str):
         self.master, slave = pty.openpty()
@@ -46,6 +49,7 @@ class Terminal:
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
+        self.started.append(self.process)
         os.close(slave)
         self.shown = ""
 
@@ -79,7 +83,10 @@ def shell(tmp_path):
     store = LocalStateStore(tmp_path / "weights")
     store.save_state_dict({"a": torch.randn(512, 1024)}, KEY)
     store.save_state_dict({"a": torch.ones(256, 256)}, StateKey.parse("pytorch.mlp.short"))
-    return Shell(tmp_path, {"MLSTATE_CACHE": str(tmp_path / "cache")})
+    yield Shell(tmp_path, {"MLSTATE_CACHE": str(tmp_path / "cache")})
+    while Terminal.started:
+        with Terminal.started.pop() as process:
+            process.kill()
 
 
 @pytest.fixture
@@ -165,6 +172,7 @@ def test_what_takes_long_says_so_in_a_log(monkeypatch, capsys):
     assert capsys.readouterr().err == "pytorch.mlp.short: 500.0 kB of 2.0 MB, 1.0 MB/s\n"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_half_done(shell, distant):
     terminal = Terminal(shell, "fetch", KEY, "--store", "weights.toml")
     terminal.read_until(BAR)
@@ -349,17 +357,14 @@ def test_real_shells_complete_keys(shell, kind, script):
     assert "pytorch.mlp.short" in done.stdout, done.stderr
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_without_a_terminal_ends_it_too(shell, distant):
-    process = subprocess.Popen(
-        [PROGRAM, "fetch", "--all", "--store", "weights.toml"],
-        cwd=shell.folder,
-        env={**os.environ, **shell.environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not any((shell.folder / "cache").glob("**/*")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    command = [PROGRAM, "fetch", "--all", "--store", "weights.toml"]
+    environment = {**os.environ, **shell.environment}
+    with child(*command, cwd=shell.folder, env=environment, stderr=subprocess.PIPE) as process:
+        while not any((shell.folder / "cache").glob("**/*")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped" in told

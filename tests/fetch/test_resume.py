@@ -252,6 +252,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("way", "server"),
     [*((way, "stalls") for way in WAYS), ("objects", "flows"), ("alone", "is silent")],
@@ -368,6 +369,7 @@ def test_a_process_that_is_stopped_keeps_no_other_waiting_for_ever(scene: Scene)
     assert scene.again("objects") == 0
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_who_waits_for_another_can_be_interrupted(scene: Scene):
     working = scene.start_and_wait("objects")
     manifest = scene.manifest("objects")

@@ -44,6 +44,7 @@ from mlstate.operations import Finding, VerifyReport
 from mlstate.stores.statefiles import format_state_file
 from tests.servers.recording import RecordingServer
 from tests.support.buckets import bucket_store, put
+from tests.support.commands import child
 from tests.support.fetching import manifest_store
 from tests.support.github_stores import github_store
 from tests.support.models import same
@@ -548,11 +549,11 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c(store):
     before = contents(store.folder)
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(store.folder)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-c", INTERRUPTED, store.folder]
+    with child(*command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == "ready\n"
         threading.Event().wait(random.uniform(0.05, 0.3))
         process.send_signal(signal.SIGINT)

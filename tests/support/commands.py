@@ -6,12 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PROGRAM = str(Path(sys.executable).with_name("mlstate"))
+
+
+@contextmanager
+def child(*command: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that has ended when the test has, whatever happens in the test."""
+    with subprocess.Popen([*map(str, command)], text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @dataclass(frozen=True)

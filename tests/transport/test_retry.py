@@ -262,6 +262,7 @@ def test_nothing_is_tried_again_once_it_is_to_stop():
     assert waits(Retries(), transient(), stop=lambda: True) == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_wait():
     begin = time.monotonic()
     inner = Fragile(b"abc", [2], error=lambda: transient(retry_after=100))
