@@ -193,24 +193,13 @@ class HubResource:
         return f"HubResource({self.address!r})"
 
     def size(self) -> int | None:
-        """The size in bytes. Asked once, and remembered.
-
-        Raises:
-            TransportError: It cannot be had.
-            OfflineError: Sockets are not allowed, and the hub's cache does not have the file.
-        """
+        """See `Resource.size`."""
         with explained_by_hub():
             return self._find().size()
 
     @contextmanager
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Stream]:
-        """Begin to read a range, or all.
-
-        Raises:
-            NoRangesError: The server gives the whole file only.
-            TransportError: It cannot be had, or the reply is not what was asked for.
-            OfflineError: Sockets are not allowed, and the hub's cache does not have the file.
-        """
+        """See `Resource.read`."""
         with ExitStack() as stack:
             with explained_by_hub():
                 stream = stack.enter_context(self._find().read(start, stop))

@@ -1,19 +1,41 @@
-"""What a transport is: a resource somewhere, of which ranges can be read as streams.
+"""The interfaces of a transport: a `Resource` has an address, and gives ranges of it as `Stream`s.
 
 A resource knows bytes and an address, nothing of digests, tensors or manifests. What it gives is
-never trusted. Retries wrap this interface (`mlstate.transport.retry`), they do not live inside.
+never trusted. Retries wrap this interface (`mlstate.transport.retry`).
 """
 
 from __future__ import annotations
 
 import abc
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["BaseStream", "Resource", "Stream"]
+from mlstate.errors import TransportError
+
+__all__ = ["BaseStream", "CheckedStream", "EmptyStream", "Limits", "Resource", "Stream"]
 
 CHUNK = 1 << 20
 """The most bytes that `BaseStream.read` gives at once, whatever is asked for."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many connections are kept, and how long servers may take.
+
+    Attributes:
+        connections: The connections to each server that are kept open.
+        connect_timeout: The seconds that a connection may take to be made.
+        read_timeout: The seconds that a server may be silent, and may take for its headers.
+        low_speed: The bytes a second that a server must give on average...
+        low_speed_seconds: ...over so many seconds.
+    """
+
+    connections: int = 16
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    low_speed: float = 1024.0
+    low_speed_seconds: float = 60.0
 
 
 @runtime_checkable
@@ -38,10 +60,7 @@ class Stream(Protocol):
         """
 
     def readinto(self, buffer: memoryview) -> int:
-        """Put the next bytes into a buffer: as `read`, for who has one to use again and again.
-
-        Args:
-            buffer: Where they go; at least one byte long.
+        """Put the next bytes into a buffer that is at least one byte long; otherwise as `read`.
 
         Returns:
             How many bytes came; 0 at the end.
@@ -52,18 +71,77 @@ class Stream(Protocol):
 
 
 class BaseStream(abc.ABC):
-    """What a stream is made of: its `readinto`."""
+    """A stream whose `read` is made of its `readinto`."""
 
     @abc.abstractmethod
     def readinto(self, buffer: memoryview) -> int:
-        """Put the next bytes into a buffer; see `Stream.readinto`."""
+        """See `Stream.readinto`."""
 
     def read(self, size: int) -> bytes:
-        """The next bytes; see `Stream.read`."""
+        """See `Stream.read`."""
         if size < 1:
             raise ValueError("size is at least 1")
         buffer = memoryview(bytearray(min(size, CHUNK)))
         return bytes(buffer[: self.readinto(buffer)])
+
+
+class CheckedStream(BaseStream):
+    """A stream that raises an error unless as many bytes come as were promised.
+
+    Args:
+        address: What errors call the resource.
+        length: The number of bytes that were promised, or None.
+        total: The size of the whole resource, or None.
+    """
+
+    def __init__(self, address: str, length: int | None, total: int | None) -> None:
+        self.length = length
+        self.total = total
+        self._address = address
+        self._given = 0
+        self._ended = False
+
+    @abc.abstractmethod
+    def _receive(self, buffer: memoryview) -> int:
+        """Put what comes next into a buffer, and return how many bytes that is; 0 at the end."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """See `Stream.readinto`."""
+        if self._ended:
+            return 0
+        left = None if self.length is None else self.length - self._given
+        # At the end one byte more is asked for: a server that gives it gives too much.
+        count = self._receive(buffer if left is None else buffer[: max(left, 1)])
+        self._ended = not count
+        if left and not count:
+            raise TransportError(
+                "the reply ended early",
+                transient=True,
+                path=self._address,
+                expected=f"{self.length} bytes",
+                found=f"{self._given} bytes",
+            )
+        if count and left == 0:
+            raise TransportError(
+                "the server gives more than it was asked for",
+                path=self._address,
+                expected=f"{self.length} bytes",
+            )
+        self._given += count
+        return count
+
+
+class EmptyStream(BaseStream):
+    """A stream of no bytes."""
+
+    length = 0
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+
+    def readinto(self, buffer: memoryview) -> int:
+        """See `Stream.readinto`."""
+        return 0
 
 
 @runtime_checkable
@@ -72,13 +150,14 @@ class Resource(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it is, for people and errors: without credentials and without a signed query."""
+        """The address for people and errors: without credentials and without a signed query."""
 
     def size(self) -> int | None:
         """The size in bytes, or None if the server does not say. Asked once, and remembered.
 
         Raises:
             TransportError: It cannot be had.
+            OfflineError: As `read`.
         """
 
     def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:

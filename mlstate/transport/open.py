@@ -1,4 +1,4 @@
-"""The one place where addresses are opened, and where a socket can come from."""
+"""`Transports`: the one place where addresses are opened, and where offline is decided."""
 
 from __future__ import annotations
 
@@ -6,51 +6,39 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.locations import check_url
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
-from mlstate.transport.interface import Resource, Stream
+from mlstate.transport.interface import Limits, Resource, Stream
 from mlstate.transport.local import LocalResource, file_path
 from mlstate.transport.urls import Url
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
     from mlstate.transport.bucket import Buckets
-    from mlstate.transport.redirects import Web
+    from mlstate.transport.http import Web
 
 __all__ = ["OfflineResource", "Transports"]
 
 
 class OfflineResource:
-    """Something on the network, without the network.
+    """A resource on the network that may not be used: every method raises an `OfflineError`.
 
     It stands in before anything is imported that could open a socket: urllib3 probes for IPv6 with
     one when it is imported.
-
-    Args:
-        address: Where it is, for people and errors.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def size(self) -> int | None:
-        """Not to be had.
-
-        Raises:
-            OfflineError: Always.
-        """
+        """See `Resource.size`."""
         raise self._error()
 
     def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:
-        """Not to be had.
-
-        Raises:
-            OfflineError: Always.
-        """
+        """See `Resource.read`."""
         raise self._error()
 
     def _error(self) -> OfflineError:
@@ -68,11 +56,11 @@ class Transports:
 
     Args:
         offline: Whatever needs a socket raises `mlstate.errors.OfflineError`.
-        connections: How many to each server are kept open.
-        connect_timeout: The seconds that a connection may take to be made.
-        read_timeout: The seconds that a server may be silent, and may take for its headers.
-        low_speed: The bytes a second that a server must give on average...
-        low_speed_seconds: ...over so many seconds.
+        connections: See `Limits`, as for the four that follow.
+        connect_timeout: See `Limits`.
+        read_timeout: See `Limits`.
+        low_speed: See `Limits`.
+        low_speed_seconds: See `Limits`.
         buckets: Buckets that are open already, with credentials of their own, by address
             (``s3://bucket``); all others are reached as the environment says.
     """
@@ -89,11 +77,9 @@ class Transports:
         buckets: Mapping[str, BucketClient] | None = None,
     ) -> None:
         self._offline = offline
-        self._connections = connections
-        self._connect_timeout = connect_timeout
-        self._read_timeout = read_timeout
-        self._low_speed = low_speed
-        self._low_speed_seconds = low_speed_seconds
+        self._limits = Limits(
+            connections, connect_timeout, read_timeout, low_speed, low_speed_seconds
+        )
         self._lock = threading.Lock()
         self._web: Web | None = None
         self._known_buckets = dict(buckets or {})
@@ -162,28 +148,24 @@ class Transports:
     def __enter__(self) -> Transports:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _open_buckets(self) -> Buckets:
         from mlstate.buckets.open import BucketOptions
         from mlstate.transport.bucket import Buckets
 
+        limits = self._limits
         with self._lock:
             self._check_open()
             if self._buckets is None:
                 options = BucketOptions(
                     offline=self._offline,
                     attempts=1,  # who reads tries again: both would, each time of the other
-                    connect_timeout=self._connect_timeout,
-                    read_timeout=self._read_timeout,
-                    low_speed=self._low_speed,
-                    low_speed_seconds=self._low_speed_seconds,
+                    connect_timeout=limits.connect_timeout,
+                    read_timeout=limits.read_timeout,
+                    low_speed=limits.low_speed,
+                    low_speed_seconds=limits.low_speed_seconds,
                 )
                 self._buckets = Buckets(self._known_buckets, options)
             return self._buckets
@@ -196,17 +178,10 @@ class Transports:
         url = Url.parse(text)
         if self._offline:
             return OfflineResource(url.shown if address is None else address)
-        from mlstate.transport.http import HttpResource
-        from mlstate.transport.redirects import Web
+        from mlstate.transport.http import HttpResource, Web
 
         with self._lock:
             self._check_open()
             if self._web is None:
-                self._web = Web(
-                    connections=self._connections,
-                    connect_timeout=self._connect_timeout,
-                    read_timeout=self._read_timeout,
-                    low_speed=self._low_speed,
-                    low_speed_seconds=self._low_speed_seconds,
-                )
+                self._web = Web(self._limits)
             return HttpResource(self._web, url, address)

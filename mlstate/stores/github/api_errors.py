@@ -12,7 +12,8 @@ from typing import Any
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import AccessError, MlstateError, RateLimitError, TransportError
-from mlstate.transport.client import drop, explained
+from mlstate.transport.client import release
+from mlstate.transport.errors import translated_errors
 from mlstate.transport.replies import status_error
 from mlstate.transport.urls import Url
 
@@ -135,12 +136,12 @@ def _number(text: str | None) -> float | None:
 
 def _body(reply: BaseHTTPResponse, url: Url) -> Mapping[str, Any]:
     try:
-        with explained(url.shown):
+        with translated_errors(url.shown):
             value = json.loads(reply.read(_MAX_BODY))
     except (ValueError, RecursionError, TransportError):
         return {}
     finally:
-        drop(reply)
+        release(reply)
     return value if isinstance(value, dict) else {}
 
 
