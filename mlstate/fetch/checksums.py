@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.transport.interface import BaseStream, Stream
+from mlstate.transport.interface import Stream
 
 __all__ = ["SummedStream", "check_sha256"]
 
@@ -31,7 +31,7 @@ def check_sha256(path: Path, digits: str, origin: str) -> None:
         _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
 
 
-class SummedStream(BaseStream):
+class SummedStream(Stream):
     """A stream whose SHA-256 is computed as it is read.
 
     Args:
@@ -39,18 +39,9 @@ class SummedStream(BaseStream):
     """
 
     def __init__(self, stream: Stream) -> None:
+        self.length, self.total = stream.length, stream.total
         self._stream = stream
         self._hasher = hashlib.sha256()
-
-    @property
-    def length(self) -> int | None:
-        """As the stream has it."""
-        return self._stream.length
-
-    @property
-    def total(self) -> int | None:
-        """As the stream has it."""
-        return self._stream.total
 
     def readinto(self, buffer: memoryview) -> int:
         """The next bytes; see `Stream.readinto`."""

@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from mlstate.buckets.values import ChunkReader
 from mlstate.errors import BucketError, TransportError
 from mlstate.transport.interface import CheckedStream, EmptyStream, Stream
 from mlstate.transport.local import check_range
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
-    from mlstate.buckets.open import BucketOptions
     from mlstate.buckets.values import Reading
 
-__all__ = ["BucketResource", "Buckets"]
-
-
-class Buckets:
-    """Opens addresses of buckets; each bucket is connected to once.
-
-    Args:
-        known: Buckets that are open already, with credentials of their own, by address
-            (``s3://bucket``).
-        options: How to reach all others.
-    """
-
-    def __init__(self, known: Mapping[str, BucketClient], options: BucketOptions) -> None:
-        self._clients = dict(known)
-        self._options = options
-        self._lock = Lock()
-
-    def open(self, address: str) -> BucketResource:
-        """The resource at an address.
-
-        Raises:
-            FormatError: The address is malformed.
-            TransportError: The package that is needed is not installed.
-        """
-        from mlstate.buckets.open import open_bucket, parse_bucket_address
-
-        scheme, bucket, path = parse_bucket_address(address)
-        name = f"{scheme}://{bucket}"
-        with self._lock:
-            if name not in self._clients:
-                self._clients[name] = open_bucket(name, self._options)
-            return BucketResource(self._clients[name], path)
+__all__ = ["BucketResource"]
 
 
 class BucketResource:
@@ -109,16 +78,7 @@ class BucketResource:
 class _BucketStream(CheckedStream):
     def __init__(self, address: str, length: int, reading: Reading) -> None:
         super().__init__(address, length, reading.item.size)
-        self._chunks = reading.chunks
-        self._rest = memoryview(b"")
+        self._reader = ChunkReader(reading.chunks)
 
     def _receive(self, buffer: memoryview) -> int:
-        while not len(self._rest):
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk).cast("B")
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+        return self._reader.readinto(buffer)

@@ -1,4 +1,4 @@
-"""HTTP requests: one pool of connections for each server, shared by all threads.
+"""HTTP requests, by one pool of connections for each server, and where redirects lead.
 
 Proxies and certificates are found by requests, once for each server. The requests themselves go
 straight to urllib3's pools below it: that takes less than half the time for a small file, and no
@@ -10,7 +10,7 @@ from __future__ import annotations
 import http.client
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,14 +23,16 @@ from urllib3 import exceptions as problems
 
 from mlstate.digests import Bytes
 from mlstate.errors import TransportError
+from mlstate.limits import Limits
 from mlstate.transport.connections import Body, set_deadlines
 from mlstate.transport.errors import translated_errors
-from mlstate.transport.interface import Limits
 from mlstate.transport.urls import Url
 
-__all__ = ["Session", "discard", "release"]
+__all__ = ["Session", "Target", "discard", "follow", "release"]
 
 SERVERS = 64  # whose connections are kept alive
+REDIRECTS = 10
+_REDIRECTED = frozenset({301, 302, 303, 307, 308})
 SMALL = 1 << 14  # a body up to here is read to its end, so that its connection can be used again
 
 
@@ -47,13 +49,10 @@ HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _user_a
 
 @dataclass(frozen=True)
 class _Route:
-    """How a server is reached: a pool of connections, and whether it is a proxy's.
-
-    A proxy by plain HTTP is told the whole address.
-    """
+    """How a server is reached."""
 
     pool: HTTPConnectionPool
-    absolute: bool
+    absolute: bool  # a proxy is told the whole address
 
 
 class Session:
@@ -170,6 +169,83 @@ def discard(reply: BaseHTTPResponse) -> None:
             while reply.read(SMALL):
                 pass
     release(reply)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a request goes.
+
+    Attributes:
+        url: The address.
+        via: The addresses that redirected to it, from the first on.
+    """
+
+    url: Url
+    via: tuple[Url, ...] = ()
+
+    def redirected(self, location: str | None, address: str) -> Target:
+        """The target that a redirect from here leads to.
+
+        Raises:
+            TransportError: It leads too far, nowhere, or where it must not.
+        """
+        if len(self.via) >= REDIRECTS:
+            raise TransportError(f"more than {REDIRECTS} redirects", path=address)
+        if not location:
+            raise TransportError("a redirect leads nowhere", path=address)
+        try:
+            url = self.url.join(_utf8(location))
+        except TransportError as error:
+            raise TransportError(
+                "a redirect leads to an address that cannot be used",
+                path=address,
+                found=error.found or error.message,
+            ) from None
+        if self.url.scheme == "https" and url.scheme != "https":
+            raise TransportError(
+                "a redirect leads from https to http", path=address, found=url.shown
+            )
+        return Target(url, (*self.via, self.url))
+
+
+def follow(
+    send: Callable[[Target], BaseHTTPResponse],
+    start: Target,
+    address: str,
+    *,
+    other_servers: bool = True,
+) -> tuple[BaseHTTPResponse, Target]:
+    """Send a request, and again wherever a redirect leads.
+
+    Args:
+        send: Sends the request to a target, with the credentials that are for that server alone.
+        start: The first target.
+        address: What an error calls the resource.
+        other_servers: Whether a redirect may lead to another server.
+
+    Returns:
+        The reply, and the target that gave it.
+
+    Raises:
+        TransportError: There is no reply, or a redirect is not followed.
+    """
+    target = start
+    while (reply := send(target)).status in _REDIRECTED:
+        discard(reply)
+        target = target.redirected(reply.headers.get("Location"), address)
+        if not other_servers and target.url.origin != start.url.origin:
+            raise TransportError(
+                "a redirect leads to another server", path=address, found=target.url.shown
+            )
+    return reply, target
+
+
+def _utf8(location: str) -> str:
+    """A header as it was meant: http.client takes every byte for a character."""
+    try:
+        return location.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return location
 
 
 _thread = threading.local()

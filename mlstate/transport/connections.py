@@ -9,8 +9,9 @@ from typing import Any
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
+from mlstate.limits import Limits, SpeedLimit
 from mlstate.transport.errors import translated_errors
-from mlstate.transport.interface import CheckedStream, Limits
+from mlstate.transport.interface import CheckedStream
 
 __all__ = ["Body", "set_deadlines"]
 
@@ -93,14 +94,11 @@ class Body(CheckedStream):
         plain = getattr(reply, "_original_response", None)
         assert isinstance(plain, _Response)
         self._reply, self._plain = reply, plain
-        self._seconds = limits.low_speed_seconds
-        self._enough = limits.low_speed * limits.low_speed_seconds
-        self._idle_since = 0.0  # the moment from which this side takes its time
-        self._renew()
+        self._speed = SpeedLimit(limits)
 
     def _receive(self, buffer: memoryview) -> int:
-        # The time that was spent on other things is not the server's.
-        self._plain.reader.deadline += time.monotonic() - self._idle_since
+        self._speed.resume()
+        self._plain.reader.deadline = self._speed.deadline
         with translated_errors(self._address):
             if self._plain.length is not None and not self._plain.chunked:
                 count = self._plain.receive_into(buffer)
@@ -108,13 +106,5 @@ class Body(CheckedStream):
                 data = self._reply.read1(len(buffer))
                 count = len(data)
                 buffer[:count] = data
-        self._received += count
-        if self._received >= self._enough:
-            self._renew()
-        self._idle_since = time.monotonic()
+        self._speed.count(count)
         return count
-
-    def _renew(self) -> None:
-        self._received = 0  # since the deadline was set
-        self._idle_since = time.monotonic()
-        self._plain.reader.deadline = self._idle_since + self._seconds

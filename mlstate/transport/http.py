@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import NoRangesError, TransportError
-from mlstate.transport.client import Session, discard, release
+from mlstate.limits import Limits
+from mlstate.parallel import OneFirst
+from mlstate.transport.client import Session, Target, discard, follow, release
 from mlstate.transport.credentials import Credentials
-from mlstate.transport.interface import EmptyStream, Limits, Stream
+from mlstate.transport.interface import EmptyStream, Stream
 from mlstate.transport.local import check_range
-from mlstate.transport.redirects import Target, follow
 from mlstate.transport.replies import (
     Extent,
     check_form,
@@ -66,7 +67,7 @@ class HttpResource:
         self._web = web
         self._start = Target(url)
         self._lock = threading.Lock()
-        self._finding = threading.Lock()  # held by the one thread that finds the end
+        self._finding = OneFirst()
         self._end: Target | None = None  # where the address leads, once that is known
         self._size: int | None = None
         self._size_asked = False
@@ -125,30 +126,13 @@ class HttpResource:
         self, headers: dict[str, str]
     ) -> tuple[BaseHTTPResponse, Target, Target | None]:
         """The reply, the target that gave it, and the target that was remembered."""
-        with self._one_at_first():
+        # A hub allows so many resolved addresses only: one thread finds it for all.
+        with nullcontext() if self._end is not None else self._finding.turn():
             remembered = self._end
             reply, target = self._web.get(remembered or self._start, headers, self.address)
             if reply.status < 400:
                 self._end = target
             return reply, target, remembered
-
-    @contextmanager
-    def _one_at_first(self) -> Iterator[None]:
-        """While it is not known where the address leads, one thread asks and the others wait.
-
-        A hub allows so many resolved addresses only. If the one fails, all others try at once.
-        """
-        if self._end is not None:
-            yield
-        elif self._finding.acquire(blocking=False):
-            try:
-                yield
-            finally:
-                self._finding.release()
-        else:
-            with self._finding:
-                pass
-            yield
 
     def _check_whole(self, reply: BaseHTTPResponse, target: Target) -> Extent:
         if reply.status != 200:

@@ -1,91 +1,54 @@
 """The interfaces of a transport: a `Resource` has an address, and gives ranges of it as `Stream`s.
 
 A resource knows bytes and an address, nothing of digests, tensors or manifests. What it gives is
-never trusted. Retries wrap this interface (`mlstate.transport.retry`).
+never trusted. Retries wrap this interface (`mlstate.transport.resuming`).
 """
 
 from __future__ import annotations
 
 import abc
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mlstate.errors import TransportError
 
-__all__ = ["BaseStream", "CheckedStream", "EmptyStream", "Limits", "Resource", "Stream"]
+__all__ = ["CheckedStream", "EmptyStream", "Resource", "Stream"]
 
 CHUNK = 1 << 20
-"""The most bytes that `BaseStream.read` gives at once, whatever is asked for."""
+"""The most bytes that `Stream.read` gives at once, whatever is asked for."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How many connections are kept, and how long servers may take.
+class Stream(abc.ABC):
+    """The bytes of a resource as they arrive; made by `Resource.read`, good within its context.
 
     Attributes:
-        connections: The connections to each server that are kept open.
-        connect_timeout: The seconds that a connection may take to be made.
-        read_timeout: The seconds that a server may be silent, and may take for its headers.
-        low_speed: The bytes a second that a server must give on average...
-        low_speed_seconds: ...over so many seconds.
+        length: The number of bytes that this stream gives in all, or None if nobody says.
+        total: The size of the whole resource in bytes, as far as the reply says; or None.
     """
 
-    connections: int = 16
-    connect_timeout: float = 10.0
-    read_timeout: float = 30.0
-    low_speed: float = 1024.0
-    low_speed_seconds: float = 60.0
+    length: int | None
+    total: int | None
 
+    @abc.abstractmethod
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into a buffer, at least one of them, and at most `length` in all.
 
-@runtime_checkable
-class Stream(Protocol):
-    """Bytes of a resource as they arrive; made by `Resource.read`, good within its context."""
-
-    @property
-    def length(self) -> int | None:
-        """The number of bytes that this stream gives in all, or None if nobody says."""
-
-    @property
-    def total(self) -> int | None:
-        """The size of the whole resource in bytes, as far as the reply says; or None."""
-
-    def read(self, size: int) -> bytes:
-        """The next bytes, at least one and at most ``size``; none at the end.
-
-        Never gives more than `length` in all. An end before `length` is an error, not an end.
+        Returns:
+            How many bytes came; 0 at the end. An end before `length` is an error, not an end.
 
         Raises:
             TransportError: The stream broke, stalled, ended early, or went on too long.
         """
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Put the next bytes into a buffer that is at least one byte long; otherwise as `read`.
-
-        Returns:
-            How many bytes came; 0 at the end.
-
-        Raises:
-            TransportError: As `read`.
-        """
-
-
-class BaseStream(abc.ABC):
-    """A stream whose `read` is made of its `readinto`."""
-
-    @abc.abstractmethod
-    def readinto(self, buffer: memoryview) -> int:
-        """See `Stream.readinto`."""
-
     def read(self, size: int) -> bytes:
-        """See `Stream.read`."""
+        """The next bytes, at most ``size``; otherwise as `readinto`."""
         if size < 1:
             raise ValueError("size is at least 1")
         buffer = memoryview(bytearray(min(size, CHUNK)))
         return bytes(buffer[: self.readinto(buffer)])
 
 
-class CheckedStream(BaseStream):
+class CheckedStream(Stream):
     """A stream that raises an error unless as many bytes come as were promised.
 
     Args:
@@ -131,12 +94,11 @@ class CheckedStream(BaseStream):
         return count
 
 
-class EmptyStream(BaseStream):
+class EmptyStream(Stream):
     """A stream of no bytes."""
 
-    length = 0
-
     def __init__(self, total: int | None) -> None:
+        self.length = 0
         self.total = total
 
     def readinto(self, buffer: memoryview) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mlstate.errors import TransportError
-from mlstate.transport.interface import BaseStream, Stream
+from mlstate.transport.interface import Stream
 
 __all__ = ["LocalResource", "check_range", "file_path"]
 
@@ -99,7 +99,7 @@ class LocalResource:
             os.close(descriptor)
 
 
-class _LocalStream(BaseStream):
+class _LocalStream(Stream):
     def __init__(self, address: str, descriptor: int, start: int, length: int, total: int) -> None:
         self.length = length
         self.total = total

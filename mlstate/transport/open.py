@@ -6,18 +6,18 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlstate.errors import FormatError, OfflineError, TransportError
+from mlstate.limits import Limits
 from mlstate.locations import check_url
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
-from mlstate.transport.interface import Limits, Resource, Stream
+from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource, file_path
 from mlstate.transport.urls import Url
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
-    from mlstate.transport.bucket import Buckets
     from mlstate.transport.http import Web
 
 __all__ = ["OfflineResource", "Transports"]
@@ -56,34 +56,23 @@ class Transports:
 
     Args:
         offline: Whatever needs a socket raises `mlstate.errors.OfflineError`.
-        connections: See `Limits`, as for the four that follow.
-        connect_timeout: See `Limits`.
-        read_timeout: See `Limits`.
-        low_speed: See `Limits`.
-        low_speed_seconds: See `Limits`.
         buckets: Buckets that are open already, with credentials of their own, by address
             (``s3://bucket``); all others are reached as the environment says.
+        **limits: How long servers may take: the fields of `Limits`.
     """
 
     def __init__(
         self,
         *,
         offline: bool = False,
-        connections: int = 16,
-        connect_timeout: float = 10.0,
-        read_timeout: float = 30.0,
-        low_speed: float = 1024.0,
-        low_speed_seconds: float = 60.0,
         buckets: Mapping[str, BucketClient] | None = None,
+        **limits: Any,
     ) -> None:
         self._offline = offline
-        self._limits = Limits(
-            connections, connect_timeout, read_timeout, low_speed, low_speed_seconds
-        )
+        self._limits = Limits(**limits)
         self._lock = threading.Lock()
         self._web: Web | None = None
-        self._known_buckets = dict(buckets or {})
-        self._buckets: Buckets | None = None
+        self._buckets = dict(buckets or {})
         self._hub = Hub(self._connect, offline=offline)
         self._closed = False
 
@@ -110,7 +99,7 @@ class Transports:
             case "s3" | "gs" | "az":
                 if self._offline:
                     return OfflineResource(address)
-                return self._open_buckets().open(f"{scheme}{address[len(scheme) :]}")
+                return self._open_bucket(f"{scheme}{address[len(scheme) :]}")
             case "hf":
                 where = parse_hub_address(address)
                 if where.path is None:
@@ -141,7 +130,7 @@ class Transports:
         with self._lock:
             self._closed = True
             web, self._web = self._web, None
-            self._buckets = None
+            self._buckets = {}
         if web is not None:
             web.close()
 
@@ -151,24 +140,19 @@ class Transports:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open_buckets(self) -> Buckets:
-        from mlstate.buckets.open import BucketOptions
-        from mlstate.transport.bucket import Buckets
+    def _open_bucket(self, address: str) -> Resource:
+        from mlstate.buckets.open import BucketOptions, open_bucket, parse_bucket_address
+        from mlstate.transport.bucket import BucketResource
 
-        limits = self._limits
+        scheme, bucket, path = parse_bucket_address(address)
+        name = f"{scheme}://{bucket}"
         with self._lock:
             self._check_open()
-            if self._buckets is None:
-                options = BucketOptions(
-                    offline=self._offline,
-                    attempts=1,  # who reads tries again: both would, each time of the other
-                    connect_timeout=limits.connect_timeout,
-                    read_timeout=limits.read_timeout,
-                    low_speed=limits.low_speed,
-                    low_speed_seconds=limits.low_speed_seconds,
-                )
-                self._buckets = Buckets(self._known_buckets, options)
-            return self._buckets
+            if name not in self._buckets:
+                # Who reads tries again: if both did, it would be each time of the other.
+                options = BucketOptions(offline=self._offline, attempts=1, limits=self._limits)
+                self._buckets[name] = open_bucket(name, options)
+            return BucketResource(self._buckets[name], path)
 
     def _check_open(self) -> None:
         if self._closed:

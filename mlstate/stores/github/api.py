@@ -15,12 +15,11 @@ from urllib3 import BaseHTTPResponse
 
 from mlstate.digests import Bytes
 from mlstate.errors import AccessError, FormatError, OfflineError, TransportError
+from mlstate.limits import Limits, read_limited
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
 from mlstate.transport import Retries, retried
-from mlstate.transport.client import Session, release
+from mlstate.transport.client import Session, Target, follow, release
 from mlstate.transport.credentials import Credential, checked_token
-from mlstate.transport.interface import Limits
-from mlstate.transport.redirects import Target, follow
 from mlstate.transport.replies import content_length
 from mlstate.transport.urls import Url
 
@@ -205,12 +204,7 @@ class GitHubApi:
             link = reply.headers.get("Link", "")
             if reply.status == 204:
                 return None, link
-            data = bytearray()
-            for chunk in self._chunks(reply, url):
-                data += chunk
-                if len(data) > MAX_JSON:
-                    raise _malformed(url)
-            return json.loads(data), link
+            return json.loads(read_limited(self._chunks(reply, url), MAX_JSON)), link
         except ValueError:
             raise _malformed(url) from None
         finally:
