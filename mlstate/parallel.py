@@ -9,7 +9,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-__all__ = ["THREADS", "Background", "begun", "for_each"]
+__all__ = ["THREADS", "Background", "OneFirst", "begun", "for_each"]
 
 THREADS = 2
 
@@ -198,3 +198,23 @@ class Background:
             self._errors.append(error)
         finally:
             self._room.put(None)
+
+
+class OneFirst:
+    """Lets one thread find something out while the others wait; if it fails, they try at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait while another thread has its turn; then it may be known what was to be found out."""
+        if self._lock.acquire(blocking=False):
+            try:
+                yield
+            finally:
+                self._lock.release()
+        else:
+            with self._lock:
+                pass
+            yield

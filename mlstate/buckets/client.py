@@ -1,34 +1,167 @@
-"""A bucket and what can be asked of it; `bucketreading` has the half that only reads.
+"""A bucket, and what can be asked of it: one interface over obstore, with errors of our own.
 
-Nothing here makes sure that what was written is what was sent: see `bucketuploads`.
+What obstore cannot do is asked by way of boto3 (`mlstate.buckets.control`). Nothing here makes sure
+that what was written is what was sent: see `mlstate.buckets.upload`.
 """
 
 from __future__ import annotations
 
-import random
-import time
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from mlstate.buckets.errors import ALREADY, DAMAGED, NOT_FOUND, PRECONDITION, explained, status_of
-from mlstate.buckets.reader import BucketReader
-from mlstate.buckets.values import Written
+from mlstate.buckets.control import BucketControl
+from mlstate.buckets.errors import (
+    ALREADY,
+    DAMAGED,
+    NOT_FOUND,
+    PRECONDITION,
+    is_missing,
+    status_of,
+    translated_errors,
+)
+from mlstate.buckets.values import Connection, Item, Reading, Written
 from mlstate.digests import Bytes
-from mlstate.errors import BucketError
+from mlstate.errors import BucketError, OfflineError, TransportError
+from mlstate.limits import Limits, SpeedLimit, read_limited
+from mlstate.retries import Retries, retried
 
-__all__ = ["ATTEMPTS", "PART", "PARTS_AT_ONCE", "BucketClient", "pause"]
+__all__ = ["PART", "PARTS_AT_ONCE", "RETRIES", "BucketClient"]
 
 PART = 8 << 20
 """The bytes of one part of a large upload. With 4 at once larger ones are no faster (measured)."""
 PARTS_AT_ONCE = 4
-ATTEMPTS = 4
-"""How often something is written before it is given up, where another attempt may help."""
+RETRIES = Retries(attempts=4, first=0.2)
+"""How often something is written, where obstore does not try again by itself."""
+_PAGE = 1000
 
 
-class BucketClient(BucketReader):
-    """A bucket, to be read and written; see `BucketReader` for how it is opened."""
+class BucketClient:
+    """A bucket. It is used by many threads at once, but not across a fork.
 
-    _bare_etags = False
+    Each method raises a `BucketError` if the bucket cannot be asked, and an `OfflineError` if
+    sockets are forbidden.
+
+    Args:
+        address: ``s3://bucket``, say; for errors.
+        connect: Opens it, when it is first asked for something.
+        offline: Whether sockets are forbidden.
+        limits: How slow a server may be.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        connect: Callable[[], Connection],
+        *,
+        offline: bool,
+        limits: Limits,
+    ) -> None:
+        self.address = address
+        self._connect = connect
+        self._offline = offline
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._opened: Connection | None = None
+        self._control: BucketControl | None = None
+        self._bare_etags = False
+
+    def __repr__(self) -> str:
+        return f"BucketClient({self.address!r})"
+
+    def locate(self, path: str) -> str:
+        """The address of a thing in the bucket."""
+        return f"{self.address}/{path}"
+
+    @property
+    def control(self) -> BucketControl:
+        """What needs boto3, and a bucket of S3: copies within it, unfinished uploads."""
+        opened = self._open()
+        with self._lock:
+            if self._control is None:
+                self._control = BucketControl.open(self.address, opened.control)
+            return self._control
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether a bucket of S3 is asked without credentials."""
+        return self._open().anonymous
+
+    # Reading.
+
+    def head(self, path: str) -> Item | None:
+        """A thing in the bucket, or None if it is not there."""
+        store = self._open().reading
+        try:
+            with translated_errors(self.address, "read", path):
+                return Item.of(store.head(path))
+        except BucketError as error:
+            if is_missing(error):
+                return None
+            if error.code is None and error.status in (400, 401, 403):
+                self.read_small(path, 0)  # unlike this reply, that one says why
+            raise
+
+    def read_small(self, path: str, most: int) -> tuple[bytes, str | None] | None:
+        """The bytes of a small thing and its ETag, or None if it is not there.
+
+        Args:
+            path: Its path.
+            most: If it has more bytes, one more than these are given; the caller refuses it.
+        """
+        try:
+            with self.reading(path) as reading:
+                return read_limited(reading.chunks, most), reading.item.etag
+        except BucketError as error:
+            if not is_missing(error):
+                raise
+            return None
+
+    @contextmanager
+    def reading(self, path: str, start: int = 0, stop: int | None = None) -> Iterator[Reading]:
+        """Begin to read a thing, or bytes ``start`` up to ``stop`` of it.
+
+        Raises:
+            NoRangesError: The server gives the whole only.
+            BucketError: It cannot be had; of what is not there `status` is 404.
+        """
+        options: dict[str, Any] = {}
+        if stop is not None:
+            options["range"] = (start, stop)
+        elif start:
+            options["range"] = {"offset": start}
+        store = self._open().reading
+        with translated_errors(self.address, "read", path):
+            result = store.get(path, options=options)
+        first, end = result.range
+        yield Reading(Item.of(result.meta), first, end, self._chunks(result, path))
+
+    def items(self, folder: str, after: str | None = None) -> Iterator[Item]:
+        """Everything below a folder, however deep.
+
+        Args:
+            folder: A path without a slash at its end; the empty one is the whole bucket.
+            after: Only what comes after this path.
+        """
+        store = self._open().reading
+        pages = iter(store.list(folder or None, offset=after, chunk_size=_PAGE))
+        while True:
+            with translated_errors(self.address, "list", folder):
+                page = next(pages, None)
+            if page is None:
+                return
+            yield from map(Item.of, page)
+
+    def children(self, folder: str) -> tuple[list[str], list[Item]]:
+        """The names of the folders that are directly in a folder, and the things."""
+        store = self._open().reading
+        with translated_errors(self.address, "list", folder):
+            found = store.list_with_delimiter(folder or None)
+        names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+        return names, [Item.of(meta) for meta in found["objects"]]
+
+    # Writing.
 
     def put(self, path: str, data: Bytes) -> Written:
         """Write a thing in one request, whatever is there.
@@ -36,7 +169,7 @@ class BucketClient(BucketReader):
         The request is signed over the SHA-256 of the data: servers that look at it refuse what was
         damaged on the way, and then it is sent again.
         """
-        return self._written(path, lambda: data, use_multipart=False)
+        return self._write(path, lambda: data, use_multipart=False)
 
     def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> Written:
         """Write a large thing in parts, several at once. It is there when all are, or not at all.
@@ -47,7 +180,7 @@ class BucketClient(BucketReader):
                 for another attempt.
         """
         parts = {"chunk_size": PART, "max_concurrency": PARTS_AT_ONCE}
-        return self._written(path, chunks, use_multipart=True, **parts)
+        return self._write(path, chunks, use_multipart=True, **parts)
 
     def create(self, path: str, data: bytes) -> Written | None:
         """Write a small thing that is not there yet, if the server honours the condition.
@@ -55,7 +188,7 @@ class BucketClient(BucketReader):
         Returns:
             None if something was there; it stays.
         """
-        return self._conditional(path, data, "create", ALREADY)
+        return self._write_if(path, data, "create", ALREADY)
 
     def replace(self, path: str, data: bytes, etag: str) -> Written | None:
         """Write a small thing in place of exactly one version of it.
@@ -65,7 +198,7 @@ class BucketClient(BucketReader):
         """
         for bare in (self._bare_etags, not self._bare_etags):
             form = etag.strip('"') if bare else etag
-            written = self._conditional(path, data, {"e_tag": form}, PRECONDITION | NOT_FOUND)
+            written = self._write_if(path, data, {"e_tag": form}, PRECONDITION | NOT_FOUND)
             if written is not None:
                 return written
             # Some servers compare it without its quotation marks, and never find it with them.
@@ -77,62 +210,85 @@ class BucketClient(BucketReader):
 
     def delete(self, path: str) -> None:
         """Remove a thing; one that is not there is no error."""
-        import obstore
-
         store = self._open().writing
-        with explained(self.address, "delete", path, *NOT_FOUND):
-            try:
-                obstore.delete(store, path)
-            except Exception as error:
-                if type(error).__name__ not in NOT_FOUND or status_of(error)[0] == "NoSuchBucket":
-                    raise
+        try:
+            with translated_errors(self.address, "delete", path):
+                store.delete(path)
+        except BucketError as error:
+            if not is_missing(error):
+                raise
 
-    def _written(self, path: str, data: Callable[[], Any], **options: Any) -> Written:
+    def _write(self, path: str, data: Callable[[], Any], **options: Any) -> Written:
         """Write, again if the server says that it was damaged on the way."""
-        import obstore
-
         store = self._open().writing
-        for attempt in range(ATTEMPTS):
-            try:
-                with explained(self.address, "write", path):
-                    return Written.of(obstore.put(store, path, data(), **options))
-            except BucketError as error:
-                # A gateway may refuse a body without a word why: with a bare 400.
-                bare = error.code is None and error.status == 400
-                self._wait(error, attempt, again=bare or error.code in DAMAGED)
-        raise AssertionError  # the last attempt returns or raises
 
-    def _conditional(
-        self, path: str, data: bytes, mode: Any, refused: frozenset[str]
+        def write() -> Written:
+            with translated_errors(self.address, "write", path):
+                return Written.of(store.put(path, data(), **options))
+
+        return retried(write, RETRIES, worth_it=_is_damage)
+
+    def _write_if(
+        self, path: str, data: bytes, condition: Any, refusals: frozenset[str]
     ) -> Written | None:
         """Write under a condition; None if the server says that it is not met."""
-        import obstore
-
         store = self._open().writing
-        for attempt in range(ATTEMPTS):
+
+        def write() -> Written | None:
             try:
-                with explained(self.address, "write", path, *refused):
-                    result = obstore.put(store, path, data, mode=mode, use_multipart=False)
-                return Written.of(result)
-            except BucketError as error:
-                # Unlike other uploads, obstore does not try it again when a connection breaks.
-                self._wait(error, attempt, again=error.transient)
+                with translated_errors(self.address, "write", path, *refusals):
+                    return Written.of(store.put(path, data, mode=condition, use_multipart=False))
             except Exception as error:
-                if type(error).__name__ not in refused:
+                if type(error).__name__ not in refusals:
                     raise
                 if status_of(error)[1] != 409:
                     return None
-                # Another request was under way, and nothing is decided: ask again.
-                pause(attempt)
-        return None
+                raise _UndecidedError("another request is under way", transient=True) from None
 
-    def _wait(self, error: BucketError, attempt: int, *, again: bool) -> None:
-        """Wait before the next attempt; raises the error if there is to be none."""
-        if not again or attempt + 1 == ATTEMPTS:
-            raise error
-        pause(attempt)
+        try:
+            # Unlike other uploads, obstore does not try it again when a connection breaks.
+            return retried(write, RETRIES)
+        except _UndecidedError:
+            return None
+
+    def _open(self) -> Connection:
+        if self._offline:
+            raise OfflineError(
+                "a bucket is on the network, which may not be used",
+                path=self.address,
+                remedy="unset MLSTATE_OFFLINE, or leave out offline=True",
+            )
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._connect()
+            return self._opened
+
+    def _chunks(self, result: Any, path: str) -> Iterator[Bytes]:
+        """The bytes as they arrive; a server that is too slow is an error."""
+        stream = iter(result.stream(min_chunk_size=1))  # larger chunks are no faster (measured)
+        speed = SpeedLimit(self._limits)
+        while True:
+            speed.resume()
+            with translated_errors(self.address, "read", path):
+                chunk = next(stream, None)
+            if chunk is None:
+                return
+            if not speed.count(len(chunk)):
+                raise BucketError(
+                    "the server is too slow",
+                    bucket=self.address,
+                    operation="read",
+                    path=self.locate(path),
+                    transient=True,
+                )
+            yield chunk
 
 
-def pause(attempt: int) -> None:
-    """Wait a moment before another attempt; longer, the more there were."""
-    time.sleep(random.uniform(0, 0.2 * 2.0**attempt))
+class _UndecidedError(TransportError):
+    """A server does not say whether a condition is met, since others write there, too."""
+
+
+def _is_damage(error: TransportError) -> bool:
+    """Whether a server says that bytes were damaged; a gateway may say so with a bare 400."""
+    code = error.code if isinstance(error, BucketError) else None
+    return code in DAMAGED or (code is None and error.status == 400)

@@ -1,11 +1,12 @@
-"""What only boto3 can ask of a bucket: copies within it, uploads that nobody finished, a probe."""
+"""Requests to a bucket that need boto3: copies within it, unfinished uploads, a probe."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from mlstate.buckets.errors import DAMAGED, explained
-from mlstate.buckets.values import Item, Upload
+from mlstate.buckets.errors import DAMAGED, is_missing, translated_errors
+from mlstate.buckets.values import Item, UnfinishedUpload
 from mlstate.errors import BucketError
 
 __all__ = ["BucketControl"]
@@ -18,7 +19,9 @@ _NONE = frozenset({"NoSuchUpload", "NotImplemented"})
 
 
 class BucketControl:
-    """Copies at the server, and the rest of uploads that were killed.
+    """Copies at the server, and finds and aborts what killed uploads left.
+
+    All methods raise a `BucketError` if the bucket cannot be asked.
 
     Args:
         address: ``s3://bucket``.
@@ -31,25 +34,36 @@ class BucketControl:
         self._bucket = address.partition("://")[2]
         self._client = client
 
+    @classmethod
+    def open(cls, address: str, connect: Callable[[], Any] | None) -> BucketControl:
+        """The control of a bucket of which boto3's client can be made.
+
+        Raises:
+            BucketError: There is none: no boto3, or no bucket of S3.
+        """
+        if connect is None:
+            raise BucketError(
+                "this needs boto3, and a bucket of S3",
+                bucket=address,
+                operation="open",
+                path=address,
+                remedy="pip install 'mlstate[s3]'",
+            )
+        return cls(address, connect())
+
     def copy(self, item: Item, target: str) -> bool:
         """Copy a thing within the bucket, at the server.
 
         Returns:
             False if it is not there any more.
-
-        Raises:
-            BucketError: The bucket cannot be asked.
         """
         return self._copy(item, target, {})
 
     def freshen(self, item: Item) -> bool:
-        """Make a thing young again: a copy of it onto itself.
+        """Renew the time of a thing, by a copy onto itself.
 
         Returns:
             False if it is not there any more.
-
-        Raises:
-            BucketError: The bucket cannot be asked.
         """
         return self._copy(item, item.path, {"MetadataDirective": "REPLACE"})
 
@@ -60,8 +74,8 @@ class BucketControl:
         that does not care writes what it is given.
 
         Args:
-            path: Where to write, if it comes to that.
-            data: What; not empty.
+            path: Where to write.
+            data: The bytes to write, at least one.
         """
         decoy = bytes([data[0] ^ 1]) + data[1:]
         event, events = "before-send.s3.PutObject", self._client.meta.events
@@ -71,7 +85,7 @@ class BucketControl:
 
         events.register(event, swap, unique_id=path)
         try:
-            with explained(self.address, "write", path):
+            with translated_errors(self.address, "write", path):
                 self._client.put_object(Bucket=self._bucket, Key=path, Body=decoy)
         except BucketError as error:
             return error.code in DAMAGED
@@ -79,35 +93,33 @@ class BucketControl:
             events.unregister(event, unique_id=path)
         return False
 
-    def unfinished(self, folder: str) -> list[Upload]:
+    def unfinished(self, folder: str) -> list[UnfinishedUpload]:
         """The uploads below a folder that were begun and not finished."""
-        found: list[Upload] = []
+        found: list[UnfinishedUpload] = []
         try:
-            self._add_unfinished(folder, found)
+            with translated_errors(self.address, "list unfinished uploads", folder):
+                pages = self._client.get_paginator("list_multipart_uploads")
+                prefix = f"{folder}/" if folder else ""
+                for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+                    for upload in page.get("Uploads", ()):
+                        begun = upload["Initiated"].timestamp()
+                        found.append(UnfinishedUpload(upload["Key"], upload["UploadId"], begun))
         except BucketError as error:
             if error.code not in _NONE:
                 raise
         return found
 
-    def abort(self, upload: Upload) -> None:
-        """Give the room of an unfinished upload back."""
-        with explained(self.address, "abort an unfinished upload", upload.path):
+    def abort(self, upload: UnfinishedUpload) -> None:
+        """Remove what came of an unfinished upload."""
+        with translated_errors(self.address, "abort an unfinished upload", upload.path):
             self._client.abort_multipart_upload(
                 Bucket=self._bucket, Key=upload.path, UploadId=upload.id
             )
 
-    def _add_unfinished(self, folder: str, found: list[Upload]) -> None:
-        with explained(self.address, "list unfinished uploads", folder):
-            pages = self._client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{folder}/" if folder else ""):
-                for upload in page.get("Uploads", ()):
-                    begun = upload["Initiated"].timestamp()
-                    found.append(Upload(upload["Key"], upload["UploadId"], begun))
-
     def _copy(self, item: Item, target: str, extra: dict[str, Any]) -> bool:
         source = {"Bucket": self._bucket, "Key": item.path}
         try:
-            with explained(self.address, "copy", item.path):
+            with translated_errors(self.address, "copy", item.path):
                 if item.size <= self.copy_limit:
                     self._client.copy_object(
                         Bucket=self._bucket, Key=target, CopySource=source, **extra
@@ -115,9 +127,9 @@ class BucketControl:
                 else:
                     self._copy_in_parts(source, target, extra)
         except BucketError as error:
-            if error.status == 404 and error.code != "NoSuchBucket":
-                return False
-            raise
+            if not is_missing(error):
+                raise
+            return False
         return True
 
     def _copy_in_parts(self, source: dict[str, str], target: str, extra: dict[str, Any]) -> None:

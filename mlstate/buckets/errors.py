@@ -1,6 +1,6 @@
-"""What a bucket's client says went wrong, as an error that names the bucket and what to do.
+"""The errors of obstore and boto3 as errors of mlstate, which name the bucket and what to do.
 
-Of the client's own words only the code and the status are kept: the rest may hold signed texts.
+Of the clients' own words only the code and the status are kept: the rest may hold signed texts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mlstate.errors import BucketAccessError, BucketError
+from mlstate.errors import BucketAccessError, BucketError, NoRangesError
 from mlstate.phrases import Phrase
+from mlstate.retries import TRANSIENT_STATUSES
 
 __all__ = [
     "ALREADY",
@@ -20,8 +21,9 @@ __all__ = [
     "NOT_FOUND",
     "PRECONDITION",
     "bucket_error",
-    "explained",
+    "is_missing",
     "status_of",
+    "translated_errors",
 ]
 
 ALREADY = frozenset({"AlreadyExistsError"})
@@ -33,7 +35,11 @@ DAMAGED = frozenset({"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"})
 
 _CODE = re.compile(r"<Code>\s*(\w{1,80})\s*</Code>")
 _STATUS = re.compile(r"status code: (\d{3})\b")
-_TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_TRANSIENT = TRANSIENT_STATUSES | {409}
+_MISSING = {
+    404: "there is nothing of this name in the bucket",
+    416: "the thing in the bucket is shorter than what is asked of it",
+}
 _UNREACHABLE = ("error sending request", "error trying to connect", "timed out", "HTTP error")
 _CUT = ("response body", "Error after")
 
@@ -53,27 +59,15 @@ _ENDPOINT = Phrase("s3_endpoint_url or AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL")
 
 @dataclass(frozen=True)
 class _Kind:
+    """A kind of problem, with the codes, separated by spaces, by which servers call it."""
+
     message: str
-    remedy: str | None
+    remedy: str | None = None
+    codes: str = ""
     access: bool = False
     transient: bool = False
 
 
-_NO_BUCKET = _Kind(
-    "there is no such bucket",
-    "check its name, the endpoint (" + _ENDPOINT + ") and the region, or create it",
-)
-_CREDENTIALS = _Kind(
-    "the server does not accept these credentials",
-    "check the key and the secret: those of session_kwargs, of the profile, or AWS_ACCESS_KEY_ID "
-    "and AWS_SECRET_ACCESS_KEY",
-    access=True,
-)
-_EXPIRED = _Kind(
-    "the credentials for this bucket have expired",
-    "renew them (aws sso login, a new session token), and try again",
-    access=True,
-)
 _NO_CREDENTIALS = _Kind(
     "no credentials for this bucket could be had",
     "give a profile or keys in session_kwargs, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
@@ -83,46 +77,55 @@ _NO_CREDENTIALS = _Kind(
 _REGION = _Kind(
     "the bucket is in another region",
     'give the region that it is in: session_kwargs={"region_name": ...}, or AWS_DEFAULT_REGION',
+    "PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException",
 )
-_CLOCK = _Kind(
-    "the clock of this machine differs from the server's, which refuses to talk", "set the clock"
+_KINDS = (
+    _REGION,
+    _Kind(
+        "there is no such bucket",
+        "check its name, the endpoint (" + _ENDPOINT + ") and the region, or create it",
+        "NoSuchBucket InvalidBucketName",
+    ),
+    _Kind(
+        "the server does not accept these credentials",
+        "check the key and the secret: those of session_kwargs, of the profile, or "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidClientTokenId AuthFailure",
+        access=True,
+    ),
+    _Kind(
+        "the credentials for this bucket have expired",
+        "renew them (aws sso login, a new session token), and try again",
+        "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
+        access=True,
+    ),
+    _Kind(
+        "the clock of this machine differs from the server's, which refuses to talk",
+        "set the clock",
+        "RequestTimeTooSkewed",
+    ),
+    _Kind(
+        "the bytes were damaged on their way to the server", None, " ".join(DAMAGED), transient=True
+    ),
+    _Kind(
+        "the server asks for fewer requests",
+        None,
+        "SlowDown TooManyRequests ServiceUnavailable Throttling",
+        transient=True,
+    ),
 )
-_DAMAGED = _Kind("the bytes were damaged on their way to the server", None, transient=True)
-_BUSY = _Kind("the server asks for fewer requests", None, transient=True)
-
-_KINDS = {
-    "NoSuchBucket": _NO_BUCKET,
-    "InvalidBucketName": _NO_BUCKET,
-    "InvalidAccessKeyId": _CREDENTIALS,
-    "SignatureDoesNotMatch": _CREDENTIALS,
-    "InvalidToken": _CREDENTIALS,
-    "InvalidClientTokenId": _CREDENTIALS,
-    "AuthFailure": _CREDENTIALS,
-    "ExpiredToken": _EXPIRED,
-    "ExpiredTokenException": _EXPIRED,
-    "TokenRefreshRequired": _EXPIRED,
-    "RequestExpired": _EXPIRED,
-    "PermanentRedirect": _REGION,
-    "AuthorizationHeaderMalformed": _REGION,
-    "IllegalLocationConstraintException": _REGION,
-    "RequestTimeTooSkewed": _CLOCK,
-    **dict.fromkeys(DAMAGED, _DAMAGED),
-    "SlowDown": _BUSY,
-    "TooManyRequests": _BUSY,
-    "ServiceUnavailable": _BUSY,
-    "Throttling": _BUSY,
-}
+_KIND_OF = {code: kind for kind in _KINDS for code in kind.codes.split()}
 
 
 def bucket_error(
     bucket: str, operation: str, path: str, text: str, *, code: str | None, status: int | None
 ) -> BucketError:
-    """What went wrong, in words.
+    """The error of an operation on a path in a bucket.
 
     Args:
         bucket: The bucket's address.
-        operation: What was to be done.
-        path: With which thing in the bucket.
+        operation: What was to be done, in a word.
+        path: The path; empty for the bucket itself.
         text: What the client says; nothing of it is repeated.
         code: What the server calls it, if it said so.
         status: The HTTP status, if there is one.
@@ -144,10 +147,12 @@ def bucket_error(
 
 
 def _kind(operation: str, text: str, code: str | None, status: int | None) -> _Kind:
-    if code in _KINDS:
-        return _KINDS[code]
+    if code in _KIND_OF:
+        return _KIND_OF[code]
     if "credential" in text[:300].lower() and status is None:
         return _NO_CREDENTIALS
+    if operation == "read" and status in _MISSING:
+        return _Kind(_MISSING[status])
     if status in (401, 403):
         needed = _PERMISSIONS.get(operation, "the right to do this")
         return _Kind(
@@ -158,16 +163,16 @@ def _kind(operation: str, text: str, code: str | None, status: int | None) -> _K
     if status in (301, 307) or "redirect without LOCATION" in text:
         return _REGION
     if status in _TRANSIENT:
-        return _Kind("the server has a problem", None, transient=True)
+        return _Kind("the server has a problem", transient=True)
     if status is None and any(words in text for words in _CUT):
-        return _Kind("the connection broke", None, transient=True)
+        return _Kind("the connection broke", transient=True)
     if status is None and any(words in text for words in _UNREACHABLE):
         return _Kind(
             "the server cannot be reached, or is silent",
             "check the network and the endpoint (" + _ENDPOINT + ")",
             transient=True,
         )
-    return _Kind("the server refuses the request", None)
+    return _Kind("the server refuses the request")
 
 
 def status_of(error: BaseException) -> tuple[str | None, int | None]:
@@ -186,39 +191,49 @@ def status_of(error: BaseException) -> tuple[str | None, int | None]:
 
 
 @contextmanager
-def explained(bucket: str, operation: str, path: str = "", *passing: str) -> Iterator[None]:
-    """Turn what a bucket's client raises into our errors.
+def translated_errors(bucket: str, operation: str, path: str = "", *passing: str) -> Iterator[None]:
+    """Raise a `BucketError` in place of what a bucket's client raises; see `bucket_error`.
 
     Args:
         bucket: The bucket's address.
-        operation: What is being done.
-        path: With which thing in the bucket.
+        operation: What is being done, in a word.
+        path: The path; empty for the bucket itself.
         passing: The names of the client's own errors that the caller handles.
 
     Raises:
-        BucketError: See there.
+        NoRangesError: The server gives the whole of what is read only.
     """
     try:
         yield
     except Exception as error:
         if not isinstance(error, (FileNotFoundError, *_client_errors())):
             raise
+        if "non-partial response" in str(error):
+            raise NoRangesError(
+                "the server gives the whole thing only, no range of it",
+                path=f"{bucket}/{path}",
+                status=200,
+            ) from None
         code, status = status_of(error)
-        if type(error).__name__ in passing and code != "NoSuchBucket":
+        name = type(error).__name__
+        if name in passing and code != "NoSuchBucket":
             raise
+        if name in NOT_FOUND:
+            status = 404
         raise bucket_error(bucket, operation, path, str(error), code=code, status=status) from None
 
 
+def is_missing(error: BucketError) -> bool:
+    """Whether there is a bucket, but not the thing in it."""
+    return error.status == 404 and error.code != "NoSuchBucket"
+
+
 def _client_errors() -> tuple[type[Exception], ...]:
-    """The errors of the clients that are in use."""
-    places = {
+    """The errors of the clients that are in use, without importing any."""
+    names = {
         "obstore.exceptions": ("BaseError",),
         "boto3.exceptions": ("Boto3Error",),
         "botocore.exceptions": ("BotoCoreError", "ClientError"),
     }
-    return tuple(
-        getattr(sys.modules[module], name)
-        for module, names in places.items()
-        if module in sys.modules
-        for name in names
-    )
+    used = [module for module in names if module in sys.modules]
+    return tuple(getattr(sys.modules[module], name) for module in used for name in names[module])

@@ -1,4 +1,4 @@
-"""Opening a bucket: which credentials, which endpoint, which client.
+"""Opening a bucket by its address: with which credentials, endpoint and client.
 
 S3 is asked with what boto3 finds (keys, profiles, single sign-on, roles), where it is installed;
 GCS and Azure with what the environment says. Nothing slow is imported, and nothing is connected
@@ -17,9 +17,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mlstate.buckets.client import BucketClient
-from mlstate.buckets.errors import explained
+from mlstate.buckets.errors import translated_errors
 from mlstate.buckets.values import Connection
 from mlstate.errors import BucketAccessError, FormatError, TransportError
+from mlstate.limits import Limits
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -42,10 +43,7 @@ class BucketOptions:
         offline: Whether sockets are forbidden.
         attempts: How often a request is tried.
         first_delay: The most seconds to wait after the first attempt; doubles each time.
-        connect_timeout: The seconds that a connection may take to be made.
-        read_timeout: The seconds that a server may be silent.
-        low_speed: The bytes a second that a server must give on average...
-        low_speed_seconds: ...over so many seconds.
+        limits: How long a server may take.
     """
 
     session: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -53,10 +51,7 @@ class BucketOptions:
     offline: bool = False
     attempts: int = 5
     first_delay: float = 0.2
-    connect_timeout: float = 10.0
-    read_timeout: float = 30.0
-    low_speed: float = 1024.0
-    low_speed_seconds: float = 60.0
+    limits: Limits = field(default_factory=Limits)
 
 
 def parse_bucket_address(address: str) -> tuple[str, str, str]:
@@ -87,13 +82,12 @@ def open_bucket(address: str, options: BucketOptions | None = None) -> BucketCli
     scheme, bucket, _ = parse_bucket_address(address)
     options = BucketOptions() if options is None else options
     _require("obstore")
-    connect = {"s3": _connect_s3, "gs": _connect_gcs, "az": _connect_azure}[scheme]
+    connect = _connect_s3 if scheme == "s3" else partial(_connect_other, scheme)
     return BucketClient(
         f"{scheme}://{bucket}",
         partial(connect, bucket, options),
         offline=options.offline,
-        low_speed=options.low_speed,
-        low_speed_seconds=options.low_speed_seconds,
+        limits=options.limits,
     )
 
 
@@ -113,15 +107,18 @@ def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
     session = None
     endpoint = options.endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
     if find_spec("boto3") is not None:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
         session, configured = _session(f"s3://{bucket}", options)
         endpoint = endpoint or configured
-        credentials = session.get_credentials()
         if session.region_name is not None:
             config["region"] = session.region_name
-        if credentials is None:
+        if session.get_credentials() is None:
             config["skip_signature"] = True  # a public bucket needs no more
         else:
-            named["credential_provider"] = _Credentials(credentials)
+            # What can expire is asked for again after a while; boto3 knows when to renew it.
+            lasting = timedelta(minutes=5)
+            named["credential_provider"] = Boto3CredentialProvider(session, ttl=lasting)
     elif options.session:
         _require("boto3")
     if endpoint:
@@ -129,33 +126,28 @@ def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
         if "AWS_ENDPOINT_URL_S3" in os.environ:  # which would come before the other
             config["aws_endpoint_url_s3"] = endpoint
     plain = bool(endpoint) and str(endpoint).lower().startswith("http://")
-    read, write = _ways(options, allow_http=plain)
-    with explained(f"s3://{bucket}", "open"):
+    read, write = _settings(options, allow_http=plain)
+    with translated_errors(f"s3://{bucket}", "open"):
         reading = S3Store(bucket, config=config, **read, **named)
         writing = S3Store(bucket, config=config, **write, **named)
     control = None if session is None else partial(_control, session, endpoint, options)
     return Connection(reading, writing, control, anonymous=bool(config.get("skip_signature")))
 
 
-def _connect_gcs(bucket: str, options: BucketOptions) -> Connection:
-    from obstore.store import GCSStore
+def _connect_other(scheme: str, bucket: str, options: BucketOptions) -> Connection:
+    from obstore.store import AzureStore, GCSStore
 
-    read, write = _ways(options, allow_http=_is_set("GOOGLE_ALLOW_HTTP"))
-    with explained(f"gs://{bucket}", "open"):
-        return Connection(GCSStore(bucket, **read), GCSStore(bucket, **write))
-
-
-def _connect_azure(container: str, options: BucketOptions) -> Connection:
-    from obstore.store import AzureStore
-
-    read, write = _ways(options, allow_http=_is_set("AZURE_ALLOW_HTTP"))
-    with explained(f"az://{container}", "open"):
-        return Connection(AzureStore(container, **read), AzureStore(container, **write))
+    kind: Any = GCSStore if scheme == "gs" else AzureStore
+    variable = "GOOGLE_ALLOW_HTTP" if scheme == "gs" else "AZURE_ALLOW_HTTP"
+    allow_http = os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+    read, write = _settings(options, allow_http=allow_http)
+    with translated_errors(f"{scheme}://{bucket}", "open"):
+        return Connection(kind(bucket, **read), kind(bucket, **write))
 
 
-def _ways(options: BucketOptions, **client: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _settings(options: BucketOptions, **client: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """How to read: silence is an error. How to write: a request may take its time."""
-    client["connect_timeout"] = timedelta(seconds=options.connect_timeout)
+    client["connect_timeout"] = timedelta(seconds=options.limits.connect_timeout)
     retries = {
         "max_retries": options.attempts - 1,
         "backoff": {
@@ -166,7 +158,7 @@ def _ways(options: BucketOptions, **client: Any) -> tuple[dict[str, Any], dict[s
     }
     reading = {
         "timeout": timedelta(days=7),
-        "read_timeout": timedelta(seconds=options.read_timeout),
+        "read_timeout": timedelta(seconds=options.limits.read_timeout),
     }
     writing = {"timeout": timedelta(seconds=_UPLOAD_SECONDS)}
     return (
@@ -211,7 +203,7 @@ def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
     from botocore.config import Config
 
     settings = Config(
-        connect_timeout=options.connect_timeout,
+        connect_timeout=options.limits.connect_timeout,
         read_timeout=_UPLOAD_SECONDS,  # a copy within a bucket answers when it is done
         retries={"total_max_attempts": options.attempts, "mode": "standard"},
         max_pool_connections=32,
@@ -224,27 +216,3 @@ def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
     )
     region = session.region_name or "us-east-1"
     return session.client("s3", endpoint_url=endpoint, config=settings, region_name=region)
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
-
-
-class _Credentials:
-    """Gives obstore what boto3 finds, renewed when it asks; says nothing of it."""
-
-    def __init__(self, credentials: Any) -> None:
-        self._credentials = credentials
-
-    def __call__(self) -> dict[str, Any]:
-        from datetime import UTC, datetime
-
-        frozen = self._credentials.get_frozen_credentials()
-        # What can expire is asked for again after a while; boto3 knows when to renew it.
-        ends = datetime.now(UTC) + timedelta(minutes=5) if frozen.token else None
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": ends,
-        }

@@ -1,4 +1,4 @@
-"""Uploads that are known to be right once they are there.
+"""Uploads to a bucket that are sure to have arrived as they were sent.
 
 A server that verifies what it is sent needs no more: obstore signs each request over the SHA-256 of
 its bytes, and AWS and Ceph refuse others. Some servers do not look. What they took is compared by
@@ -8,14 +8,14 @@ neither says nothing, and the thing is read back. What is wrong is written again
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from mlstate.buckets.client import ATTEMPTS, PART, BucketClient, pause
+from mlstate.buckets.client import PART, RETRIES, BucketClient
 from mlstate.buckets.errors import bucket_error
 from mlstate.buckets.values import Written
 from mlstate.digests import Bytes
@@ -25,6 +25,8 @@ __all__ = ["BucketUploads", "chunks", "copied"]
 
 _OWN = 1 << 20
 """From so many bytes on, a copy gets pages of its own."""
+_ASK_FROM = 1 << 20
+"""So many bytes take as long to hash as a request: below, the ETag is looked at first."""
 
 
 def copied(parts: Sequence[Bytes]) -> Bytes:
@@ -73,19 +75,15 @@ def _pages(size: int) -> mmap.mmap:
     return pages
 
 
-_ASK_FROM = 1 << 20
-"""So many bytes take as long to hash as a request: below, the ETag is looked at first."""
-
-
 class BucketUploads:
-    """What writes to a bucket, and makes sure that the bytes have arrived.
+    """Writes to a bucket, and makes sure that the bytes have arrived.
 
-    All of it raises a `BucketError` if the bytes are damaged on their way again and again; then
+    Each method raises a `BucketError` if they are damaged on their way again and again; then
     nothing is there.
 
     Args:
         client: The bucket.
-        verifies: Whether the server refuses what was damaged; asked when it matters.
+        verifies: Says whether the server refuses what was damaged; asked when it matters.
     """
 
     def __init__(self, client: BucketClient, verifies: Callable[[], bool]) -> None:
@@ -97,23 +95,23 @@ class BucketUploads:
         if len(data) >= _ASK_FROM and self._verifies():
             self._client.put(path, data)
             return
-        sent = _Sent.of(data)
-        self._until_right(path, sent, lambda _: self._client.put(path, data))
+        sent = _Etag.of(data)
+        self._write_until_right(path, sent, lambda _: self._client.put(path, data))
 
     def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> None:
         """Write a large thing in parts; see `BucketClient.put_large`."""
         if self._verifies():
             self._client.put_large(path, chunks)
             return
-        sent = _Sent(PART)
+        sent = _Etag(PART)
 
-        def watched() -> Iterator[Bytes]:
+        def hashed() -> Iterator[Bytes]:
             sent.begin()
             for chunk in chunks():
                 sent.update(chunk)
                 yield chunk
 
-        self._until_right(path, sent, lambda _: self._client.put_large(path, watched))
+        self._write_until_right(path, sent, lambda _: self._client.put_large(path, hashed))
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a small thing that is not there yet, if the server honours the condition.
@@ -121,10 +119,7 @@ class BucketUploads:
         Returns:
             False if something was there; it stays.
         """
-        written = self._client.create(path, data)
-        if written is not None:
-            self._mend(path, data, written)
-        return written is not None
+        return self._verify(path, data, self._client.create(path, data))
 
     def replace(self, path: str, data: bytes, etag: str) -> bool:
         """Write a small thing in place of exactly one version of it.
@@ -132,13 +127,12 @@ class BucketUploads:
         Returns:
             False if another version is there, or none; it stays.
         """
-        written = self._client.replace(path, data, etag)
-        if written is not None:
-            self._mend(path, data, written)
-        return written is not None
+        return self._verify(path, data, self._client.replace(path, data, etag))
 
-    def _mend(self, path: str, data: bytes, written: Written) -> None:
+    def _verify(self, path: str, data: bytes, written: Written | None) -> bool:
         """Write a small thing again if it is wrong, unless another has replaced it since."""
+        if written is None:
+            return False
 
         def write(wrong: Written | None) -> Written | None:
             if wrong is None:
@@ -147,47 +141,47 @@ class BucketUploads:
                 return self._client.put(path, data)
             return self._client.replace(path, data, wrong.etag)
 
-        self._until_right(path, _Sent.of(data), write)
+        self._write_until_right(path, _Etag.of(data), write)
+        return True
 
-    def _until_right(
-        self, path: str, sent: _Sent, write: Callable[[Written | None], Written | None]
+    def _write_until_right(
+        self, path: str, sent: _Etag, write: Callable[[Written | None], Written | None]
     ) -> None:
         """Write until what is there is what was sent.
 
         Args:
-            path: Where.
-            sent: What was sent, once it was.
-            write: Writes; takes what was wrong the last time, and gives None if there is nothing
-                to do any more.
+            path: The path.
+            sent: The ETag of what was sent, once it was.
+            write: Writes. It takes what was wrong the last time, and returns None if there is
+                nothing to do any more.
 
         Raises:
             BucketError: It is wrong again and again, or cannot be written. It was removed.
         """
         suspect: Written | None = None
         try:
-            for attempt in range(ATTEMPTS):
+            for failures in range(1, RETRIES.attempts + 1):
                 written = write(suspect)
                 if written is None:
                     return
                 suspect = written
                 if self._is_right(path, sent, written):
                     return
-                pause(attempt)
-            raise bucket_error(
-                self._client.address, "write", path, "", code="BadDigest", status=None
-            )
+                time.sleep(RETRIES.delay(failures))
+            address = self._client.address
+            raise bucket_error(address, "write", path, "", code="BadDigest", status=None)
         except BaseException:
-            if suspect is not None:  # nobody is to take it for what its name says
-                with contextlib.suppress(BucketError):
+            if suspect is not None:  # it is not what its name says
+                with suppress(BucketError):
                     self._client.delete(path)
             raise
 
-    def _is_right(self, path: str, sent: _Sent, written: Written) -> bool:
+    def _is_right(self, path: str, sent: _Etag, written: Written) -> bool:
         if written.etag is not None and written.etag.strip('"').lower() == sent.etag():
             return True
         if self._verifies():
             return True  # it has looked already; its ETags are made in another way
-        there = _Sent(sent.part)
+        there = _Etag(sent.part)
         try:
             with self._client.reading(path) as reading:
                 for chunk in reading.chunks:
@@ -199,8 +193,8 @@ class BucketUploads:
         return there.etag() == sent.etag()
 
 
-class _Sent:
-    """Bytes as they pass, and the ETag that S3 makes of them.
+class _Etag:
+    """The ETag that S3 makes of bytes, computed as they pass.
 
     Args:
         part: The bytes of each part but the last; None if all go in one request.
@@ -211,11 +205,11 @@ class _Sent:
         self.begin()
 
     @classmethod
-    def of(cls, data: Bytes) -> _Sent:
-        """What goes in one request."""
-        sent = cls()
-        sent.update(data)
-        return sent
+    def of(cls, data: Bytes) -> _Etag:
+        """The ETag of what goes in one request."""
+        etag = cls()
+        etag.update(data)
+        return etag
 
     def begin(self) -> None:
         """Forget what has passed."""
@@ -224,7 +218,7 @@ class _Sent:
         self._size = 0
 
     def update(self, data: Bytes) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         view = memoryview(data).cast("B")
         while len(view):
             room = len(view) if self.part is None else self.part - self._size

@@ -1,4 +1,4 @@
-"""What there is to say of a bucket and of the things in it; values, nothing is asked."""
+"""Values: an opened bucket, a thing in it, a reply that is read, an unfinished upload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mlstate.digests import Bytes
 
-__all__ = ["Connection", "Item", "Reading", "Upload", "Written"]
+__all__ = ["ChunkReader", "Connection", "Item", "Reading", "UnfinishedUpload", "Written"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Item:
     modified: float
     etag: str | None = None
 
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Item:
+        """The thing that obstore describes."""
+        modified = meta["last_modified"].timestamp()
+        return cls(meta["path"], meta["size"], modified, meta.get("e_tag") or None)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -57,13 +63,13 @@ class Written:
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Written:
-        """From obstore's own words."""
+        """The version that obstore describes."""
         return cls(result.get("e_tag") or None)
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A large upload that is not finished: nobody sees it, and it takes room."""
+class UnfinishedUpload:
+    """A large upload that is not finished: nobody sees it, and it takes space."""
 
     path: str
     id: str
@@ -85,3 +91,23 @@ class Reading:
     start: int
     stop: int
     chunks: Iterator[Bytes]
+
+
+class ChunkReader:
+    """Puts chunks of any sizes into buffers of any sizes."""
+
+    def __init__(self, chunks: Iterator[Bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into a buffer, and return how many these are; 0 at the end."""
+        while not len(self._rest):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk).cast("B")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

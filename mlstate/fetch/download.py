@@ -14,7 +14,7 @@ from mlstate.fetch.reader import Reader
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.transport import Resource
-from mlstate.transport.interface import BaseStream, Stream
+from mlstate.transport.interface import Stream
 
 __all__ = ["Downloaded", "SummedStream", "check_sha256", "download"]
 
@@ -136,22 +136,13 @@ def check_sha256(path: Path, digits: str, origin: str) -> None:
         _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
 
 
-class SummedStream(BaseStream):
+class SummedStream(Stream):
     """A stream whose SHA-256 is computed as it is read."""
 
     def __init__(self, stream: Stream) -> None:
+        self.length, self.total = stream.length, stream.total
         self._stream = stream
         self._hasher = hashlib.sha256()
-
-    @property
-    def length(self) -> int | None:
-        """As the stream has it."""
-        return self._stream.length
-
-    @property
-    def total(self) -> int | None:
-        """As the stream has it."""
-        return self._stream.total
 
     def readinto(self, buffer: memoryview) -> int:
         """The next bytes; see `Stream.readinto`."""

@@ -1,4 +1,4 @@
-"""Objects in a bucket, in the store layout."""
+"""Objects in a bucket, in the store layout: reading, saving, and which of them are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from mlstate.buckets.client import PART, PARTS_AT_ONCE, BucketClient
 from mlstate.buckets.upload import chunks, copied
-from mlstate.buckets.values import Item
+from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
 from mlstate.format import layout
@@ -35,11 +35,7 @@ _ALL = "\U0010ffff"
 
 
 class BucketPresence:
-    """Objects of a store in a bucket, as they were when this was made, or later.
-
-    Args:
-        place: The store.
-    """
+    """The objects of a store in a bucket, as they were when this was made, or later."""
 
     def __init__(self, place: BucketPlace) -> None:
         self._place = place
@@ -56,7 +52,7 @@ class BucketPresence:
     def item(self, digest: Digest) -> Item | None:
         """An object, or None if it is not here."""
         path = self._place.path(layout.object_path(digest))
-        with self._lock:  # who comes while it is listed waits for the list
+        with self._lock:  # other threads wait while it is listed
             self._asked += 1
             if self._asked > ONE_BY_ONE and self._listed is None:
                 self._listed = self._list()
@@ -85,11 +81,7 @@ _BUFFER = 1 << 20
 
 
 class BucketObjectStore:
-    """Objects of a bucket: ``objects/ab/cdef...`` below a prefix.
-
-    Args:
-        place: The prefix.
-    """
+    """The objects below a prefix of a bucket: ``objects/ab/cdef...``."""
 
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
@@ -135,13 +127,13 @@ class BucketObjectStore:
         return BucketPresence(self.place)
 
     def writer(self) -> BucketObjectWriter:
-        """Begin an act of saving; makes the prefix a store if it is none yet."""
+        """Begin to save; makes the prefix a store if it is none yet."""
         self.place.prepare()
         return BucketObjectWriter(self)
 
 
 class BucketObjectWriter:
-    """One act of saving into a bucket. What `put` has written is durable when it returns."""
+    """Saves objects into a bucket. What `put` has written is durable when it returns."""
 
     def __init__(self, store: BucketObjectStore) -> None:
         self._store = store
@@ -159,7 +151,7 @@ class BucketObjectWriter:
             return True
         try:
             return client.control.freshen(item)
-        except BucketError:  # who may not copy can still write it
+        except BucketError:  # without the right to copy, it can still be written
             return False
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
@@ -167,7 +159,7 @@ class BucketObjectWriter:
         uploads, path = self._store.place.uploads, self._store.path(digest)
         whole = list(parts)
         if sum(memoryview(part).nbytes for part in whole) <= PART:
-            data = copied(whole)  # our own: what is hashed is what is written
+            data = copied(whole)  # what is hashed is what is written
             self._check(digest, Digest.of(data))
             uploads.put(path, data)
             return
@@ -178,10 +170,9 @@ class BucketObjectWriter:
         """Nothing to do: a bucket says that it has something when it is durable."""
 
     def _verified(self, digest: Digest, parts: list[Bytes]) -> Iterator[Bytes]:
-        """The bytes in copies of our own; the last one only if all of them are right.
+        """Copies of the bytes; the last one only if all of them are right.
 
-        A tensor can be changed by another thread at any time. An upload that is not finished is
-        never seen.
+        Another thread can change a tensor at any time. An unfinished upload is never seen.
         """
         hasher = Hasher()
         before: Bytes | None = None
@@ -214,8 +205,7 @@ class _BucketFile(io.RawIOBase):
         self._size = size
         self._position = 0
         self._reply = ExitStack()
-        self._chunks: Iterator[Bytes] | None = None
-        self._rest = memoryview(b"")
+        self._chunks: ChunkReader | None = None
 
     def readable(self) -> bool:
         return True
@@ -223,15 +213,12 @@ class _BucketFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         position = offset + {0: 0, 1: self._position, 2: self._size}[whence]
         if position < 0:
             raise ValueError("before the start of the object")
         if position != self._position:
-            self._let_go()
+            self._end_reply()
             self._position = position
         return position
 
@@ -240,35 +227,25 @@ class _BucketFile(io.RawIOBase):
         if self._position >= self._size:
             return 0
         if self._chunks is None:
-            self._chunks = self._begin()
-        while not len(self._rest):
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk).cast("B")
-        count = min(len(buffer), len(self._rest))
-        memoryview(buffer).cast("B")[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
+            self._chunks = ChunkReader(self._request())
+        count = self._chunks.readinto(memoryview(buffer).cast("B"))
         self._position += count
         return count
 
     def close(self) -> None:
-        self._let_go()
+        self._end_reply()
         super().close()
 
-    def _begin(self) -> Iterator[Bytes]:
-        if not self._position:
-            return self._reply.enter_context(self._client.reading(self._path)).chunks
+    def _request(self) -> Iterator[Bytes]:
+        """The bytes from the position on."""
+        begin = self._reply.enter_context
         try:
-            return self._reply.enter_context(
-                self._client.reading(self._path, self._position)
-            ).chunks
+            return begin(self._client.reading(self._path, self._position)).chunks
         except NoRangesError:
-            whole = self._reply.enter_context(self._client.reading(self._path)).chunks
-            return _skipped(whole, self._position)
+            return _skipped(begin(self._client.reading(self._path)).chunks, self._position)
 
-    def _let_go(self) -> None:
-        self._chunks, self._rest = None, memoryview(b"")
+    def _end_reply(self) -> None:
+        self._chunks = None
         self._reply.close()
 
 

@@ -1,4 +1,4 @@
-"""A store's place in a bucket: a prefix, its settings, and what the server can promise there."""
+"""The prefix of a bucket that is a store: its settings, and what the server promises there."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class BucketPlace:
         """A text of the store and its ETag, or None if it is not there.
 
         Args:
-            name: Which.
-            error: What to raise if it cannot be such a text.
+            name: Its name in the store.
+            error: The type of error to raise if it is too large to be such a text.
 
         Raises:
-            FormatError: It is too large to be one.
+            FormatError: It is too large, see above.
             BucketError: The bucket cannot be asked.
         """
         found = self.client.read_small(self.path(name), SMALL)
@@ -73,20 +73,20 @@ class BucketPlace:
         return found
 
     def check(self) -> bool:
-        """Refuse a prefix that is no store, or one of a newer version. Reads only, and once.
+        """Look whether the prefix is a store; reads only, and only once.
 
         Returns:
-            False if it is an empty store: nothing of a store is there yet.
+            False if nothing of a store is there yet.
 
         Raises:
-            FormatError: See above.
+            FormatError: It is no store, or one of a newer version.
             BucketError: The bucket cannot be asked.
         """
         if self._settings is not None or self._read_settings():
             return True
         folders, _ = self.client.children(self.base)
         having = [name for name in (layout.STATES, layout.OBJECTS) if name in folders]
-        # Settings are made before these: if another process has just begun it, they are there.
+        # Another process may just have begun it, with the settings first.
         if having and not self._read_settings():
             raise FormatError(
                 f"this prefix is not a store: it has {having[0]}/ but no {layout.SETTINGS}",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, OfflineError
-from mlstate.fetch import Fetcher
 from mlstate.manifests import StateEntry
 from mlstate.warn import warn
+
+if TYPE_CHECKING:
+    from mlstate.fetch import Fetcher
 
 __all__ = ["Access"]
 

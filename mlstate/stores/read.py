@@ -18,7 +18,6 @@ from mlstate.errors import (
     ReadOnlyStoreError,
     concerning,
 )
-from mlstate.fetch import Fetcher, FetchReport
 from mlstate.format.state_object import BYTES_NAME
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
@@ -42,6 +41,7 @@ from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
+    from mlstate.fetch import Fetcher, FetchReport
     from mlstate.tensors import Tensor
 
 __all__ = ["StateStore"]
@@ -188,6 +188,8 @@ class StateStore(AbstractStateStore[Any]):
                     found=f"missing: {needs.in_words()}",
                     remedy="save it again, or restore the objects from a copy",
                 )
+            from mlstate.fetch import FetchReport
+
             return FetchReport(found.entry.pinned_digest, 0, needs.present)
 
         return self.reading(key, fetch, wanted, files=files)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import (
@@ -18,7 +18,6 @@ from mlstate.errors import (
     StateNotFoundError,
     concerning,
 )
-from mlstate.fetch import Fetcher
 from mlstate.format import tensor_object
 from mlstate.format.encode import (
     EncodedState,
@@ -47,6 +46,9 @@ from mlstate.stores.request import (
     warn_of_meta,
 )
 from mlstate.stores.statefiles import StateFiles, format_state_file
+
+if TYPE_CHECKING:
+    from mlstate.fetch import Fetcher
 
 __all__ = ["Saver", "SavingStore", "StateSaver"]
 

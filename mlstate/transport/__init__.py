@@ -1,12 +1,13 @@
-"""Bytes from elsewhere: web servers, the Hugging Face hub, files. Never trusted, only moved.
+"""Reading bytes from addresses: of web servers, the Hugging Face hub, buckets, files.
 
 `Transports` opens addresses, what it opens is a `Resource`, and `retrying` makes one persistent.
 """
 
 from __future__ import annotations
 
+from mlstate.retries import Retries, retried
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.open import Transports
-from mlstate.transport.retry import Retries, retried, retrying
+from mlstate.transport.resuming import retrying
 
 __all__ = ["Resource", "Retries", "Stream", "Transports", "retried", "retrying"]

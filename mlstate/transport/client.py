@@ -1,4 +1,4 @@
-"""Requests: one pool of connections for each server, shared by all threads.
+"""HTTP requests, by one pool of connections for each server, and where redirects lead.
 
 Proxies and certificates are found by requests, once for each server. The requests themselves go
 straight to urllib3's pools below it: that takes less than half the time for a small file, and no
@@ -9,98 +9,42 @@ from __future__ import annotations
 
 import http.client
 import logging
-import socket
-import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import requests
+from requests.adapters import HTTPAdapter
 from requests.utils import select_proxy
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
 from urllib3 import exceptions as problems
 
 from mlstate.digests import Bytes
 from mlstate.errors import TransportError
-from mlstate.transport.connections import POOLS, Adapter
+from mlstate.limits import Limits
+from mlstate.transport.connections import Body, set_deadlines
+from mlstate.transport.errors import translated_errors
 from mlstate.transport.urls import Url
 
-__all__ = ["Session", "drop", "explained", "let_go"]
-
-
-@contextmanager
-def explained(address: str) -> Iterator[None]:
-    """Turn what urllib3 raises into errors of ours, which never show a whole address.
-
-    Raises:
-        TransportError: Instead of urllib3's error.
-    """
-    try:
-        yield
-    except (problems.HTTPError, OSError, http.client.HTTPException) as error:
-        if isinstance(error, TransportError):
-            raise
-        found = _explain(error)
-        found.path = address
-        raise found from None  # urllib3's errors have the whole address in them
-
-
-def _explain(error: BaseException) -> TransportError:
-    cause = _cause(error)
-    match error:
-        case problems.ProxyError():
-            refused = next((code for code in ("407", "403") if code in str(cause)), None)
-            return TransportError(
-                "the proxy does not let us through",
-                transient=refused is None,
-                found=None if refused is None else f"HTTP {refused} from the proxy",
-                remedy="look at HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
-            )
-        case problems.NameResolutionError():
-            again = getattr(cause, "errno", None) == socket.EAI_AGAIN
-            return TransportError("the host name is not known", transient=again)
-        case problems.NewConnectionError():
-            reason = getattr(cause, "strerror", None)
-            return TransportError("the server cannot be reached", transient=True, found=reason)
-        case problems.ConnectTimeoutError():
-            return TransportError("the server cannot be reached in time", transient=True)
-        case problems.TimeoutError() | TimeoutError():
-            return TransportError("the server went silent, or is too slow", transient=True)
-        case problems.SSLError() | ssl.SSLError():
-            return _explain_tls(cause)
-        case problems.InvalidHeader():
-            return TransportError("the reply makes no sense", found="HTTP headers that disagree")
-        case problems.LocationValueError():
-            return TransportError("the address cannot be understood")
-    reason = getattr(cause, "strerror", None)
-    return TransportError("the connection broke", transient=True, found=reason)
-
-
-def _explain_tls(cause: BaseException) -> TransportError:
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return TransportError(
-            "the server's certificate cannot be verified",
-            found=cause.verify_message,
-            remedy="name the certificates to trust in REQUESTS_CA_BUNDLE",
-        )
-    return TransportError("the secure connection failed", transient=True)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The innermost error of those that urllib3 wraps into one another."""
-    for _ in range(8):
-        inner = error.__cause__ or next(
-            (value for value in reversed(error.args) if isinstance(value, BaseException)), None
-        )
-        if inner is None:
-            break
-        error = inner
-    return error
-
+__all__ = ["Session", "Target", "discard", "follow", "release"]
 
 SERVERS = 64  # whose connections are kept alive
+REDIRECTS = 10
+_REDIRECTED = frozenset({301, 302, 303, 307, 308})
 SMALL = 1 << 14  # a body up to here is read to its end, so that its connection can be used again
+
+
+def _user_agent() -> str:
+    try:
+        return f"mlstate/{version('mlstate')}"
+    except PackageNotFoundError:  # run from a folder that was only copied
+        return "mlstate"
+
+
+HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": _user_agent()}
+"""The headers of every request."""
 
 
 @dataclass(frozen=True)
@@ -112,20 +56,17 @@ class _Route:
 
 
 class Session:
-    """Sends requests, from any thread. Follows nothing, retries nothing, keeps no cookies."""
+    """Sends requests, from any thread. It follows nothing, retries nothing, keeps no cookies."""
 
-    def __init__(self, *, connections: int, connect_timeout: float, read_timeout: float) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self._session = requests.Session()
-        self._adapter = Adapter(pool_connections=SERVERS, pool_maxsize=connections)
-        for scheme in POOLS:
+        self._adapter = HTTPAdapter(pool_connections=SERVERS, pool_maxsize=limits.connections)
+        for scheme in ("http", "https"):
             self._session.mount(f"{scheme}://", self._adapter)
-        self._timeout = Timeout(connect=connect_timeout, read=read_timeout)
         self._routes: dict[tuple[str, str, int], _Route] = {}
         self._lock = threading.Lock()
-
-    def get(self, url: Url, headers: Mapping[str, str], address: str) -> BaseHTTPResponse:
-        """Send a GET request; see `send`."""
-        return self.send("GET", url, headers, address)
+        self._closed = False
 
     def send(
         self,
@@ -135,32 +76,32 @@ class Session:
         address: str,
         *,
         body: bytes | Iterable[Bytes] | None = None,
-        patience: float | None = None,
+        reply_timeout: float | None = None,
     ) -> BaseHTTPResponse:
         """Send a request and wait for the headers of its reply.
 
         Args:
-            method: What to do.
+            method: The HTTP method.
             url: Where to.
-            headers: All of them; with a body of parts its Content-Length, too.
+            headers: Those beside the usual; with a body of parts its Content-Length, too.
             address: What an error calls the resource.
             body: What to send along. Parts are asked for one by one, as the network takes them.
-            patience: The seconds to wait for the reply, if not the usual.
+            reply_timeout: The seconds to wait for the reply, if not the read timeout.
 
         Raises:
             TransportError: There is no reply.
         """
         route = self._route(url, address)
-        timeout = self._timeout
-        if patience is not None:
-            timeout = Timeout(connect=timeout.connect_timeout, read=patience)
-        with explained(address), _discreet():
+        with translated_errors(address), _without_queries_in_logs():
             return route.pool.urlopen(
                 method,
                 url.secret_text if route.absolute else url.target,
                 body=body,  # type: ignore[arg-type]  # views are sent, too
-                headers=headers,
-                timeout=timeout,
+                headers={**HEADERS, **headers},
+                timeout=Timeout(
+                    connect=self.limits.connect_timeout,
+                    read=reply_timeout or self.limits.read_timeout,
+                ),
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
@@ -168,16 +109,25 @@ class Session:
                 decode_content=False,
             )
 
+    def body(
+        self, reply: BaseHTTPResponse, address: str, length: int | None, total: int | None = None
+    ) -> Body:
+        """The body of a reply of this session; for the rest see `Body`."""
+        return Body(reply, address, self.limits, length, total)
+
     def close(self) -> None:
-        """Close all connections that are not in use."""
+        """Close all connections. Nothing is sent after this."""
         self._session.close()
         with self._lock:
+            self._closed = True
             for route in self._routes.values():
                 route.pool.close()
             self._routes.clear()
 
     def _route(self, url: Url, address: str) -> _Route:
         with self._lock:
+            if self._closed:
+                raise ValueError("these transports are closed")
             route = self._routes.get(url.origin)
             if route is None:
                 route = self._routes[url.origin] = self._find_route(url, address)
@@ -200,41 +150,119 @@ class Session:
                 path=address,
                 remedy="look at HTTP_PROXY, HTTPS_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE",
             ) from None
+        set_deadlines(pool)
         return _Route(pool, absolute)
 
 
-def drop(reply: BaseHTTPResponse) -> None:
+def release(reply: BaseHTTPResponse) -> None:
     """Be done with a reply: its connection is closed unless all of it was read."""
     if not reply.closed:
         reply.close()
     reply.release_conn()
 
 
-def let_go(reply: BaseHTTPResponse) -> None:
-    """Be done with a reply that is of no interest: its connection stays open if that is cheap."""
+def discard(reply: BaseHTTPResponse) -> None:
+    """Be done with a reply whose body nobody reads; its connection stays open if that is cheap."""
     length = reply.length_remaining
     if length is not None and length <= SMALL:
         with suppress(problems.HTTPError, OSError, http.client.HTTPException):
             while reply.read(SMALL):
                 pass
-    drop(reply)
+    release(reply)
 
 
-_own = threading.local()
+@dataclass(frozen=True)
+class Target:
+    """Where a request goes.
+
+    Attributes:
+        url: The address.
+        via: The addresses that redirected to it, from the first on.
+    """
+
+    url: Url
+    via: tuple[Url, ...] = ()
+
+    def redirected(self, location: str | None, address: str) -> Target:
+        """The target that a redirect from here leads to.
+
+        Raises:
+            TransportError: It leads too far, nowhere, or where it must not.
+        """
+        if len(self.via) >= REDIRECTS:
+            raise TransportError(f"more than {REDIRECTS} redirects", path=address)
+        if not location:
+            raise TransportError("a redirect leads nowhere", path=address)
+        try:
+            url = self.url.join(_utf8(location))
+        except TransportError as error:
+            raise TransportError(
+                "a redirect leads to an address that cannot be used",
+                path=address,
+                found=error.found or error.message,
+            ) from None
+        if self.url.scheme == "https" and url.scheme != "https":
+            raise TransportError(
+                "a redirect leads from https to http", path=address, found=url.shown
+            )
+        return Target(url, (*self.via, self.url))
+
+
+def follow(
+    send: Callable[[Target], BaseHTTPResponse],
+    start: Target,
+    address: str,
+    *,
+    other_servers: bool = True,
+) -> tuple[BaseHTTPResponse, Target]:
+    """Send a request, and again wherever a redirect leads.
+
+    Args:
+        send: Sends the request to a target, with the credentials that are for that server alone.
+        start: The first target.
+        address: What an error calls the resource.
+        other_servers: Whether a redirect may lead to another server.
+
+    Returns:
+        The reply, and the target that gave it.
+
+    Raises:
+        TransportError: There is no reply, or a redirect is not followed.
+    """
+    target = start
+    while (reply := send(target)).status in _REDIRECTED:
+        discard(reply)
+        target = target.redirected(reply.headers.get("Location"), address)
+        if not other_servers and target.url.origin != start.url.origin:
+            raise TransportError(
+                "a redirect leads to another server", path=address, found=target.url.shown
+            )
+    return reply, target
+
+
+def _utf8(location: str) -> str:
+    """A header as it was meant: http.client takes every byte for a character."""
+    try:
+        return location.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return location
+
+
+_thread = threading.local()
 
 
 @contextmanager
-def _discreet() -> Iterator[None]:
-    _own.request = True
+def _without_queries_in_logs() -> Iterator[None]:
+    _thread.sends = True
     try:
         yield
     finally:
-        _own.request = False
+        _thread.sends = False
 
 
 def _without_query(record: logging.LogRecord) -> bool:
     """Take the query, which may be a signature, out of what urllib3 logs of our requests."""
-    if getattr(_own, "request", False) and isinstance(record.args, tuple):
+    if getattr(_thread, "sends", False) and isinstance(record.args, tuple):
         record.args = tuple(
             value.partition("?")[0] if isinstance(value, str) else value for value in record.args
         )

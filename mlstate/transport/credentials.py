@@ -1,4 +1,4 @@
-"""What to send to which host: tokens and logins of this user. Looked up, never kept elsewhere.
+"""The credentials of this user: which token or login is sent to which host.
 
 MLSTATE_TOKEN_<HOST>  a token; in the host "." is written "_" and "-" is written "__"
 MLSTATE_CONFIG        a TOML file (by default config.toml in the user's config folder), whose table
@@ -15,11 +15,11 @@ import base64
 import netrc
 import os
 import re
-import threading
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,6 @@ class Credential:
 class Credentials:
     """The credentials of this user, as environment and files have them; each file is read once."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._logins: Mapping[str, tuple[str, str]] | None = None
-        self._tokens: Mapping[str, str] | None = None
-
     def authorization(self, url: Url, via: Sequence[Url] = ()) -> str | None:
         """The value of the Authorization header for a request, or None; as `find`."""
         found = self.find(url, via)
@@ -85,13 +80,13 @@ class Credentials:
             return None
         any_port = all(_same_server(before, url) for before in via if before.host == url.host)
         found = self._token(url, any_port)
-        if found is None and any_port and (login := self._netrc().get(url.host)):
+        if found is None and any_port and (login := self._logins.get(url.host)):
             encoded = base64.b64encode(":".join(login).encode()).decode("ascii")
             found = Credential(str(_netrc_path()), f"Basic {encoded}")
         return found
 
     def _token(self, url: Url, any_port: bool) -> Credential | None:
-        tokens = self._config()
+        tokens = self._tokens
         host = f"[{url.host}]" if ":" in url.host else url.host
         if (token := tokens.get(f"{host}:{url.port}")) is not None:
             return _bearer(token, str(_config_path()))
@@ -104,17 +99,13 @@ class Credentials:
                 return _bearer(token, str(_config_path()))
         return _hub_token(url)
 
-    def _config(self) -> Mapping[str, str]:
-        with self._lock:
-            if self._tokens is None:
-                self._tokens = _read_config()
-            return self._tokens
+    @cached_property
+    def _tokens(self) -> Mapping[str, str]:
+        return _read_config()
 
-    def _netrc(self) -> Mapping[str, tuple[str, str]]:
-        with self._lock:
-            if self._logins is None:
-                self._logins = _read_netrc()
-            return self._logins
+    @cached_property
+    def _logins(self) -> Mapping[str, tuple[str, str]]:
+        return _read_netrc()
 
 
 def _same_server(before: Url, url: Url) -> bool:

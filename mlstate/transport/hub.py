@@ -1,4 +1,4 @@
-"""The Hugging Face hub: ``hf://org/repo@revision/path``.
+"""Files on the Hugging Face hub as resources: ``hf://org/repo@revision/path``.
 
 Names of revisions are resolved to their commit once, and files are read by their commit, so that
 all files of a state are of one moment. What the hub's own cache on this machine has is read there.
@@ -18,7 +18,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from mlstate.errors import FormatError, OfflineError, TransportError
+from mlstate.limits import read_limited
 from mlstate.locations import check_file_names
+from mlstate.parallel import OneFirst
 from mlstate.transport.credentials import hub_endpoint
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource
@@ -119,7 +121,7 @@ class Hub:
         self._offline = offline
         self._lock = threading.Lock()
         self._listings: dict[tuple[str, str, str], HubListing] = {}
-        self._asking: dict[tuple[str, str, str], threading.Lock] = {}
+        self._asking: dict[tuple[str, str, str], OneFirst] = {}
 
     @property
     def offline(self) -> bool:
@@ -139,17 +141,12 @@ class Hub:
         endpoint = hub_endpoint()
         key = (endpoint, address.repo, address.revision)
         with self._lock:
-            asking = self._asking.setdefault(key, threading.Lock())
-        if key not in self._listings and asking.acquire(blocking=False):
-            try:
-                if key not in self._listings:
-                    self._listings[key] = self._ask(endpoint, address)
-            finally:
-                asking.release()
-        with asking:
-            listing = self._listings.get(key)
-        if listing is None:  # who asked failed; all others try at once, not one after the other
-            listing = self._listings[key] = self._ask(endpoint, address)
+            asking = self._asking.setdefault(key, OneFirst())
+        listing = self._listings.get(key)
+        if listing is None:
+            with asking.turn():
+                listing = self._listings.get(key) or self._ask(endpoint, address)
+                self._listings[key] = listing
         return listing
 
     def file(self, address: HubAddress, commit: str) -> Resource:
@@ -160,15 +157,12 @@ class Hub:
     def _ask(self, endpoint: str, address: HubAddress) -> HubListing:
         name = str(HubAddress(address.repo, address.revision))
         url = f"{endpoint}/api/models/{address.repo}/revision/{quote(address.revision, safe='')}"
-        pieces, size = [], 0
-        with explained_by_hub(), self._connect(url, name).read() as stream:
-            while data := stream.read(1 << 18):
-                pieces.append(data)
-                size += len(data)
-                if size > MAX_ANSWER:
-                    raise TransportError("the hub's answer is too long", path=name)
+        with with_hub_remedies(), self._connect(url, name).read() as stream:
+            data = read_limited(iter(lambda: stream.read(1 << 18), b""), MAX_ANSWER)
+        if len(data) > MAX_ANSWER:
+            raise TransportError("the hub's answer is too long", path=name)
         try:
-            answer = json.loads(b"".join(pieces))
+            answer = json.loads(data)
             commit = answer["sha"]
             files = tuple(file["rfilename"] for file in answer.get("siblings", ()))
             valid = _COMMIT.fullmatch(commit) and all(isinstance(file, str) for file in files)
@@ -193,53 +187,39 @@ class HubResource:
         return f"HubResource({self.address!r})"
 
     def size(self) -> int | None:
-        """The size in bytes. Asked once, and remembered.
-
-        Raises:
-            TransportError: It cannot be had.
-            OfflineError: Sockets are not allowed, and the hub's cache does not have the file.
-        """
-        with explained_by_hub():
+        """See `Resource.size`."""
+        with with_hub_remedies():
             return self._find().size()
 
     @contextmanager
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Stream]:
-        """Begin to read a range, or all.
-
-        Raises:
-            NoRangesError: The server gives the whole file only.
-            TransportError: It cannot be had, or the reply is not what was asked for.
-            OfflineError: Sockets are not allowed, and the hub's cache does not have the file.
-        """
+        """See `Resource.read`."""
         with ExitStack() as stack:
-            with explained_by_hub():
+            with with_hub_remedies():
                 stream = stack.enter_context(self._find().read(start, stop))
             yield stream
 
     def _find(self) -> Resource:
         if self._found is None:
-            found = self._look()
+            found = self._choose()
             with self._lock:  # all threads use the same
                 self._found = self._found or found
         return self._found
 
-    def _look(self) -> Resource:
+    def _choose(self) -> Resource:
         where, hub = self._where, self._hub
-        if where.is_commit or hub.offline:
-            if cached := _cached(where, where.revision):
-                return LocalResource(cached, self.address)
-            if hub.offline:
-                raise _offline_error(where)
-            return hub.file(where, where.revision)
-        commit = hub.listing(where).commit
+        known = where.is_commit or hub.offline
+        commit = where.revision if known else hub.listing(where).commit
         if cached := _cached(where, commit):
             return LocalResource(cached, self.address)
+        if hub.offline:
+            raise _offline_error(where)
         return hub.file(where, commit)
 
 
 @contextmanager
-def explained_by_hub() -> Iterator[None]:
-    """Say what to do about a refusal of the hub."""
+def with_hub_remedies() -> Iterator[None]:
+    """Add to a refusal of the hub what to do about it."""
     try:
         yield
     except TransportError as error:

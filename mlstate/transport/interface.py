@@ -1,7 +1,7 @@
-"""What a transport is: a resource somewhere, of which ranges can be read as streams.
+"""The interfaces of a transport: a `Resource` has an address, and gives ranges of it as `Stream`s.
 
 A resource knows bytes and an address, nothing of digests, tensors or manifests. What it gives is
-never trusted. Retries wrap this interface (`mlstate.transport.retry`), they do not live inside.
+never trusted. Retries wrap this interface (`mlstate.transport.resuming`).
 """
 
 from __future__ import annotations
@@ -10,60 +10,100 @@ import abc
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-__all__ = ["BaseStream", "Resource", "Stream"]
+from mlstate.errors import TransportError
+
+__all__ = ["CheckedStream", "EmptyStream", "Resource", "Stream"]
 
 CHUNK = 1 << 20
-"""The most bytes that `BaseStream.read` gives at once, whatever is asked for."""
+"""The most bytes that `Stream.read` gives at once, whatever is asked for."""
 
 
-@runtime_checkable
-class Stream(Protocol):
-    """Bytes of a resource as they arrive; made by `Resource.read`, good within its context."""
+class Stream(abc.ABC):
+    """The bytes of a resource as they arrive; made by `Resource.read`, good within its context.
 
-    @property
-    def length(self) -> int | None:
-        """The number of bytes that this stream gives in all, or None if nobody says."""
+    Attributes:
+        length: The number of bytes that this stream gives in all, or None if nobody says.
+        total: The size of the whole resource in bytes, as far as the reply says; or None.
+    """
 
-    @property
-    def total(self) -> int | None:
-        """The size of the whole resource in bytes, as far as the reply says; or None."""
+    length: int | None
+    total: int | None
 
-    def read(self, size: int) -> bytes:
-        """The next bytes, at least one and at most ``size``; none at the end.
+    @abc.abstractmethod
+    def readinto(self, buffer: memoryview) -> int:
+        """Put the next bytes into a buffer, at least one of them, and at most `length` in all.
 
-        Never gives more than `length` in all. An end before `length` is an error, not an end.
+        Returns:
+            How many bytes came; 0 at the end. An end before `length` is an error, not an end.
 
         Raises:
             TransportError: The stream broke, stalled, ended early, or went on too long.
         """
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Put the next bytes into a buffer: as `read`, for who has one to use again and again.
-
-        Args:
-            buffer: Where they go; at least one byte long.
-
-        Returns:
-            How many bytes came; 0 at the end.
-
-        Raises:
-            TransportError: As `read`.
-        """
-
-
-class BaseStream(abc.ABC):
-    """What a stream is made of: its `readinto`."""
-
-    @abc.abstractmethod
-    def readinto(self, buffer: memoryview) -> int:
-        """Put the next bytes into a buffer; see `Stream.readinto`."""
-
     def read(self, size: int) -> bytes:
-        """The next bytes; see `Stream.read`."""
+        """The next bytes, at most ``size``; otherwise as `readinto`."""
         if size < 1:
             raise ValueError("size is at least 1")
         buffer = memoryview(bytearray(min(size, CHUNK)))
         return bytes(buffer[: self.readinto(buffer)])
+
+
+class CheckedStream(Stream):
+    """A stream that raises an error unless as many bytes come as were promised.
+
+    Args:
+        address: What errors call the resource.
+        length: The number of bytes that were promised, or None.
+        total: The size of the whole resource, or None.
+    """
+
+    def __init__(self, address: str, length: int | None, total: int | None) -> None:
+        self.length = length
+        self.total = total
+        self._address = address
+        self._given = 0
+        self._ended = False
+
+    @abc.abstractmethod
+    def _receive(self, buffer: memoryview) -> int:
+        """Put what comes next into a buffer, and return how many bytes that is; 0 at the end."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """See `Stream.readinto`."""
+        if self._ended:
+            return 0
+        left = None if self.length is None else self.length - self._given
+        # At the end one byte more is asked for: a server that gives it gives too much.
+        count = self._receive(buffer if left is None else buffer[: max(left, 1)])
+        self._ended = not count
+        if left and not count:
+            raise TransportError(
+                "the reply ended early",
+                transient=True,
+                path=self._address,
+                expected=f"{self.length} bytes",
+                found=f"{self._given} bytes",
+            )
+        if count and left == 0:
+            raise TransportError(
+                "the server gives more than it was asked for",
+                path=self._address,
+                expected=f"{self.length} bytes",
+            )
+        self._given += count
+        return count
+
+
+class EmptyStream(Stream):
+    """A stream of no bytes."""
+
+    def __init__(self, total: int | None) -> None:
+        self.length = 0
+        self.total = total
+
+    def readinto(self, buffer: memoryview) -> int:
+        """See `Stream.readinto`."""
+        return 0
 
 
 @runtime_checkable
@@ -72,13 +112,14 @@ class Resource(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it is, for people and errors: without credentials and without a signed query."""
+        """The address for people and errors: without credentials and without a signed query."""
 
     def size(self) -> int | None:
         """The size in bytes, or None if the server does not say. Asked once, and remembered.
 
         Raises:
             TransportError: It cannot be had.
+            OfflineError: As `read`.
         """
 
     def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:

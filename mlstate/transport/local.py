@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mlstate.errors import TransportError
-from mlstate.transport.interface import BaseStream, Stream
+from mlstate.transport.interface import Stream
 
 __all__ = ["LocalResource", "check_range", "file_path"]
 
@@ -58,21 +58,13 @@ class LocalResource:
         return f"LocalResource({self.address!r})"
 
     def size(self) -> int:
-        """The size in bytes.
-
-        Raises:
-            TransportError: There is no such regular file, or it may not be read.
-        """
+        """See `Resource.size`."""
         with self._open() as (_, size):
             return size
 
     @contextmanager
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Stream]:
-        """Begin to read a range, or all.
-
-        Raises:
-            TransportError: There is no such file, it is shorter, or it changed since the last read.
-        """
+        """See `Resource.read`."""
         check_range(start, stop)
         with self._open() as (descriptor, size):
             end = size if stop is None else stop
@@ -107,7 +99,7 @@ class LocalResource:
             os.close(descriptor)
 
 
-class _LocalStream(BaseStream):
+class _LocalStream(Stream):
     def __init__(self, address: str, descriptor: int, start: int, length: int, total: int) -> None:
         self.length = length
         self.total = total
@@ -117,11 +109,11 @@ class _LocalStream(BaseStream):
         self._end = start + length
 
     def readinto(self, buffer: memoryview) -> int:
-        wanted = min(len(buffer), self._end - self._position)
-        if not wanted:
+        buffer = buffer[: self._end - self._position]
+        if not len(buffer):
             return 0
         try:
-            count = os.preadv(self._descriptor, [buffer[:wanted]], self._position)
+            count = os.preadv(self._descriptor, [buffer], self._position)
         except OSError as error:
             raise TransportError(
                 "a file cannot be read on", path=self._address, found=error.strerror

@@ -1,4 +1,4 @@
-"""The one place where addresses are opened, and where a socket can come from."""
+"""`Transports`: the one place where addresses are opened, and where offline is decided."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlstate.errors import FormatError, OfflineError, TransportError
+from mlstate.limits import Limits
 from mlstate.locations import check_url
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
 from mlstate.transport.interface import Resource, Stream
@@ -18,39 +18,27 @@ from mlstate.transport.urls import Url
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
-    from mlstate.transport.bucket import Buckets
-    from mlstate.transport.redirects import Web
+    from mlstate.transport.http import Web
 
 __all__ = ["OfflineResource", "Transports"]
 
 
 class OfflineResource:
-    """Something on the network, without the network.
+    """A resource on the network that may not be used: every method raises an `OfflineError`.
 
     It stands in before anything is imported that could open a socket: urllib3 probes for IPv6 with
     one when it is imported.
-
-    Args:
-        address: Where it is, for people and errors.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def size(self) -> int | None:
-        """Not to be had.
-
-        Raises:
-            OfflineError: Always.
-        """
+        """See `Resource.size`."""
         raise self._error()
 
     def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:
-        """Not to be had.
-
-        Raises:
-            OfflineError: Always.
-        """
+        """See `Resource.read`."""
         raise self._error()
 
     def _error(self) -> OfflineError:
@@ -68,36 +56,23 @@ class Transports:
 
     Args:
         offline: Whatever needs a socket raises `mlstate.errors.OfflineError`.
-        connections: How many to each server are kept open.
-        connect_timeout: The seconds that a connection may take to be made.
-        read_timeout: The seconds that a server may be silent, and may take for its headers.
-        low_speed: The bytes a second that a server must give on average...
-        low_speed_seconds: ...over so many seconds.
         buckets: Buckets that are open already, with credentials of their own, by address
             (``s3://bucket``); all others are reached as the environment says.
+        **limits: How long servers may take: the fields of `Limits`.
     """
 
     def __init__(
         self,
         *,
         offline: bool = False,
-        connections: int = 16,
-        connect_timeout: float = 10.0,
-        read_timeout: float = 30.0,
-        low_speed: float = 1024.0,
-        low_speed_seconds: float = 60.0,
         buckets: Mapping[str, BucketClient] | None = None,
+        **limits: Any,
     ) -> None:
         self._offline = offline
-        self._connections = connections
-        self._connect_timeout = connect_timeout
-        self._read_timeout = read_timeout
-        self._low_speed = low_speed
-        self._low_speed_seconds = low_speed_seconds
+        self._limits = Limits(**limits)
         self._lock = threading.Lock()
         self._web: Web | None = None
-        self._known_buckets = dict(buckets or {})
-        self._buckets: Buckets | None = None
+        self._buckets = dict(buckets or {})
         self._hub = Hub(self._connect, offline=offline)
         self._closed = False
 
@@ -124,7 +99,7 @@ class Transports:
             case "s3" | "gs" | "az":
                 if self._offline:
                     return OfflineResource(address)
-                return self._open_buckets().open(f"{scheme}{address[len(scheme) :]}")
+                return self._open_bucket(f"{scheme}{address[len(scheme) :]}")
             case "hf":
                 where = parse_hub_address(address)
                 if where.path is None:
@@ -155,38 +130,29 @@ class Transports:
         with self._lock:
             self._closed = True
             web, self._web = self._web, None
-            self._buckets = None
+            self._buckets = {}
         if web is not None:
             web.close()
 
     def __enter__(self) -> Transports:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open_buckets(self) -> Buckets:
-        from mlstate.buckets.open import BucketOptions
-        from mlstate.transport.bucket import Buckets
+    def _open_bucket(self, address: str) -> Resource:
+        from mlstate.buckets.open import BucketOptions, open_bucket, parse_bucket_address
+        from mlstate.transport.bucket import BucketResource
 
+        scheme, bucket, path = parse_bucket_address(address)
+        name = f"{scheme}://{bucket}"
         with self._lock:
             self._check_open()
-            if self._buckets is None:
-                options = BucketOptions(
-                    offline=self._offline,
-                    attempts=1,  # who reads tries again: both would, each time of the other
-                    connect_timeout=self._connect_timeout,
-                    read_timeout=self._read_timeout,
-                    low_speed=self._low_speed,
-                    low_speed_seconds=self._low_speed_seconds,
-                )
-                self._buckets = Buckets(self._known_buckets, options)
-            return self._buckets
+            if name not in self._buckets:
+                # Who reads tries again: if both did, it would be each time of the other.
+                options = BucketOptions(offline=self._offline, attempts=1, limits=self._limits)
+                self._buckets[name] = open_bucket(name, options)
+            return BucketResource(self._buckets[name], path)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -196,17 +162,10 @@ class Transports:
         url = Url.parse(text)
         if self._offline:
             return OfflineResource(url.shown if address is None else address)
-        from mlstate.transport.http import HttpResource
-        from mlstate.transport.redirects import Web
+        from mlstate.transport.http import HttpResource, Web
 
         with self._lock:
             self._check_open()
             if self._web is None:
-                self._web = Web(
-                    connections=self._connections,
-                    connect_timeout=self._connect_timeout,
-                    read_timeout=self._read_timeout,
-                    low_speed=self._low_speed,
-                    low_speed_seconds=self._low_speed_seconds,
-                )
+                self._web = Web(self._limits)
             return HttpResource(self._web, url, address)

@@ -1,4 +1,4 @@
-"""Is a reply what was asked for? Every header of it is a claim of somebody who may lie."""
+"""Checks of a reply's status and headers, each of which is a claim of somebody who may lie."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ from http import HTTPStatus
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import TransportError
+from mlstate.retries import TRANSIENT_STATUSES
 from mlstate.transport.credentials import token_variable
 from mlstate.transport.urls import Url
 
-__all__ = ["Extent", "check_form", "content_length", "extent", "status_error", "unsatisfied_total"]
+__all__ = [
+    "Extent",
+    "check_form",
+    "content_length",
+    "extent",
+    "number",
+    "retry_after",
+    "status_error",
+    "unsatisfied_total",
+]
 
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 REASONS = {
     401: "the server wants to know who is asking",
     403: "the server refuses access",
@@ -48,7 +57,7 @@ def status_error(
     place: Url,
     credential: str | None = None,
 ) -> TransportError:
-    """The error that a status is, if it is neither 200 nor 206.
+    """The error for a status that is neither 200 nor 206.
 
     Args:
         status: The status.
@@ -74,8 +83,8 @@ def status_error(
         found += f"; {sent} sent along"
     return TransportError(
         message,
-        transient=status in TRANSIENT,
-        retry_after=_retry_after(headers),
+        transient=status in TRANSIENT_STATUSES,
+        retry_after=retry_after(headers),
         status=status,
         path=address,
         found=found,
@@ -91,10 +100,16 @@ def _remedy(place: Url, credential: str | None) -> str:
     return f"if a token or login is needed, put it into {token_variable(place.host)} or ~/.netrc"
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def number(text: str) -> float | None:
+    """The number that a header has, or None if it has another value, or none."""
+    return float(text) if _LENGTH.fullmatch(text.strip()) else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a server asks to wait, or None."""
     value = headers.get("Retry-After", "").strip()
-    if _LENGTH.fullmatch(value):
-        return float(value)
+    if (seconds := number(value)) is not None:
+        return seconds
     if value:
         try:
             return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
@@ -147,7 +162,7 @@ def content_length(headers: Mapping[str, str], address: str) -> int | None:
 
 
 def extent(reply: BaseHTTPResponse, start: int, stop: int | None, address: str) -> Extent:
-    """What a 206 gives, which must be the range that was asked for, and nothing else.
+    """The extent of a reply with status 206, which must be the range that was asked for.
 
     Raises:
         TransportError: It is another range, or says different things about its length.

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from mlstate import StateKey
 from mlstate.buckets import upload
-from mlstate.buckets.client import ATTEMPTS
+from mlstate.buckets.client import RETRIES
 from mlstate.digests import Digest
 from mlstate.errors import BucketError
 from mlstate.objects.bucket import BucketObjectStore
+from mlstate.retries import Retries
 from mlstate.stores.s3 import S3StateStore
 from tests.servers.forwarding import Forwarding
 from tests.servers.replies import Reply
@@ -265,13 +266,13 @@ def test_where_etags_say_nothing_what_the_server_does_not_verify_is_read_back(
 
 
 def test_an_upload_is_tried_so_often(moto, monkeypatch):
-    monkeypatch.setattr(upload, "pause", lambda attempt: None)
+    monkeypatch.setattr(upload, "RETRIES", Retries(RETRIES.attempts, first=0))
     bucket = moto.new_bucket()
     with Forwarding(moto.url) as line:
         line.change = flipping(-1, "/objects/")
         with pytest.raises(BucketError):
             object_store(moto, bucket, line).writer().put(Digest.of(b"x"), [b"x"])
-        assert len([path for path in line.asked("PUT") if "/objects/" in path]) == ATTEMPTS
+        assert len([path for path in line.asked("PUT") if "/objects/" in path]) == RETRIES.attempts
 
 
 def test_a_state_that_another_saver_replaced_meanwhile_stays(moto):
@@ -300,7 +301,7 @@ def test_a_state_that_another_saver_replaced_meanwhile_stays(moto):
 @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=6), st.integers(1, 20))
 def test_the_etag_of_bytes_is_the_same_however_they_come(data, cuts, part):
     ends = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    whole, parts = upload._Sent(), upload._Sent(part)
+    whole, parts = upload._Etag(), upload._Etag(part)
     parts.update(b"of an earlier attempt")
     parts.begin()
     for start, stop in pairwise(ends):

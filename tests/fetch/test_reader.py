@@ -17,14 +17,14 @@ from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.reader import Reader
 from mlstate.transport import Retries
-from mlstate.transport.interface import BaseStream
+from mlstate.transport.interface import Stream
 from tests.support.fetching import FILE, manifest_store, publish, write_manifest
 
 CONTENT = bytes(range(200))
 KEY = StateKey.parse("pytorch.small.test")
 
 
-class Trickle(BaseStream):
+class Trickle(Stream):
     """Gives so many bytes at once."""
 
     def __init__(self, content: bytes, counts: list[int]) -> None:

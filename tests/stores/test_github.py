@@ -35,6 +35,8 @@ from mlstate.errors import (
 )
 from mlstate.stores.abstract import DeletingStore, DescribedStore
 from mlstate.stores.github.api import GitHub as Place
+from mlstate.stores.github.api import GitHubApi
+from mlstate.transport import Retries
 from tests.servers.recording import Reply
 from tests.support.github_stores import KEY, TAG, data_names, github_store, weights
 from tests.support.models import LINEAR, BytesModel, net, same, values
@@ -464,6 +466,15 @@ def test_a_login_in_netrc_is_not_for_the_api(store, github, monkeypatch):
     monkeypatch.delenv("GH_TOKEN")
     store.get_state_keys()
     assert {record.authorization for record in github.calls} == {None}
+
+
+def test_a_reply_of_the_api_that_is_cut_is_asked_for_again(recording_server, monkeypatch):
+    monkeypatch.setenv("GITHUB_API_URL", recording_server.url)
+    replies = iter([Reply(200, {"Content-Length": "9"}, iter([b"[1, "])), Reply(body=b"[1, 2, 3]")])
+    recording_server.before = lambda record: next(replies)
+    retries = Retries(2, first=0.01)
+    with GitHubApi(Place.from_environment(), offline=False, retries=retries) as api:
+        assert api.get("/x") == [1, 2, 3]
 
 
 def test_a_redirect_of_the_api_to_another_server_gets_no_token(store, github):

@@ -9,6 +9,7 @@ from mlstate.buckets.client import BucketClient
 from mlstate.buckets.open import BucketOptions, open_bucket
 from mlstate.digests import Digest
 from mlstate.format import layout
+from mlstate.limits import Limits
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.prefix import BucketPlace
 from tests.conformance.object_stores import Kit
@@ -25,7 +26,11 @@ __all__ = [
     "unfinished",
 ]
 
-QUICK = {"attempts": 3, "first_delay": 0.05, "connect_timeout": 5.0, "read_timeout": 20.0}
+QUICK = {
+    "attempts": 3,
+    "first_delay": 0.05,
+    "limits": Limits(connect_timeout=5.0, read_timeout=20.0),
+}
 
 
 def options_for(server: S3Server, **changes: Any) -> BucketOptions:

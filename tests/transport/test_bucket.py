@@ -13,6 +13,7 @@ import pytest
 from mlstate.buckets import open as opening
 from mlstate.buckets.open import open_bucket, parse_bucket_address
 from mlstate.errors import BucketError, FormatError, NoRangesError, OfflineError, TransportError
+from mlstate.limits import Limits
 from mlstate.transport import Resource, Stream, Transports
 from tests.servers.forwarding import Forwarding
 from tests.servers.replies import Reply, serve
@@ -123,7 +124,10 @@ def test_a_server_that_drips_is_given_up(moto):
     with Forwarding(moto.url) as proxy:
         proxy.answer = drip
         options = options_for(
-            moto, endpoint=proxy.url, attempts=1, low_speed=1000.0, low_speed_seconds=0.5
+            moto,
+            endpoint=proxy.url,
+            attempts=1,
+            limits=Limits(low_speed=1000.0, low_speed_seconds=0.5),
         )
         client = open_bucket(f"s3://{bucket}", options)
         with (
@@ -138,7 +142,7 @@ def test_a_silent_server_is_given_up(moto, start_chaos):
     bucket = moto.new_bucket()
     put(moto, bucket, "x", DATA)
     chaos = start_chaos(moto.url, stall_after=50_000)
-    options = options_for(moto, endpoint=chaos.url, attempts=1, read_timeout=0.3)
+    options = options_for(moto, endpoint=chaos.url, attempts=1, limits=Limits(read_timeout=0.3))
     client = open_bucket(f"s3://{bucket}", options)
     with (
         Transports(buckets={f"s3://{bucket}": client}) as transports,

@@ -1,4 +1,4 @@
-"""How the body of a reply is received: by few calls of the system, whole, and in time."""
+"""How replies are received: whole, and in time, whatever drips."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import pytest
 
 from mlstate.errors import TransportError
-from mlstate.transport import Transports, connections
+from mlstate.transport import Transports
 
 CONTENT = bytes(range(256)) * 800
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="others receive as Python does")
 
 
 @pytest.fixture
@@ -33,106 +32,9 @@ def read(resource, *bounds, size):
 
 
 def on_a_thread(call, *arguments, **named):
-    """As fetches do it: the main thread, which gets the signals, receives as Python does."""
+    """As fetches do it; the main thread is the one that gets the signals."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(call, *arguments, **named).result()
-
-
-class Slowly:
-    """A server that sends a body as it is told, of which this side receives under a watch."""
-
-    def __init__(self, timeout: float = 5.0, low_speed_seconds: float = 5.0) -> None:
-        self.sender, self.receiver = socket.socketpair()
-        self.receiver.settimeout(timeout)
-        raw = self.receiver.makefile("rb", buffering=0)
-        self.direct = connections._Direct(self.receiver, connections.Watch(raw, low_speed_seconds))
-        raw.close()
-
-    def close(self) -> None:
-        self.sender.close()
-        self.receiver.close()
-
-
-@pytest.fixture
-def slowly():
-    with contextlib.ExitStack() as stack:
-
-        def start(**options):
-            made = Slowly(**options)
-            stack.callback(made.close)
-            return made
-
-        yield start
-
-
-@linux
-def test_all_that_comes_within_a_moment_is_received_by_one_call(slowly, monkeypatch):
-    monkeypatch.setattr(connections, "_MOMENT", 5.0)
-    one, buffer = slowly(), memoryview(bytearray(3000))
-
-    def send():
-        for _ in range(3):
-            one.sender.sendall(b"x" * 1000)
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    assert one.direct.readinto(buffer) == 3000
-    thread.join()
-
-
-@linux
-def test_what_comes_slowly_is_given_after_a_moment_and_at_the_end(slowly):
-    one, buffer = slowly(), memoryview(bytearray(3000))
-    one.sender.sendall(b"x" * 1000)
-    began = time.monotonic()
-    assert one.direct.readinto(buffer) == 1000
-    assert time.monotonic() - began < 4
-    one.sender.sendall(b"x" * 10)
-    one.sender.close()
-    assert one.direct.readinto(buffer) == 10
-    assert one.direct.readinto(buffer) == 0
-
-
-@linux
-@pytest.mark.parametrize("limit", ["timeout", "low_speed_seconds"])
-def test_silence_ends_at_whichever_limit_comes_first(slowly, limit):
-    one = slowly(**{limit: 0.3})
-    began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        one.direct.readinto(memoryview(bytearray(10)))
-    assert 0.25 < time.monotonic() - began < 4
-
-
-@linux
-def test_afterwards_the_socket_waits_as_before(slowly):
-    one = slowly(timeout=3.0)
-    assert one.receiver.gettimeout() is None
-    one.direct.close()
-    assert one.receiver.gettimeout() == 3.0
-
-
-@linux
-def test_a_large_body_is_received_directly_and_its_connection_waits_as_before(
-    web, recording_server, monkeypatch
-):
-    made = []
-
-    class Noted(connections._Direct):
-        def __init__(self, sock, watch):
-            super().__init__(sock, watch)
-            made.append(sock)
-
-    monkeypatch.setattr(connections, "_Direct", Noted)
-    recording_server.files = {"x": CONTENT}
-    resource = web.open(recording_server.url + "/x")
-    assert read(resource, size=1 << 20) == CONTENT
-    assert made == []
-    assert on_a_thread(read, resource, size=1 << 20) == CONTENT
-    (sock,) = made
-    assert sock.gettimeout() == 5
-    moment = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
-    assert moment == bytes(16)
 
 
 @pytest.mark.parametrize("where", [on_a_thread, lambda call: call()], ids=["thread", "main"])
@@ -168,7 +70,7 @@ def test_what_came_is_given_before_a_server_fails(recording_server, start_chaos,
     assert len(came) < len(CONTENT)
 
 
-@linux
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such signals")
 def test_a_silent_server_is_left_in_time_whatever_signals_come(recording_server, start_chaos):
     recording_server.files = {"x": CONTENT}
     chaos = start_chaos(recording_server.url, stall_after=100_000)
@@ -212,3 +114,48 @@ def test_buffers_of_all_sizes_may_follow_one_another(web, recording_server):
 
     for _ in range(20):
         assert on_a_thread(read_all) == CONTENT
+
+
+def dripping(listener, context, begin):
+    """Answer one request with this, and then a digit now and then."""
+    connection, _ = listener.accept()
+    if context is not None:
+        connection = context.wrap_socket(connection, server_side=True)
+    with connection, contextlib.suppress(OSError):
+        connection.recv(1 << 16)
+        connection.sendall(begin)
+        for digit in repeat(b"1", 1000):
+            connection.sendall(digit)
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"HTTP/1.1 ",
+        b"HTTP/1.1 200 OK\r\nX-",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-",
+    ],
+    ids=["status", "header", "body", "endless", "chunk", "trailer"],
+)
+def test_whatever_drips_ends_in_time(begin, secure, tls, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[0]))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Transports(read_timeout=0.3, low_speed=1000, low_speed_seconds=0.4) as hasty,
+    ):
+        serving = (listener, tls[1] if secure else None, begin)
+        thread = threading.Thread(target=dripping, args=serving)
+        thread.start()
+        scheme = "https" if secure else "http"
+        resource = hasty.open(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/x")
+        began = time.monotonic()
+        with pytest.raises(TransportError, match="too slow") as caught:
+            read(resource, size=1 << 20)
+        assert caught.value.transient
+        assert time.monotonic() - began < 5
+        thread.join(30)

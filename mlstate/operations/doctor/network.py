@@ -12,6 +12,7 @@ from mlstate.buckets.client import BucketClient
 from mlstate.buckets.open import BucketOptions, open_bucket, parse_bucket_address
 from mlstate.errors import AccessError, MlstateError, NoRangesError, OfflineError, TransportError
 from mlstate.fetch.addresses import hub_weights
+from mlstate.limits import Limits
 from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.places import GITHUB, Place
 from mlstate.parallel import for_each
@@ -154,7 +155,8 @@ class _Asking:
         bucket = f"{scheme}://{name}"
         client = self._buckets.get(bucket)
         if client is None:  # less patient than one for weights is
-            options = BucketOptions(attempts=1, connect_timeout=_CONNECT, read_timeout=_READ)
+            limits = Limits(connect_timeout=_CONNECT, read_timeout=_READ)
+            options = BucketOptions(attempts=1, limits=limits)
             client = open_bucket(bucket, options)
         if scheme != "s3":
             who = "credentials as the environment says"

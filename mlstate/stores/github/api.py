@@ -1,4 +1,4 @@
-"""GitHub's REST API: requests with a token, for the API and for where it says uploads go."""
+"""Requests to GitHub's REST API, with the token of the environment."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import base64
 import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from urllib3 import BaseHTTPResponse
 
 from mlstate.digests import Bytes
 from mlstate.errors import AccessError, FormatError, OfflineError, TransportError
+from mlstate.limits import Limits, read_limited
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
-from mlstate.transport.client import Session, drop, explained, let_go
-from mlstate.transport.connections import watch_of
+from mlstate.transport import Retries, retried
+from mlstate.transport.client import Session, Target, follow, release
 from mlstate.transport.credentials import Credential, checked_token
-from mlstate.transport.redirects import USUAL, Place
-from mlstate.transport.retry import Retries, retried
+from mlstate.transport.replies import content_length
 from mlstate.transport.urls import Url
 
 __all__ = ["GitHub", "GitHubApi", "find_credential"]
@@ -87,19 +85,24 @@ def find_credential() -> Credential | None:
 JSON = "application/vnd.github+json"
 MAX_JSON = 64 << 20
 CHUNK = 1 << 18
-UPLOADED = 900.0  # seconds that GitHub may take to answer after the last byte of an upload
-_MOVED = frozenset({301, 302, 307, 308})
+UPLOAD_SECONDS = 900.0
+"""How long GitHub may take to answer after the last byte of an upload."""
 _NEXT = re.compile(r'<([^<>]*)>\s*;\s*rel="next"')
-
-_T = TypeVar("_T")
 
 
 class GitHubApi:
     """Sends requests, and again what is worth it. Use it for one job; close it afterwards.
 
+    All requests raise the same errors:
+
+    - TransportError: there is no reply; of what is not there `status` is 404.
+    - RateLimitError: no more requests are allowed for now.
+    - AccessError: the credential is wrong, or does not allow this.
+    - OfflineError: sockets are not allowed.
+
     Args:
         place: Where GitHub is.
-        offline: Every request raises `mlstate.errors.OfflineError`.
+        offline: Every request raises an `OfflineError`.
         retries: How often and how patiently to try again what may pass.
     """
 
@@ -110,17 +113,12 @@ class GitHubApi:
         self.retries = retries
         self._credential = find_credential()
         self._trusted = {self._root.origin}
-        self._session = Session(connections=4, connect_timeout=30, read_timeout=60)
+        self._session = Session(Limits(connections=4, connect_timeout=30, read_timeout=60))
 
     def __enter__(self) -> GitHubApi:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session.close()
 
     def need_credential(self, what: str) -> None:
@@ -143,77 +141,54 @@ class GitHubApi:
             )
 
     def get(self, path: str) -> Any:
-        """What the API says of something.
-
-        Raises:
-            TransportError: It cannot be had; `status` is 404 if it is not there.
-            RateLimitError: No more requests are allowed for now.
-            AccessError: The credential is wrong, or not allowed to see it.
-            OfflineError: Sockets are not allowed.
-        """
-        return self._patiently(lambda: self._json("GET", self._url(path))[0])
+        """What the API says of something."""
+        return retried(lambda: self._json("GET", self._url(path))[0], self.retries)
 
     def pages(self, path: str) -> Iterator[Any]:
-        """The items of a list, page by page.
-
-        Raises:
-            MlstateError: As `get`.
-        """
+        """The items of a list, page by page."""
         joint = "&" if "?" in path else "?"
         url: Url | None = self._url(f"{path}{joint}per_page=100")
         while url is not None:
-            here = url
-            items, link = self._patiently(partial(self._json, "GET", here))
+            items, link = retried(partial(self._json, "GET", url), self.retries)
             if not isinstance(items, list):
-                raise _senseless(here)
+                raise _malformed(url)
             yield from items
             following = _NEXT.search(link)
-            url = None if following is None else here.join(following[1])
+            here, url = url, None if following is None else url.join(following[1])
             if url is not None and url.origin != self._root.origin:
-                raise _senseless(here)
+                raise _malformed(here)
 
     def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Change something; it may be done twice, if the first reply is lost.
-
-        Raises:
-            MlstateError: As `get`.
-        """
+        """Change something; it may be done twice, if the first reply is lost."""
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"Content-Type": "application/json"}
-        return self._patiently(lambda: self._json(method, self._url(path), data, headers)[0])
+        url = self._url(path)
+        return retried(lambda: self._json(method, url, data, headers)[0], self.retries)
 
     def upload(self, address: str, size: int, content_type: str, parts: Iterable[Bytes]) -> Any:
-        """Send a file to where GitHub says that uploads go; once, as `parts` can be read once.
-
-        Raises:
-            MlstateError: As `get`.
-        """
+        """Send a file to where GitHub says that uploads go; once, as `parts` can be read once."""
         url = Url.parse(address)
         if self._root.scheme == "https" and url.scheme != "https":
             raise TransportError("uploads are to go over http", path=url.shown)
         self._trusted.add(url.origin)
         headers = {"Content-Type": content_type, "Content-Length": str(size)}
-        return self._json("POST", url, parts, headers, patience=UPLOADED)[0]
+        return self._json("POST", url, parts, headers, reply_timeout=UPLOAD_SECONDS)[0]
 
-    def download(self, path: str) -> Iterator[bytes]:
+    def download(self, path: str) -> Iterator[Bytes]:
         """The bytes of a file that the API keeps elsewhere, once; no credential goes there.
 
-        Raises:
-            MlstateError: As `get`.
+        Each piece is good until the next one is asked for.
         """
         url = self._url(path)
         headers = {"Accept": "application/octet-stream"}
-        reply = self._follow("GET", url, None, headers, abroad=True)
+        reply = self._follow("GET", url, None, headers, other_servers=True)
         try:
-            yield from _chunks(reply, url)
+            yield from self._chunks(reply, url)
         finally:
-            drop(reply)
+            release(reply)
 
     def _url(self, path: str) -> Url:
         return Url.parse(self._base + path)
-
-    def _patiently(self, call: Callable[[], _T]) -> _T:
-        return retried(call, self.retries)
 
     def _json(
         self,
@@ -221,24 +196,25 @@ class GitHubApi:
         url: Url,
         body: bytes | Iterable[Bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-        patience: float | None = None,
+        reply_timeout: float | None = None,
     ) -> tuple[Any, str]:
         """Send a request; the JSON of the reply, and its Link header."""
-        reply = self._follow(method, url, body, {"Accept": JSON, **(headers or {})}, patience)
+        reply = self._follow(method, url, body, {"Accept": JSON, **(headers or {})}, reply_timeout)
         try:
             link = reply.headers.get("Link", "")
             if reply.status == 204:
                 return None, link
-            data = bytearray()
-            for chunk in _chunks(reply, url):
-                data += chunk
-                if len(data) > MAX_JSON:
-                    raise _senseless(url)
-            return json.loads(data), link
+            return json.loads(read_limited(self._chunks(reply, url), MAX_JSON)), link
         except ValueError:
-            raise _senseless(url) from None
+            raise _malformed(url) from None
         finally:
-            drop(reply)
+            release(reply)
+
+    def _chunks(self, reply: BaseHTTPResponse, url: Url) -> Iterator[Bytes]:
+        length = content_length(reply.headers, url.shown)
+        body, buffer = self._session.body(reply, url.shown, length), memoryview(bytearray(CHUNK))
+        while count := body.readinto(buffer):
+            yield buffer[:count]
 
     def _follow(
         self,
@@ -246,36 +222,31 @@ class GitHubApi:
         url: Url,
         body: bytes | Iterable[Bytes] | None,
         headers: Mapping[str, str],
-        patience: float | None = None,
+        reply_timeout: float | None = None,
         *,
-        abroad: bool = False,
+        other_servers: bool = False,
     ) -> BaseHTTPResponse:
-        """Send a request, and again where the API moved to; to another server only if `abroad`."""
+        """Send a request, and again where the API moved to; an error if it is refused."""
         if self._offline:
             raise OfflineError(
                 "the network is needed, and may not be used",
                 path=url.shown,
                 remedy="allow the network (unset MLSTATE_OFFLINE)",
             )
-        place = Place(url)
-        while True:
-            sent = {**USUAL, "X-GitHub-Api-Version": "2022-11-28", **headers}
-            if self._credential is not None and self._may_know(place.url):
+
+        def send(target: Target) -> BaseHTTPResponse:
+            sent = {"X-GitHub-Api-Version": "2022-11-28", **headers}
+            if self._credential is not None and self._may_know(target.url):
                 sent["Authorization"] = self._credential.header
-            reply = self._session.send(
-                method, place.url, sent, place.url.shown, body=body, patience=patience
+            shown = target.url.shown
+            return self._session.send(
+                method, target.url, sent, shown, body=body, reply_timeout=reply_timeout
             )
-            if reply.status not in _MOVED:
-                break
-            let_go(reply)
-            place = place.redirected(reply.headers.get("Location"), url.shown)
-            if place.url.origin != url.origin and not abroad:
-                raise TransportError(
-                    "a redirect leads to another server", path=url.shown, found=place.url.shown
-                )
+
+        reply, target = follow(send, Target(url), url.shown, other_servers=other_servers)
         if reply.status >= 400:
-            known = None if self._credential is None else self._credential.source
-            raise error_of(reply, method, place.url, known)
+            source = None if self._credential is None else self._credential.source
+            raise error_of(reply, method, target.url, source)
         return reply
 
     def _may_know(self, url: Url) -> bool:
@@ -283,17 +254,5 @@ class GitHubApi:
         return url.origin in self._trusted and (url.scheme == "https" or url.is_loopback)
 
 
-def _chunks(reply: BaseHTTPResponse, url: Url) -> Iterator[bytes]:
-    watch = watch_of(reply)
-    while True:
-        if watch is not None:
-            watch.deadline = time.monotonic() + 60
-        with explained(url.shown):
-            data = reply.read(CHUNK)
-        if not data:
-            return
-        yield data
-
-
-def _senseless(url: Url) -> TransportError:
+def _malformed(url: Url) -> TransportError:
     return TransportError("a reply of GitHub makes no sense", path=url.shown)

@@ -1,9 +1,8 @@
-"""What GitHub's refusals mean, and what to do about them."""
+"""The errors of GitHub's refusals, and what to do about them."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,8 +11,9 @@ from typing import Any
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import AccessError, MlstateError, RateLimitError, TransportError
-from mlstate.transport.client import drop, explained
-from mlstate.transport.replies import status_error
+from mlstate.transport.client import release
+from mlstate.transport.errors import translated_errors
+from mlstate.transport.replies import number, retry_after, status_error
 from mlstate.transport.urls import Url
 
 __all__ = ["TOKEN_REMEDY", "GitHubError", "error_of"]
@@ -24,7 +24,7 @@ TOKEN_REMEDY = (
 )
 PATIENCE = 60.0  # the longest wait, in seconds, that is not worth an error
 _MAX_BODY = 64 << 10
-_NUMBER = re.compile(r"\d{1,12}")
+_NEVER = 4e9  # seconds since the epoch, or to wait: nobody lives to see more
 
 
 class GitHubError(TransportError):
@@ -32,7 +32,7 @@ class GitHubError(TransportError):
 
     Attributes:
         codes: The codes of the errors in its reply, such as ``already_exists``.
-        said: Its own words.
+        said: The messages of its reply, in one line.
     """
 
     codes: frozenset[str] = frozenset()
@@ -52,7 +52,7 @@ def error_of(
     """
     status, headers = reply.status, reply.headers
     body = _body(reply, url)
-    said = " ".join(_words(body)) or "no reason given"
+    said = " ".join(_messages(body)) or "no reason given"
     found = f"HTTP {status}: {said}"
     if limit := _rate_limit(status, headers, said, url, credential):
         return limit
@@ -96,16 +96,17 @@ def _rate_limit(
 ) -> RateLimitError | None:
     if status not in (403, 429):
         return None
-    after = _number(headers.get("Retry-After"))
+    after = retry_after(headers)
     used_up = headers.get("X-RateLimit-Remaining") == "0"
     if used_up and after is None:
-        reset = _number(headers.get("X-RateLimit-Reset"))
+        reset = number(headers.get("X-RateLimit-Reset", ""))
         wait = None if reset is None else max(0.0, reset - time.time())
     elif after is not None or status == 429 or "secondary rate limit" in said:
         wait = 60.0 if after is None else after
         reset = time.time() + wait
     else:
         return None
+    reset = None if reset is None else min(reset, _NEVER)
     found = None
     if used_up:
         found = f"0 of {headers.get('X-RateLimit-Limit', '?'):.10} requests left"
@@ -125,18 +126,14 @@ def _rate_limit(
     )
 
 
-def _number(text: str | None) -> float | None:
-    return float(text) if text is not None and _NUMBER.fullmatch(text.strip()) else None
-
-
 def _body(reply: BaseHTTPResponse, url: Url) -> Mapping[str, Any]:
     try:
-        with explained(url.shown):
+        with translated_errors(url.shown):
             value = json.loads(reply.read(_MAX_BODY))
     except (ValueError, RecursionError, TransportError):
         return {}
     finally:
-        drop(reply)
+        release(reply)
     return value if isinstance(value, dict) else {}
 
 
@@ -153,8 +150,8 @@ def _codes(body: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _words(body: Mapping[str, Any]) -> list[str]:
-    """What it says, in one line: the message, then each error's message or field and code."""
+def _messages(body: Mapping[str, Any]) -> list[str]:
+    """The message of a reply, then each error's message or field and code."""
     words = [body.get("message")]
     for error in _errors(body):
         if isinstance(error, dict):

@@ -1,21 +1,18 @@
-"""GitHub's releases and their assets, as values, and what can be done with them."""
+"""The releases of a repository on GitHub and their assets: finding, changing, reading."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from mlstate.digests import Bytes
-from mlstate.errors import (
-    AccessError,
-    ReadOnlyStoreError,
-    TransportError,
-)
+from mlstate.errors import AccessError, ReadOnlyStoreError, TransportError
+from mlstate.limits import read_limited
 from mlstate.stores.github.api import GitHubApi
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, GitHubError
 from mlstate.transport import retried
@@ -58,7 +55,7 @@ class Asset:
 
 
 class Releases:
-    """The releases of a repository.
+    """The releases of a repository. Each method raises what `GitHubApi` does, too.
 
     Args:
         api: The way to GitHub.
@@ -72,19 +69,11 @@ class Releases:
         self.repository = repository
 
     def need_credential(self, what: str) -> None:
-        """Refuse what nobody may do without a name.
-
-        Raises:
-            AccessError: There is no credential.
-        """
+        """See `GitHubApi.need_credential`."""
         self._api.need_credential(what)
 
     def find(self, tag: str) -> Release | None:
-        """The published release of a tag, or None.
-
-        Raises:
-            MlstateError: GitHub does not say.
-        """
+        """The published release of a tag, or None."""
         said = self._or_none(lambda: self._api.get(f"{self._path}/tags/{quote(tag, safe='')}"))
         return None if said is None else _release(said)
 
@@ -93,7 +82,6 @@ class Releases:
 
         Raises:
             AccessError: There is no such repository, or it is not for this caller.
-            MlstateError: GitHub does not say.
         """
         try:
             for said in self._api.pages(self._path):
@@ -109,15 +97,11 @@ class Releases:
             ) from None
 
     def create(self, tag: str, branch: str) -> Release:
-        """Make a release, with its tag on a branch; another may make it at the same time.
-
-        Raises:
-            MlstateError: GitHub does not do it.
-        """
+        """Make a release, with its tag on a branch; another may make it at the same time."""
         self.need_credential("making a release")
-        wish = {"tag_name": tag, "target_commitish": branch, "name": tag, "make_latest": "false"}
+        body = {"tag_name": tag, "target_commitish": branch, "name": tag, "make_latest": "false"}
         try:
-            return _release(self._api.send("POST", self._path, wish))
+            return _release(self._api.send("POST", self._path, body))
         except GitHubError as error:
             if "already_exists" in error.codes and (found := self.find(tag)):
                 return found
@@ -134,11 +118,7 @@ class Releases:
             ) from None
 
     def assets(self, release: Release) -> list[Asset]:
-        """The assets of a release, all pages of them.
-
-        Raises:
-            MlstateError: GitHub does not say.
-        """
+        """The assets of a release, all pages of them."""
         return [_asset(said) for said in self._api.pages(f"{self._path}/{release.id}/assets")]
 
     def named(self, release: Release, name: str) -> Asset | None:
@@ -150,42 +130,29 @@ class Releases:
 
         Returns:
             None if it is gone.
-
-        Raises:
-            MlstateError: They cannot be had.
         """
-
-        def read() -> bytes:
-            data = bytearray()
-            for chunk in self._api.download(f"{self._path}/assets/{asset.id}"):
-                data += chunk
-                if len(data) > most:
-                    break
-            return bytes(data[: most + 1])
-
-        return self._or_none(lambda: retried(read, self.retries))
+        return self._download(asset, lambda chunks: read_limited(chunks, most))
 
     def holds(self, asset: Asset, size: int, sha256: str) -> bool:
-        """Whether an asset has these bytes: by what GitHub says, or else by reading it."""
+        """Whether an asset has these bytes, as GitHub says, or as they are read."""
         if asset.state != UPLOADED or asset.size != size:
             return False
         if asset.sha256 is not None:
             return asset.sha256 == sha256
 
-        def read() -> str:
+        def digest(chunks: Iterator[Bytes]) -> str:
             hasher = hashlib.sha256()
-            for chunk in self._api.download(f"{self._path}/assets/{asset.id}"):
+            for chunk in chunks:
                 hasher.update(chunk)
             return hasher.hexdigest()
 
-        return self._or_none(lambda: retried(read, self.retries)) == sha256
+        return self._download(asset, digest) == sha256
 
     def send(self, release: Release, name: str, size: int, parts: Iterable[Bytes]) -> Asset:
         """Upload an asset, once; it may have come even if this raises an error.
 
         Raises:
             GitHubError: GitHub refuses it, or has a problem.
-            MlstateError: It cannot be uploaded.
         """
         self.need_credential("uploading")
         address = f"{release.upload_url.partition('{')[0]}?name={quote(name)}"
@@ -197,13 +164,9 @@ class Releases:
 
         Returns:
             False if it is gone, or the name is taken.
-
-        Raises:
-            MlstateError: GitHub does not do it.
         """
-        path = f"{self._path}/assets/{asset.id}"
         try:
-            return self._or_gone(asset, lambda: self._api.send("PATCH", path, {"name": name}))
+            return self._change(asset, "PATCH", {"name": name})
         except GitHubError as error:
             if "already_exists" in error.codes:
                 return False
@@ -214,23 +177,20 @@ class Releases:
 
         Returns:
             False if it was gone.
-
-        Raises:
-            MlstateError: GitHub does not do it.
         """
-        path = f"{self._path}/assets/{asset.id}"
-        return self._or_gone(asset, lambda: self._api.send("DELETE", path))
+        return self._change(asset, "DELETE")
 
-    def _or_gone(self, asset: Asset, change: Callable[[], Any]) -> bool:
+    def _change(self, asset: Asset, method: str, body: Mapping[str, Any] | None = None) -> bool:
+        """Change an asset; False if it is gone."""
         self.need_credential("changing an asset")
+        path = f"{self._path}/assets/{asset.id}"
         try:
-            change()
+            self._api.send(method, path, body)
         except GitHubError as error:
             if error.status == 422 and "immutable" in error.said:
                 raise immutable(asset.name, error.found) from None
             if error.status != 404:
                 raise
-            path = f"{self._path}/assets/{asset.id}"
             if self._or_none(lambda: self._api.get(path)) is None:
                 return False
             raise AccessError(
@@ -240,6 +200,11 @@ class Releases:
                 remedy=TOKEN_REMEDY,
             ) from None
         return True
+
+    def _download(self, asset: Asset, read: Callable[[Iterator[Bytes]], _T]) -> _T | None:
+        """What comes of reading an asset, from the start again where it breaks; None if gone."""
+        path = f"{self._path}/assets/{asset.id}"
+        return self._or_none(lambda: retried(lambda: read(self._api.download(path)), self.retries))
 
     def _or_none(self, ask: Callable[[], _T]) -> _T | None:
         try:

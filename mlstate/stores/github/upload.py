@@ -1,4 +1,4 @@
-"""Uploading an asset of a release until GitHub has its very bytes, or it is clear why not."""
+"""Uploads of assets, repeated until GitHub has their very bytes, or it is clear why not."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def upload(releases: Releases, release: Release, file: Upload, *, replace: bool)
     the name is removed.
 
     Args:
-        releases: The way there.
-        release: Where to.
-        file: What.
-        replace: Whether a complete asset of this name with other bytes makes way.
+        releases: The releases of the repository.
+        release: The one to upload to.
+        file: The file.
+        replace: Whether a complete asset of this name with other bytes is replaced.
 
     Returns:
         The asset; None if there is another of this name, and it stays.
@@ -55,7 +55,7 @@ def upload(releases: Releases, release: Release, file: Upload, *, replace: bool)
         IntegrityError: GitHub has other bytes, again and again.
         ReadOnlyStoreError: The release is immutable.
         LimitError: It is too large for GitHub, or the release is full.
-        MlstateError: It cannot be uploaded.
+        MlstateError: As `GitHubApi` says.
     """
     failures = 0
     began = time.monotonic()
@@ -107,7 +107,7 @@ def _attempt(
     except TransportError as error:
         codes = error.codes if isinstance(error, GitHubError) else ()
         if "already_exists" not in codes and not error.transient:
-            raise _meant(release, file, error) from None
+            raise _refusal(release, file, error) from None
         return (hasher.hexdigest() if sent == file.size else None), None, error
     finally:
         parts.close()
@@ -119,8 +119,8 @@ def _attempt(
     return hasher.hexdigest(), asset, None
 
 
-def _meant(release: Release, file: Upload, error: TransportError) -> MlstateError:
-    """What a refused upload means."""
+def _refusal(release: Release, file: Upload, error: TransportError) -> MlstateError:
+    """The error that a refused upload is."""
     said = error.said if isinstance(error, GitHubError) else ""
     if "immutable" in said:
         return immutable(release.tag, error.found)

@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstate.errors import NoRangesError, OfflineError, TransportError
-from mlstate.transport import Resource, Retries, Stream, Transports, retrying
-from mlstate.transport.interface import BaseStream
-from mlstate.transport.retry import retried
+from mlstate.transport import Resource, Retries, Stream, Transports, retried, retrying
 from tests.servers.recording import Reply
 
 CONTENT = random.Random(3).randbytes(200_000)
@@ -60,7 +58,7 @@ class Fragile:
             self.open -= 1
 
 
-class FragileStream(BaseStream):
+class FragileStream(Stream):
     def __init__(self, owner, data, cut):
         self.length = len(data) if owner.says_length else None
         self.total = len(owner.content) if owner.says_length else None
