@@ -16,7 +16,15 @@ from itertools import repeat
 
 from mlstate.errors import FormatError
 
-__all__ = ["MAX_KEY_LENGTH", "StateKey", "StateType", "keys_of"]
+__all__ = [
+    "MAX_KEY_LENGTH",
+    "StateKey",
+    "StateType",
+    "check_key",
+    "check_keys",
+    "check_state_type",
+    "keys_of",
+]
 
 MAX_KEY_LENGTH = 200
 _MAX_PART = 64
@@ -177,6 +185,48 @@ class StateKey:
 
     def __str__(self) -> str:
         return ".".join(self.parts)
+
+
+def check_key(key: object) -> None:
+    """Refuse what is no key, such as its text form.
+
+    Raises:
+        FormatError: It is not a `StateKey`.
+    """
+    if not isinstance(key, StateKey):
+        raise FormatError(
+            "a state is named by a StateKey",
+            found=repr(key),
+            remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
+        )
+
+
+def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
+    """Refuse what is no list of keys.
+
+    Raises:
+        FormatError: It is a single key, or one of it is no `StateKey`.
+    """
+    if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
+        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
+    listed = list(keys)
+    for key in listed:
+        check_key(key)
+    return listed
+
+
+def check_state_type(state_type: object) -> None:
+    """Refuse what is no type, such as a model or its type's text form.
+
+    Raises:
+        FormatError: It is not a `StateType`.
+    """
+    if not isinstance(state_type, StateType):
+        raise FormatError(
+            "states are listed by a StateType",
+            expected="StateType(backend, architecture), for instance model.state_type",
+            found=type(state_type).__name__,
+        )
 
 
 def keys_of(state_type: StateType, training_ids: Iterable[str]) -> list[StateKey]:

@@ -27,10 +27,9 @@ from mlstate.operations.intake import Adoption, AdoptReport, Arrivals, Told, dig
 from mlstate.operations.sources import find_source
 from mlstate.operations.transfer import Count, StateTransfer
 from mlstate.phrases import ANY_STORE, flag
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore, Found
 from mlstate.stores.cache import CacheLike, PathLike
-from mlstate.stores.checks import check_key
 from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.request import Content, SaveRequest, is_same
 from mlstate.stores.save import SavingStore

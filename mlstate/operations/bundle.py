@@ -30,9 +30,8 @@ from mlstate.operations.export import publish, refuse_existing
 from mlstate.operations.tars import PIECE, TarReader, read_fully
 from mlstate.operations.unbundle import Unbundling
 from mlstate.reading import read_state
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
-from mlstate.stores.checks import check_keys
 from mlstate.stores.custom import state_store
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.read import StateStore

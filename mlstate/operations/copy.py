@@ -20,9 +20,8 @@ from mlstate.fetch.progress import listener
 from mlstate.format.encode import EncodedState, bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.operations.transfer import Count, StateTransfer
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
-from mlstate.stores.checks import check_keys
 from mlstate.stores.custom import saver_of, state_store
 from mlstate.stores.read import StateStore
 from mlstate.stores.request import SaveRequest

@@ -12,9 +12,8 @@ from mlstate.locations import local_path
 from mlstate.manifests import Manifest, manifest_files
 from mlstate.manifests.update import change_manifest
 from mlstate.phrases import OVERWRITE
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
-from mlstate.stores.checks import check_keys
 from mlstate.stores.manifest import manifest_of
 
 __all__ = ["enlist", "own_objects", "unlist"]

@@ -13,9 +13,8 @@ from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import Found
-from mlstate.stores.checks import check_key
 from mlstate.stores.custom import state_store
 from mlstate.stores.materialize import materialize_state
 from mlstate.stores.read import StateStore

@@ -12,9 +12,8 @@ from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry, manifest_files
 from mlstate.manifests.update import change_manifest
 from mlstate.operations.enlist import enlist
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_keys
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
-from mlstate.stores.checks import check_keys
 from mlstate.stores.read import StateStore
 
 __all__ = ["lock", "unpinned"]

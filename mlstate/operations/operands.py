@@ -14,9 +14,8 @@ from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.format.state_object import StateObject
 from mlstate.operations.transfer import NO_TENSOR
 from mlstate.reading import read_state, tensor_pieces
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore
-from mlstate.stores.checks import check_key
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 from mlstate.weights.files import LocalTensor, sources_of_file

@@ -26,9 +26,8 @@ from mlstate.operations.space import Named, Presence
 from mlstate.operations.transfer import NO_TENSOR
 from mlstate.parallel import for_each
 from mlstate.reading import read_state, read_state_object
-from mlstate.states import StateKey, StateType
+from mlstate.states import StateKey, StateType, check_keys
 from mlstate.stores.abstract import AnyStore, Found, Listing
-from mlstate.stores.checks import check_keys
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 from mlstate.stores.save import SavingStore

@@ -1,4 +1,4 @@
-"""Checks of what callers give to a store: keys, names, types, pins; errors name what is near."""
+"""Checks of what callers give to a store: models, names, pins; errors name what is near."""
 
 from __future__ import annotations
 
@@ -15,49 +15,18 @@ from mlstate.errors import (
 )
 from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
-from mlstate.states import StateKey, StateType
+from mlstate.states import StateKey, check_key
 
 __all__ = [
     "check_compatible",
-    "check_key",
-    "check_keys",
     "check_list",
     "check_names",
     "check_pin",
-    "check_state_type",
     "not_found",
 ]
 
 
 _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
-
-
-def check_key(key: object) -> None:
-    """Refuse what is no key, such as its text form.
-
-    Raises:
-        FormatError: It is not a `StateKey`.
-    """
-    if not isinstance(key, StateKey):
-        raise FormatError(
-            "a state is named by a StateKey",
-            found=repr(key),
-            remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
-        )
-
-
-def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
-    """Refuse what is no list of keys.
-
-    Raises:
-        FormatError: It is a single key, or one of it is no `StateKey`.
-    """
-    if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
-        raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
-    listed = list(keys)
-    for key in listed:
-        check_key(key)
-    return listed
 
 
 def check_list(
@@ -76,20 +45,6 @@ def check_list(
     if isinstance(names, str):
         raise FormatError(f"{argument} is a list of {what}", expected=[names], found=repr(names))
     return names
-
-
-def check_state_type(state_type: object) -> None:
-    """Refuse what is no type, such as a model or its type's text form.
-
-    Raises:
-        FormatError: It is not a `StateType`.
-    """
-    if not isinstance(state_type, StateType):
-        raise FormatError(
-            "states are listed by a StateType",
-            expected="StateType(backend, architecture), for instance model.state_type",
-            found=type(state_type).__name__,
-        )
 
 
 def check_compatible(model: object, key: StateKey) -> None:

@@ -9,8 +9,7 @@ from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
-from mlstate.stores.catalog import FileCatalog, WithCheckpoints
-from mlstate.stores.legacy import LegacyFolder
+from mlstate.stores.catalog import FileCatalog, FolderCheckpoints, WithCheckpoints
 from mlstate.stores.prune_folder import PruneReport, prune_folder
 from mlstate.stores.save import SavingStore, StateSaver
 from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
@@ -74,7 +73,7 @@ class LocalStateStore(SavingStore):
         self.folder = local_path(folder)
         self._files = FolderStateFiles(self.folder)
         self._objects = FolderObjectStore(self.folder)
-        catalog = WithCheckpoints(FileCatalog(self._files), LegacyFolder(self.folder))
+        catalog = WithCheckpoints(FileCatalog(self._files), FolderCheckpoints(self.folder))
         super().__init__(catalog, self._objects, StateSaver(self._files, self._objects, catalog))
         self.own = self._objects
 

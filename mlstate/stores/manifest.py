@@ -14,12 +14,12 @@ from mlstate.locations import local_path
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
 from mlstate.phrases import FOLDER, Phrase
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.cache_prune import CachePruneReport, prune_cache
 from mlstate.stores.catalog import ManifestCatalog
-from mlstate.stores.checks import check_keys, check_list
+from mlstate.stores.checks import check_list
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 

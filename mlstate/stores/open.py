@@ -129,9 +129,9 @@ def _is_store(folder: Path) -> bool:
     """Whether a folder is a store, a cache, or a folder of the predecessor."""
     if any((folder / name).exists() for name in (layout.SETTINGS, layout.STATES, layout.OBJECTS)):
         return True
-    from mlstate.stores.legacy import LegacyFolder
+    from mlstate.stores.catalog import FolderCheckpoints
 
-    return next(LegacyFolder(folder).keys(), None) is not None
+    return next(FolderCheckpoints(folder).keys(), None) is not None
 
 
 def _near(path: Path) -> str | None:

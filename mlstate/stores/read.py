@@ -25,18 +25,11 @@ from mlstate.objects import ObjectStore, read_verified
 from mlstate.parallel import THREADS
 from mlstate.phrases import FOLDER
 from mlstate.reading import VerifiedFiles, needs_of, read_bytes_state, read_state
-from mlstate.states import StateKey, StateType
+from mlstate.states import StateKey, StateType, check_key, check_state_type
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
 from mlstate.stores.access import Access
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.checks import (
-    check_compatible,
-    check_key,
-    check_list,
-    check_names,
-    check_pin,
-    check_state_type,
-)
+from mlstate.stores.checks import check_compatible, check_list, check_names, check_pin
 from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:

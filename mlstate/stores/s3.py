@@ -18,9 +18,8 @@ from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
-from mlstate.stores.bucket_legacy import LegacyPrefix
+from mlstate.stores.bucket_catalog import BucketCheckpoints, BucketStateFiles
 from mlstate.stores.bucket_prune import prune_bucket
-from mlstate.stores.bucket_states import BucketStateFiles
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
 from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.prune_base import PruneReport
@@ -86,7 +85,7 @@ class S3StateStore(SavingStore):
         self._objects = BucketObjectStore(self._place)
         catalog = WithCheckpoints(
             FileCatalog(self._files, remote=True, adapt=self._adapted),
-            LegacyPrefix(self._place, fetcher),
+            BucketCheckpoints(self._place, fetcher),
         )
         saver = StateSaver(self._files, self._objects, catalog, self.threads)
         super().__init__(catalog, fetcher.cache, saver, fetcher)

@@ -32,9 +32,8 @@ from mlstate.objects import ObjectStore, WritableObjectStore
 from mlstate.objects.saving import ObjectSaver, absent
 from mlstate.parallel import THREADS, for_each
 from mlstate.phrases import OVERWRITE
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.checks import check_key
 from mlstate.stores.read import StateStore
 from mlstate.stores.request import (
     Content,

@@ -28,10 +28,10 @@ from mlstate.operations.verify.report import (
 from mlstate.parallel import for_each
 from mlstate.phrases import flag
 from mlstate.reading import state_object_limit
-from mlstate.states import StateKey
+from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.cache import make_fetcher
-from mlstate.stores.checks import check_keys, not_found
+from mlstate.stores.checks import not_found
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 
