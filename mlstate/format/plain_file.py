@@ -1,8 +1,8 @@
-"""The layout of plain safetensors files, for tools that know nothing of a store.
+"""Plain safetensors files: what a state becomes for tools that know nothing of a store.
 
 The data begins at a multiple of 4096, and the tensors that fill whole blocks come first, so that a
-file system can share these blocks with tensor objects. The others are ordered by element width,
-widest first: each is then aligned to its elements without gaps, which safetensors forbids.
+file system can share these blocks with tensor objects. What follows is ordered by element width,
+widest first: each tensor is then aligned to its elements, without gaps, which safetensors forbids.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 BLOCK = 4096
-"""File systems share multiples of this many bytes."""
+"""What file systems share is a multiple of this many bytes."""
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -43,8 +43,8 @@ class PlainFile:
 
     Attributes:
         header: Its first bytes, up to the data: a multiple of `BLOCK`.
-        specs: Its tensors, in the order of the data.
-        starts: The position in the file of each tensor's data.
+        specs: What it holds, in the order of the data.
+        starts: Where in the file the data of each tensor begins.
         size: The size of the whole file.
     """
 
@@ -113,7 +113,7 @@ def _place(name: str, spec: TensorSpec) -> tuple[bool, int, int, str]:
 
 
 def split(specs: Mapping[str, TensorSpec], most: int | None) -> list[dict[str, TensorSpec]]:
-    """Spread whole tensors over files, by name, so that those of a layer are together.
+    """Spread tensors over files: whole ones, by name, so that a layer's are together.
 
     Args:
         specs: All tensors.
