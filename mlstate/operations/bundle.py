@@ -14,6 +14,7 @@ import tarfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,7 +101,7 @@ def _write(
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         # As the umask has it; and new, whatever is there.
-        with temporary.open("xb") as file, _tar_writer(file) as tar:
+        with temporary.open("xb") as file, _tar_writer(fileobj=file) as tar:
             texts = {layout.SETTINGS: layout.NEW_SETTINGS}
             texts |= {layout.state_path(key): states[key] for key in sorted(states)}
             for name, text in texts.items():
@@ -156,16 +157,14 @@ def _size(objects: ObjectStore, digest: Digest) -> int:
         return file.seek(0, 2)
 
 
-def _tar_writer(file: BinaryIO) -> tarfile.TarFile:
-    # All that could differ from one machine to another is said here.
-    return tarfile.TarFile(
-        fileobj=file,
-        mode="w",
-        format=tarfile.PAX_FORMAT,
-        encoding="utf-8",
-        errors="strict",
-        copybufsize=PIECE,
-    )
+_tar_writer = partial(
+    tarfile.TarFile,
+    mode="w",
+    format=tarfile.PAX_FORMAT,  # this and the next would differ from one machine to another
+    encoding="utf-8",
+    errors="strict",
+    copybufsize=PIECE,
+)
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
-from mlstate.errors import FormatError, MlstateError
+from mlstate.errors import FormatError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.plain_file import (
     BLOCK,
@@ -146,19 +146,14 @@ def write_output(output: Output, objects: ObjectStore, path: Path) -> Path:
         FormatError: An object is not the tensor that the state says it is.
         OSError: The disk is full, and the like.
     """
-    # Readable too, for shared blocks are read again. As the umask has it, and not read-only: the
-    # folder belongs to its user.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    try:
+    # Not read-only, for the folder belongs to its user; and readable: shared blocks are read again.
+    with path.open("x+b", buffering=0) as file:
         if isinstance(output, WeightsOutput):
-            _write_weights(output, objects, descriptor)
+            _write_weights(output, objects, file.fileno())
         elif output.content is not None:
-            write_all(descriptor, memoryview(output.content))
+            write_all(file.fileno(), memoryview(output.content))
         else:
-            _write_object(output, objects, descriptor)
-    finally:
-        os.close(descriptor)
+            _write_object(output, objects, file.fileno())
     sync_path(path)
     return path
 
@@ -171,11 +166,8 @@ def _write_weights(output: WeightsOutput, objects: ObjectStore, descriptor: int)
         _write_at(descriptor, tensor.data, layout.starts[name])
 
     def write(name: str) -> None:
-        try:
+        with concerning(tensor=name):
             _write_tensor(state.refs[name], objects, descriptor, layout.starts[name])
-        except MlstateError as error:
-            error.tensor = name
-            raise
 
     for_each(write, (name for name in layout.specs if name in state.refs))
 
