@@ -9,44 +9,20 @@ from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, NoRangesError
-from mlstate.fetch.plan import LARGE, DamagedPartialError, Piece, Segments
+from mlstate.fetch.plan import LARGE, Piece, Segments
 from mlstate.fetch.reader import Reader
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.transport import Resource
 from mlstate.transport.interface import Stream
 
-__all__ = ["Downloaded", "SummedStream", "check_sha256", "download"]
-
-
-class Downloaded:
-    """A file in tmp/ that came from somewhere.
-
-    Attributes:
-        path: Where it lies.
-        resumed: Whether an earlier run brought it, or a part of it.
-    """
-
-    def __init__(self, staged: Staged, *, resumed: bool) -> None:
-        self._staged = staged
-        self.path: Path = staged.path
-        self.resumed = resumed
-
-    def blame(self) -> None:
-        """Report the file as wrong: a DamagedPartialError if an earlier run may be the cause."""
-        if self.resumed:
-            self.discard()
-            raise DamagedPartialError from None
-
-    def discard(self) -> None:
-        """Remove it."""
-        self._staged.discard()
+__all__ = ["SummedStream", "check_sha256", "download", "too_large"]
 
 
 def download(
     resource: Resource, receiver: Receiver, reader: Reader, *, max_bytes: int, resume: bool = True
-) -> Downloaded:
-    """Bring a file, or the rest of it.
+) -> tuple[Staged, bool]:
+    """Bring a file, or the rest of it; says, too, whether an earlier run brought a part of it.
 
     Args:
         resource: Where it is.
@@ -60,22 +36,22 @@ def download(
     ranges = _gives_ranges(resource)
     size = resource.size()
     if size is not None and size > max_bytes:
-        raise _too_large(resource, max_bytes, f"{size} bytes")
+        raise too_large(resource, max_bytes, f"{size} bytes")
     reader.meter.expect(size)
     run = "" if resume else uuid.uuid4().hex
     name = Digest.of(f"download\n{resource.address}\n{size}\n{run}".encode())
     if size is not None and (staged := receiver.staged(name, size)):
-        return Downloaded(staged, resumed=True)
+        return staged, True
     if ranges and size is not None and size >= LARGE:
         return _by_ranges(resource, receiver, reader, name, size)
     with resource.read() as stream, receiver.arriving() as arriving:
         if size is None:
             arriving.fill(reader.some(stream, max_bytes + 1))
             if arriving.size > max_bytes:
-                raise _too_large(resource, max_bytes, "more")
+                raise too_large(resource, max_bytes, "more")
         else:
             reader.feed(stream, 0, [Piece(0, size, arriving.fill)])
-        return Downloaded(arriving.stage(name), resumed=False)
+        return arriving.stage(name), False
 
 
 def _gives_ranges(resource: Resource) -> bool:
@@ -90,13 +66,13 @@ def _gives_ranges(resource: Resource) -> bool:
 
 def _by_ranges(
     resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int
-) -> Downloaded:
+) -> tuple[Staged, bool]:
     segments = Segments(receiver)
-    found: list[Downloaded] = []
+    found: list[tuple[Staged, bool]] = []
 
     def complete(whole: Partial) -> None:
         resumed = whole.resumed
-        found.append(Downloaded(receiver.stage_partial(whole, name, name), resumed=resumed))
+        found.append((receiver.stage_partial(whole, name, name), resumed))
 
     try:
         pieces = segments.pieces(name, size, complete)
@@ -106,7 +82,8 @@ def _by_ranges(
     return found[0]
 
 
-def _too_large(resource: Resource, most: int, found: str) -> FormatError:
+def too_large(resource: Resource, most: int, found: str) -> FormatError:
+    """The error for a file that holds much more than the state."""
     return FormatError(
         "this file is much larger than the state, or than what is allowed",
         path=resource.address,
@@ -117,15 +94,10 @@ def _too_large(resource: Resource, most: int, found: str) -> FormatError:
 
 
 def check_sha256(path: Path, digits: str, origin: str) -> None:
-    """Compare a file's SHA-256 with what its publisher says.
-
-    Args:
-        path: The file.
-        digits: The SHA-256 in lower-case hex digits, whole or the leading ones.
-        origin: Where the file is from, for the error.
+    """Compare a file's SHA-256 with the digits, all or the leading ones, that its publisher gives.
 
     Raises:
-        IntegrityError: The file has another sum.
+        IntegrityError: The file has another sum. The error names ``origin``.
         FormatError: No digits, which every file would satisfy.
     """
     if not digits:

@@ -40,13 +40,7 @@ def damaged_objects(
     """The objects of a state whose bytes are not those that their digests name.
 
     What is missing is not damaged. If the state object is damaged no tensors are named: it would
-    say what they are.
-
-    Args:
-        entry: What a manifest says of the state.
-        objects: Where the objects are.
-        names: The tensors to look at; None: all.
-        files: Whether to look at the state's files, too.
+    say what they are. Arguments as of `needs_of`.
     """
     damaged: list[Digest] = []
     lock = Lock()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 from mlstate.errors import FormatError, IntegrityError, NoRangesError
 from mlstate.fetch import plan
 from mlstate.fetch.addresses import addresses_of
 from mlstate.fetch.attempts import Context
-from mlstate.fetch.download import SummedStream, check_sha256, download
+from mlstate.fetch.download import SummedStream, check_sha256, download, too_large
 from mlstate.fetch.gather import Gathering
-from mlstate.fetch.header import FileHeader, FileTensor, fetch_header, read_header
-from mlstate.fetch.plan import LARGE, Take
+from mlstate.fetch.header import FileHeader, fetch_header, read_header
+from mlstate.fetch.plan import LARGE, DamagedPartialError, Take
 from mlstate.locations import Mirror
 from mlstate.transport import Resource
 
@@ -66,14 +66,6 @@ USUAL_HEADER = 64 << 10
 """How much of a file is asked for first, where nothing says how long its header may be: bytes."""
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """A safetensors file whose header was read, with its tensors under the names of the state."""
-
-    file: FileHeader
-    tensors: dict[str, FileTensor]
-
-
 class FileMirror:
     """Brings tensors from one mirror.
 
@@ -120,7 +112,7 @@ class FileMirror:
         gathering.complete()
 
     def _gather_plain(self, gathering: Gathering, resources: list[tuple[Mirror, Resource]]) -> None:
-        headed: dict[int, _Plain] = {}
+        headed: dict[int, FileHeader] = {}
         whole: list[tuple[Mirror, Resource]] = []
 
         def look(index: int, part: Mirror, resource: Resource) -> None:
@@ -136,9 +128,7 @@ class FileMirror:
         reader.all(partial(look, index, *item) for index, item in enumerate(resources))
         wanted = []
         for _, plain in sorted(headed.items()):
-            specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
-            names = gathering.expect(specs, plain.file.resource.address)
-            wanted.append((plain, names))
+            wanted.append((plain, gathering.expect(plain.specs, plain.resource.address)))
         count = sum(plain.tensors[name].spec.nbytes for plain, names in wanted for name in names)
         reader.meter.expect(None if whole else count)
         reader.all(
@@ -151,10 +141,10 @@ class FileMirror:
         )
 
     def _runs(
-        self, gathering: Gathering, plain: _Plain, names: list[str]
+        self, gathering: Gathering, plain: FileHeader, names: list[str]
     ) -> Iterator[Callable[[], None]]:
         """The requests that bring these tensors: the large ones first, opened one by one."""
-        resource, reader = plain.file.resource, self._context.reader
+        resource, reader = plain.resource, self._context.reader
         small: list[plan.Piece[Take]] = []
         for name in sorted(names, key=lambda name: -plain.tensors[name].spec.nbytes):
             tensor = plain.tensors[name]
@@ -167,7 +157,7 @@ class FileMirror:
                 reader.meter.spare(left)
             else:
                 small.extend(pieces)
-        spent = self._beside + max(plain.file.data_start, self._header)
+        spent = self._beside + max(plain.data_start, self._header)
         for run in plan.join(small, spent=spent):
             yield partial(reader.read_run, resource, run)
 
@@ -177,19 +167,18 @@ class FileMirror:
         with resource.read() as raw:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
             plain = _named(part, read_header(resource, stream))
-            specs = {name: tensor.spec for name, tensor in plain.tensors.items()}
-            names = set(gathering.expect(specs, resource.address))
-            nbytes = plain.file.size - plain.file.data_start
+            names = set(gathering.expect(plain.specs, resource.address))
+            nbytes = plain.size - plain.data_start
             if nbytes > self._context.max_bytes:  # of tensors that are not the state's
-                raise _too_large(resource, nbytes, self._context.max_bytes)
+                raise too_large(resource, self._context.max_bytes, f"{nbytes} bytes")
             pieces = [
                 piece
                 for name, tensor in plain.tensors.items()
                 if name in names
                 for piece in gathering.whole(name, tensor)
             ]
-            end = plan.Piece[Take](plain.file.size, plain.file.size, lambda chunks: None)
-            reader.feed(stream, plain.file.data_start, [*pieces, *([end] if pieces else [])])
+            end = plan.Piece[Take](plain.size, plain.size, lambda chunks: None)
+            reader.feed(stream, plain.data_start, [*pieces, *([end] if pieces else [])])
             if pieces and stream.read(1):
                 raise FormatError(
                     "a safetensors file goes on after its last tensor", path=resource.address
@@ -201,7 +190,7 @@ class FileMirror:
         from mlstate.tensors import open_checkpoint, tensor_sources
 
         context = self._context
-        file = download(
+        file, resumed = download(
             resource,
             context.receiver,
             context.reader,
@@ -224,27 +213,20 @@ class FileMirror:
             )
             specs = {source.name: source.spec for source in sources}
             wanted = set(gathering.expect(specs, resource.address))
-            if file.resumed:
+            if resumed:
                 gathering.distrust()
             for source in sources:
                 if source.name in wanted:
                     gathering.take(source)
         except (IntegrityError, FormatError):
-            file.blame()
+            if resumed:  # an earlier run may be the cause
+                raise DamagedPartialError from None
             raise
         finally:
             file.discard()
 
 
-def _named(part: Mirror, file: FileHeader) -> _Plain:
+def _named(part: Mirror, file: FileHeader) -> FileHeader:
+    """The header with the tensors under the names of the state."""
     names = translate_all(part, file.tensors)
-    return _Plain(file, {name: file.tensors[old] for name, old in names.items()})
-
-
-def _too_large(resource: Resource, size: int, most: int) -> FormatError:
-    return FormatError(
-        "this file is much larger than the state",
-        path=resource.address,
-        expected=f"at most {most} bytes",
-        found=f"{size} bytes",
-    )
+    return replace(file, tensors={name: file.tensors[old] for name, old in names.items()})

@@ -47,12 +47,8 @@ class Gathering(abc.ABC):
     def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
         """Look at what a file holds, before its data comes, and say which names are wanted.
 
-        Args:
-            specs: What it holds, under the names of the state.
-            where: What it is, for errors.
-
         Raises:
-            FormatError: It cannot be the state.
+            FormatError: It cannot be the state; the error says ``where`` it is from.
         """
 
     @abc.abstractmethod

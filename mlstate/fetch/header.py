@@ -43,13 +43,14 @@ class FileHeader:
     data_start: int
     size: int
 
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor's type and shape."""
+        return {name: tensor.spec for name, tensor in self.tensors.items()}
+
 
 def fetch_header(resource: Resource, expected_header: int) -> FileHeader:
-    """Read a file's header by ranges.
-
-    Args:
-        resource: The file.
-        expected_header: How long the header may well be, in bytes: so much is asked for first.
+    """Read a file's header by ranges; of so many bytes as it may well be long, the first.
 
     Raises:
         NoRangesError: The server gives the whole file only.

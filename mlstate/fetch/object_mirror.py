@@ -28,11 +28,7 @@ def bring_object(
 ) -> Digest:
     """Bring an object of any size into the cache, from front to back; returns its digest.
 
-    Args:
-        resource: Where it is.
-        digest: Its digest; None if nobody knows it.
-        size: Its size in bytes, if that is known.
-        context: Reads it, and says how much is taken at most if the size is not known.
+    Where digest or size are not known, they are None; the context then limits what is taken.
 
     Raises:
         FormatError: It has another length.
@@ -95,10 +91,7 @@ class ObjectMirror:
         return None
 
     def gather(self, wanted: Mapping[Digest, int | None]) -> None:
-        """Bring objects, many at once; see `lacking` afterwards.
-
-        Args:
-            wanted: Which, each with its size in bytes, if that is known.
+        """Bring objects, each with its size if that is known; see `lacking` afterwards.
 
         Raises:
             TransportError: One could not be read, for another reason than that it is not there.

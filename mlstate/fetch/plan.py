@@ -31,13 +31,7 @@ Take = Callable[[Iterator[Bytes]], None]
 
 @dataclass(frozen=True)
 class Piece(Generic[_Want]):
-    """Bytes of a resource that are wanted.
-
-    Attributes:
-        start: The first byte.
-        stop: The byte after the last.
-        want: What they are wanted for.
-    """
+    """Bytes of a resource that are wanted, up to before ``stop``; and what takes them, say."""
 
     start: int
     stop: int

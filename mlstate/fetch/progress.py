@@ -86,13 +86,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class Meter:
-    """Counts bytes and tells of them.
-
-    Args:
-        what: What is being fetched.
-        on_progress: Whom to tell; nobody by default.
-        alive: Called now and then while bytes come.
-    """
+    """Counts bytes and tells of them; ``alive`` is called now and then while bytes come."""
 
     def __init__(
         self,

@@ -82,13 +82,7 @@ _GATHER = 0.1
 
 
 class Reader:
-    """Reads streams of one mirror, and ends them all when one fails.
-
-    Args:
-        retries: How often and how patiently to try again what may pass.
-        meter: Counts what comes.
-        connections: How many streams are read at once.
-    """
+    """Reads streams of one mirror, so many at once, and ends them all when one fails."""
 
     def __init__(self, retries: Retries, meter: Meter, connections: int) -> None:
         self._retries = retries

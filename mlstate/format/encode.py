@@ -171,10 +171,7 @@ def encode_state(
 
 
 def check_sources(sources: list[TensorSource]) -> dict[str, bytes]:
-    """Check a state's names and shapes before anything is hashed or stored.
-
-    Returns:
-        The header of the tensor object of each tensor that is stored outside the state object.
+    """The headers of the tensor objects of a state, by name, once its names and shapes are checked.
 
     Raises:
         FormatError: The format does not allow them.

@@ -129,15 +129,7 @@ def _stems(names: list[str]) -> list[str]:
 
 
 def check_settings(data: bytes, path: str) -> None:
-    """Refuse a store that this version does not understand.
-
-    Args:
-        data: The content of mlstate.toml.
-        path: Where it lies, for the error.
-
-    Raises:
-        FormatError: Not readable, a higher version, or an unknown requirement.
-    """
+    """Refuse, by a FormatError, the settings of a store of a newer version."""
     try:
         settings: dict[str, Any] = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:

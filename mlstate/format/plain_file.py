@@ -17,7 +17,7 @@ from mlstate.format.tensor_object import (
     BITS,
     TensorSpec,
     encode_header,
-    entry,
+    entry_text,
     parse_json,
     parse_spec,
 )
@@ -65,7 +65,7 @@ class PlainFile:
         position, starts = 0, {}
         for name, spec in ordered.items():
             starts[name] = position
-            entries[name] = entry(spec, position)
+            entries[name] = entry_text(spec, position)
             position += spec.nbytes
         header = encode_header(entries, BLOCK, "the header of a plain file")
         starts = {name: len(header) + start for name, start in starts.items()}
@@ -95,12 +95,8 @@ def _place(name: str, spec: TensorSpec) -> tuple[bool, int, int, str]:
 def split(specs: Mapping[str, TensorSpec], most: int | None) -> list[dict[str, TensorSpec]]:
     """Spread tensors over files: whole ones, by name, so that a layer's are together.
 
-    Args:
-        specs: All tensors.
-        most: The most bytes of data in a file that holds several; None for no limit.
-
-    Returns:
-        At least one mapping; each but the last is as full as it can be.
+    At most ``most`` bytes of data are in a file that holds several. There is at least one file, and
+    each but the last is as full as it can be.
     """
     files: list[dict[str, TensorSpec]] = [{}]
     filled = 0

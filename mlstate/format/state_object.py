@@ -20,7 +20,7 @@ from mlstate.format.tensor_object import (
     TensorSpec,
     check_values,
     encode_header,
-    entry,
+    entry_text,
     parse_json,
     parse_spec,
     quoted,
@@ -93,9 +93,7 @@ def check_bytes_state(specs: Mapping[str, TensorSpec]) -> None:
 class StateObject:
     """A state as its state object says it: every name with its type and shape.
 
-    Attributes:
-        inline: The small tensors, with their data.
-        refs: All others, with the digest of each tensor object.
+    Small tensors are `inline`, with their data; all others are `refs`, by digest.
     """
 
     inline: Mapping[str, InlineTensor]
@@ -136,7 +134,7 @@ class StateObject:
 
     def encode(self) -> bytes:
         """The state object's bytes; a FormatError if its header exceeds 100,000,000 bytes."""
-        names = _order(self.inline)
+        names = _order({name: tensor.spec for name, tensor in self.inline.items()})
         return b"".join([self._header(names), *(self.inline[name].data for name in names)])
 
     def _header(self, names: Iterable[str]) -> bytes:
@@ -153,7 +151,7 @@ class StateObject:
         position = 0
         for name in names:
             spec = self.inline[name].spec
-            entries[name] = entry(spec, position)
+            entries[name] = entry_text(spec, position)
             position += spec.nbytes
         return encode_header(entries, _ALIGNMENT, "a state's header")
 
@@ -196,15 +194,9 @@ def is_state_object(header: bytes) -> bool:
     return b'"__metadata__":{"mlstate":"' in header  # the canonical form has it so, and only there
 
 
-def _order(names: Mapping[str, InlineTensor] | Mapping[str, TensorSpec]) -> list[str]:
+def _order(specs: Mapping[str, TensorSpec]) -> list[str]:
     """Inline tensors lie by element width, widest first, then by name: each is then aligned."""
-
-    def place(name: str) -> tuple[int, str]:
-        entry = names[name]
-        spec = entry.spec if isinstance(entry, InlineTensor) else entry
-        return (-BITS[spec.dtype], name)
-
-    return sorted(names, key=place)
+    return sorted(specs, key=lambda name: (-BITS[specs[name].dtype], name))
 
 
 def _header_text(data: bytes) -> bytes:
@@ -235,10 +227,13 @@ def _parse_refs(metadata: Any) -> dict[str, TensorRef]:
             remedy="use a newer mlstate",
         )
     refs = parse_json(metadata["tensors"].encode("utf-8", "surrogatepass"), "the references")
-    return {
-        name: TensorRef(_parse_spec(name, entry, "blake3"), _parse_digest(name, entry))
-        for name, entry in refs.items()
-    }
+    parsed = {}
+    for name, entry in refs.items():
+        spec = _parse_spec(name, entry, "blake3")
+        if not isinstance(entry["blake3"], str):
+            raise FormatError("a reference without a digest", tensor=name, found=entry)
+        parsed[name] = TensorRef(spec, Digest(entry["blake3"]))
+    return parsed
 
 
 def _parse_spec(name: str, entry: Any, third: str) -> TensorSpec:
@@ -250,9 +245,3 @@ def _parse_spec(name: str, entry: Any, third: str) -> TensorSpec:
             found=entry,
         )
     return parse_spec(name, entry)
-
-
-def _parse_digest(name: str, entry: dict[str, Any]) -> Digest:
-    if not isinstance(entry["blake3"], str):
-        raise FormatError("a reference without a digest", tensor=name, found=entry)
-    return Digest(entry["blake3"])

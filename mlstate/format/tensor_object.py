@@ -25,7 +25,7 @@ __all__ = [
     "TensorSpec",
     "check_values",
     "encode_header",
-    "entry",
+    "entry_text",
     "header",
     "object_size",
     "parse_json",
@@ -39,30 +39,14 @@ DATA_OFFSET = 4096
 MAX_HEADER = 100_000_000
 """The longest header that safetensors reads, in bytes."""
 
-BITS = MappingProxyType(
-    {
-        "BOOL": 8,
-        "U8": 8,
-        "I8": 8,
-        "F8_E4M3": 8,
-        "F8_E5M2": 8,
-        "F8_E8M0": 8,
-        "F8_E4M3FNUZ": 8,
-        "F8_E5M2FNUZ": 8,
-        "U16": 16,
-        "I16": 16,
-        "F16": 16,
-        "BF16": 16,
-        "U32": 32,
-        "I32": 32,
-        "F32": 32,
-        "U64": 64,
-        "I64": 64,
-        "F64": 64,
-        "C64": 64,
-        "F4": 4,
-    }
-)
+_WIDTHS = {
+    8: "BOOL U8 I8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    16: "U16 I16 F16 BF16",
+    32: "U32 I32 F32",
+    64: "U64 I64 F64 C64",
+    4: "F4",
+}
+BITS = MappingProxyType({name: bits for bits, names in _WIDTHS.items() for name in names.split()})
 """Element type -> width in bits. This table belongs to the format and never changes."""
 
 _MAX_BYTES = 2**63 - 1
@@ -118,7 +102,7 @@ def check_values(spec: TensorSpec, data: Bytes) -> None:
 @lru_cache(128)  # most tensors of a model are shaped like another one
 def header(spec: TensorSpec) -> bytes:
     """The first 4096 bytes of the tensor object of a tensor of this type and shape."""
-    data = encode_header({"tensor": entry(spec, 0)}, DATA_OFFSET, "a tensor's header")
+    data = encode_header({"tensor": entry_text(spec, 0)}, DATA_OFFSET, "a tensor's header")
     if len(data) > DATA_OFFSET:
         raise FormatError(
             "a tensor has too many dimensions for its header", found=f"{len(spec.shape)} dimensions"
@@ -196,7 +180,7 @@ def encode_header(entries: Mapping[str, str], alignment: int, what: str) -> byte
     return length.to_bytes(8, "little") + text.ljust(length, b" ")
 
 
-def entry(spec: TensorSpec, start: int) -> str:
+def entry_text(spec: TensorSpec, start: int) -> str:
     """A tensor's entry in a header: its place among the data, its type and its shape."""
     return f'{{"data_offsets":[{start},{start + spec.nbytes}],{spec_text(spec)}}}'
 

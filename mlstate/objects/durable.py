@@ -108,10 +108,7 @@ class NewFile:
         _sync(self.descriptor)
 
     def publish(self, target: StrPath, how: Publish = Publish.REPLACE) -> bool:
-        """Give it its name, in one of two ways.
-
-        Returns:
-            False if `how` is CREATE and the name is taken; True otherwise.
+        """Give it its name; returns False if `how` is CREATE and the name is taken.
 
         Raises:
             FileNotFoundError: The folder is not there.
@@ -155,15 +152,10 @@ def write_in_store(
     digest: Digest | None = None,
     sync_parent: bool = True,
 ) -> bool:
-    """Write a read-only file of a store, by way of the store's tmp/; see `write_file`.
+    """Write a read-only file of a store, by way of the store's tmp/.
 
-    Args:
-        root: The store's folder; made if it is missing.
-        name: The path of the file below it, with slashes; its folders are made.
-        parts: As for `write_file`, as are `publish`, `digest` and the result.
-        publish: See `write_file`.
-        digest: See `write_file`.
-        sync_parent: As for `write_file`, and for the folders that are made.
+    Arguments and result are those of `write_file`. The file's ``name`` has slashes; all folders
+    are made, the store's own ``root``, too.
     """
     target = root / name
     temporaries = root / layout.TEMPORARIES
@@ -268,10 +260,7 @@ def read_small(path: Path, error: type[FormatError] = FormatError) -> bytes:
 def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
     """Make a folder of a store and its parents, each durable in the one that holds it.
 
-    Args:
-        root: The store's folder; made with its own parents if it is missing, durable always.
-        folder: A folder below it, or itself.
-        sync: Whether those below the root are made durable now.
+    The store's own ``root`` is made durable always, those below it if ``sync`` says so.
     """
     if folder == root:
         if not folder.is_dir():

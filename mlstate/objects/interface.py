@@ -91,9 +91,7 @@ class AddingWriter(ObjectWriter, Protocol):
     def add(self, parts: Sequence[Bytes], digest: Digest | None = None) -> tuple[Digest, bool]:
         """Write an object; of one whose digest nobody knows yet, only if it is not here.
 
-        Args:
-            parts: Its bytes, one part after the other.
-            digest: Its digest, if that is known: then whatever bears its name is replaced.
+        If the digest is given, whatever bears its name is replaced.
 
         Returns:
             Its digest, and whether it was written: what was here is taken as by `reuse`. It has its

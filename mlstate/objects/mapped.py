@@ -37,16 +37,10 @@ def write_all(descriptor: int, data: memoryview) -> None:
 def write_hashed(
     descriptor: int, parts: Iterable[Bytes], devices: dict[int, bool] | None = None
 ) -> tuple[Digest, int]:
-    """Write the parts to an empty file, open for reading and writing.
+    """Write the parts to an empty file, which is open for reading and writing.
 
-    Args:
-        descriptor: The file.
-        parts: Its content, one part after the other.
-        devices: As for `may_map`.
-
-    Returns:
-        The digest of the bytes that it has now, whatever happened to the parts meanwhile; and how
-        many these are.
+    ``devices`` is as for `may_map`. Returns the digest of the bytes that the file has now,
+    whatever happened to the parts meanwhile, and how many these are.
     """
     views = [memoryview(part).cast("B") for part in parts]
     size = sum(map(len, views))

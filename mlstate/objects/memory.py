@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import IntegrityError, ObjectNotFoundError
+from mlstate.errors import ObjectNotFoundError
+from mlstate.objects.durable import check_written
 
 __all__ = ["MemoryObjectStore"]
 
@@ -51,14 +52,7 @@ class MemoryObjectStore:
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Keep a copy of an object; see `ObjectWriter.put`."""
         data = b"".join(parts)
-        found = Digest.of(data)
-        if found != digest:
-            raise IntegrityError(
-                "the bytes have another digest; nothing was stored under this name",
-                path=self.locate(digest),
-                expected=digest,
-                found=found,
-            )
+        check_written(Digest.of(data), digest, self.locate(digest))
         self._objects[digest] = data
 
     def flush(self) -> None:

@@ -29,13 +29,7 @@ __all__ = ["Arriving", "Receiver", "Staged", "check_arrived"]
 
 @dataclass(frozen=True)
 class Staged:
-    """A complete object in tmp/.
-
-    Attributes:
-        path: Where it lies.
-        digest: The digest of its bytes.
-        which: Which file it is, so that another in its place is noticed.
-    """
+    """A complete object in tmp/, its digest, and which file it is, to notice another."""
 
     path: Path
     digest: Digest
@@ -47,11 +41,9 @@ class Staged:
 
 
 class Receiver:
-    """Takes objects that arrive into a store's folder.
+    """Takes objects that arrive into a store's folder, which is made if it is missing.
 
-    Args:
-        store: The store; its folder is made if it is none yet.
-        durable: Flush every object to the disk before it gets its name.
+    With ``durable`` every object is flushed to the disk before it gets its name.
     """
 
     def __init__(self, store: FolderObjectStore, *, durable: bool = True) -> None:

@@ -74,20 +74,17 @@ class ObjectSaver:
         return digest
 
     def take(self, digest: Digest, parts: Sequence[Bytes]) -> bool:
-        """Store an object, unless it is there; returns whether it was written."""
+        """Store an object, unless it is there; says whether it did."""
         size = sum(memoryview(part).nbytes for part in parts)
         return self.take_if_needed(digest, size, lambda: nullcontext(parts))
 
     def take_if_needed(self, digest: Digest, size: int | None, parts: OpenParts) -> bool:
-        """Store an object whose bytes are not at hand, unless it is there.
+        """Store an object whose bytes are not at hand, unless it is there; says whether it did.
 
         Args:
             digest: Its digest.
             size: Its size in bytes; of None, whatever is there under its name will do.
             parts: Gives its bytes; not called if they are there.
-
-        Returns:
-            Whether it was written.
         """
         with self._lock:
             if digest in self._taken:

@@ -48,8 +48,7 @@ def read_verified(
         max_size: The most bytes that it may have; checked before memory is spent.
 
     Raises:
-        ObjectNotFoundError: It is not there.
-        IntegrityError: Its bytes are others than its digest says, or too many.
+        IntegrityError: It is missing, too large, or has others bytes than its digest says.
     """
     with store.open(digest) as file:
         size = file.seek(0, 2)

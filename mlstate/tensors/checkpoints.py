@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from mlstate.errors import FormatError
+from mlstate.tensors.fit import some
 
 __all__ = ["load_checkpoint", "open_checkpoint", "write_checkpoint"]
 
@@ -42,15 +43,10 @@ class _Noting:
 
 
 def write_checkpoint(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> None:
-    """Write a state dict by ``torch.save``; no tensor is copied on the way.
+    """Write a state dict of CPU tensors by ``torch.save``; none is copied on the way.
 
-    Args:
-        tensors: Name -> CPU tensor.
-        file: An open file. By its name torch would call what is inside; so the same tensors always
-            make the same bytes.
-
-    Raises:
-        OSError: The file cannot be written: the disk is full, say.
+    The file is an open one: by its name torch would call what is inside, and the same tensors are
+    always to make the same bytes. Errors of writing are an OSError.
     """
     noting = _Noting(file)
     try:
@@ -69,9 +65,7 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 def load_checkpoint(data: bytes, path: str) -> dict[str, Any]:
     """The state dict in a checkpoint of this content, read with ``weights_only=True``, on the CPU.
 
-    Raises:
-        FormatError: Not a checkpoint, one that holds more than plain data, or no mapping. It names
-            ``path``.
+    Anything but a mapping of plain data is a FormatError, which names ``path``.
     """
     return dict(_state_dict(_unpickle(io.BytesIO(data), path, mmap=False), path))
 
@@ -270,7 +264,6 @@ def _inside(loaded: object, most: int = 5) -> list[str]:
     return paths
 
 
-def _some(keys: Mapping[Any, Any], most: int = 8) -> str:
-    names = [key if isinstance(key, str) else repr(key) for key in list(keys)[:most]]
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return (", ".join(names) + more) if names else "an empty mapping"
+def _some(keys: Mapping[Any, Any]) -> str:
+    names = [key if isinstance(key, str) else repr(key) for key in keys]
+    return some(names) or "an empty mapping"

@@ -56,11 +56,6 @@ class Fit:
         """The model's names that are one tensor or one memory, together."""
         return [] if self.apart else tied_groups(self.own)
 
-    @property
-    def overlapping(self) -> list[str]:
-        """Names of memory that overlaps in part, so that it could not be assigned."""
-        return [] if self.apart else overlapping(self.own, self.ties)
-
     @cached_property
     def apart(self) -> bool:
         """Whether no two names are one tensor, or share memory. So it is in most models."""
@@ -74,31 +69,42 @@ class Fit:
         """
         return bool(self.modules) and _has_own_rules([module for _, module in self.modules])
 
-    def problems_of_names(self, *, strict: bool) -> list[str]:
-        """The sentences that say why the names forbid a load; none if they do not."""
+    def problems(
+        self,
+        specs: Mapping[str, TensorSpec],
+        *,
+        strict: bool,
+        assign: bool,
+        ignore_mismatched_sizes: bool,
+    ) -> list[str]:
+        """The sentences that say why the state cannot be loaded; none if it can."""
         lines = []
-        if self.strangers and not strict:
-            lines.append("the state and the model have no name in common")
-        if strict and self.missing:
-            lines.append(f"missing in the state: {some(self.missing)}")
-        if strict and self.unexpected:
-            lines.append(f"unknown to the model: {some(self.unexpected)}")
-        return lines
-
-    def problems_of_shapes(self, *, ignore_mismatched_sizes: bool) -> list[str]:
-        """The sentence that says why the shapes forbid a load; none if they do not."""
-        lines = []
-        if not ignore_mismatched_sizes and self.mismatched:
+        if not self.own_rules:
+            # Names that a model's own rules may translate are for those rules to judge.
+            if self.strangers and not strict:
+                lines.append("the state and the model have no name in common")
+            if strict and self.missing:
+                lines.append(f"missing in the state: {some(self.missing)}")
+            if strict and self.unexpected:
+                lines.append(f"unknown to the model: {some(self.unexpected)}")
+        if self.mismatched and not ignore_mismatched_sizes:
             shapes = [
                 f"{name} (stored {list(stored)}, model {list(own)})"
                 for name, (stored, own) in self.mismatched.items()
             ]
             lines.append(f"of another shape: {some(shapes)}")
+        if assign:
+            if parts := [] if self.apart else overlapping(self.own, self.ties):
+                lines.append(
+                    f"of memory that overlaps, which assign=True would part: {some(parts)}"
+                )
+        elif names := self._unwritable(specs):
+            lines.append(f"nothing can be copied into: {some(sorted(names))}")
         return lines
 
-    def unwritable(self, specs: Mapping[str, TensorSpec]) -> list[str]:
-        """Entries of the model that torch cannot copy into, in a sentence; or nothing."""
-        names = [
+    def _unwritable(self, specs: Mapping[str, TensorSpec]) -> list[str]:
+        """Entries of the model that torch cannot copy into."""
+        return [
             name
             for name in self.common - self.mismatched.keys()
             for entry in [self.own[name]]
@@ -110,7 +116,6 @@ class Fit:
                 or (name in self.cast and "F4" in (specs[name].dtype, _dtype_name(entry)))
             )
         ]
-        return [f"nothing can be copied into: {some(sorted(names))}"] if names else []
 
     @property
     def strangers(self) -> bool:
@@ -255,8 +260,7 @@ def assignable(
         groups: The names that are tied in the model; see `tied_groups`.
 
     Returns:
-        What to give to torch, and the names among it that the state itself lacks: they are tied to
-        one that it has.
+        What to give to torch, and the names that the state lacks and that are tied to one it has.
     """
     ready: dict[str, Any] = {}
     lacking: set[str] = set()

@@ -53,11 +53,7 @@ class Lanes:
     ) -> torch.Tensor:
         """Read a tensor's data onto a device: uint8, one dimension, complete when `settle` returns.
 
-        Args:
-            file: The open file, at the first byte of the data.
-            spec: The tensor.
-            device: Where to.
-            seen: Takes all bytes, in order.
+        The open file is at the first byte of the data. ``seen`` takes all bytes, in order.
 
         Raises:
             IntegrityError: The file became shorter.

@@ -55,14 +55,9 @@ def load_tensors(
         IncompatibleStateError: The state does not fit; the model is as it was.
     """
     fit = compare(model, specs)
-    problems = fit.problems_of_shapes(ignore_mismatched_sizes=ignore_mismatched_sizes)
-    if not fit.own_rules:
-        # Names that a model's own rules may translate are for those rules to judge.
-        problems = fit.problems_of_names(strict=strict) + problems
-    if not assign:
-        problems += fit.unwritable(specs)
-    elif parts := fit.overlapping:
-        problems.append(f"of memory that overlaps, which assign=True would part: {some(parts)}")
+    problems = fit.problems(
+        specs, strict=strict, assign=assign, ignore_mismatched_sizes=ignore_mismatched_sizes
+    )
     if problems:
         raise IncompatibleStateError(
             f"the state does not fit this {type(model).__name__}; nothing was loaded",
@@ -98,15 +93,10 @@ def _differ(group: list[str], tensors: Mapping[str, torch.Tensor]) -> bool:
 def _apply(
     model: TensorModel, tensors: Mapping[str, torch.Tensor], fit: Fit, *, strict: bool, assign: bool
 ) -> LoadResult:
-    """Put verified tensors into a model.
+    """Put verified tensors into a model; equal ones may be one.
 
-    Args:
-        model: The model.
-        tensors: All tensors of the state, verified, private; equal ones may be one.
-        fit: What `compare` found; mismatched names are skipped.
-        strict: Refuse what is missing or unexpected; for a model with rules of its own, which
-            alone can tell. For all others `Fit.problems_of_names` has told before.
-        assign: Make the tensors the model's own instead of copying from them.
+    Mismatched names are skipped. A model with rules of its own is refused only now what is missing
+    or unexpected: it alone can tell. For all others `Fit.problems` has told before.
 
     Raises:
         IncompatibleStateError: torch, or a hook of the model, refused; or `assign` is asked of
@@ -178,12 +168,7 @@ def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None
         ) from error
 
 
-_Held = list[tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]]
-_Lazy = list[tuple[torch.Tensor, type, torch.Tensor]]
-_Values = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def _snapshot(modules: _Modules, *, copied: bool) -> tuple[_Held, _Lazy, _Values]:
+def _snapshot(modules: _Modules, *, copied: bool) -> tuple[list[Any], list[Any], list[Any]]:
     """A model's tensors: which module has which, which are lazy, and copies of values."""
     tensors = {id(tensor): tensor for tensor in _tensors(modules)}.values()
     return (
