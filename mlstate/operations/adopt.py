@@ -200,7 +200,7 @@ def _from_file(adoption: Adoption, target: Saves) -> AdoptReport:
     ):
         size = sum(tensor.spec.nbytes for tensor in sources)
         meter.expect(size)
-        told: list[TensorSource] = [Told(tensor, meter) for tensor in sources]
+        told: list[TensorSource] = [Told.of(tensor, meter) for tensor in sources]
         target._save(key, told, wish)
     after = _recorded(target, key)
     if after is None:
