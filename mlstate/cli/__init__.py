@@ -1,4 +1,4 @@
-"""The command line: what a person types. It prints; what it prints is computed by the API."""
+"""The command line: it takes words, calls the API, and prints what that returns."""
 
 from __future__ import annotations
 

@@ -8,15 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mlstate.cli.keys import one_key
-from mlstate.cli.options import (
-    Json,
-    Key,
-    Overwrite,
-    StoreOption,
-    Verify,
-    opened,
-    store_option,
-)
+from mlstate.cli.options import Json, Key, Overwrite, StoreOption, Verify, opened, store_option
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 
 __all__ = ["add", "export", "materialize"]
@@ -134,8 +126,7 @@ def _files(paths: list[str]) -> dict[str, Path]:
 def export(
     key: Key,
     destination: Annotated[
-        str,
-        typer.Argument(metavar="DEST", help="A .safetensors file, or a folder for shards."),
+        str, typer.Argument(metavar="DEST", help="A .safetensors file, or a folder for shards.")
     ],
     store: StoreOption = None,
     torch: Annotated[

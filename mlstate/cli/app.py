@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of their errors."""
+"""The application: its commands, and how their errors and warnings are told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
@@ -71,21 +71,13 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         "copy --all --from weights --to s3://bucket/weights",
     ),
     (lock, "Pin the states of a manifest.", "lock manifests/torchvision.toml"),
-    (
-        verify,
-        "Read every byte, and compare it with the digests.",
-        "verify --all --store weights",
-    ),
+    (verify, "Read every byte, and compare it with the digests.", "verify --all --store weights"),
     (
         diff,
         "Compare two states, or files.",
         "diff pytorch.mlp.base pytorch.mlp.tuned --store weights",
     ),
-    (
-        digest,
-        "Print the state digest of weights files.",
-        "digest model.safetensors checkpoint.pt",
-    ),
+    (digest, "Print the state digest of weights files.", "digest model.safetensors checkpoint.pt"),
     (
         add,
         "Adopt weights from a file, a URL or the hub.",
@@ -115,7 +107,7 @@ for _function, _short, _example in _COMMANDS:
 
 
 def command_tree() -> Any:
-    """All commands with their parameters, as typer has built them: for those that describe them."""
+    """All commands with their parameters, as typer has built them."""
     return typer.main.get_command(app)
 
 
@@ -123,10 +115,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line.
 
     Args:
-        arguments: What comes after the program's name.
+        arguments: The words after the name of the program.
 
     Returns:
-        The exit code; see `mlstate.cli.errors.EXIT_CODES`.
+        The exit code; see `mlstate.cli.exit_codes.EXIT_CODES`.
     """
     _open_what_is_closed()
     with warnings.catch_warnings():
@@ -156,20 +148,13 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else OK
 
 
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> Any:
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
     text = message.args[0] if isinstance(message, Warning) and message.args else message
     note(f"warning: {in_shell(text)}")
 
 
 def _open_what_is_closed() -> None:
-    """Whoever closed standard output (``>&-``) wants nothing of it; to print is no error then."""
+    """Replace closed streams (``>&-``): printing into them is no error, and goes nowhere."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process

@@ -8,15 +8,7 @@ from typing import Annotated
 import typer
 
 from mlstate.cli.keys import chosen_keys
-from mlstate.cli.options import (
-    All,
-    Json,
-    Keys,
-    Overwrite,
-    StoreOption,
-    opened,
-    store_option,
-)
+from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, opened, store_option
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
 
 __all__ = ["bundle", "unbundle"]

@@ -1,4 +1,4 @@
-"""From an error to an exit code, and to a few lines that a person can act upon."""
+"""Exit codes, and which error ends a command with which of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ExitCode:
-    """An exit code and what it says."""
+    """An exit code and its meaning."""
 
     number: int
     meaning: str
@@ -80,7 +80,7 @@ def exit_code(error: BaseException) -> int:
     """The exit code for an error that a person can do something about.
 
     Raises:
-        BaseException: `error` itself, if it is none of these: then it is a defect.
+        BaseException: `error` itself, if it is of no type above: it is a defect then.
     """
     if isinstance(error, CopyError) and error.failures:
         codes = {exit_code(failure) for _, failure in error.failures}

@@ -10,15 +10,7 @@ import typer
 
 from mlstate.cli.exit_codes import OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys
-from mlstate.cli.options import (
-    All,
-    Json,
-    Keys,
-    Overwrite,
-    StoreOption,
-    Verify,
-    opened,
-)
+from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, Verify, opened
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
 from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
@@ -34,10 +26,7 @@ __all__ = ["copy", "fetch", "lock"]
 
 
 def fetch(
-    keys: Keys = None,
-    everything: All = False,
-    store: StoreOption = None,
-    as_json: Json = False,
+    keys: Keys = None, everything: All = False, store: StoreOption = None, as_json: Json = False
 ) -> int:
     """Bring states from a manifest, a bucket or a release into the cache.
 
@@ -157,12 +146,7 @@ def copy(
 
 
 def _list(
-    manifest: str,
-    store: StateStore,
-    keys: list[StateKey],
-    objects: list[str],
-    *,
-    overwrite: bool,
+    manifest: str, store: StateStore, keys: list[StateKey], objects: list[str], *, overwrite: bool
 ) -> None:
     """Write states into a manifest: with the addresses given, or the store's own."""
     from mlstate.operations.enlist import enlist, own_objects

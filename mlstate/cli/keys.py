@@ -1,4 +1,4 @@
-"""Which states a command is about: keys, patterns, all; and their completion in a shell."""
+"""The states that a command is about: keys, patterns, or all; their completion in a shell."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def chosen_keys(
 
 
 def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
-    """The keys that begin with what was typed: of stores on this machine, which answer at once."""
+    """The keys that begin with a text, of a store on this machine, which answers at once."""
     where = next(filter(None, map(context.params.get, ("store", "source", "manifest"))), None)
     try:
         from mlstate.stores.open import open_store

@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlstate.cli.keys import one_key
-from mlstate.cli.options import (
-    Json,
-    Key,
-    StoreArgument,
-    StoreOption,
-    name_of,
-    opened,
-)
+from mlstate.cli.options import Json, Key, StoreArgument, StoreOption, name_of, opened
 from mlstate.cli.output import (
-    Column,
     ago,
     human_count,
+    human_shape,
     human_size,
     note,
     print_fields,
@@ -53,30 +46,22 @@ def ls(
     from mlstate.states import StateType
 
     name = _where(context, where, store)
-    opened_store = opened(name, quiet=True)
-    type_wanted = None if type_ is None else StateType.parse(type_)
-    keys = None if type_wanted is None else opened_store.get_state_keys(type_wanted)
-    used = usage(opened_store, keys)
+    view = opened(name, quiet=True)
+    keys = None if type_ is None else view.get_state_keys(StateType.parse(type_))
+    used = usage(view, keys)
     if as_json:
         print_json("ls", {"store": name_of(name), "states": used.states})
         return
     if not used.states:
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
     cached = any(state.cached is not None for state in used.states)
-    columns = [
-        Column("KEY"),
-        Column("SIZE", number=True),
-        Column("OWN", number=True),
-        Column("SHARED", number=True),
-        *([Column("CACHED")] if cached else []),
-        Column("AGE" if not cached else "USED"),
-    ]
-    print_table(columns, (_cells(state, cached=cached) for state in used.states))
+    titles = ["KEY", ">SIZE", ">OWN", ">SHARED", *(["CACHED", "USED"] if cached else ["AGE"])]
+    print_table(titles, (_cells(state, cached=cached) for state in used.states))
     _complain_of(used)
 
 
 def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:
-    """The store that the argument names, or the option; the argument goes before MLSTATE_STORE.
+    """The store that the argument or the option names; the argument goes before MLSTATE_STORE.
 
     Raises:
         typer.BadParameter: Two different ones were given.
@@ -113,8 +98,8 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     """
     from mlstate.operations.describe import describe
 
-    opened_store = opened(store, quiet=True)
-    described = describe(opened_store, one_key(opened_store, key))
+    view = opened(store, quiet=True)
+    described = describe(view, one_key(view, key))
     if as_json:
         print_json("show", described)
         return
@@ -137,20 +122,13 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
         note(f"its tensors are not known here yet: mlstate fetch {described.key}")
         return
     put()
-    columns = [
-        Column("TENSOR"),
-        Column("TYPE"),
-        Column("SHAPE"),
-        Column("SIZE", number=True),
-        Column("SHARED WITH"),
-    ]
     print_table(
-        columns,
+        ["TENSOR", "TYPE", "SHAPE", ">SIZE", "SHARED WITH"],
         (
             [
                 tensor.name,
                 tensor.dtype,
-                "x".join(map(str, tensor.shape)) or "scalar",
+                human_shape(tensor.shape),
                 human_size(tensor.nbytes),
                 _with_whom(tensor.same_names, tensor.states),
             ]
@@ -179,9 +157,8 @@ def du(
     if as_json:
         print_json("du", {"store": name_of(name)}, used)
         return
-    names = ("STATES", "SIZE", "OWN", "SHARED")
     print_table(
-        [Column("ARCHITECTURE"), *(Column(name, number=True) for name in names)],
+        ["ARCHITECTURE", ">STATES", ">SIZE", ">OWN", ">SHARED"],
         (
             [
                 str(part.state_type),
@@ -195,13 +172,9 @@ def du(
     )
     if used.states:
         put()
-        print_table(
-            [Column("STATE"), *(Column(name, number=True) for name in names[1:])],
-            (
-                _cells(state, cached=False)[:4]
-                for state in sorted(used.states, key=lambda state: -(state.own or 0))
-            ),
-        )
+        largest_first = sorted(used.states, key=lambda state: -(state.own or 0))
+        cells = (_cells(state, cached=False)[:4] for state in largest_first)
+        print_table(["STATE", ">SIZE", ">OWN", ">SHARED"], cells)
         put()
     logical = sum(state.nbytes or 0 for state in used.states if state.own is not None)
     print_fields(

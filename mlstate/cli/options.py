@@ -1,4 +1,4 @@
-"""The options and arguments that several commands share: declared once, so they read the same."""
+"""Options and arguments that several commands share, so that they read the same everywhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STORE_HELP = (
 
 
 def store_option(help_: str) -> Any:
-    """The option ``--store`` of a command: everywhere the same, with its own help."""
+    """The option ``--store`` of a command, with a help of its own."""
     return typer.Option(
         "--store", "-s", envvar="MLSTATE_STORE", show_envvar=True, help=help_, metavar="STORE"
     )
@@ -41,8 +41,7 @@ def store_option(help_: str) -> Any:
 
 StoreOption = Annotated[str | None, store_option(STORE_HELP)]
 StoreArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="STORE", help="The same as --store.", show_default=False),
+    str | None, typer.Argument(metavar="STORE", help="The same as --store.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Key = Annotated[
@@ -74,17 +73,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 
 def name_of(store: str | None) -> str:
-    """What to call the store that an option names."""
+    """The name of a store for people."""
     return store or "the default store"
 
 
 def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateStore:
-    """The store that an option names, which shows how far it is.
+    """The store that an option names; it shows its progress.
 
     Args:
         store: The option.
-        create: Whether a folder that is missing or empty will do.
-        quiet: Whether nothing is going to be fetched.
+        create: Whether the store may be a folder that is missing or empty.
+        quiet: Whether it shows no progress, since nothing is to be fetched.
     """
     from mlstate.cli.progress import progress
     from mlstate.stores.open import open_store

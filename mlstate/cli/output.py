@@ -1,7 +1,7 @@
-"""What goes to standard output (data) and to standard error (all else), for people or as JSON.
+"""Output: data to standard output, all else to standard error, for people or as JSON.
 
-On a terminal tables are laid out by rich, in its width and with colour; into a pipe or a file they
-go as plain lines, with two spaces between columns and nothing cut off.
+On a terminal rich lays tables out, in its width and with colour. Into a pipe or a file they go as
+plain lines, with two spaces between columns and nothing cut off.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
 from mlstate.errors import MlstateError
@@ -21,11 +20,11 @@ from mlstate.states import StateKey
 from mlstate.units import format_size
 
 __all__ = [
-    "Column",
     "ago",
     "complain",
     "has_colour",
     "human_count",
+    "human_shape",
     "human_size",
     "is_lively",
     "note",
@@ -41,31 +40,18 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        title: What is above it.
-        number: Whether it is set to the right, and never broken over lines.
-    """
-
-    title: str
-    number: bool = False
-
-
 def printable(text: str) -> str:
-    """A text whose control characters are shown, not obeyed: names come from files of others."""
+    """Return a text whose control characters show, and do nothing: names come from any file."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def put(text: str = "") -> None:
-    """A line of data."""
+    """Print a line of data."""
     print(printable(text))
 
 
 def note(text: str) -> None:
-    """A line that is not data: what is going on, what was done."""
+    """Print a line that is not data: what is going on, what was done."""
     sys.stdout.flush()
     print(printable(text), file=sys.stderr, flush=True)
 
@@ -103,48 +89,52 @@ def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json
 
 
 def is_lively(stream: TextIO) -> bool:
-    """Whether bars may go there: to a terminal, but not to that of a CI job."""
+    """Whether a stream may show bars: it is a terminal, and not that of a CI job."""
     return stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether colour may go there; see no-color.org."""
+    """Whether a stream may show colour; see no-color.org."""
     return is_lively(stream) and not os.environ.get("NO_COLOR")
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-    """A table; one without rows prints nothing at all."""
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; nothing at all if it has no rows.
+
+    Args:
+        titles: The title of each column. One that begins with ``>`` has numbers below it, which are
+            set to the right and never broken over lines.
+        rows: The cells of each row.
+    """
     listed = [tuple(map(printable, row)) for row in rows]
     if not listed:
         return
     if sys.stdout.isatty():
-        _rich_table(columns, listed)
+        _rich_table(titles, listed)
         return
-    widths = [max(map(len, cells)) for cells in zip(_titles(columns), *listed, strict=True)]
-    for row in (_titles(columns), *listed):
+    lines = [tuple(title.removeprefix(">") for title in titles), *listed]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
         cells = [
-            cell.rjust(width) if column.number else cell.ljust(width)
-            for column, cell, width in zip(columns, row, widths, strict=True)
+            cell.rjust(width) if title.startswith(">") else cell.ljust(width)
+            for title, cell, width in zip(titles, line, widths, strict=True)
         ]
         print("  ".join(cells).rstrip())
 
 
-def _titles(columns: Sequence[Column]) -> tuple[str, ...]:
-    return tuple(column.title for column in columns)
-
-
-def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for title in titles:
+        number = title.startswith(">")
         # Names have no spaces to break at: they are folded, so that nothing is lost.
         table.add_column(
-            column.title,
-            justify="right" if column.number else "left",
-            no_wrap=column.number,
+            title.removeprefix(">"),
+            justify="right" if number else "left",
+            no_wrap=number,
             overflow="fold",
         )
     for row in rows:
@@ -154,7 +144,7 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
 
 def print_fields(fields: Iterable[tuple[str, str | None]]) -> None:
-    """Names and values, one to a line; those without a value are left out."""
+    """Print names and values, a line each; those without a value are left out."""
     listed = [(name, value) for name, value in fields if value is not None]
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
@@ -162,22 +152,27 @@ def print_fields(fields: Iterable[tuple[str, str | None]]) -> None:
 
 
 def human_size(count: int | None) -> str:
-    """Bytes for people; a question mark where nobody knows."""
+    """A number of bytes for people; a question mark if it is not known."""
     return "?" if count is None else format_size(count)
 
 
-def human_count(count: int, one: str, many: str | None = None) -> str:
+def human_count(count: int, noun: str) -> str:
     """A number with its noun.
 
     Example:
         >>> human_count(1, "state"), human_count(1200, "state")
         ('1 state', '1,200 states')
     """
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
+
+
+def human_shape(shape: Sequence[int]) -> str:
+    """The shape of a tensor: ``2x3``."""
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def ago(moment: float | None) -> str:
-    """How long ago something was, in seconds since the epoch, for people."""
+    """The time since a moment, which is in seconds since the epoch, for people."""
     if moment is None:
         return ""
     passed = time.time() - moment

@@ -1,4 +1,4 @@
-"""How far a command is: bars on a terminal, plain lines in a log, both on standard error."""
+"""Progress of a command: bars on a terminal, plain lines in a log, both on standard error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _INTERVAL = 10.0
 
 
 def progress() -> OnProgress | bool:
-    """Whom a store tells how far it is: True for a bar, or what prints a line now and then."""
+    """The `progress` for a store: True, which is a bar, or what prints a line now and then."""
     return True if is_lively(sys.stderr) else _lines()
 
 
 def progress_of(store: StateStore) -> OnProgress | bool | None:
-    """Progress of reading a store; one that fetches shows its own, and one bar is enough."""
+    """The `progress` for reading a store: None if the store shows its own, since one is enough."""
     return progress() if store.fetcher is None else None
 
 

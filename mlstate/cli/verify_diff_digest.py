@@ -11,9 +11,9 @@ from mlstate.cli.exit_codes import FINDING, OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys, one_key
 from mlstate.cli.options import All, Json, Keys, StoreOption, opened
 from mlstate.cli.output import (
-    Column,
     complain,
     human_count,
+    human_shape,
     human_size,
     note,
     print_json,
@@ -120,12 +120,12 @@ def diff(
 
 
 def _is_file(text: str) -> bool:
-    """Whether this names a file: there is one, or it could be no key."""
+    """Whether a text names a file: there is one, or the text cannot be a key."""
     return Path(text).exists() or "/" in text or text.endswith(_ENDINGS)
 
 
 def _side(view: StateStore | None, text: str) -> Any:
-    """A file if there is one of this name, or a state."""
+    """The file or the state that a text names, as `mlstate.diff` takes it."""
     if _is_file(text) or view is None:
         return Path(text)
     return view, one_key(view, text)
@@ -140,11 +140,10 @@ def _show_diff(first: str, second: str, found: StateDiff) -> None:
         put(f"equal on {equal} shared names")
     if found.changed:
         put()
-        titles = ["ELEMENTS", "MAX", "RELATIVE"]
-        if any(change.nonfinite for change in found.changed):
-            titles.append("NAN OR INF")
-        columns = [Column("CHANGED"), Column("SHAPE"), *(Column(t, number=True) for t in titles)]
-        print_table(columns, (_change(change)[: len(columns)] for change in found.changed))
+        titles = ["CHANGED", "SHAPE", ">ELEMENTS", ">MAX", ">RELATIVE", ">NAN OR INF"]
+        if not any(change.nonfinite for change in found.changed):
+            del titles[-1]
+        print_table(titles, (_change(change)[: len(titles)] for change in found.changed))
     moved = {name for pair in found.renamed for name in pair}
     for title, names in ((f"only in {first}", found.removed), (f"only in {second}", found.added)):
         if alone := [name for name in names if name not in moved]:
@@ -156,11 +155,7 @@ def _show_diff(first: str, second: str, found: StateDiff) -> None:
 
 
 def _change(change: Change) -> list[str]:
-    old, new = (
-        "x".join(map(str, spec.shape)) or "scalar" for spec in (change.first, change.second)
-    )
-    old = f"{change.first.dtype} {old}"
-    new = f"{change.second.dtype} {new}"
+    old, new = (f"{spec.dtype} {human_shape(spec.shape)}" for spec in (change.first, change.second))
     return [
         change.name,
         old if old == new else f"{old} -> {new}",
@@ -173,8 +168,7 @@ def _change(change: Change) -> list[str]:
 
 def digest(
     paths: Annotated[
-        list[str],
-        typer.Argument(metavar="FILE", help="Weights files, or folders with shards."),
+        list[str], typer.Argument(metavar="FILE", help="Weights files, or folders with shards.")
     ],
     select: Select = None,
     as_json: Json = False,

@@ -198,7 +198,7 @@ def _from_file(adoption: Adoption, target: SavingStore) -> AdoptReport:
     ):
         size = sum(tensor.spec.nbytes for tensor in sources)
         meter.expect(size)
-        told: list[TensorSource] = [Told(tensor, meter) for tensor in sources]
+        told: list[TensorSource] = [Told.of(tensor, meter) for tensor in sources]
         target.saver.save(key, told, request)
     after = _recorded(target, key)
     if after is None:

@@ -1,4 +1,4 @@
-"""What an adoption is made of: what was asked for, what it counts, what it did."""
+"""The parts of an adoption: its request, its counters, its report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AdoptReport:
 
 
 def digests_in(folder: FolderObjectStore | None) -> set[Digest]:
-    """What a folder has, before anything comes: afterwards nobody can tell what was there."""
+    """The objects of a folder: to be asked before anything comes, for later nobody can tell."""
     return set() if folder is None else set(folder.digests())
 
 
@@ -55,21 +55,14 @@ def spared_of(state: StateObject, having: Collection[Digest]) -> int:
 
 
 class Arrivals:
-    """Passes on how far everything is, and counts what came.
-
-    Args:
-        on_progress: Whom to tell.
-
-    Attributes:
-        nbytes: The bytes that came.
-    """
+    """A counter of the bytes that came (`nbytes`), which passes all progress on."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
         self.nbytes = 0
 
     def __call__(self, progress: Progress) -> None:
-        """Take note; see `OnProgress`."""
+        """Count, and pass on; see `OnProgress`."""
         if progress.ended:
             self.nbytes += progress.done
         if self._on_progress is not None:
@@ -77,7 +70,7 @@ class Arrivals:
 
     @contextmanager
     def meter(self, key: StateKey) -> Iterator[Meter]:
-        """Counts what is read of one state."""
+        """A meter for what is read of one state."""
         meter = Meter(str(key), self)
         try:
             yield meter
@@ -89,23 +82,16 @@ class Arrivals:
 class Told:
     """A tensor that tells a meter when it has been read; see `TensorSource`."""
 
+    name: str
+    spec: TensorSpec
+    memory: Hashable
     source: TensorSource
     meter: Meter
 
-    @property
-    def name(self) -> str:
-        """Its name in the state."""
-        return self.source.name
-
-    @property
-    def spec(self) -> TensorSpec:
-        """Its element type and shape."""
-        return self.source.spec
-
-    @property
-    def memory(self) -> Hashable:
-        """As of the tensor itself."""
-        return self.source.memory
+    @classmethod
+    def of(cls, source: TensorSource, meter: Meter) -> Told:
+        """The same tensor, with a meter."""
+        return cls(source.name, source.spec, source.memory, source, meter)
 
     @contextmanager
     def data(self) -> Iterator[Bytes]:
@@ -117,14 +103,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What was asked for.
+    """The request for an adoption.
 
     Attributes:
         key: The key for the state.
-        source: Where the weights are.
+        source: The weights.
         request: Files and meta, and whether to replace another state.
-        by_caller: Whether the caller said which files; else those of the source count.
-        arrivals: Counts what comes.
+        by_caller: Whether the files are those of the caller, and not those of the source.
+        arrivals: The counter of what comes.
     """
 
     key: StateKey
@@ -136,7 +122,7 @@ class Adoption:
     def report(
         self, digest: Digest, size: int, files: Iterable[str], *, spared: int, existed: bool
     ) -> AdoptReport:
-        """What was done; the arguments are those of the report."""
+        """The report, with these values."""
         names = tuple(sorted(files))
         nbytes = self.arrivals.nbytes
         return AdoptReport(self.key, digest, size, nbytes, spared, existed, names)

@@ -1,4 +1,4 @@
-"""What `verify` reports."""
+"""The report of `verify`."""
 
 from __future__ import annotations
 
@@ -97,12 +97,7 @@ class VerifyReport:
 
 
 def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Finding:
-    """A finding of a state file that cannot be read.
-
-    Args:
-        key: The state.
-        error: What reading it said.
-    """
+    """A finding of a state file that cannot be read, with the error that says why."""
     if isinstance(error, ManifestError):
         path = error.path if error.line is None else f"{error.path}, line {error.line}"
         expected, said, remedy = error.expected, error.message, error.remedy
@@ -122,12 +117,7 @@ def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Find
 
 
 def wrong_size(entry: StateEntry, size: int) -> Finding:
-    """A finding of a state that has another size than is said of it.
-
-    Args:
-        entry: What is said.
-        size: The size that it has, in bytes.
-    """
+    """A finding of a state that has another size, in bytes, than its entry says."""
     return Finding(
         (entry.key,),
         "unreadable",
