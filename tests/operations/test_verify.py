@@ -117,8 +117,7 @@ def the_finding(report: VerifyReport) -> Finding:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStateStore:
-    store = LocalStateStore(tmp_path / "store")
+def store(store: LocalStateStore) -> LocalStateStore:
     store.save_state_dict(TENSORS, KEY, files=FILES)
     return store
 
@@ -137,7 +136,7 @@ def test_what_is_right_has_no_findings_and_every_byte_was_read(store):
 
 
 def test_it_is_public():
-    assert mlstate.verify is mlstate.operations.verify is verify
+    assert mlstate.verify is verify
     assert mlstate.operations.Finding is Finding
 
 
