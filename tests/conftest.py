@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from mlstate import LocalStateStore
 from tests.servers.fixtures import *  # noqa: F403
+from tests.support.fetching import FILES, KEY, TENSORS, publish
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,18 @@ def own_environment(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     if hub := sys.modules.get("huggingface_hub"):  # which read its settings when it was imported
         monkeypatch.setattr(hub, "get_token", lambda: None)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store in a folder."""
+    return LocalStateStore(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A small state as somebody offers it, made once for a module."""
+    return publish(tmp_path_factory.mktemp("web"), KEY, TENSORS, FILES)
 
 
 @pytest.fixture

@@ -36,16 +36,6 @@ BIG = random.Random(0).randbytes(20_000_001)
 OBJECTS = {"small": b"a small object", "middle": BIG[:1_500_000], "large": BIG}
 
 
-@pytest.fixture(params=["moto", "rclone", "ceph"])
-def server(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def bucket(server):
-    return server.new_bucket()
-
-
 @pytest.fixture
 def line(server):
     """A proxy that flips a bit in the middle of bodies; of which, the test says."""

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlstate import StateKey
 from tests.servers.nginx import Nginx
 from tests.servers.ports import HOST
 from tests.support.commands import Shell
-from tests.support.fetching import FILE, Published, publish, write_manifest
+from tests.support.fetching import FILE, Published, write_manifest
 
-KEY = StateKey.parse("pytorch.net.a")
 SECRET = "s3cr3t-t0ken-of-a-test"
 NO_SOCKETS = """
 import sys
@@ -33,16 +31,6 @@ assert not opened, opened
 assert "torch" not in sys.modules
 sys.exit(code)
 """
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    return publish(tmp_path_factory.mktemp("web"), KEY, {"w": torch.randn(100, 100)})
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path, {"MLSTATE_CACHE": str(tmp_path / "cache")})
 
 
 def test_all_is_well(shell: Shell, published: Published, start_nginx: Callable[..., Nginx]):

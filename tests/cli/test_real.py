@@ -22,11 +22,6 @@ def published():
     return next(Path(gt.__file__).parent.rglob("config.json")).parent
 
 
-@pytest.fixture
-def shell(tmp_path):
-    return Shell(tmp_path, {"MLSTATE_CACHE": str(tmp_path / "cache")})
-
-
 def test_a_published_model_from_its_folder_to_from_pretrained(shell, published):
     added = shell.json(
         "add", MINILM, published, "--store", "weights", "--meta", "license=Apache-2.0"

@@ -36,9 +36,9 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
-def shell(template, tmp_path):
-    shutil.copytree(template, tmp_path / "work")
-    return Shell(tmp_path / "work", {"MLSTATE_CACHE": str(tmp_path / "cache")})
+def shell(shell, template):
+    shutil.copytree(template, shell.folder, dirs_exist_ok=True)
+    return shell
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_show_tells_all_of_a_state(shell):
 def test_show_of_what_is_not_here_fetches_no_more_than_the_state_object(shared):
     data = shared.json("show", BASE, "--store", "weights.toml")
     assert {tensor["name"] for tensor in data["tensors"]} == {"a.weight", "b.weight", "b.bias"}
-    cached = (shared.folder.parent / "cache").glob("objects/*/*")
+    cached = (shared.folder / "cache").glob("objects/*/*")
     assert max(path.stat().st_size for path in cached) < A
 
 
@@ -162,7 +162,7 @@ def test_fetch_from_a_folder_says_that_there_is_nothing_to_do(shell):
 def test_verify_finds_a_flipped_bit_and_repairs_it_from_a_mirror(shared):
     shared.lines("fetch", "--all", "--store", "weights.toml")
     assert shared.json("verify", "--all", "--store", "weights.toml")["ok"] is True
-    big = max((shared.folder.parent / "cache").glob("objects/*/*"), key=lambda p: p.stat().st_size)
+    big = max((shared.folder / "cache").glob("objects/*/*"), key=lambda p: p.stat().st_size)
     big.chmod(0o644)
     data = bytearray(big.read_bytes())
     data[-1] ^= 1

@@ -79,11 +79,11 @@ class Terminal:
 
 
 @pytest.fixture
-def shell(tmp_path):
-    store = LocalStateStore(tmp_path / "weights")
+def shell(shell):
+    store = LocalStateStore(shell.folder / "weights")
     store.save_state_dict({"a": torch.randn(512, 1024)}, KEY)
     store.save_state_dict({"a": torch.ones(256, 256)}, StateKey.parse("pytorch.mlp.short"))
-    yield Shell(tmp_path, {"MLSTATE_CACHE": str(tmp_path / "cache")})
+    yield shell
     while Terminal.started:
         with Terminal.started.pop() as process:
             process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.servers.replies import Reply
 from tests.support.fetching import check_cache, leftovers, manifest_store
 from tests.support.models import same
 
+pytestmark = pytest.mark.usefixtures("hub_only")
 KEY = StateKey.parse("pytorch.bert.a")
 CONFIG, TOKENIZER = b'{"model_type": "bert"}', b'{"version": "1.0"}'
 BESIDE = {
@@ -30,19 +30,6 @@ BESIDE = {
     ".gitattributes": b"*.safetensors filter=lfs",
     "onnx/model.onnx": b"onnx",
 }
-
-
-@pytest.fixture(autouse=True)
-def own_hub(hub, monkeypatch, tmp_path):
-    """This user knows this hub, has no token, and nothing of the hub's on this machine."""
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
 
 
 def tensors(seed: int = 0, *, layers: int = 3) -> dict[str, torch.Tensor]:

@@ -12,25 +12,23 @@ from typing import Any
 import pytest
 import torch
 
-from mlstate import ManifestStore, StateKey
+from mlstate import ManifestStore
 from mlstate.errors import FetchError, OfflineError, ReadOnlyStoreError
 from mlstate.locations import parse_mirror
 from mlstate.manifests import FileEntry
 from tests.servers.recording import RecordingServer
 from tests.support.fetching import (
+    FILES,
+    KEY,
+    TENSORS,
     Published,
     check_cache,
     folder_for_all,
     manifest_store,
-    publish,
     start_child,
 )
 from tests.support.fetching import write_manifest as write
 from tests.support.models import same
-
-KEY = StateKey.parse("pytorch.net.a")
-TENSORS = {"l1.w": torch.randn(100, 100), "l2.w": torch.randn(100, 100), "b": torch.ones(3)}
-FILES = {"labels.json": b"[1, 2]"}
 
 NO_SOCKETS = """
 opened = []
@@ -64,11 +62,6 @@ except OfflineError as error:
     print(error)
 assert not opened, opened
 """
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    return publish(tmp_path_factory.mktemp("web"), KEY, TENSORS, FILES)
 
 
 @pytest.fixture(scope="module")

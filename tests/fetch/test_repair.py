@@ -12,20 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mlstate import LocalStateStore, ManifestStore, StateKey
+from mlstate import LocalStateStore, ManifestStore
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, MlstateError, ObjectNotFoundError
 from mlstate.format import layout
 from tests.servers.recording import RecordingServer
-from tests.support.fetching import Published, check_cache, manifest_store, publish, start_child
+from tests.support.fetching import (
+    FILES,
+    KEY,
+    TENSORS,
+    Published,
+    check_cache,
+    manifest_store,
+    publish,
+    start_child,
+)
 from tests.support.fetching import write_manifest as write
 from tests.support.models import same
 
-KEY = StateKey.parse("pytorch.net.a")
-TENSORS = {"l1.w": torch.randn(100, 100), "l2.w": torch.randn(100, 100), "b": torch.ones(3)}
-FILES = {"labels.json": b"[1, 2]", "vocab.txt": b"a\nb"}
+FILES = {**FILES, "vocab.txt": b"a\nb"}
 TENSOR_BYTES = 44_096
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -33,11 +32,6 @@ KEY, OTHER = StateKey.parse("pytorch.net.a"), StateKey.parse("pytorch.net.b")
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MLSTATE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MLSTATE_READONLY_CACHES", raising=False)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return LocalStateStore(tmp_path / "store")
 
 
 def shard(folder: Path, state: dict[str, torch.Tensor], ending: str = "safetensors") -> None:
@@ -163,18 +157,10 @@ def test_from_a_web_server(tmp_path, start_nginx, name, target):
 
 
 @pytest.mark.parametrize("target", ["folder", "manifest"])
-def test_a_repository_of_the_hub_brings_config_and_tokenizer(tmp_path, hub, monkeypatch, target):
-    for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+def test_a_repository_of_the_hub_brings_config_and_tokenizer(tmp_path, hub_only, target):
     state = values(net(0))
     files = {"config.json": b"{}", "tokenizer.json": b"[]", "README.md": b"#"}
-    commit = hub.add("org/model", {**files, "model.safetensors": save(state)})
+    commit = hub_only.add("org/model", {**files, "model.safetensors": save(state)})
     kept = ("config.json", "tokenizer.json")
     if target == "manifest":
         report = adopt("hf://org/model", KEY, tmp_path / "m.toml", mirror=True)

@@ -46,8 +46,7 @@ def tensors(seed=0):
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = LocalStateStore(tmp_path / "store")
+def store(store):
     store.save_state_dict(tensors(1), A, files=FILES, meta={"license": "MIT", "n": [1, 2.5]})
     store.save_state_dict(tensors(2), B, files={"again.json": b"{}"})
     return store

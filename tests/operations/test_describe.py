@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mlstate import (
-    LocalStateStore,
     Manifest,
     ManifestStore,
     MemoryStateStore,
@@ -30,8 +29,7 @@ BIG = torch.arange(10_000.0)
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = LocalStateStore(tmp_path / "weights")
+def store(store):
     tied = {"a": BIG, "b": BIG.clone(), "small": torch.ones(2, 3, dtype=torch.bfloat16)}
     store.save_state_dict(tied, ONE, files={"x.txt": b"12345"}, meta={"license": "MIT"})
     store.save_state_dict({"c": BIG, "d": -BIG}, TWO)
@@ -55,11 +53,11 @@ def test_a_tensor_is_described_with_those_that_share_it(store):
 
 
 def test_a_state_that_is_elsewhere_is_described_by_its_manifest(store, tmp_path):
-    manifest_of(store, objects=["weights"]).write(tmp_path / "m.toml")
+    manifest_of(store, objects=["store"]).write(tmp_path / "m.toml")
     view = ManifestStore(tmp_path / "m.toml", tmp_path / "cache")
     described = describe(view, ONE)
     assert [tensor.name for tensor in described.tensors] == ["a", "b", "small"]
-    assert described.objects == ("weights",)
+    assert described.objects == ("store",)
     assert described.files[0].nbytes is None
     # One object came: the state object.
     assert len(list((tmp_path / "cache").glob("objects/*/*"))) == 1

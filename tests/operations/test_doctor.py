@@ -20,7 +20,6 @@ from mlstate import (
     LocalStateStore,
     ManifestStore,
     S3StateStore,
-    StateKey,
     open_store,
 )
 from mlstate.errors import FormatError, IntegrityError
@@ -34,16 +33,9 @@ from tests.servers.nginx import Nginx
 from tests.servers.ports import HOST, closed_port
 from tests.servers.recording import RecordingServer
 from tests.support.buckets import bucket_store
-from tests.support.fetching import FILE, Published, publish, write_manifest
+from tests.support.fetching import FILE, KEY, Published, write_manifest
 
-KEY = StateKey.parse("pytorch.net.a")
 SECRET = "s3cr3t-t0ken-of-a-test"
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    tensors = {"w": torch.randn(100, 100), "b": torch.ones(3)}
-    return publish(tmp_path_factory.mktemp("web"), KEY, tensors)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +102,7 @@ def test_settings_have_values_or_defaults_and_secrets_are_hidden(
 
 def test_a_cache_is_counted_and_nothing_is_left(published: Published, tmp_path: Path):
     mirror = str(published.folder / FILE)
-    manifest = write_manifest(tmp_path / "m.toml", published, mirrors=[mirror])
+    manifest = write_manifest(tmp_path / "m.toml", published, mirrors=[mirror], files={})
     store = ManifestStore(manifest, cache=tmp_path / "cache")
     store.fetch(KEY)
     (tmp_path / "cache" / "tmp" / "left.partial").write_bytes(b"12345")

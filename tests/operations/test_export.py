@@ -35,8 +35,7 @@ KEY, OTHER = StateKey.parse("pytorch.net.a"), StateKey.parse("pytorch.net.b")
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = LocalStateStore(tmp_path / "store")
+def store(store):
     store.save_state_dict(values(net(0)), KEY, files={"config.json": b"{}"})
     store.save_state_dict(values(net(1)), OTHER)
     return store

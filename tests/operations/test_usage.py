@@ -102,9 +102,8 @@ def test_own_shared_and_total_are_what_counting_by_hand_gives(states):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStateStore:
+def store(store: LocalStateStore) -> LocalStateStore:
     """Two architectures, with an object in common; equal states; files."""
-    store = LocalStateStore(tmp_path / "store")
     base = {"x": tensor(1), "y": tensor(2), "tied": tensor(2)}
     store.save_state_dict(base, key("a.base"), files={"f": b"12345"})
     store.save_state_dict({**base, "x": tensor(3)}, key("a.tuned"))

@@ -117,8 +117,7 @@ def the_finding(report: VerifyReport) -> Finding:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStateStore:
-    store = LocalStateStore(tmp_path / "store")
+def store(store: LocalStateStore) -> LocalStateStore:
     store.save_state_dict(TENSORS, KEY, files=FILES)
     return store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,13 +25,16 @@ from tests.servers.s3 import S3Server
 from tests.servers.tls import certificate
 
 __all__ = [
+    "bucket",
     "ceph",
     "github",
     "http",
     "hub",
+    "hub_only",
     "moto",
     "rclone",
     "recording_server",
+    "server",
     "start_chaos",
     "start_liar",
     "start_nginx",
@@ -71,6 +75,20 @@ def hub() -> Iterator[Hub]:
     """A `Hub` without repositories: `Hub.add` them; its options may be set at any time."""
     with Hub() as server:
         yield server
+
+
+@pytest.fixture
+def hub_only(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """A `Hub` that is the user's, who has no token and no file of a hub on this machine."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    return hub
 
 
 @pytest.fixture
@@ -133,6 +151,19 @@ def rclone() -> Iterator[S3Server]:
 def ceph() -> Iterator[S3Server]:
     """A `Ceph` for all tests of a process: each makes a bucket of its own."""
     yield from _serving(Ceph)
+
+
+@pytest.fixture(params=["moto", "rclone", "ceph"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """Each of the servers that speak S3, one after the other."""
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def bucket(server: S3Server) -> str:
+    """An empty bucket on `server`."""
+    return server.new_bucket()
 
 
 def _serving(kind: Callable[[], S3Server]) -> Iterator[S3Server]:

@@ -8,13 +8,6 @@ from tests.conformance.object_stores import ObjectStoreSuite
 from tests.conformance.state_stores import StateStoreSuite
 from tests.support.buckets import bucket_kit, bucket_store
 
-SERVERS = ["moto", "rclone", "ceph"]
-
-
-@pytest.fixture(params=SERVERS)
-def server(request):
-    return request.getfixturevalue(request.param)
-
 
 class TestObjectsInBuckets(ObjectStoreSuite):
     @pytest.fixture

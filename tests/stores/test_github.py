@@ -38,24 +38,13 @@ from mlstate.stores.github.api import GitHub as Place
 from mlstate.stores.github.api import GitHubApi
 from mlstate.transport import Retries
 from tests.servers.recording import Reply
-from tests.support.github_stores import KEY, TAG, data_names, github_store, weights
+from tests.support.github_stores import KEY, TAG, asset_of, data_names, github_store, weights
 from tests.support.models import LINEAR, BytesModel, net, same, values
 
 
 @pytest.fixture
 def store(github, tmp_path):
     return github_store(tmp_path / "cache")
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    """A store with an empty cache, as somebody else has it."""
-    count = iter(range(100))
-    return lambda **options: github_store(tmp_path / f"other{next(count)}", **options)
-
-
-def asset_of(github, name, tag=TAG):
-    return github.repos["org/models"].tagged(tag).named(name)
 
 
 # What a release looks like.

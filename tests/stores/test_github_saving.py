@@ -28,7 +28,7 @@ from mlstate.errors import (
 )
 from mlstate.stores.github import upload
 from tests.servers.recording import Reply
-from tests.support.github_stores import KEY, TAG, data_names, github_store, weights
+from tests.support.github_stores import KEY, TAG, asset_of, data_names, github_store, weights
 from tests.support.models import LINEAR, same
 
 OLD, NEW = weights(1), weights(2)
@@ -38,16 +38,6 @@ FILES = {"f": b"12345"}
 @pytest.fixture
 def store(github, tmp_path):
     return github_store(tmp_path / "cache")
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    count = iter(range(1000))
-    return lambda **options: github_store(tmp_path / f"other{next(count)}", **options)
-
-
-def asset_of(github, name, tag=TAG):
-    return github.repos["org/models"].tagged(tag).named(name)
 
 
 def check_only(github, tensors, files=FILES):

@@ -32,8 +32,7 @@ KEY, OTHER = StateKey(LINEAR, "a"), StateKey(LINEAR, "b")
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = LocalStateStore(tmp_path / "store")
+def store(store):
     store.save(net(1), "a", files={"f": b"file"})
     store.save(net(2), "b")
     return store

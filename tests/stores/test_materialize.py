@@ -53,8 +53,7 @@ def tensors(seed=0, **more):
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = LocalStateStore(tmp_path / "store")
+def store(store):
     store.save_state_dict(tensors(), KEY, files=FILES)
     return store
 

@@ -19,11 +19,6 @@ from tests.support.models import LINEAR, net, same, values
 DAY = 24 * 3600
 
 
-@pytest.fixture
-def store(tmp_path):
-    return LocalStateStore(tmp_path / "store")
-
-
 def age(store: LocalStateStore, days: float) -> None:
     """Make everything in the store older."""
     for path in store.folder.rglob("*"):

@@ -44,16 +44,6 @@ IGNORES = "ignore:the server of .* ignores conditional writes"
 KEY = StateKey(LINEAR, "a")
 
 
-@pytest.fixture(params=["moto", "rclone", "ceph"])
-def server(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def bucket(server):
-    return server.new_bucket()
-
-
 @pytest.fixture
 def store(server, bucket):
     return bucket_store(server, bucket)

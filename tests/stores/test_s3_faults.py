@@ -56,10 +56,9 @@ def start_proxy(server):
 
 
 @pytest.fixture
-def bucket(server):
-    name = server.new_bucket()
-    bucket_store(server, name).save(net(0), "earlier")
-    return name
+def bucket(server, bucket):
+    bucket_store(server, bucket).save(net(0), "earlier")
+    return bucket
 
 
 def all_is_well(server, bucket, *keys, least=3):

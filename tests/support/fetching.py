@@ -25,6 +25,9 @@ from mlstate.manifests import StateEntry
 from mlstate.transport import Retries, Transports
 
 __all__ = [
+    "FILES",
+    "KEY",
+    "TENSORS",
     "Published",
     "check_cache",
     "folder_for_all",
@@ -37,6 +40,10 @@ __all__ = [
 
 FILE = "model.safetensors"
 STORE = "store"
+# The state of the fixture `published`: two tensors with objects of their own, one without.
+KEY = StateKey.parse("pytorch.net.a")
+TENSORS = {"l1.w": torch.randn(100, 100), "l2.w": torch.randn(100, 100), "b": torch.ones(3)}
+FILES = {"labels.json": b"[1, 2]"}
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from mlstate import GitHubReleaseStore, StateKey
 from mlstate.stores.github.assets import is_data, stem_of
 from mlstate.transport import Retries
 from tests.servers.github import GitHub
+from tests.servers.github_parts import Asset
 from tests.support.models import LINEAR
 
-__all__ = ["KEY", "TAG", "data_names", "github_store", "weights"]
+__all__ = ["KEY", "TAG", "asset_of", "data_names", "github_store", "weights"]
 
 TAG = "state.pytorch.net"
 KEY = StateKey(LINEAR, "a")
@@ -32,6 +33,11 @@ def weights(seed: int, **sizes: int) -> dict[str, torch.Tensor]:
     for name, size in (sizes or {"weight": 10_000}).items():
         tensors[name] = torch.rand(size, generator=generator)
     return tensors
+
+
+def asset_of(github: GitHub, name: str, tag: str = TAG) -> Asset:
+    """An asset of a release of ``org/models``."""
+    return github.repos["org/models"].tagged(tag).named(name)
 
 
 def data_names(github: GitHub, key: StateKey = KEY) -> list[str]:

@@ -41,8 +41,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = LocalStateStore(tmp_path)
+def store(store):
     store.save_state_dict(tensors(), KEY)
     return store
 

@@ -19,11 +19,6 @@ from tests.support.models import LINEAR, net, same, values
 KEY = StateKey(LINEAR, "a")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return LocalStateStore(tmp_path)
-
-
 def typed(module: nn.Module) -> nn.Module:
     return with_state_type(module, LINEAR)
 
@@ -183,9 +178,9 @@ class Tied(nn.Module):
 
 
 class TestTies:
-    def test_tied_weights_are_stored_once(self, store, tmp_path):
+    def test_tied_weights_are_stored_once(self, store):
         put(store, Tied(1.0))
-        sizes = [path.stat().st_size for path in (tmp_path / "objects").glob("*/*")]
+        sizes = [path.stat().st_size for path in (store.folder / "objects").glob("*/*")]
         assert sum(size > 16_384 for size in sizes) == 1
 
     @pytest.mark.parametrize("assign", [False, True])
@@ -282,7 +277,7 @@ class TestAssign:
         model = net(2, width=5000)
         store.load(model, KEY, assign=True)
         maps = Path("/proc/self/maps").read_text()
-        assert str(tmp_path / "objects") in maps
+        assert str(store.folder / "objects") in maps
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         model(torch.randn(8, 64)).square().sum().backward()
         optimizer.step()
@@ -324,7 +319,7 @@ class TestAssign:
         put(store, net(1, width=5000))
         model = net(2, width=5000)
         store.load(model, KEY, assign=True)
-        for path in (tmp_path / "objects").glob("*/*"):
+        for path in (store.folder / "objects").glob("*/*"):
             path.unlink()
         assert same(values(copy.deepcopy(model)), values(net(1, width=5000)))
         torch.save(model.state_dict(), tmp_path / "x.pt")

@@ -22,17 +22,11 @@ from tests.support.buckets import options_for, put
 DATA = bytes(range(256)) * 4000
 
 
-@pytest.fixture(params=["moto", "rclone", "ceph"])
-def server(request):
-    return request.getfixturevalue(request.param)
-
-
 @pytest.fixture
-def bucket(server):
-    name = server.new_bucket()
-    put(server, name, "models/a file+%20ü.bin", DATA)
-    put(server, name, "models/empty", b"")
-    return name
+def bucket(server, bucket):
+    put(server, bucket, "models/a file+%20ü.bin", DATA)
+    put(server, bucket, "models/empty", b"")
+    return bucket
 
 
 @pytest.fixture
