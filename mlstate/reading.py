@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,9 @@ from mlstate.objects import ObjectStore, read_verified
 from mlstate.objects.verified import check_tensor, open_tensor
 
 __all__ = [
+    "Names",
     "Needs",
+    "Only",
     "VerifiedFiles",
     "needs_of",
     "read_bytes_state",
@@ -135,10 +138,23 @@ class Needs:
         return "; ".join(parts)
 
 
+class Only(enum.Enum):
+    """A part of a state without its tensors, in the place of names of tensors."""
+
+    STATE_OBJECT = enum.auto()
+    """The state object, which says which tensors there are."""
+    FILES = enum.auto()
+    """The state's files: nothing of its tensors, nor the state object."""
+
+
+Names = Collection[str] | Only | None
+"""The tensors of a state that are needed: by name, a part without any, or None for all."""
+
+
 def needs_of(
     entry: StateEntry,
     objects: ObjectStore,
-    names: Collection[str] | None,
+    names: Names,
     *,
     files: bool,
     state: StateObject | None = None,
@@ -148,7 +164,7 @@ def needs_of(
     Args:
         entry: What a manifest says of it.
         objects: The cache.
-        names: The tensors that are needed; None: all.
+        names: The tensors that are needed.
         files: Whether the state's files are needed, too.
         state: The state object, if it was read before.
 
@@ -161,13 +177,13 @@ def needs_of(
         for name, file in (entry.files.items() if files else ())
         if objects.size(file.digest) is None
     }
-    if names is not None and not names:
+    if names is Only.FILES:
         return Needs(None, {}, lacking, tensors=False)
     try:
         state = state or read_state(entry, objects)
     except ObjectNotFoundError:
         return Needs(None, {}, lacking)
-    wanted = state.specs if names is None else names
+    wanted = state.refs if names is None else () if isinstance(names, Only) else names
     refs = {name: state.refs[name] for name in wanted if name in state.refs}
     missing = {
         digest

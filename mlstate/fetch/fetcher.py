@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -22,7 +22,7 @@ from mlstate.objects.receiving import Receiver
 from mlstate.objects.verified import check_digest, digest_of, is_disk_error
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
-from mlstate.reading import Needs, needs_of, read_state
+from mlstate.reading import Names, Needs, Only, needs_of, read_state
 from mlstate.transport import Retries, Transports
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
@@ -35,7 +35,7 @@ def has_mirrors(entry: StateEntry) -> bool:
 
 
 def damaged_objects(
-    entry: StateEntry, objects: ObjectStore, names: Collection[str] | None, *, files: bool
+    entry: StateEntry, objects: ObjectStore, names: Names, *, files: bool
 ) -> list[Digest]:
     """The objects of a state whose bytes are not those that their digests name.
 
@@ -59,11 +59,12 @@ def damaged_objects(
                 damaged.append(digest)
 
     named = {file.digest for file in entry.files.values()} if files else set()
-    if names is None or names:
+    if names is not Only.FILES:
         look(entry.pinned_digest)
         if not damaged and objects.size(entry.pinned_digest) is not None:
             refs = read_state(entry, objects).refs
-            named |= {ref.digest for name, ref in refs.items() if names is None or name in names}
+            wanted = refs if names is None else () if isinstance(names, Only) else names
+            named |= {refs[name].digest for name in wanted if name in refs}
     for_each(look, sorted(named))
     return sorted(damaged)
 
@@ -122,9 +123,7 @@ class Fetcher:
         self.max_size = max_size
         self.on_progress = on_progress
 
-    def fetch(
-        self, entry: StateEntry, names: Collection[str] | None = None, *, files: bool = True
-    ) -> FetchReport:
+    def fetch(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> FetchReport:
         """Bring what is missing of a state. What is there costs a look at names and sizes.
 
         Args:
@@ -197,9 +196,7 @@ class Fetcher:
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
 
-    def repair(
-        self, entry: StateEntry, names: Collection[str] | None = None, *, files: bool = True
-    ) -> list[str]:
+    def repair(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> list[str]:
         """Set aside what is damaged of a state in the cache, and bring it again.
 
         Args:

@@ -20,7 +20,7 @@ from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import write_root
-from mlstate.reading import Needs, needs_of, state_object_limit
+from mlstate.reading import Names, Needs, needs_of, state_object_limit
 from mlstate.transport.hub import parse_hub_address
 
 __all__ = ["Run"]
@@ -56,7 +56,7 @@ class Run:
             else:
                 attempts.pass_over(mirror)
 
-    def fetch(self, names: Collection[str] | None, *, files: bool) -> None:
+    def fetch(self, names: Names, *, files: bool) -> None:
         """Bring all that is missing; arguments and errors as of `Fetcher.fetch`."""
         # First: whatever a killed run leaves belongs to a state that the cache keeps.
         keys = {file.digest for file in self.entry.files.values()}
@@ -100,7 +100,7 @@ class Run:
     def _keep(self, digest: Digest, files: Collection[Digest]) -> None:
         write_root(self._receiver.store.root, digest, str(self.entry.key), files)
 
-    def _needs(self, names: Collection[str] | None, *, files: bool = False) -> Needs:
+    def _needs(self, names: Names, *, files: bool = False) -> Needs:
         needs = needs_of(self.entry, self._cache, names, files=files, state=self._state)
         self._state = needs.state or self._state
         return needs
@@ -137,7 +137,7 @@ class Run:
             if self.attempts.attempt(address, partial(bring, address)):
                 return
 
-    def _bring_tensors(self, names: Collection[str] | None, needs: Needs) -> None:
+    def _bring_tensors(self, names: Names, needs: Needs) -> None:
         for address in self.entry.objects:
             if needs and needs.state is not None:
                 self._bring_objects(address, dict(needs.objects))

@@ -19,8 +19,7 @@ from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.operations.transfer import NO_TENSOR
-from mlstate.reading import read_state
+from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
@@ -139,7 +138,7 @@ def _state_object(store: StateStore, entry: StateEntry, objects: ObjectStore) ->
         if not (entry.objects or apart):
             return None
         try:
-            store.access.bring(entry, NO_TENSOR, files=False)
+            store.access.bring(entry, Only.STATE_OBJECT, files=False)
         except (FetchError, OfflineError):
             return None
     return read_state(entry, objects)

@@ -12,8 +12,7 @@ from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, concerning
 from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.format.state_object import StateObject
-from mlstate.operations.transfer import NO_TENSOR
-from mlstate.reading import read_state, tensor_pieces
+from mlstate.reading import Only, read_state, tensor_pieces
 from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
@@ -82,7 +81,7 @@ class _Stored(OpenedSide):
     @cached_property
     def state(self) -> StateObject:
         with self.concerned():
-            self._store.access.bring(self._found.entry, NO_TENSOR, files=False)
+            self._store.access.bring(self._found.entry, Only.STATE_OBJECT, files=False)
             return read_state(*self._found)
 
     def bring(self, names: list[str]) -> None:

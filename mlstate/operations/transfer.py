@@ -18,16 +18,14 @@ from mlstate.format.encode import EncodedState, TensorSource
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.objects.verified import check_digest, check_size, digest_of
-from mlstate.reading import read_state
+from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Found
 from mlstate.stores.read import StateStore
 
-__all__ = ["NO_TENSOR", "Count", "StateTransfer"]
+__all__ = ["Count", "StateTransfer"]
 
 _WHAT = "a tensor object"
-NO_TENSOR = ("__metadata__",)
-"""No tensor has this name: of a state, the state object alone is needed."""
 
 
 class Count:
@@ -81,7 +79,7 @@ class StateTransfer:
         self._count = count
         self._lock = threading.Lock()
         self._brought = False
-        store.access.bring(self._entry, NO_TENSOR, files=False)
+        store.access.bring(self._entry, Only.STATE_OBJECT, files=False)
         state = read_state(self._entry, self._objects)
         self._names = {ref.digest: name for name, ref in state.refs.items()}
         sources: dict[Digest, TensorSource] = {

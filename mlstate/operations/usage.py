@@ -23,9 +23,8 @@ from mlstate.objects.cache import read_roots
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.reports import iso_time
 from mlstate.operations.space import Named, Presence
-from mlstate.operations.transfer import NO_TENSOR
 from mlstate.parallel import for_each
-from mlstate.reading import read_state, read_state_object
+from mlstate.reading import Only, read_state, read_state_object
 from mlstate.states import StateKey, StateType, check_keys
 from mlstate.stores.abstract import AnyStore, Found, Listing
 from mlstate.stores.custom import state_store
@@ -170,7 +169,7 @@ def _looked_up(store: StateStore, keys: set[StateKey] | None) -> Iterator[tuple[
         looked = _look(store, listing)
         if isinstance(looked, Found) and store.objects.size(looked.entry.pinned_digest) is None:
             try:
-                store.access.bring(looked.entry, NO_TENSOR, files=False)
+                store.access.bring(looked.entry, Only.STATE_OBJECT, files=False)
             except FetchError as error:
                 looked = error
         found[listing.key] = looked

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, OfflineError
 from mlstate.manifests import StateEntry
+from mlstate.reading import Names
 from mlstate.warn import warn
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ class Access:
     def __init__(self, fetcher: Fetcher | None) -> None:
         self._fetcher = fetcher
 
-    def bring(
-        self, entry: StateEntry, names: Collection[str] | None = None, *, files: bool = True
-    ) -> None:
+    def bring(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> None:
         """Fetch what is missing of a state, if it can be fetched.
 
         Args:
@@ -45,9 +44,7 @@ class Access:
         if self._fetcher is not None:
             self._fetcher.fetch(entry, names, files=files)
 
-    def mend(
-        self, entry: StateEntry, names: Sequence[str] | None = None, *, files: bool = True
-    ) -> bool:
+    def mend(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> bool:
         """Set aside what is damaged of a state in the cache, and fetch it again; warn if it was so.
 
         Args:
@@ -76,7 +73,7 @@ class Access:
         self,
         entry: StateEntry,
         read: Callable[[], _Result],
-        names: Sequence[str] | None = None,
+        names: Names = None,
         *,
         files: bool = True,
     ) -> _Result:

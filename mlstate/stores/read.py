@@ -24,7 +24,7 @@ from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.parallel import THREADS
 from mlstate.phrases import FOLDER
-from mlstate.reading import VerifiedFiles, needs_of, read_bytes_state, read_state
+from mlstate.reading import Names, Only, VerifiedFiles, needs_of, read_bytes_state, read_state
 from mlstate.states import StateKey, StateType, check_key, check_state_type
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
 from mlstate.stores.access import Access
@@ -203,13 +203,13 @@ class StateStore(AbstractStateStore[Any]):
         """The files of a state that was found; see `files`."""
 
         def read(name: str) -> bytes:
-            self.access.bring(found.entry, ())
+            self.access.bring(found.entry, Only.FILES)
             file = found.entry.files[name]
             return read_verified(found.objects, file.digest, what=f"the file {name!r}")
 
         return VerifiedFiles(
             found.entry,
-            lambda name: self.access.repaired(found.entry, lambda: read(name), ()),
+            lambda name: self.access.repaired(found.entry, lambda: read(name), Only.FILES),
         )
 
     def load(
@@ -363,7 +363,7 @@ class StateStore(AbstractStateStore[Any]):
         self,
         key: StateKey,
         work: Callable[[Found], _Result],
-        names: Sequence[str] | None = None,
+        names: Names = None,
         *,
         files: bool = True,
         found: Found | None = None,
@@ -399,7 +399,7 @@ class StateStore(AbstractStateStore[Any]):
         self,
         found: Found,
         work: Callable[[Found], _Result],
-        names: Sequence[str] | None,
+        names: Names,
         *,
         files: bool,
     ) -> _Result:

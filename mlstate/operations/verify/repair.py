@@ -15,17 +15,17 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Cache, forget_root
 from mlstate.operations.verify.inspect import Inspection, Problem
 from mlstate.operations.verify.needed import Need, Needing
+from mlstate.reading import Only
 from mlstate.states import StateKey
 
 __all__ = ["Mending"]
 
-_NO_TENSOR = "__metadata__"  # no tensor has this name: the state object alone is needed
-
 
 @dataclass
-class _Wish:
-    """What of a state is not right: tensors and files by name, with the digest of each."""
+class _Wanted:
+    """What is to be fetched of a state: its state object, tensors and files, each by digest."""
 
+    state: Digest | None = None
     names: dict[str, Digest] = field(default_factory=dict)
     files: dict[str, Digest] = field(default_factory=dict)
 
@@ -71,10 +71,10 @@ class Mending:
         """
         left = set(digests)
         needs = self._needing.of(left)
-        wishes = _wishes(needs)
+        wanted = _wanted(needs)
         for entry in self._entries:
-            if left and entry.key in wishes:
-                self._bring(entry, wishes[entry.key], left)
+            if left and entry.key in wanted:
+                self._bring(entry, wanted[entry.key], left)
         for digest in list(left):
             if digest not in needs or self._is_right(digest):
                 self._put_away(digest, left)
@@ -108,24 +108,27 @@ class Mending:
         found = sorted(map(str, trash.glob(f"{digest}{layout.DAMAGED_SUFFIX}.*")))
         return f"what was there is kept: {', '.join(found)}" if found else ""
 
-    def _bring(self, entry: StateEntry, wish: _Wish, left: set[Digest]) -> None:
+    def _bring(self, entry: StateEntry, wanted: _Wanted, left: set[Digest]) -> None:
         """Bring what a state needs, if it has mirrors for that and they were not asked already."""
         everything = bool(entry.mirrors or entry.objects)
-        names = {name: d for name, d in wish.names.items() if d in left and everything}
+        names = {name: d for name, d in wanted.names.items() if d in left and everything}
+        state = wanted.state if everything and wanted.state in left else None
         files = {
             name: entry.files[name]
-            for name, d in wish.files.items()
+            for name, d in wanted.files.items()
             if d in left and (entry.files[name].mirrors or entry.objects)
         }
         concerned = {*names.values(), *(file.digest for file in files.values())}
+        concerned |= set() if state is None else {state}
         places = (entry.mirrors, entry.objects, files)
         if all(places in self._tried.get(digest, ()) for digest in concerned):
             return
-        wanted = replace(entry, files=files)
+        asked = replace(entry, files=files)
+        tensors = list(names) or (Only.FILES if state is None else Only.STATE_OBJECT)
         try:
             with self._noted_as_before(entry):
-                self._fetcher.repair(wanted, list(names), files=bool(files))
-                self._fetcher.fetch(wanted, list(names), files=bool(files))
+                self._fetcher.repair(asked, tensors, files=bool(files))
+                self._fetcher.fetch(asked, tensors, files=bool(files))
         except (MlstateError, OSError) as error:
             said = error.message if isinstance(error, MlstateError) else str(error)
             self._failures.update(dict.fromkeys(concerned, said))
@@ -158,15 +161,16 @@ class Mending:
                 forget_root(self._own.root, entry.pinned_digest)
 
 
-def _wishes(needs: Mapping[Digest, Need]) -> dict[StateKey, _Wish]:
-    wishes: dict[StateKey, _Wish] = {}
+def _wanted(needs: Mapping[Digest, Need]) -> dict[StateKey, _Wanted]:
+    """What is to be fetched of each state, from who needs each object."""
+    wanted: dict[StateKey, _Wanted] = {}
     for digest, need in needs.items():
         for key in need.states:
-            wishes.setdefault(key, _Wish()).names[_NO_TENSOR] = digest
+            wanted.setdefault(key, _Wanted()).state = digest
         for (name, _), keys in need.refs.items():
             for key in keys:
-                wishes.setdefault(key, _Wish()).names[name] = digest
+                wanted.setdefault(key, _Wanted()).names[name] = digest
         for name, keys in need.files.items():
             for key in keys:
-                wishes.setdefault(key, _Wish()).files[name] = digest
-    return wishes
+                wanted.setdefault(key, _Wanted()).files[name] = digest
+    return wanted
