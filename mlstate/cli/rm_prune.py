@@ -30,7 +30,7 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
     """
     from mlstate.errors import ReadOnlyStoreError
     from mlstate.operations.enlist import unlist
-    from mlstate.stores.save import SavingStore
+    from mlstate.stores.abstract import DeletingStore
 
     view = opened(store, quiet=True)
     chosen = chosen_keys(view, keys or [], everything=None)
@@ -45,7 +45,7 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
         unlist(store, chosen)
         done = "no longer listed"
     else:
-        if not isinstance(view, SavingStore):
+        if not isinstance(view, DeletingStore):
             raise ReadOnlyStoreError("states of this store cannot be deleted here", path=view)
         for key in chosen:
             view.delete(key)

@@ -29,7 +29,6 @@ from mlstate.states import StateKey, StateType, check_keys
 from mlstate.stores.abstract import AnyStore, Found, Listing
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
-from mlstate.stores.save import SavingStore
 
 __all__ = ["ArchitectureUsage", "StateUsage", "Usage", "usage"]
 
@@ -181,7 +180,7 @@ def _looked_up(store: StateStore, keys: set[StateKey] | None) -> Iterator[tuple[
 
 def _is_far(store: StateStore) -> bool:
     """Whether a store is somewhere else, so that its own objects are not those of its cache."""
-    return store.fetcher is not None and isinstance(store, SavingStore)
+    return store.place is not None
 
 
 def _look(store: StateStore, listing: Listing) -> _Looked:
