@@ -155,13 +155,10 @@ class Cache(ChainObjectStore):
 
 @dataclass(frozen=True)
 class Root:
-    """A state that was fetched into a cache.
+    """A state that was fetched into a cache, with the key that it was last fetched for.
 
-    Attributes:
-        digest: Its state digest.
-        key: The key that it was last fetched for.
-        files: The digests of its files.
-        used: When it was last used, in seconds since the epoch, by the file server's clock.
+    ``files`` are the digests of its files; it was last ``used`` then, in seconds since the epoch by
+    the file server's clock.
     """
 
     digest: Digest
