@@ -31,12 +31,9 @@ _ROOM = 1 << 30
 
 @dataclass(frozen=True)
 class Options:
-    """How a run reads.
+    """How a run reads: its retries, and how many requests are under way at once.
 
-    Attributes:
-        retries: How often and how patiently to try again what may pass.
-        connections: How many requests are under way at once.
-        max_size: The most bytes of tensor data to take of a state whose size nobody gives.
+    At most ``max_size`` bytes of tensor data are taken of a state whose size nobody gives.
     """
 
     retries: Retries
@@ -48,12 +45,8 @@ class Options:
 class Context:
     """What every part of one attempt at one mirror shares.
 
-    Attributes:
-        transports: Opens addresses.
-        reader: Reads streams.
-        receiver: Takes what arrives.
-        base: The folder that relative addresses are relative to.
-        max_bytes: The most bytes of a file that are read from front to back.
+    ``base`` is the folder that relative addresses are relative to. At most ``max_bytes`` of a file
+    are read from front to back.
     """
 
     transports: Transports
@@ -104,12 +97,9 @@ class Attempts:
     def attempt(
         self, place: str, work: Callable[[Context], None], max_bytes: int | None = None
     ) -> bool:
-        """Work with one mirror, unless it failed before, and say whether that worked.
+        """Work with one mirror, unless it failed before; says whether that worked.
 
-        Args:
-            place: The mirror, for the error.
-            work: What to do with it.
-            max_bytes: As in `Context`.
+        ``place`` is the mirror for the error, and ``max_bytes`` as in `Context`.
         """
         if place in self._failed:
             return False

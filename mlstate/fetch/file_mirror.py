@@ -75,8 +75,8 @@ class FileMirror:
         header: How long a header may well be, in bytes.
         beside: Bytes that were read already beside those of tensors; they, too, count when ranges
             are joined at the cost of bytes that nobody wants.
-        check_sums: Whether a file's SHA-256 is to be checked where the mirror gives it; who knows
-            the state digest need not. That of a torch checkpoint always is.
+        check_sums: Whether a file's SHA-256 is to be checked where the mirror gives it: not where
+            the state digest is known. That of a torch checkpoint always is.
     """
 
     def __init__(

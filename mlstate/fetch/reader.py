@@ -118,13 +118,11 @@ class Reader:
 
         A piece is good until the next one is asked for: they all come in the thread's one buffer.
         """
-        while size:
-            data = self._read(stream, min(size, CHUNK))
-            if not data:
-                raise TransportError("the reply ended early", transient=True)
-            self.meter.add(len(data))
+        for data in self.some(stream, size):
             size -= len(data)
             yield data
+        if size:
+            raise TransportError("the reply ended early", transient=True)
 
     def some(self, stream: Stream, most: int) -> Iterator[Bytes]:
         """What a stream of unknown length gives, up to so many bytes; as `chunks`."""

@@ -61,16 +61,10 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class _BytesSource:
+    name: str
+    spec: TensorSpec
+    memory: Hashable
     content: Bytes
-    name: str = BYTES_NAME
-
-    @property
-    def spec(self) -> TensorSpec:
-        return TensorSpec("U8", (len(self.content),))
-
-    @property
-    def memory(self) -> Hashable:
-        return id(self.content)
 
     def data(self) -> AbstractContextManager[Bytes]:
         return nullcontext(self.content)
@@ -78,7 +72,7 @@ class _BytesSource:
 
 def bytes_source(content: Bytes) -> TensorSource:
     """Opaque bytes, of a model of the older protocol, as the one tensor of a state."""
-    return _BytesSource(content)
+    return _BytesSource(BYTES_NAME, TensorSpec("U8", (len(content),)), id(content), content)
 
 
 OnObject = Callable[[Digest, Sequence[Bytes]], object]
@@ -90,13 +84,9 @@ StoreObject = Callable[[Sequence[Bytes]], Digest]
 
 @dataclass(frozen=True)
 class EncodedState:
-    """A state, encoded.
+    """A state, encoded: the mapping, the bytes of its state object, and the state digest.
 
-    Attributes:
-        state: The mapping, with a digest for every large tensor.
-        data: The bytes of the state object.
-        digest: The state digest.
-        sources: For each tensor object, one source that has its bytes.
+    ``sources`` has, for each tensor object, one source of its bytes.
     """
 
     state: StateObject

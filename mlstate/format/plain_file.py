@@ -45,11 +45,8 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IG
 class PlainFile:
     """The layout of one plain safetensors file.
 
-    Attributes:
-        header: Its first bytes, up to the data: a multiple of `BLOCK`.
-        specs: What it holds, in the order of the data.
-        starts: Where in the file the data of each tensor begins.
-        size: The size of the whole file.
+    ``header`` is all up to the data, a multiple of `BLOCK`. ``specs`` are in the order of the data,
+    and ``starts`` says where in the file the data of each tensor begins.
     """
 
     header: bytes

@@ -118,11 +118,8 @@ def object_size(spec: TensorSpec) -> int:
 class TensorCheck:
     """The check of a tensor object whose bytes come piece by piece, from front to back.
 
-    Args:
-        spec: The tensor that it should be; only of BOOL are the values looked at.
-
-    Attributes:
-        size: The bytes that came.
+    Of the tensor that it should be, only the values of BOOL are looked at. ``size`` is how many
+    bytes came.
     """
 
     def __init__(self, spec: TensorSpec | None) -> None:
@@ -163,12 +160,9 @@ class TensorCheck:
 def encode_header(entries: Mapping[str, str], alignment: int, what: str) -> bytes:
     """The first bytes of a safetensors file: its header as canonical JSON, padded with spaces.
 
-    Equal entries have one text: names sorted by code point, no spaces, non-ASCII escaped.
-
-    Args:
-        entries: The JSON text of each name's value.
-        alignment: The data begins at a multiple of so many bytes.
-        what: The header's name for the error if it exceeds 100,000,000 bytes.
+    Equal entries (the JSON text of each name's value) have one text: names sorted by code point, no
+    spaces, non-ASCII escaped. The data begins at a multiple of ``alignment``. More than 100,000,000
+    bytes are a FormatError, which says ``what`` header it is.
     """
     items = ",".join([f"{quoted(name)}:{text}" for name, text in sorted(entries.items())])
     text = f"{{{items}}}".encode("ascii")

@@ -57,6 +57,11 @@ class ChainObjectStore:
             raise ValueError("a chain needs at least one object store")
         self.stores = tuple(stores)
 
+    @property
+    def parts(self) -> Sequence[ObjectStore]:
+        """The stores, and those of the chains among them."""
+        return [p for s in self.stores for p in (s.parts if isinstance(s, Chain) else (s,))]
+
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if no store has it."""
         sizes = (store.size(digest) for store in self._asked(digest))
@@ -86,6 +91,15 @@ class ChainObjectStore:
 
 
 @runtime_checkable
+class Chain(Protocol):
+    """An object store that is made of others."""
+
+    @property
+    def parts(self) -> Sequence[ObjectStore]:
+        """The object stores, none of which is a chain."""
+
+
+@runtime_checkable
 class InFolder(Protocol):
     """An object store whose objects are files of a folder, or that writes into one."""
 
@@ -110,10 +124,15 @@ class Cache(ChainObjectStore):
     """
 
     def __init__(self, stores: Sequence[ObjectStore]) -> None:
-        super().__init__([part for store in stores for part in _parts(store)])
+        super().__init__(ChainObjectStore(stores).parts)
         last = self.stores[-1]
         self.own = last.folder if isinstance(last, InFolder) else None
         self._damaged: set[tuple[ObjectStore, Digest]] = set()
+
+    @property
+    def parts(self) -> Sequence[ObjectStore]:
+        """The cache itself: it alone knows what is damaged."""
+        return (self,)
 
     def copies(self, digest: Digest) -> int:
         """How many of the stores have an object."""
@@ -141,24 +160,12 @@ class Cache(ChainObjectStore):
         return [store for store in self.stores if (store, digest) not in self._damaged]
 
 
-def _parts(store: ObjectStore) -> Iterator[ObjectStore]:
-    """The stores that a chain is made of; of any other store, itself."""
-    if isinstance(store, ChainObjectStore):
-        for part in store.stores:
-            yield from _parts(part)
-    else:
-        yield store
-
-
 @dataclass(frozen=True)
 class Root:
-    """A state that was fetched into a cache.
+    """A state that was fetched into a cache, with the key that it was last fetched for.
 
-    Attributes:
-        digest: Its state digest.
-        key: The key that it was last fetched for.
-        files: The digests of its files.
-        used: When it was last used, in seconds since the epoch, by the file server's clock.
+    ``files`` are the digests of its files; it was last ``used`` then, in seconds since the epoch by
+    the file server's clock.
     """
 
     digest: Digest

@@ -59,16 +59,11 @@ class Publish(Enum):
 class NewFile:
     """A file in the making; one that was not published is removed when the context ends.
 
+    Every method raises an OSError if the disk is full, a folder is not writable, and the like.
+
     Args:
         temporary: A name that no one else uses, on the file system of the file's own name.
         read_only: Take away the right to write, so that no tool edits the file in place.
-
-    Attributes:
-        descriptor: The open file; -1 when it is closed.
-        size: The bytes that `write` has written.
-
-    Raises:
-        OSError: The disk is full, a folder is not writable, and the like; by each method, too.
     """
 
     def __init__(self, temporary: StrPath, *, read_only: bool = True) -> None:
@@ -188,23 +183,22 @@ def write_file(
     sync_parent: bool = True,
     read_only: bool = True,
 ) -> bool:
-    """Write a file, whole or not at all.
+    """Write a file, whole or not at all, into a folder that is there.
 
     Args:
-        target: The file; its folder is there.
+        target: The file.
         parts: The content, one part after the other.
-        temporary: A name that no one else uses, on the same file system.
+        temporary: As for `NewFile`, as is ``read_only``.
         publish: What to do about a file that bears the name.
         digest: The digest that the content must have, where that matters.
         sync_parent: Flush the folder of the file, too.
-        read_only: Take away the right to write, so that no tool edits the file in place.
+        read_only: See `NewFile`.
 
     Returns:
         False if `publish` is CREATE and the name is taken; True otherwise.
 
     Raises:
         IntegrityError: The content has another digest: it changed while it was written.
-        OSError: The disk is full, a folder is not writable, and the like. Nothing is left behind.
     """
     with NewFile(temporary, read_only=read_only) as file:
         found = file.write(parts)

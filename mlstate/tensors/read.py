@@ -38,14 +38,9 @@ _SHARE = 0.8
 
 
 class OpenedObject:
-    """A tensor object that is being read.
+    """A tensor object that is being read, for these names of the state.
 
-    Args:
-        objects: Where it is.
-        ref: Which it is.
-        names: The names of the state that it stands for.
-        device: Where it is wanted, if not on the CPU.
-        local: As ``devices`` of `may_map`.
+    ``device`` is where it is wanted, if not on the CPU; ``local`` is as for `may_map`.
     """
 
     def __init__(

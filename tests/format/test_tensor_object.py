@@ -16,6 +16,7 @@ from mlstate.errors import FormatError
 from mlstate.format.tensor_object import (
     BITS,
     DATA_OFFSET,
+    TensorCheck,
     TensorSpec,
     check_values,
     header,
@@ -104,3 +105,30 @@ def test_a_bool_byte_is_0_or_1_wherever_it_lies(size, kind):
             check_values(spec, kind(data))
         check_values(TensorSpec("U8", (size,)), kind(data))
         data[place] ^= 0x10
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 10_000])
+def test_a_check_takes_pieces_of_any_size(size):
+    spec = TensorSpec("BOOL", (5000,))
+    whole = header(spec) + b"\1\0" * 2500
+    check = TensorCheck(spec)
+    for start in range(0, len(whole), size):
+        check.update(memoryview(whole)[start : start + size])
+    assert (check.size, check.digest()) == (len(whole), Digest.of(whole))
+    assert check.problem(spec) is None
+    assert "not the tensor" in check.problem(TensorSpec("BOOL", (50, 100))).message
+    assert "not the tensor" in check.problem(TensorSpec("U8", (5000,))).message
+
+
+@pytest.mark.parametrize("place", [0, 1, 4999])
+@pytest.mark.parametrize("size", [1, 4097, 10_000])
+def test_a_check_finds_a_bool_byte_that_is_none(place, size):
+    spec = TensorSpec("BOOL", (5000,))
+    data = bytearray(5000)
+    data[place] = 2
+    check = TensorCheck(spec)
+    whole = header(spec) + data
+    for start in range(0, len(whole), size):
+        check.update(whole[start : start + size])
+    assert "BOOL" in check.problem(spec).message
+    assert check.digest() == Digest.of(whole)  # whatever its values are

@@ -24,7 +24,14 @@ from mlstate.fetch.plan import Segments
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects import partial as partials
-from mlstate.objects.cache import Cache, note_use, one_at_a_time, read_roots, write_root
+from mlstate.objects.cache import (
+    Cache,
+    ChainObjectStore,
+    note_use,
+    one_at_a_time,
+    read_roots,
+    write_root,
+)
 from mlstate.objects.durable import try_lock
 from mlstate.objects.receiving import Receiver
 from tests.support.fetching import folder_for_all
@@ -575,6 +582,28 @@ def test_what_is_set_aside_in_another_store_stays_there_and_is_passed_over(tmp_p
     fill(second.root, b"one")
     assert cache.locate(digest) == second.locate(digest)
     assert read(cache, digest) == b"one"
+
+
+@pytest.mark.parametrize("wrap", [lambda stores: stores, lambda stores: [ChainObjectStore(stores)]])
+def test_a_chain_in_a_cache_is_the_same_as_its_stores(tmp_path: Path, wrap):
+    first, second = fill(tmp_path / "1", b"one"), fill(tmp_path / "2", b"two")
+    cache = Cache(wrap([first, second]))
+    one, two = map(Digest.of, (b"one", b"two"))
+    assert cache.own is second
+    assert cache.set_aside(one) == first.locate(one)
+    assert Path(cache.set_aside(two)).parent == second.root / layout.TRASH
+    assert [cache.size(digest) for digest in (one, two)] == [None, None]
+    fill(second.root, b"one")
+    assert cache.locate(one) == second.locate(one)
+
+
+def test_a_cache_in_a_cache_keeps_what_it_knows_to_be_damaged(tmp_path: Path):
+    inner = Cache([fill(tmp_path / "1", b"one"), fill(tmp_path / "2")])
+    one = Digest.of(b"one")
+    inner.set_aside(one)
+    outer = Cache([inner])
+    assert outer.size(one) is None
+    assert outer.own is None  # it is another's, who fetches into it
 
 
 # What a cache keeps.
