@@ -42,8 +42,7 @@ def fetch(
             remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate "
             "copy",
         )
-    rows: list[FetchedState] = []
-    code = OK
+    code, rows = OK, list[FetchedState]()
     for key in chosen_keys(view, keys or [], everything=everything):
         try:
             report = view.fetch(key)
@@ -107,6 +106,7 @@ def copy(
         raise typer.BadParameter("--objects is for --manifest FILE")
     from mlstate.cli.progress import progress_of
     from mlstate.operations.copy import copy as copy_states
+    from mlstate.operations.enlist import enlist, own_objects
 
     sending = opened(source)
     receiving = opened(target, create=True, quiet=True)
@@ -128,7 +128,10 @@ def copy(
             complain(f"{key}: {failure.text(in_shell)}")
     there = [*done.copied, *done.present]
     if manifest is not None and there:
-        _list(manifest, receiving, there, objects or [], overwrite=overwrite)
+        objects = objects or own_objects(receiving, manifest)
+        if any(Path(place).is_absolute() for place in objects):
+            note(f"{manifest} names a folder of this machine; for others give --objects URL")
+        enlist(manifest, receiving, there, objects=objects, overwrite=overwrite)
     if as_json:
         failures = done.failures if isinstance(done, CopyError) else ()
         failed = [CopyFailure(str(key), why.message) for key, why in failures]
@@ -143,19 +146,6 @@ def copy(
     if manifest is not None:
         note(f"{human_count(len(there), 'state')} listed in {manifest}")
     return code
-
-
-def _list(
-    manifest: str, store: StateStore, keys: list[StateKey], objects: list[str], *, overwrite: bool
-) -> None:
-    """Write states into a manifest: with the addresses given, or the store's own."""
-    from mlstate.operations.enlist import enlist, own_objects
-
-    if not objects:
-        objects = own_objects(store, manifest)
-        if any(Path(place).is_absolute() for place in objects):
-            note(f"{manifest} names a folder of this machine; for others give --objects URL")
-    enlist(manifest, store, keys, objects=objects, overwrite=overwrite)
 
 
 def lock(

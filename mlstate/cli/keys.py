@@ -27,11 +27,15 @@ def one_key(store: StateStore, text: str) -> StateKey:
     try:
         key = StateKey.parse(text)
     except FormatError as error:
-        near = get_close_matches(text, map(str, store.get_state_keys()), n=3, cutoff=0.6)
-        error.remedy = _did_you_mean(near) or error.remedy or "see: mlstate ls"
+        error.remedy = _near_misses(store, text) or error.remedy or "see: mlstate ls"
         raise
     if not store.exists(key):
-        raise _not_found(store, text)
+        raise StateNotFoundError(
+            "there is no such state here",
+            key=text,
+            path=store,
+            remedy=_near_misses(store, text) or "see what is there: mlstate ls",
+        )
     return key
 
 
@@ -83,15 +87,6 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
     return [str(key) for key in keys if str(key).startswith(incomplete)]
 
 
-def _not_found(store: StateStore, text: str) -> StateNotFoundError:
+def _near_misses(store: StateStore, text: str) -> str | None:
     near = get_close_matches(text, map(str, store.get_state_keys()), n=3, cutoff=0.6)
-    return StateNotFoundError(
-        "there is no such state here",
-        key=text,
-        path=store,
-        remedy=_did_you_mean(near) or "see what is there: mlstate ls",
-    )
-
-
-def _did_you_mean(near: list[str]) -> str | None:
     return f"did you mean {' or '.join(near)}?" if near else None
