@@ -1,4 +1,4 @@
-"""Mirrors in order: each failure of one leads on to the next, with only what is still missing."""
+"""A mirror that fails leads on to the next, which is asked for what is still missing alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub as a mirror: resolved once, its cache used, its token told it alone."""
+"""The Hugging Face hub as a mirror: resolved once, its cache used, its token sent to it alone."""
 
 from __future__ import annotations
 

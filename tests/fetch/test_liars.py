@@ -1,4 +1,4 @@
-"""Servers that lie: nothing of it is kept, nothing goes on for ever, and no secret gets out."""
+"""Servers that lie: nothing false is kept, nothing goes on for ever, and no secret gets out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However large a state is, and however it comes: a bounded window of it is in memory."""
+"""Fetching holds a bounded window of a state in memory, however large it is, however it comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mirrors of every kind, on real servers and as local files: the state comes whole, cheap, once."""
+"""States come whole, cheap and once from mirrors of every kind: real servers and local files."""
 
 from __future__ import annotations
 

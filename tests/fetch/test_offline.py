@@ -1,4 +1,4 @@
-"""No network: what is cached loads, what is not is named, and no socket is opened."""
+"""Without a network what is cached loads, what is not is named, and no socket is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked for: ranges joined into requests, and the headers that say where tensors are."""
+"""Ranges are joined into requests, and headers say where tensors are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: told truly and to the end, shown on a terminal alone."""
+"""Progress is told truly and to the end, and shown on a terminal alone."""
 
 from __future__ import annotations
 

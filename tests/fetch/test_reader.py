@@ -1,4 +1,4 @@
-"""Streams into pieces: all bytes, in order, in one buffer for each thread."""
+"""A reader cuts streams into pieces: all bytes, in order, in one buffer for each thread."""
 
 from __future__ import annotations
 

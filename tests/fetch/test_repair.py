@@ -1,4 +1,4 @@
-"""What is damaged in a cache: set aside, named, fetched again once; and what pruning leaves."""
+"""Damage in a cache is set aside, named and fetched again once; and what pruning leaves."""
 
 from __future__ import annotations
 

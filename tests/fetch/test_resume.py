@@ -1,4 +1,4 @@
-"""Killed, interrupted, several at once: what is complete is not fetched again, all end right."""
+"""A fetch that is killed, interrupted or shared goes on: what is complete is not fetched again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a folder a store, and that whatever is none, or is only read, stays as it is."""
+"""A folder becomes a store; one that is none, or is only read, stays as it is."""
 
 from __future__ import annotations
 

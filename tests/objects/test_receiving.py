@@ -1,4 +1,4 @@
-"""Objects that arrive: in any order, in several runs, with a kill between any two steps."""
+"""Objects arrive in any order, in several runs, with a kill between any two steps."""
 
 from __future__ import annotations
 

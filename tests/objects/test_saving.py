@@ -1,4 +1,4 @@
-"""One act of saving: what is new is hashed and written in one pass, what is there stays."""
+"""Saving hashes and writes what is new in one pass, and leaves what is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles: there and back, by tar too; what is damaged, foreign or hostile; pipes and crashes."""
+"""Bundles go there and back, by tar too; damaged, foreign and hostile ones; pipes and crashes."""
 
 from __future__ import annotations
 

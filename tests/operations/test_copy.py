@@ -1,4 +1,4 @@
-"""From any store to any other: what moves, what stays, what goes wrong, and what others read."""
+"""`copy` from any store to any other: what moves, what stays, what fails, and what others read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making room in a cache: whole states, least recently used first; saved states are not touched."""
+"""Making room in a cache removes whole states, least recently used first, and no saved ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes, killed processes, other users' umasks, and a mount that cannot be written."""
+"""Several processes on one store, killed ones, other users' umasks, and a read-only mount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning: takes what nothing names, never what a state needs, whoever saves beside it."""
+"""Pruning takes what nothing names, and never what a state needs, whoever saves beside it."""
 
 from __future__ import annotations
 

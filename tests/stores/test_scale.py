@@ -1,4 +1,4 @@
-"""What does not grow: counted, for a time says little on a busy machine."""
+"""Costs that do not grow with a store, counted: times say little on a busy machine."""
 
 from __future__ import annotations
 

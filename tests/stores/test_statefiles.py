@@ -1,4 +1,4 @@
-"""State files, in a folder and in memory: the same laws for both."""
+"""State files in a folder and in memory obey the same laws."""
 
 from __future__ import annotations
 

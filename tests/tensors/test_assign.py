@@ -1,4 +1,4 @@
-"""The short way into a module: it does what torch's own load does, wherever it is taken."""
+"""Assigning into a module does what torch's own load does, wherever the short way is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a state dict to objects and back, bit for bit; and what is refused instead."""
+"""A state dict becomes objects and comes back, bit for bit; what cannot is refused."""
 
 from __future__ import annotations
 

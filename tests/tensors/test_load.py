@@ -1,4 +1,4 @@
-"""Into a model: strict, mismatched sizes, dtypes, ties, assign, meta, lazy and other modules.
+"""Loading into a model: strict, sizes, dtypes, ties, assign, meta, lazy and other modules.
 
 Each rule is held against what torch's own load_state_dict does with the same tensors.
 """

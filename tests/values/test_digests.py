@@ -1,4 +1,4 @@
-"""The one hash: what a digest may look like, and what it is of."""
+"""Digests: what one may look like, and what it is of."""
 
 from __future__ import annotations
 

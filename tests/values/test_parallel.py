@@ -1,4 +1,4 @@
-"""Work spread over threads: each item once, and no error lost."""
+"""Work is spread over threads: each item once, and no error lost."""
 
 from __future__ import annotations
 

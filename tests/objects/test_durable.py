@@ -1,4 +1,4 @@
-"""How files are written: whole or not at all, durable, exclusive, with the modes of the umask."""
+"""Files are written whole or not at all, durable, exclusive, with the modes of the umask."""
 
 from __future__ import annotations
 

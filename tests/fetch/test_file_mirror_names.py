@@ -1,4 +1,4 @@
-"""From a publisher's names to those of the state: literal texts, in one order."""
+"""A publisher's tensor names are translated to those of the state: literal texts, in one order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes a state out of a damaged cache mends it first: a folder, a bundle, a fetch."""
+"""A damaged cache is mended before a state goes on from it: to a folder, a bundle, a program."""
 
 from __future__ import annotations
 

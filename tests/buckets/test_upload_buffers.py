@@ -1,4 +1,4 @@
-"""Copies of bytes, in memory that goes back."""
+"""Uploads copy bytes into memory that is given back."""
 
 from __future__ import annotations
 
