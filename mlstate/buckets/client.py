@@ -71,7 +71,7 @@ class BucketClient:
         return f"BucketClient({self.address!r})"
 
     def locate(self, path: str) -> str:
-        """The address of a thing in the bucket."""
+        """The address of an item in the bucket."""
         return f"{self.address}/{path}"
 
     @property
@@ -91,7 +91,7 @@ class BucketClient:
     # Reading.
 
     def head(self, path: str) -> Item | None:
-        """A thing in the bucket, or None if it is not there."""
+        """An item in the bucket, or None if it is not there."""
         store = self._open().reading
         try:
             with translated_errors(self.address, "read", path):
@@ -104,12 +104,7 @@ class BucketClient:
             raise
 
     def read_small(self, path: str, most: int) -> tuple[bytes, str | None] | None:
-        """The bytes of a small thing and its ETag, or None if it is not there.
-
-        Args:
-            path: Its path.
-            most: If it has more bytes, one more than these are given; the caller refuses it.
-        """
+        """The bytes of a small item and its ETag, or None; see `read_limited` for ``most``."""
         try:
             with self.reading(path) as reading:
                 return read_limited(reading.chunks, most), reading.item.etag
@@ -120,7 +115,7 @@ class BucketClient:
 
     @contextmanager
     def reading(self, path: str, start: int = 0, stop: int | None = None) -> Iterator[Reading]:
-        """Begin to read a thing, or bytes ``start`` up to ``stop`` of it.
+        """Begin to read an item, or bytes ``start`` up to ``stop`` of it.
 
         Raises:
             NoRangesError: The server gives the whole only.
@@ -138,11 +133,9 @@ class BucketClient:
         yield Reading(Item.of(result.meta), first, end, self._chunks(result, path))
 
     def items(self, folder: str, after: str | None = None) -> Iterator[Item]:
-        """Everything below a folder, however deep.
+        """All items below a folder, however deep, or those of them that come after a path.
 
-        Args:
-            folder: A path without a slash at its end; the empty one is the whole bucket.
-            after: Only what comes after this path.
+        A folder is a path without a slash at its end; the empty one is the whole bucket.
         """
         store = self._open().reading
         pages = iter(store.list(folder or None, offset=after, chunk_size=_PAGE))
@@ -154,7 +147,7 @@ class BucketClient:
             yield from map(Item.of, page)
 
     def children(self, folder: str) -> tuple[list[str], list[Item]]:
-        """The names of the folders that are directly in a folder, and the things."""
+        """The names of the folders that are directly in a folder, and the items."""
         store = self._open().reading
         with translated_errors(self.address, "list", folder):
             found = store.list_with_delimiter(folder or None)
@@ -164,7 +157,7 @@ class BucketClient:
     # Writing.
 
     def put(self, path: str, data: Bytes) -> Written:
-        """Write a thing in one request, whatever is there.
+        """Write an item in one request, whatever is there.
 
         The request is signed over the SHA-256 of the data: servers that look at it refuse what was
         damaged on the way, and then it is sent again.
@@ -172,18 +165,15 @@ class BucketClient:
         return self._write(path, lambda: data, use_multipart=False)
 
     def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> Written:
-        """Write a large thing in parts, several at once. It is there when all are, or not at all.
+        """Write a large item in parts, several at once. It is there when all are, or not at all.
 
-        Args:
-            path: Where to.
-            chunks: Gives the bytes, from the start; if it raises, nothing is written. Called again
-                for another attempt.
+        For each attempt ``chunks`` gives the bytes anew; if it raises, nothing is written.
         """
         parts = {"chunk_size": PART, "max_concurrency": PARTS_AT_ONCE}
         return self._write(path, chunks, use_multipart=True, **parts)
 
     def create(self, path: str, data: bytes) -> Written | None:
-        """Write a small thing that is not there yet, if the server honours the condition.
+        """Write a small item that is not there yet, if the server honours the condition.
 
         Returns:
             None if something was there; it stays.
@@ -191,7 +181,7 @@ class BucketClient:
         return self._write_if(path, data, "create", ALREADY)
 
     def replace(self, path: str, data: bytes, etag: str) -> Written | None:
-        """Write a small thing in place of exactly one version of it.
+        """Write a small item in place of exactly one version of it.
 
         Returns:
             None if another version is there, or none; it stays.
@@ -209,7 +199,7 @@ class BucketClient:
         return None
 
     def delete(self, path: str) -> None:
-        """Remove a thing; one that is not there is no error."""
+        """Remove an item; one that is not there is no error."""
         store = self._open().writing
         try:
             with translated_errors(self.address, "delete", path):

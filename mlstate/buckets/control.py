@@ -52,7 +52,7 @@ class BucketControl:
         return cls(address, connect())
 
     def copy(self, item: Item, target: str) -> bool:
-        """Copy a thing within the bucket, at the server.
+        """Copy an item within the bucket, at the server.
 
         Returns:
             False if it is not there any more.
@@ -60,7 +60,7 @@ class BucketControl:
         return self._copy(item, target, {})
 
     def freshen(self, item: Item) -> bool:
-        """Renew the time of a thing, by a copy onto itself.
+        """Renew the time of an item, by a copy onto itself.
 
         Returns:
             False if it is not there any more.
@@ -71,11 +71,7 @@ class BucketControl:
         """Whether the server refuses an upload whose bytes are not those that were signed.
 
         The request is signed over other bytes of the same length, and then carries these: a server
-        that does not care writes what it is given.
-
-        Args:
-            path: Where to write.
-            data: The bytes to write, at least one.
+        that does not care writes what it is given, at least one byte.
         """
         decoy = bytes([data[0] ^ 1]) + data[1:]
         event, events = "before-send.s3.PutObject", self._client.meta.events

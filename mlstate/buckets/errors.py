@@ -176,7 +176,7 @@ def _kind(operation: str, text: str, code: str | None, status: int | None) -> _K
 
 
 def status_of(error: BaseException) -> tuple[str | None, int | None]:
-    """The code and the HTTP status in what the client says."""
+    """The code and the HTTP status that an error of a client has."""
     response = getattr(error, "response", None)  # boto3
     if isinstance(response, dict):
         code = response.get("Error", {}).get("Code")
@@ -194,11 +194,7 @@ def status_of(error: BaseException) -> tuple[str | None, int | None]:
 def translated_errors(bucket: str, operation: str, path: str = "", *passing: str) -> Iterator[None]:
     """Raise a `BucketError` in place of what a bucket's client raises; see `bucket_error`.
 
-    Args:
-        bucket: The bucket's address.
-        operation: What is being done, in a word.
-        path: The path; empty for the bucket itself.
-        passing: The names of the client's own errors that the caller handles.
+    Errors of the client with the names in ``passing`` are left to the caller.
 
     Raises:
         NoRangesError: The server gives the whole of what is read only.

@@ -146,7 +146,7 @@ def _connect_other(scheme: str, bucket: str, options: BucketOptions) -> Connecti
 
 
 def _settings(options: BucketOptions, **client: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How to read: silence is an error. How to write: a request may take its time."""
+    """The settings for reading, where silence is an error, and for writing, where it is not."""
     client["connect_timeout"] = timedelta(seconds=options.limits.connect_timeout)
     retries = {
         "max_retries": options.attempts - 1,
@@ -199,7 +199,7 @@ def _session(bucket: str, options: BucketOptions) -> tuple[Any, str | None]:
 
 
 def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
-    """A client of boto3, for what the fast one cannot do."""
+    """A client of boto3, for what obstore cannot do."""
     from botocore.config import Config
 
     settings = Config(

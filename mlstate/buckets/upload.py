@@ -44,12 +44,7 @@ def copied(parts: Sequence[Bytes]) -> Bytes:
 
 
 def chunks(parts: Sequence[Bytes], size: int) -> Iterator[Bytes]:
-    """Copies of the bytes, in pieces of a size, each made when it is asked for.
-
-    Args:
-        parts: The bytes, one part after the other.
-        size: The bytes of each piece but the last.
-    """
+    """Copies of the bytes of all parts, in pieces of a size, each made when it is asked for."""
     gathered: list[memoryview] = []
     room = size
     for part in parts:
@@ -91,7 +86,7 @@ class BucketUploads:
         self._verifies = verifies
 
     def put(self, path: str, data: Bytes) -> None:
-        """Write a thing in one request, whatever is there."""
+        """Write an item in one request, whatever is there."""
         if len(data) >= _ASK_FROM and self._verifies():
             self._client.put(path, data)
             return
@@ -99,7 +94,7 @@ class BucketUploads:
         self._write_until_right(path, sent, lambda _: self._client.put(path, data))
 
     def put_large(self, path: str, chunks: Callable[[], Iterator[Bytes]]) -> None:
-        """Write a large thing in parts; see `BucketClient.put_large`."""
+        """Write a large item in parts; see `BucketClient.put_large`."""
         if self._verifies():
             self._client.put_large(path, chunks)
             return
@@ -114,7 +109,7 @@ class BucketUploads:
         self._write_until_right(path, sent, lambda _: self._client.put_large(path, hashed))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a small thing that is not there yet, if the server honours the condition.
+        """Write a small item that is not there yet, if the server honours the condition.
 
         Returns:
             False if something was there; it stays.
@@ -122,7 +117,7 @@ class BucketUploads:
         return self._verify(path, data, self._client.create(path, data))
 
     def replace(self, path: str, data: bytes, etag: str) -> bool:
-        """Write a small thing in place of exactly one version of it.
+        """Write a small item in place of exactly one version of it.
 
         Returns:
             False if another version is there, or none; it stays.
@@ -130,7 +125,7 @@ class BucketUploads:
         return self._verify(path, data, self._client.replace(path, data, etag))
 
     def _verify(self, path: str, data: bytes, written: Written | None) -> bool:
-        """Write a small thing again if it is wrong, unless another has replaced it since."""
+        """Write a small item again if it is wrong, unless another has replaced it since."""
         if written is None:
             return False
 
@@ -149,14 +144,8 @@ class BucketUploads:
     ) -> None:
         """Write until what is there is what was sent.
 
-        Args:
-            path: The path.
-            sent: The ETag of what was sent, once it was.
-            write: Writes. It takes what was wrong the last time, and returns None if there is
-                nothing to do any more.
-
-        Raises:
-            BucketError: It is wrong again and again, or cannot be written. It was removed.
+        ``write`` takes what was wrong the last time, and returns None if there is nothing to do any
+        more. If it is wrong again and again, or cannot be written, it is removed.
         """
         suspect: Written | None = None
         try:

@@ -1,4 +1,4 @@
-"""Values: an opened bucket, a thing in it, a reply that is read, an unfinished upload."""
+"""Values: an opened bucket, an item in it, a reply that is read, an unfinished upload."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Item:
-    """A thing in a bucket.
+    """An item in a bucket.
 
     Attributes:
         path: Its path.
@@ -46,14 +46,14 @@ class Item:
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> Item:
-        """The thing that obstore describes."""
+        """The item that obstore describes."""
         modified = meta["last_modified"].timestamp()
         return cls(meta["path"], meta["size"], modified, meta.get("e_tag") or None)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What the server says of something that it has just taken.
+    """The version of an item that was just written.
 
     Attributes:
         etag: What tells this version of it from others, or None if it does not say.

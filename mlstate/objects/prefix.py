@@ -54,12 +54,8 @@ class BucketPlace:
     ) -> tuple[bytes, str | None] | None:
         """A text of the store and its ETag, or None if it is not there.
 
-        Args:
-            name: Its name in the store.
-            error: The type of error to raise if it is too large to be such a text.
-
         Raises:
-            FormatError: It is too large, see above.
+            FormatError: It is too large to be such a text; or rather the type that is given.
             BucketError: The bucket cannot be asked.
         """
         found = self.client.read_small(self.path(name), SMALL)

@@ -1,4 +1,4 @@
-"""Things in buckets as resources."""
+"""Items in buckets as resources."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from mlstate.buckets.errors import bucket_error
 from mlstate.buckets.values import ChunkReader
-from mlstate.errors import BucketError, TransportError
+from mlstate.errors import TransportError
 from mlstate.transport.interface import CheckedStream, EmptyStream, Stream
 from mlstate.transport.local import check_range
 
@@ -20,7 +21,7 @@ __all__ = ["BucketResource"]
 
 
 class BucketResource:
-    """A thing in a bucket, at a path."""
+    """An item in a bucket, at a path."""
 
     def __init__(self, client: BucketClient, path: str) -> None:
         self.address = client.locate(path)
@@ -37,13 +38,8 @@ class BucketResource:
         if self._seen is None:
             item = self._client.head(self._path)
             if item is None:
-                raise BucketError(
-                    "there is nothing of this name in the bucket",
-                    bucket=self._client.address,
-                    operation="read",
-                    path=self.address,
-                    status=404,
-                )
+                address = self._client.address
+                raise bucket_error(address, "read", self._path, "", code=None, status=404)
             self._check_version(item.size, item.etag)
         assert self._seen is not None
         return self._seen[0]

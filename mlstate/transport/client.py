@@ -112,7 +112,7 @@ class Session:
     def body(
         self, reply: BaseHTTPResponse, address: str, length: int | None, total: int | None = None
     ) -> Body:
-        """The body of a reply of this session; for the rest see `Body`."""
+        """The body of a reply of this session; for the arguments see `Body`."""
         return Body(reply, address, self.limits, length, total)
 
     def close(self) -> None:
@@ -155,14 +155,14 @@ class Session:
 
 
 def release(reply: BaseHTTPResponse) -> None:
-    """Be done with a reply: its connection is closed unless all of it was read."""
+    """Give back the connection of a reply; it is closed unless the whole reply was read."""
     if not reply.closed:
         reply.close()
     reply.release_conn()
 
 
 def discard(reply: BaseHTTPResponse) -> None:
-    """Be done with a reply whose body nobody reads; its connection stays open if that is cheap."""
+    """Release a reply whose body nobody reads; its connection stays open if that is cheap."""
     length = reply.length_remaining
     if length is not None and length <= SMALL:
         with suppress(problems.HTTPError, OSError, http.client.HTTPException):
@@ -241,7 +241,7 @@ def follow(
 
 
 def _utf8(location: str) -> str:
-    """A header as it was meant: http.client takes every byte for a character."""
+    """Decode a header as UTF-8: http.client takes every byte for a character."""
     try:
         return location.encode("latin-1").decode("utf-8")
     except UnicodeError:

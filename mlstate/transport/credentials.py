@@ -27,7 +27,7 @@ from typing import Any
 from mlstate.errors import FormatError
 from mlstate.transport.urls import Url
 
-__all__ = ["Credential", "Credentials", "checked_token", "hub_endpoint", "token_variable"]
+__all__ = ["Credential", "Credentials", "hub_endpoint", "token_variable"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _LINE = re.compile(r"at line (\d+)")
@@ -45,7 +45,7 @@ def token_variable(host: str) -> str:
 
 @dataclass(frozen=True)
 class Credential:
-    """What is sent to be let in.
+    """What a server is sent to know who asks.
 
     Attributes:
         source: Where it is from, for people: a variable or a file.
@@ -54,6 +54,20 @@ class Credential:
 
     source: str
     header: str = field(repr=False)
+
+    @classmethod
+    def bearer(cls, token: str, source: str) -> Credential:
+        """The credential of a token.
+
+        Raises:
+            FormatError: It has characters that no token has.
+        """
+        return cls(source, f"Bearer {_checked_token(token, source)}")
+
+    @classmethod
+    def basic(cls, login: str, source: str) -> Credential:
+        """The credential of a login, ``name:password``."""
+        return cls(source, f"Basic {base64.b64encode(login.encode()).decode('ascii')}")
 
 
 class Credentials:
@@ -81,22 +95,21 @@ class Credentials:
         any_port = all(_same_server(before, url) for before in via if before.host == url.host)
         found = self._token(url, any_port)
         if found is None and any_port and (login := self._logins.get(url.host)):
-            encoded = base64.b64encode(":".join(login).encode()).decode("ascii")
-            found = Credential(str(_netrc_path()), f"Basic {encoded}")
+            found = Credential.basic(":".join(login), str(_netrc_path()))
         return found
 
     def _token(self, url: Url, any_port: bool) -> Credential | None:
         tokens = self._tokens
         host = f"[{url.host}]" if ":" in url.host else url.host
         if (token := tokens.get(f"{host}:{url.port}")) is not None:
-            return _bearer(token, str(_config_path()))
+            return Credential.bearer(token, str(_config_path()))
         if any_port:
             variable = token_variable(url.host)
             # A "_" in a host name could pass for the "." of another.
             if "_" not in url.host and (token := os.environ.get(variable)):
-                return _bearer(token, variable)
+                return Credential.bearer(token, variable)
             if (token := tokens.get(host, tokens.get(url.host))) is not None:
-                return _bearer(token, str(_config_path()))
+                return Credential.bearer(token, str(_config_path()))
         return _hub_token(url)
 
     @cached_property
@@ -113,7 +126,7 @@ def _same_server(before: Url, url: Url) -> bool:
     return upgraded or before.origin == url.origin
 
 
-def checked_token(token: str, where: str) -> str:
+def _checked_token(token: str, where: str) -> str:
     """A token without the space around it; http.client would show one with a line break in it."""
     token = token.strip()
     if not _TOKEN.fullmatch(token):
@@ -121,21 +134,17 @@ def checked_token(token: str, where: str) -> str:
     return token
 
 
-def _bearer(token: str, source: str) -> Credential:
-    return Credential(source, f"Bearer {checked_token(token, source)}")
-
-
 def _hub_token(url: Url) -> Credential | None:
     if url.origin != Url.parse(hub_endpoint()).origin:
         return None
     if token := os.environ.get("HF_TOKEN"):
-        return _bearer(token, "HF_TOKEN")
+        return Credential.bearer(token, "HF_TOKEN")
     if find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import get_token
 
     token = get_token()
-    return None if token is None else _bearer(token, "the token file of huggingface_hub")
+    return None if token is None else Credential.bearer(token, "the token file of huggingface_hub")
 
 
 def _config_path() -> Path:
@@ -168,7 +177,7 @@ def _read_config() -> dict[str, str]:
             path=path,
             expected='"host" = "token", with the host in quotes',
         )
-    return {host.lower(): checked_token(token, str(path)) for host, token in tokens.items()}
+    return {host.lower(): _checked_token(token, str(path)) for host, token in tokens.items()}
 
 
 def _netrc_path() -> Path:

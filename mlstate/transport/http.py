@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from urllib3 import BaseHTTPResponse
 
 from mlstate.errors import NoRangesError, TransportError
-from mlstate.limits import Limits
 from mlstate.parallel import OneFirst
 from mlstate.transport.client import Session, Target, discard, follow, release
 from mlstate.transport.credentials import Credentials
@@ -26,45 +26,20 @@ from mlstate.transport.replies import (
 )
 from mlstate.transport.urls import Url
 
-__all__ = ["HttpResource", "Web"]
+__all__ = ["HttpResource"]
 
 EXPIRED = frozenset({401, 403, 404, 410})  # what a signed address answers after its time
 
 
-class Web:
-    """All web servers: one session for them, and the user's credentials."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._credentials = Credentials()
-        self._session = Session(limits)
-        self.close = self._session.close
-        self.body = self._session.body
-
-    def get(
-        self, start: Target, headers: Mapping[str, str], address: str
-    ) -> tuple[BaseHTTPResponse, Target]:
-        """Send a GET request, and again wherever a redirect leads; as `follow`."""
-
-        def send(target: Target) -> BaseHTTPResponse:
-            # Looked up for each server that is asked, so that none is told another's.
-            credential = self._credentials.find(target.url, target.via)
-            sent = {} if credential is None else {"Authorization": credential.header}
-            return self._session.send("GET", target.url, {**headers, **sent}, address)
-
-        return follow(send, start, address)
-
-    def credential_source(self, target: Target) -> str | None:
-        """Where the credential is from that a request to this target goes with, if any."""
-        found = self._credentials.find(target.url, target.via)
-        return None if found is None else found.source
-
-
 class HttpResource:
-    """A file on a web server. Where its address redirects to is found out once, and remembered."""
+    """A file on a web server. Where its address redirects to is found once, and remembered."""
 
-    def __init__(self, web: Web, url: Url, address: str | None = None) -> None:
+    def __init__(
+        self, session: Session, credentials: Credentials, url: Url, address: str | None = None
+    ) -> None:
         self.address = url.shown if address is None else address
-        self._web = web
+        self._session = session
+        self._credentials = credentials
         self._start = Target(url)
         self._lock = threading.Lock()
         self._finding = OneFirst()
@@ -107,7 +82,7 @@ class HttpResource:
                 found = self._check_whole(reply, target)
             else:
                 found = self._check_range(reply, target, start, stop)
-            yield self._web.body(reply, self.address, found.length, found.total)
+            yield self._session.body(reply, self.address, found.length, found.total)
         finally:
             release(reply)
 
@@ -129,10 +104,17 @@ class HttpResource:
         # A hub allows so many resolved addresses only: one thread finds it for all.
         with nullcontext() if self._end is not None else self._finding.turn():
             remembered = self._end
-            reply, target = self._web.get(remembered or self._start, headers, self.address)
+            send = partial(self._send, headers)
+            reply, target = follow(send, remembered or self._start, self.address)
             if reply.status < 400:
                 self._end = target
             return reply, target, remembered
+
+    def _send(self, headers: dict[str, str], target: Target) -> BaseHTTPResponse:
+        # Looked up for each server that is asked, so that none is told another's.
+        credential = self._credentials.find(target.url, target.via)
+        sent = {} if credential is None else {"Authorization": credential.header}
+        return self._session.send("GET", target.url, {**headers, **sent}, self.address)
 
     def _check_whole(self, reply: BaseHTTPResponse, target: Target) -> Extent:
         if reply.status != 200:
@@ -163,7 +145,8 @@ class HttpResource:
 
     def _refused(self, reply: BaseHTTPResponse, target: Target) -> TransportError:
         discard(reply)
-        source = self._web.credential_source(target)
+        credential = self._credentials.find(target.url, target.via)
+        source = None if credential is None else credential.source
         return status_error(reply.status, reply.headers, self.address, target.url, source)
 
     def _check_version(self, reply: BaseHTTPResponse, target: Target, total: int | None) -> None:

@@ -130,12 +130,7 @@ class Hub:
         return self._offline or said in ("1", "ON", "YES", "TRUE")
 
     def listing(self, address: HubAddress) -> HubListing:
-        """The commit and the files of a revision. Asked once.
-
-        Raises:
-            TransportError: The hub does not say.
-            OfflineError: Sockets are not allowed.
-        """
+        """The commit and the files of a revision; see `Transports.hub_files`."""
         if self.offline:
             raise _offline_error(address)
         endpoint = hub_endpoint()
@@ -244,7 +239,7 @@ def _is_name(name: str) -> bool:
 
 
 def _cached(address: HubAddress, revision: str) -> Path | None:
-    """Where huggingface_hub's cache has a file, or None."""
+    """The path of a file in huggingface_hub's cache, or None."""
     if find_spec("huggingface_hub") is None or address.path is None:
         return None
     from huggingface_hub import try_to_load_from_cache

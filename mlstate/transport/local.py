@@ -16,7 +16,7 @@ __all__ = ["LocalResource", "check_range", "file_path"]
 
 
 def file_path(address: str, base: Path | None) -> Path:
-    """The path that an address without a scheme, or a ``file://`` URL, stands for.
+    """The path of an address without a scheme, or of a ``file://`` URL.
 
     A path is taken as it is; a URL is percent-decoded, as `pathlib.Path.as_uri` encodes.
 
@@ -79,7 +79,7 @@ class LocalResource:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[int, int]]:
-        """The file, opened, and its size."""
+        """Open the file; gives its descriptor and its size."""
         try:
             # O_NONBLOCK: a fifo without a writer would be waited for.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.limits import Limits
 from mlstate.locations import check_url
+from mlstate.transport.credentials import Credentials
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource, file_path
@@ -18,7 +19,7 @@ from mlstate.transport.urls import Url
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
-    from mlstate.transport.http import Web
+    from mlstate.transport.client import Session
 
 __all__ = ["OfflineResource", "Transports"]
 
@@ -71,7 +72,8 @@ class Transports:
         self._offline = offline
         self._limits = Limits(**limits)
         self._lock = threading.Lock()
-        self._web: Web | None = None
+        self._session: Session | None = None
+        self._credentials = Credentials()
         self._buckets = dict(buckets or {})
         self._hub = Hub(self._connect, offline=offline)
         self._closed = False
@@ -129,10 +131,10 @@ class Transports:
         """Close all connections. Nothing is read from the network after this."""
         with self._lock:
             self._closed = True
-            web, self._web = self._web, None
+            session, self._session = self._session, None
             self._buckets = {}
-        if web is not None:
-            web.close()
+        if session is not None:
+            session.close()
 
     def __enter__(self) -> Transports:
         return self
@@ -149,7 +151,7 @@ class Transports:
         with self._lock:
             self._check_open()
             if name not in self._buckets:
-                # Who reads tries again: if both did, it would be each time of the other.
+                # Readers try again by themselves; if both did, the attempts would multiply.
                 options = BucketOptions(offline=self._offline, attempts=1, limits=self._limits)
                 self._buckets[name] = open_bucket(name, options)
             return BucketResource(self._buckets[name], path)
@@ -162,10 +164,11 @@ class Transports:
         url = Url.parse(text)
         if self._offline:
             return OfflineResource(url.shown if address is None else address)
-        from mlstate.transport.http import HttpResource, Web
+        from mlstate.transport.client import Session
+        from mlstate.transport.http import HttpResource
 
         with self._lock:
             self._check_open()
-            if self._web is None:
-                self._web = Web(self._limits)
-            return HttpResource(self._web, url, address)
+            if self._session is None:
+                self._session = Session(self._limits)
+            return HttpResource(self._session, self._credentials, url, address)

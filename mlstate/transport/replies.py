@@ -63,7 +63,7 @@ def status_error(
         status: The status.
         headers: The headers of the reply.
         address: What the error calls the resource.
-        place: Who said so.
+        place: The address that answered.
         credential: Where the credential is from that was sent along, if one was.
     """
     message = REASONS.get(status)
@@ -121,7 +121,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def check_form(headers: Mapping[str, str], address: str) -> None:
-    """Refuse a reply whose bytes are not the file's own.
+    """Refuse a reply that does not have the file's own bytes.
 
     Raises:
         TransportError: It is compressed, or a web page where none was asked for.
@@ -195,6 +195,6 @@ def extent(reply: BaseHTTPResponse, start: int, stop: int | None, address: str) 
 
 
 def unsatisfied_total(headers: Mapping[str, str]) -> int | None:
-    """The size that a 416 tells, or None."""
+    """The size that a reply with status 416 tells, or None."""
     match = _NO_RANGE.fullmatch(headers.get("Content-Range", "").strip())
     return int(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""Trying again: what is transient is outlasted, and a stream goes on from where it broke."""
+"""Resources that outlast transient errors: a stream goes on from where it broke."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstate.errors import NoRangesError, OfflineError, TransportError
-from mlstate.transport import Resource, Retries, Stream, Transports, retried, retrying
+from mlstate.transport import Resource, Retries, Stream, Transports, retrying
 from tests.servers.recording import Reply
 
 CONTENT = random.Random(3).randbytes(200_000)
@@ -211,40 +211,6 @@ def test_the_size_is_tried_again_too():
         patient(Fragile(b"abc", [-1] * 5)).size()
 
 
-def waits(retries, error, stop=None):
-    """What is slept before the last attempt, summed up between the attempts."""
-    slept = [0.0]
-
-    def call():
-        slept.append(0.0)
-        raise error
-
-    def sleep(seconds):
-        assert 0 < seconds <= 0.1
-        slept[-1] += seconds
-
-    with pytest.raises(type(error)) as caught:
-        retried(call, retries, stop, sleep=sleep)
-    assert caught.value is error
-    return slept[1:-1]
-
-
-def test_the_waits_grow_at_random_up_to_a_limit():
-    many = [waits(Retries(attempts=8, first=1, most=5), transient()) for _ in range(50)]
-    for at, most in enumerate([1, 2, 4, 5, 5, 5, 5]):
-        column = [waited[at] for waited in many]
-        assert len(set(column)) > 40
-        assert max(column) <= most + 1e-6
-        assert max(column) > most * 0.7
-        assert min(column) < most * 0.3
-
-
-def test_the_server_says_how_long_to_wait_but_not_for_ever():
-    for asked, least, most in ((7, 7, 8.1), (0, 0, 1.1), (10**9, 120, 121.1)):
-        [waited] = waits(Retries(attempts=2, first=1), transient(retry_after=asked))
-        assert least - 1e-6 <= waited <= most
-
-
 def test_the_wait_ends_as_soon_as_it_is_to_stop():
     begin = time.monotonic()
     stopped = threading.Event()
@@ -254,10 +220,6 @@ def test_the_wait_ends_as_soon_as_it_is_to_stop():
         retrying(Fragile(b"abc", [-1], error=lambda: error), Retries(), stopped.is_set).size()
     assert caught.value is error
     assert 0.1 < time.monotonic() - begin < 2
-
-
-def test_nothing_is_tried_again_once_it_is_to_stop():
-    assert waits(Retries(), transient(), stop=lambda: True) == []
 
 
 @pytest.mark.usefixtures("ctrl_c")

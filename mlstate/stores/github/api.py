@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from mlstate.limits import Limits, read_limited
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
 from mlstate.transport import Retries, retried
 from mlstate.transport.client import Session, Target, follow, release
-from mlstate.transport.credentials import Credential, checked_token
+from mlstate.transport.credentials import Credential
 from mlstate.transport.replies import content_length
 from mlstate.transport.urls import Url
 
@@ -42,7 +41,7 @@ class GitHub:
 
     @classmethod
     def from_environment(cls) -> GitHub:
-        """As GITHUB_API_URL and GITHUB_SERVER_URL say, one of which is enough.
+        """Where GITHUB_API_URL and GITHUB_SERVER_URL say, one of which is enough.
 
         Raises:
             TransportError: One is no http(s) address.
@@ -72,13 +71,12 @@ def find_credential() -> Credential | None:
     """
     for variable in ("GH_TOKEN", "GITHUB_TOKEN"):
         if token := os.environ.get(variable):
-            return Credential(variable, f"Bearer {checked_token(token, variable)}")
+            return Credential.bearer(token, variable)
     variable = "GH_API_BASIC_AUTH"
     if login := os.environ.get(variable):
         if ":" not in login:
             raise FormatError("a login has no colon", path=variable, expected="user:token")
-        encoded = base64.b64encode(login.strip().encode()).decode("ascii")
-        return Credential(variable, f"Basic {encoded}")
+        return Credential.basic(login.strip(), variable)
     return None
 
 
@@ -91,7 +89,7 @@ _NEXT = re.compile(r'<([^<>]*)>\s*;\s*rel="next"')
 
 
 class GitHubApi:
-    """Sends requests, and again what is worth it. Use it for one job; close it afterwards.
+    """Sends requests, and repeats what may pass. Use it for one job; close it afterwards.
 
     All requests raise the same errors:
 
@@ -122,7 +120,7 @@ class GitHubApi:
         self._session.close()
 
     def need_credential(self, what: str) -> None:
-        """Refuse what nobody may do without a name.
+        """Require a credential for something that nobody may do without one.
 
         Raises:
             AccessError: There is no credential, or the API must not be told it.
@@ -141,7 +139,7 @@ class GitHubApi:
             )
 
     def get(self, path: str) -> Any:
-        """What the API says of something."""
+        """The JSON that the API has at a path."""
         return retried(lambda: self._json("GET", self._url(path))[0], self.retries)
 
     def pages(self, path: str) -> Iterator[Any]:

@@ -42,13 +42,9 @@ class GitHubError(TransportError):
 def error_of(
     reply: BaseHTTPResponse, method: str, url: Url, credential: str | None
 ) -> MlstateError:
-    """The error that a refusal is.
+    """The error of a refused request, of which the reply is read.
 
-    Args:
-        reply: Its status is 400 or higher; it is read.
-        method: What was asked.
-        url: Of what.
-        credential: The variable with the credential that went along, or None.
+    ``credential`` is the variable with the credential that went along, or None.
     """
     status, headers = reply.status, reply.headers
     body = _body(reply, url)

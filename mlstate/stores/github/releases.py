@@ -202,7 +202,7 @@ class Releases:
         return True
 
     def _download(self, asset: Asset, read: Callable[[Iterator[Bytes]], _T]) -> _T | None:
-        """What comes of reading an asset, from the start again where it breaks; None if gone."""
+        """Read an asset, from the start again if that breaks; None if it is gone."""
         path = f"{self._path}/assets/{asset.id}"
         return self._or_none(lambda: retried(lambda: read(self._api.download(path)), self.retries))
 

@@ -55,7 +55,6 @@ def upload(releases: Releases, release: Release, file: Upload, *, replace: bool)
         IntegrityError: GitHub has other bytes, again and again.
         ReadOnlyStoreError: The release is immutable.
         LimitError: It is too large for GitHub, or the release is full.
-        MlstateError: As `GitHubApi` says.
     """
     failures = 0
     began = time.monotonic()
@@ -81,7 +80,7 @@ def upload(releases: Releases, release: Release, file: Upload, *, replace: bool)
 
 
 def _under_way(asset: Asset, began: float) -> bool:
-    """Whether somebody may just be uploading an asset, and is to be waited for."""
+    """Whether another may still be uploading an asset, and is waited for."""
     if asset.state == UPLOADED or time.time() - asset.created > YOUNG:
         return False
     return time.monotonic() - began < PATIENCE
@@ -120,7 +119,7 @@ def _attempt(
 
 
 def _refusal(release: Release, file: Upload, error: TransportError) -> MlstateError:
-    """The error that a refused upload is."""
+    """The error of a refused upload."""
     said = error.said if isinstance(error, GitHubError) else ""
     if "immutable" in said:
         return immutable(release.tag, error.found)
