@@ -33,9 +33,9 @@ _WINDOW = 64 << 20
 class Partial:
     """One large object of a known size that is being put together in a store's tmp/.
 
-    Where another process is at work on the same object, or the file system knows no locks, this
-    one works on a copy of its own, which no later run finds: slower, and right. A later run finds it
-    by its name, 64 hex digits.
+    A later run finds it by its name, 64 hex digits. Where another process is at work on the same
+    object, or the file system knows no locks, this one works on a copy of its own, which no later
+    run finds: slower, and right.
 
     Attributes:
         resumed: Whether something of an earlier run is in it.
