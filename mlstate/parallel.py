@@ -23,13 +23,8 @@ def for_each(work: Callable[[_T], None], items: Iterable[_T], threads: int = THR
     """Call ``work`` on every item, on several threads that take the next item as they come free.
 
     A future for each of many small tensors costs more than the tensor (measured: a third of the
-    speed at 64 KB), a shared iterator does not.
-
-    Args:
-        work: What to do.
-        items: With what. An iterator is asked for the next item when a thread comes free, by one
-            thread at a time.
-        threads: How many threads work, this one included.
+    speed at 64 KB), a shared iterator does not. It is asked for the next item by one thread at a
+    time. This thread works, too.
 
     Raises:
         BaseException: The first error of any call; items not yet begun are then left out.

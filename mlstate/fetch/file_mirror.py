@@ -95,7 +95,7 @@ class FileMirror:
         self._check_sums = check_sums
 
     def gather(self, gathering: Gathering) -> None:
-        """Bring what is wanted of it.
+        """Bring the tensors that the gathering wants.
 
         Raises:
             MlstateError: It could not be read, or sent something else than it should.

@@ -31,7 +31,7 @@ Take = Callable[[Iterator[Bytes]], None]
 
 @dataclass(frozen=True)
 class Piece(Generic[_Want]):
-    """Bytes of a resource that are wanted, up to before ``stop``; and what takes them, say."""
+    """A range of bytes of a resource, from ``start`` to before ``stop``, and its consumer."""
 
     start: int
     stop: int
@@ -150,7 +150,7 @@ class Segments:
         self._receiver.publish_partial(partial, digest)
 
     def discard(self, name: str) -> None:
-        """Remove what is here of an object, which comes in another way.
+        """Remove the bytes that are here of an object, which comes in another way.
 
         Other streams may be writing to it. So it is closed when all of them have ended.
         """
@@ -161,7 +161,7 @@ class Segments:
                 partial.forget()
 
     def close(self) -> None:
-        """Let go of what is not complete; a later run may go on."""
+        """Close incomplete objects; a later run may go on with them."""
         with self._lock:
             partials, self._open = [*self._open.values(), *self._discarded], {}
             self._discarded = []

@@ -217,7 +217,7 @@ def _bring_file(
 
 
 def _fixed(mirror: Mirror) -> str | None:
-    """What a mirror is, if its files can never change; else None.
+    """A text that stands for a mirror whose files can never change; None if they can.
 
     Of a state without a digest nobody could tell a mixture from the whole. So what one run left
     is used by a later one only if it must be of the same files.

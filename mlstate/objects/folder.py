@@ -207,7 +207,7 @@ class FolderObjectWriter:
             file.publish(self._path(digest))
 
     def settle(self) -> None:
-        """Wait for the disk to have what was added; see `AddingWriter.settle`."""
+        """Wait until all that was added is on the disk; see `AddingWriter.settle`."""
         self._flushing.wait()
 
     def flush(self) -> None:

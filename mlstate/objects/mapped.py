@@ -84,7 +84,7 @@ def _write_mapped(
 
 
 def _write_copied(descriptor: int, views: Sequence[memoryview], hasher: Hasher) -> None:
-    """Through a buffer of our own: what is hashed is what is written."""
+    """Write through a buffer of our own: exactly the bytes that are written are hashed."""
     try:
         whole = _spare.pop()
     except IndexError:

@@ -121,7 +121,7 @@ class Partial:
         return hasher.digest()
 
     def finished(self) -> None:
-        """Remove what stood beside the object, which has another name now."""
+        """Remove the marks of the object, which has another name now."""
         self._remove = (self._marks_path,)  # under the old name there may be another process's
         self.close()
 

@@ -186,7 +186,7 @@ class Arriving:
 
 
 def check_arrived(found: Digest, expected: Digest) -> None:
-    """Refuse, by an IntegrityError, what arrived with another digest than was asked for."""
+    """Refuse, by an IntegrityError, bytes that came with another digest than was asked for."""
     if found != expected:
         raise IntegrityError(
             "wrong bytes came; nothing of them was stored", expected=expected, found=found

@@ -141,7 +141,7 @@ def _apply(
 
 @contextmanager
 def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None]:
-    """Turn what torch or a model's own rules refuse into an error of ours.
+    """Turn a refusal by torch or by a model's own rules into an error of ours.
 
     With ``restore`` the model gets its tensors back. That needs a copy of them, so it is only for
     models with rules of their own: torch takes everything into all others, as `compare` found.
