@@ -133,11 +133,8 @@ class _Helper:
 class Background:
     """Work that mostly waits, for a disk say, on threads of its own while the caller goes on.
 
-    Where no thread can be started, at the end of a program, the caller does it.
-
-    Args:
-        threads: How many at most; one more is started where all that there are have work.
-        most: How much may be under way; who brings more waits.
+    At most ``most`` pieces are under way: a caller with more waits. A thread is added where all
+    have work. At the end of a program, where none can be started, the caller works.
     """
 
     def __init__(self, threads: int, *, most: int) -> None:

@@ -1,4 +1,4 @@
-"""Reading what an entry names in an object store, without torch: what is missing, verified bytes."""
+"""Reading what an entry names in an object store, without torch: missing or there, verified."""
 
 from __future__ import annotations
 

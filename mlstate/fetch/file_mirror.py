@@ -40,10 +40,7 @@ def translate(mirror: Mirror, name: str) -> str:
 
 
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """The names in the state of all names of a mirror's file; see `translate`.
-
-    Returns:
-        The name in the state -> the name in the file.
+    """The name in the state -> the name in the file, for all names of a mirror's file.
 
     Raises:
         FormatError: Two names of the file become one.

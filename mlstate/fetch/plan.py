@@ -41,17 +41,12 @@ class Piece(Generic[_Want]):
 def join(
     pieces: Iterable[Piece[_Want]], *, waste: float = WASTE, spent: int = 0, most: int = MOST
 ) -> list[tuple[Piece[_Want], ...]]:
-    """Put pieces together into runs: one run, one request.
+    """Put pieces of one resource together into runs: one run, one request.
 
     Pieces that touch are joined. Gaps between others are read and thrown away, the smallest
-    first, as long as that costs no more than ``waste`` of what is wanted. A run is cut between two
-    pieces where it would exceed ``most``, so that several connections share the work.
-
-    Args:
-        pieces: What is wanted of one resource; none overlaps another.
-        waste: The share of bytes that may be read for nothing.
-        spent: Bytes that were read for nothing already (a header).
-        most: The most bytes of a run; a single larger piece is a run of its own.
+    first, as long as that costs no more than ``waste`` of what is wanted; ``spent`` bytes were
+    thrown away before (a header). A run is cut between two pieces where it would exceed ``most``
+    bytes, so that several connections share the work; a larger piece is a run of its own.
     """
     ordered = sorted(pieces, key=lambda piece: (piece.start, piece.stop))
     runs: list[list[Piece[_Want]]] = []

@@ -29,11 +29,7 @@ _EMPTY = Digest.of(b"")
 
 
 class Run:
-    """Brings what is missing of one state, from one mirror after the other.
-
-    Args:
-        attempts: The attempts at its mirrors.
-        cache: What is there already.
+    """Brings what a cache lacks of one state, from one mirror after the other.
 
     Attributes:
         spared: Bytes of tensor data that were there already.

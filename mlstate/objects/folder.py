@@ -42,12 +42,9 @@ _WAITING = 16
 
 
 def check_folder(root: Path) -> None:
-    """Refuse a folder that is no store, or one of a newer version. Reads only.
+    """Refuse, by a FormatError, a folder that is no store, or one of a newer version. Reads only.
 
     An absent folder, and one with neither settings nor states/ nor objects/, is an empty store.
-
-    Raises:
-        FormatError: See above.
     """
     if _check_settings(root):
         return

@@ -140,11 +140,7 @@ class Receiver:
 
 
 class Arriving:
-    """One object, from front to back; made by `Receiver.arriving`.
-
-    Attributes:
-        size: The bytes that have come.
-    """
+    """One object, from front to back, made by `Receiver.arriving`; ``size`` counts its bytes."""
 
     def __init__(self, receiver: Receiver, file: NewFile) -> None:
         self._receiver = receiver

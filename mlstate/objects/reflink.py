@@ -27,17 +27,10 @@ _UNSUPPORTED = frozenset(
 def clone_range(
     source: BinaryIO, source_start: int, size: int, descriptor: int, start: int
 ) -> bool:
-    """Let a range of one file share its blocks with a range of another.
+    """Let a range of one file share its blocks with a range of another, from ``start`` on.
 
-    Args:
-        source: The file that has the bytes.
-        source_start: Where they begin in it; as all numbers here a multiple of the block size.
-        size: How many they are.
-        descriptor: The file to write to.
-        start: Where they belong in it.
-
-    Returns:
-        False if that cannot be done here: nothing was written, and the bytes are to be copied.
+    All numbers are multiples of the block size. Returns False if that cannot be done here:
+    nothing was written, and the bytes are to be copied.
     """
     if not sys.platform.startswith("linux"):
         return False
