@@ -23,13 +23,8 @@ def for_each(work: Callable[[_T], None], items: Iterable[_T], threads: int = THR
     """Call ``work`` on every item, on several threads that take the next item as they come free.
 
     A future for each of many small tensors costs more than the tensor (measured: a third of the
-    speed at 64 KB), a shared iterator does not.
-
-    Args:
-        work: What to do.
-        items: With what. An iterator is asked for the next item when a thread comes free, by one
-            thread at a time.
-        threads: How many threads work, this one included.
+    speed at 64 KB), a shared iterator does not. It is asked for the next item by one thread at a
+    time. This thread works, too.
 
     Raises:
         BaseException: The first error of any call; items not yet begun are then left out.
@@ -138,11 +133,8 @@ class _Helper:
 class Background:
     """Work that mostly waits, for a disk say, on threads of its own while the caller goes on.
 
-    Where no thread can be started, at the end of a program, the caller does it.
-
-    Args:
-        threads: How many at most; one more is started where all that there are have work.
-        most: How much may be under way; who brings more waits.
+    At most ``most`` pieces are under way: a caller with more waits. A thread is added where all
+    have work. At the end of a program, where none can be started, the caller works.
     """
 
     def __init__(self, threads: int, *, most: int) -> None:

@@ -1,4 +1,4 @@
-"""From an entry and an object store to what the entry names: verified, and without torch."""
+"""Reading what an entry names in an object store, without torch: missing or there, verified."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Needs:
         return {ref.digest: object_size(ref.spec) for ref in refs}
 
     def in_words(self) -> str:
-        """What is missing, for an error."""
+        """A list of what is missing, for an error."""
         parts = []
         if self.lacks_state:
             parts.append("its state object")

@@ -56,11 +56,11 @@ class Context:
     max_bytes: int
 
     def open(self, address: str) -> Resource:
-        """A resource that tries again what may pass."""
+        """The resource at an address; reading it is tried again after passing failures."""
         return self.reader.patient(self.transports.open(address, base=self.base))
 
     def hub_files(self, address: str) -> HubListing:
-        """The commit and the files of a repository on the hub; what may pass is tried again."""
+        """The commit and the files of a repository on the hub; also tried again."""
         return self.reader.patiently(lambda: self.transports.hub_files(address))
 
 
@@ -88,7 +88,7 @@ class Attempts:
         self._offline = False
 
     def context(self, max_bytes: int | None = None) -> Context:
-        """What one attempt works with; ``max_bytes`` as in `Context`."""
+        """The context of one attempt; ``max_bytes`` as in `Context`."""
         most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
         base = Path(self.entry.origin).parent if self.entry.origin else None
         reader = Reader(self.options.retries, self.meter, self.options.connections)
@@ -130,7 +130,7 @@ class Attempts:
         self.note(str(place), mirror.reason)
 
     def failure(self, message: str, missing: str | None) -> MlstateError:
-        """The error that no mirror could help, with what each of them said."""
+        """The error that no mirror could help; it lists all attempts."""
         found = None if missing is None else f"missing: {missing}"
         if self._offline:
             return OfflineError(

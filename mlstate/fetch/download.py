@@ -24,13 +24,11 @@ def download(
 ) -> tuple[Staged, bool]:
     """Bring a file, or the rest of it; says, too, whether an earlier run brought a part of it.
 
-    Args:
-        resource: Where it is.
-        receiver: Whose tmp/ it goes to.
-        reader: Reads the streams.
-        max_bytes: The most bytes that it may have; a FormatError if it has more.
-        resume: Whether to use what an earlier run left. If nobody can tell whether the whole is
-            right, it might be of another version of the file.
+    With ``resume`` what an earlier run left is used: not if nobody can tell whether the whole is
+    right, for it might be of another version of the file.
+
+    Raises:
+        FormatError: It has more than ``max_bytes``.
     """
     # Known before many are asked for at once: the first that fails ends them all.
     ranges = _gives_ranges(resource)

@@ -199,10 +199,7 @@ class Fetcher:
     def repair(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> list[str]:
         """Set aside what is damaged of a state in the cache, and bring it again.
 
-        Args:
-            entry: What a manifest says of it.
-            names: The tensors to look at; all by default.
-            files: Whether to look at the state's files, too.
+        Arguments are as of `fetch`: only the tensors and files that are asked for are looked at.
 
         Returns:
             Where the damaged objects are now; none if nothing is damaged.
@@ -229,7 +226,7 @@ class Fetcher:
     def _run(
         self, entry: StateEntry, identity: Digest, missing: str | None = None
     ) -> Iterator[Run]:
-        """Fetch alone, where locks work: who comes second finds what the first has brought."""
+        """A run of this process alone, where locks work: others find what it has brought."""
         own = self.cache.own
         if own is None or (own.root.exists() and not os.access(own.root, os.W_OK)):
             raise ReadOnlyStoreError(

@@ -40,10 +40,7 @@ def translate(mirror: Mirror, name: str) -> str:
 
 
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """The names in the state of all names of a mirror's file; see `translate`.
-
-    Returns:
-        The name in the state -> the name in the file.
+    """The name in the state -> the name in the file, for all names of a mirror's file.
 
     Raises:
         FormatError: Two names of the file become one.
@@ -95,7 +92,7 @@ class FileMirror:
         self._check_sums = check_sums
 
     def gather(self, gathering: Gathering) -> None:
-        """Bring what is wanted of it.
+        """Bring the tensors that the gathering wants.
 
         Raises:
             MlstateError: It could not be read, or sent something else than it should.

@@ -87,7 +87,7 @@ class Gathering(abc.ABC):
 
     @abc.abstractmethod
     def complete(self) -> None:
-        """All files of a mirror were read: publish what is not published yet.
+        """Publish what is not published yet, once all files of a mirror were read.
 
         Raises:
             IntegrityError: What came is not the state; nothing of it was kept.
@@ -98,7 +98,7 @@ class Gathering(abc.ABC):
         self._reused = True
 
     def close(self) -> None:
-        """Let go of what is not finished; a later run may go on."""
+        """Close unfinished objects; a later run may go on with them."""
         self._segments.close()
 
     @abc.abstractmethod
@@ -227,7 +227,7 @@ class StagedGathering(Gathering):
         return True
 
     def knows(self, name: str) -> bool:
-        """Always: what comes must be exactly the state."""
+        """True: every tensor that comes must be one of the state."""
         return True
 
     def complete(self) -> None:

@@ -29,13 +29,9 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """A safetensors file, by its header.
+    """A safetensors file by its header: its tensors in the order of their data, and its sizes.
 
-    Attributes:
-        resource: Where it is.
-        tensors: What it holds, in the order of the data.
-        data_start: Where the first tensor's data begins.
-        size: The size of the whole file that the header gives.
+    ``data_start`` is where the first tensor's data begins, ``size`` the length of the whole file.
     """
 
     resource: Resource

@@ -67,11 +67,7 @@ def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
 
 
 class ObjectMirror:
-    """Brings objects from one mirror.
-
-    Args:
-        address: The address of the store: what ``objects/`` is below.
-        context: What the attempt shares.
+    """Brings objects from one mirror: ``objects/`` is below its address.
 
     Attributes:
         lacking: Objects that it turned out not to have.

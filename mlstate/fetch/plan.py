@@ -31,7 +31,7 @@ Take = Callable[[Iterator[Bytes]], None]
 
 @dataclass(frozen=True)
 class Piece(Generic[_Want]):
-    """Bytes of a resource that are wanted, up to before ``stop``; and what takes them, say."""
+    """A range of bytes of a resource, from ``start`` to before ``stop``, and its consumer."""
 
     start: int
     stop: int
@@ -41,17 +41,12 @@ class Piece(Generic[_Want]):
 def join(
     pieces: Iterable[Piece[_Want]], *, waste: float = WASTE, spent: int = 0, most: int = MOST
 ) -> list[tuple[Piece[_Want], ...]]:
-    """Put pieces together into runs: one run, one request.
+    """Put pieces of one resource together into runs: one run, one request.
 
     Pieces that touch are joined. Gaps between others are read and thrown away, the smallest
-    first, as long as that costs no more than ``waste`` of what is wanted. A run is cut between two
-    pieces where it would exceed ``most``, so that several connections share the work.
-
-    Args:
-        pieces: What is wanted of one resource; none overlaps another.
-        waste: The share of bytes that may be read for nothing.
-        spent: Bytes that were read for nothing already (a header).
-        most: The most bytes of a run; a single larger piece is a run of its own.
+    first, as long as that costs no more than ``waste`` of what is wanted; ``spent`` bytes were
+    thrown away before (a header). A run is cut between two pieces where it would exceed ``most``
+    bytes, so that several connections share the work; a larger piece is a run of its own.
     """
     ordered = sorted(pieces, key=lambda piece: (piece.start, piece.stop))
     runs: list[list[Piece[_Want]]] = []
@@ -150,7 +145,7 @@ class Segments:
         self._receiver.publish_partial(partial, digest)
 
     def discard(self, name: str) -> None:
-        """Remove what is here of an object, which comes in another way.
+        """Remove the bytes that are here of an object, which comes in another way.
 
         Other streams may be writing to it. So it is closed when all of them have ended.
         """
@@ -161,7 +156,7 @@ class Segments:
                 partial.forget()
 
     def close(self) -> None:
-        """Let go of what is not complete; a later run may go on."""
+        """Close incomplete objects; a later run may go on with them."""
         with self._lock:
             partials, self._open = [*self._open.values(), *self._discarded], {}
             self._discarded = []

@@ -12,7 +12,7 @@ __all__ = ["Meter", "OnProgress", "Progress", "listener"]
 
 
 def listener(progress: OnProgress | bool | None) -> OnProgress | None:
-    """The function to tell: what the caller gave; for True, a bar on the terminal."""
+    """The function to call with progress: the caller's own; for True, a bar on the terminal."""
     if isinstance(progress, bool):
         return _terminal_bar() if progress else None
     return progress

@@ -92,11 +92,11 @@ class Reader:
         self.meter = meter
 
     def patient(self, resource: Resource) -> Resource:
-        """The resource, with what may pass tried again."""
+        """The resource, reading which is tried again after passing failures."""
         return retrying(resource, self._retries, self._stopped.is_set)
 
     def patiently(self, call: Callable[[], _T]) -> _T:
-        """The result of a call; what may pass is tried again."""
+        """The result of a call, which is tried again after passing failures."""
         return retried(call, self._retries, self._stopped.is_set)
 
     def read_run(self, resource: Resource, run: Sequence[Piece[Take]]) -> None:
@@ -125,7 +125,7 @@ class Reader:
             raise TransportError("the reply ended early", transient=True)
 
     def some(self, stream: Stream, most: int) -> Iterator[Bytes]:
-        """What a stream of unknown length gives, up to so many bytes; as `chunks`."""
+        """The bytes of a stream of unknown length, up to so many; as `chunks`."""
         while most and (data := self._read(stream, min(most, CHUNK))):
             self.meter.add(len(data))
             most -= len(data)

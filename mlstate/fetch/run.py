@@ -29,11 +29,7 @@ _EMPTY = Digest.of(b"")
 
 
 class Run:
-    """Brings what is missing of one state, from one mirror after the other.
-
-    Args:
-        attempts: The attempts at its mirrors.
-        cache: What is there already.
+    """Brings what a cache lacks of one state, from one mirror after the other.
 
     Attributes:
         spared: Bytes of tensor data that were there already.
@@ -217,7 +213,7 @@ def _bring_file(
 
 
 def _fixed(mirror: Mirror) -> str | None:
-    """What a mirror is, if its files can never change; else None.
+    """A text that stands for a mirror whose files can never change; None if they can.
 
     Of a state without a digest nobody could tell a mixture from the whole. So what one run left
     is used by a later one only if it must be of the same files.

@@ -84,10 +84,7 @@ StoreObject = Callable[[Sequence[Bytes]], Digest]
 
 @dataclass(frozen=True)
 class EncodedState:
-    """A state, encoded: the mapping, the bytes of its state object, and the state digest.
-
-    ``sources`` has, for each tensor object, one source of its bytes.
-    """
+    """A state, encoded; ``sources`` has a source of the bytes of each tensor object."""
 
     state: StateObject
     data: bytes
@@ -115,8 +112,7 @@ def encode_state(
 
     Args:
         sources: The tensors of the state; each name once.
-        on_object: Called for each tensor object, from several threads; equal tensors may bring
-            the same object twice.
+        on_object: Called for each tensor object; equal tensors may bring the same one twice.
         threads: How many tensors to take at once.
         store: Called for each tensor object, for its digest.
 

@@ -54,7 +54,7 @@ _MAX_BYTES = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a tensor is, apart from its values.
+    """The element type and shape of a tensor: all but its values.
 
     Attributes:
         dtype: A name of the table `BITS`.

@@ -46,10 +46,9 @@ _PATIENCE = 60.0
 
 
 class ChainObjectStore:
-    """Object stores asked one after the other, for instance read-only caches before one's own.
+    """Object stores, at least one, asked one after the other, such as caches before one's own.
 
-    Args:
-        stores: At least one; the last one is where a missing object would belong.
+    A missing object would belong in the last one.
     """
 
     def __init__(self, stores: Sequence[ObjectStore]) -> None:
@@ -191,7 +190,6 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
 
     A state that a cache holds and does not keep, since somebody pruned it a while ago, is kept
     again. Not so in a folder that somebody saves into: what is kept there is for its owner to say.
-    Arguments as of `write_root`.
     """
     path = _root_path(folder, digest)
     with contextlib.suppress(OSError):

@@ -306,11 +306,9 @@ _UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EM
 
 
 def rename_exclusively(temporary: StrPath, target: StrPath) -> None:
-    """Rename a file to a name that must be free: RENAME_NOREPLACE, which Python does not offer.
+    """Rename a file by RENAME_NOREPLACE, which Python does not offer.
 
-    Raises:
-        FileExistsError: The name is taken.
-        OSError: This system or file system cannot.
+    A taken name is a FileExistsError. Another OSError says that this system cannot.
     """
     renameat2 = getattr(libc(), "renameat2", None) if sys.platform.startswith("linux") else None
     if renameat2 is None:

@@ -42,12 +42,9 @@ _WAITING = 16
 
 
 def check_folder(root: Path) -> None:
-    """Refuse a folder that is no store, or one of a newer version. Reads only.
+    """Refuse, by a FormatError, a folder that is no store, or one of a newer version. Reads only.
 
     An absent folder, and one with neither settings nor states/ nor objects/, is an empty store.
-
-    Raises:
-        FormatError: See above.
     """
     if _check_settings(root):
         return
@@ -207,7 +204,7 @@ class FolderObjectWriter:
             file.publish(self._path(digest))
 
     def settle(self) -> None:
-        """Wait for the disk to have what was added; see `AddingWriter.settle`."""
+        """Wait until all that was added is on the disk; see `AddingWriter.settle`."""
         self._flushing.wait()
 
     def flush(self) -> None:

@@ -42,7 +42,7 @@ class ObjectStore(Protocol):
 
 @runtime_checkable
 class ListedObjectStore(ObjectStore, Protocol):
-    """An object store that can say what it has."""
+    """An object store that can list its objects."""
 
     def digests(self) -> Iterator[Digest]:
         """Every object that is here, in no order; things with other names are passed over."""
@@ -60,7 +60,7 @@ class SurveyedObjectStore(ObjectStore, Protocol):
     """An object store that is asked about many objects in fewer steps than one by one."""
 
     def survey(self) -> Survey:
-        """Begin to ask. What is answered is true of now or later."""
+        """Begin to ask. An answer is true of now or later."""
 
 
 class ObjectWriter(Protocol):

@@ -84,7 +84,7 @@ def _write_mapped(
 
 
 def _write_copied(descriptor: int, views: Sequence[memoryview], hasher: Hasher) -> None:
-    """Through a buffer of our own: what is hashed is what is written."""
+    """Write through a buffer of our own: exactly the bytes that are written are hashed."""
     try:
         whole = _spare.pop()
     except IndexError:
@@ -162,12 +162,8 @@ def may_map(file: BinaryIO | int, devices: dict[int, bool] | None = None) -> boo
     """Whether a file may be mapped: our own or root's, on a local file system.
 
     A map shows what others do to the file later; and where the file may become shorter, the
-    process that reads it there is killed.
-
-    Args:
-        file: The open file, or its descriptor.
-        devices: What was found out of other files in the same act: device -> whether it is local.
-            Added to. Not to be kept for long: what is mounted changes.
+    process that reads it there is killed. ``devices`` notes, of other files in the same act, which
+    devices are local: not to be kept for long, for what is mounted changes.
     """
     if not sys.platform.startswith("linux"):
         return False  # no way known here to tell a network mount

@@ -33,9 +33,9 @@ _WINDOW = 64 << 20
 class Partial:
     """One large object of a known size that is being put together in a store's tmp/.
 
-    Where another process is at work on the same object, or the file system knows no locks, this
-    one works on a copy of its own, which no later run finds: slower, and right. A later run finds it
-    by its name, 64 hex digits.
+    A later run finds it by its name, 64 hex digits. Where another process is at work on the same
+    object, or the file system knows no locks, this one works on a copy of its own, which no later
+    run finds: slower, and right.
 
     Attributes:
         resumed: Whether something of an earlier run is in it.
@@ -121,7 +121,7 @@ class Partial:
         return hasher.digest()
 
     def finished(self) -> None:
-        """Remove what stood beside the object, which has another name now."""
+        """Remove the marks of the object, which has another name now."""
         self._remove = (self._marks_path,)  # under the old name there may be another process's
         self.close()
 

@@ -140,11 +140,7 @@ class Receiver:
 
 
 class Arriving:
-    """One object, from front to back; made by `Receiver.arriving`.
-
-    Attributes:
-        size: The bytes that have come.
-    """
+    """One object, from front to back, made by `Receiver.arriving`; ``size`` counts its bytes."""
 
     def __init__(self, receiver: Receiver, file: NewFile) -> None:
         self._receiver = receiver
@@ -186,7 +182,7 @@ class Arriving:
 
 
 def check_arrived(found: Digest, expected: Digest) -> None:
-    """Refuse, by an IntegrityError, what arrived with another digest than was asked for."""
+    """Refuse, by an IntegrityError, bytes that came with another digest than was asked for."""
     if found != expected:
         raise IntegrityError(
             "wrong bytes came; nothing of them was stored", expected=expected, found=found

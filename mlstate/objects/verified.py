@@ -104,7 +104,7 @@ def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: s
 
 
 def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
-    """Open a tensor object, whose length is right. The position is at the end of the file.
+    """Open a tensor object of the right length; the position is then at the end of the file.
 
     Raises:
         ObjectNotFoundError: It is not there.
@@ -121,7 +121,7 @@ def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
 
 
 def check_tensor(store: ObjectStore, ref: TensorRef, seen: TensorCheck) -> None:
-    """Refuse a tensor object, all of whose bytes were seen, unless it is the one of a reference.
+    """Refuse a tensor object, all of whose bytes were seen, that is not the one of a reference.
 
     Raises:
         IntegrityError: It is damaged.

@@ -82,12 +82,12 @@ def open_checkpoint(
 
     A file in today's format (zip, torch 1.6 and newer) is mapped, so that a tensor takes memory
     only while it is read; nobody may change the file as long as the tensors are in use. The older
-    format is read into memory. Nothing is verified here.
+    format is read into memory. A compressed file is decompressed first, into a temporary file
+    beside it that has no name and goes with the last tensor. Nothing is verified here.
 
     Args:
         path: The file.
-        gzip: Whether it is compressed. Then it is decompressed first, into a temporary file
-            beside it that has no name and goes with the last tensor.
+        gzip: Whether it is compressed.
         select: The dotted path of the state dict inside. At each step the longest key that
             matches is taken, so keys may have dots themselves.
         origin: Where it is from, for errors.

@@ -254,13 +254,8 @@ def assignable(
 ) -> tuple[dict[str, Any], set[str]]:
     """The tensors as the model is to hold them: its dtype, its device, its parameters, its ties.
 
-    Args:
-        given: The tensors.
-        own: The model's entries.
-        groups: The names that are tied in the model; see `tied_groups`.
-
-    Returns:
-        What to give to torch, and the names that the state lacks and that are tied to one it has.
+    ``groups`` is from `tied_groups`. Returns what to give to torch, and the names that the state
+    lacks and that are tied to one it has.
     """
     ready: dict[str, Any] = {}
     lacking: set[str] = set()

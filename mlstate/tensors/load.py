@@ -42,14 +42,8 @@ def load_tensors(
 ) -> LoadResult:
     """Compare a state with a model, read it, and put it in: in this order, or not at all.
 
-    Args:
-        model: The model.
-        specs: Every name of the state with its type and shape.
-        read: Brings all tensors, verified; called only if they fit.
-        strict: Refuse what is missing or unexpected.
-        assign: Make the tensors the model's own instead of copying from them.
-        ignore_mismatched_sizes: Skip what has another shape instead of refusing.
-        digest: The state digest, for the result.
+    ``read`` brings all tensors, verified, and is called only if they fit. The options are those of
+    a store's ``load``.
 
     Raises:
         IncompatibleStateError: The state does not fit; the model is as it was.
@@ -141,7 +135,7 @@ def _apply(
 
 @contextmanager
 def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None]:
-    """Turn what torch or a model's own rules refuse into an error of ours.
+    """Turn a refusal by torch or by a model's own rules into an error of ours.
 
     With ``restore`` the model gets its tensors back. That needs a copy of them, so it is only for
     models with rules of their own: torch takes everything into all others, as `compare` found.

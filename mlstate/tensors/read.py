@@ -61,10 +61,7 @@ class OpenedObject:
         self.size = object_size(ref.spec)
 
     def open(self) -> bool:
-        """Open it, and map it if that is possible.
-
-        Returns:
-            False if it is not mapped: the file is open until `verified` reads it.
+        """Open it, and say whether it is mapped: if not, its file stays open for `verified`.
 
         Raises:
             IntegrityError: It is missing, or has the wrong length.
@@ -83,9 +80,7 @@ class OpenedObject:
     def verified(self, lanes: Lanes | None) -> torch.Tensor:
         """The tensor, private; on a device it is complete when the lanes have settled.
 
-        Raises:
-            IntegrityError: It is missing or damaged.
-            FormatError: It is another than the state object says.
+        An IntegrityError or a FormatError says that the object is not the one of the reference.
         """
         if self._raw is None and self._file is None:
             self.open()
@@ -123,12 +118,8 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Read and verify tensors of a state.
 
-    Args:
-        objects: Where the tensor objects are.
-        state: The verified state object.
-        names: Those to read; all by default. Nothing else is read or verified.
-        shared: Let equal tensors share memory, where they are only copied from.
-        places: Which are wanted elsewhere than on the CPU.
+    Only ``names`` are read and verified, if given. With ``shared`` equal tensors share memory: for
+    copies only. Those with ``places`` go to another device than the CPU.
 
     Returns:
         Name -> tensor, private and writable, in the order of `names` or of the state object.
