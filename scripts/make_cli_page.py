@@ -83,8 +83,8 @@ def _names(parameter: Any) -> str:
 def _exit_codes() -> Iterator[str]:
     yield "## Exit codes\n"
     yield "| code | what it says |\n|---|---|"
-    for code in EXIT_CODES:
-        yield f"| {code.number} | {_cell(code.meaning)} |"
+    for code, meaning in EXIT_CODES.items():
+        yield f"| {code} | {_cell(meaning)} |"
     yield ""
 
 

@@ -33,7 +33,7 @@ app = typer.Typer(
     cls=TextGroup,
     help="PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
     epilog="Every command has --help, with an example. Exit codes:\n\n\b\n"
-    + "\n".join(f"{code.number:>3}  {code.meaning}" for code in EXIT_CODES),
+    + "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()),
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help starts faster, and reads the same in a log
     pretty_exceptions_enable=False,

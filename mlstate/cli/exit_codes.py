@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mlstate.errors import (
     AccessError,
     CopyError,
@@ -28,33 +26,25 @@ __all__ = [
     "REFUSED",
     "USAGE",
     "WITHOUT_READER",
-    "ExitCode",
     "exit_code",
 ]
-
-
-@dataclass(frozen=True)
-class ExitCode:
-    """An exit code and its meaning."""
-
-    number: int
-    meaning: str
 
 
 OK, FINDING, USAGE, NOT_FOUND, INTEGRITY, NETWORK, REFUSED = range(7)
 INTERRUPTED, WITHOUT_READER = 130, 141  # as shells have them: 128 and the signal's number
 
-EXIT_CODES = (
-    ExitCode(OK, "fine"),
-    ExitCode(FINDING, "a finding: damage (verify), a difference (diff), a problem (doctor)"),
-    ExitCode(USAGE, "the command, a key, a manifest or a weights file cannot be understood"),
-    ExitCode(NOT_FOUND, "there is no such state, store or file"),
-    ExitCode(INTEGRITY, "bytes are not those that a digest names, or there is no digest"),
-    ExitCode(NETWORK, "no mirror or service could be reached, or would let us in; or offline"),
-    ExitCode(REFUSED, "refused: something is in the way, or cannot be written"),
-    ExitCode(INTERRUPTED, "stopped by Ctrl-C; nothing is half done"),
-    ExitCode(WITHOUT_READER, "nobody reads the output any more"),
-)
+EXIT_CODES = {
+    OK: "fine",
+    FINDING: "a finding: damage (verify), a difference (diff), a problem (doctor)",
+    USAGE: "the command, a key, a manifest or a weights file cannot be understood",
+    NOT_FOUND: "there is no such state, store or file",
+    INTEGRITY: "bytes are not those that a digest names, or there is no digest",
+    NETWORK: "no mirror or service could be reached, or would let us in; or offline",
+    REFUSED: "refused: something is in the way, or cannot be written",
+    INTERRUPTED: "stopped by Ctrl-C; nothing is half done",
+    WITHOUT_READER: "nobody reads the output any more",
+}
+"""Each exit code with its meaning."""
 
 # The first type that fits counts: some of them are also others.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (

@@ -43,8 +43,7 @@ def fetch(
             remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate "
             "copy",
         )
-    rows: list[FetchedState] = []
-    code = OK
+    code, rows = OK, list[FetchedState]()
     for key in chosen_keys(view, keys or [], everything=everything):
         try:
             report = view.fetch(key)

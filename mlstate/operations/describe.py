@@ -1,4 +1,4 @@
-"""`describe`: all that is known of one state, without its bytes."""
+"""`describe`: all that is known of a state without reading its tensors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file of a state: name, digest, and its bytes if it is here."""
+    """A file of a state: its name, its digest, and its size in bytes if it is here."""
 
     name: str
     digest: str
@@ -54,17 +54,17 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a state.
+    """All that is known of a state.
 
     Attributes:
         key: Its key.
         digest: Its state digest; None if it is not pinned.
         nbytes: The bytes of its tensors, every name counted; or None.
         origin: The manifest or state file that lists it, or None.
-        mirrors: Where its tensors can be had, as addresses.
-        objects: Where its objects can be had: addresses of copies of a store.
+        mirrors: The addresses of its tensors.
+        objects: The addresses of copies of a store that have its objects.
         files: Its files.
-        meta: What was noted with it.
+        meta: The notes that were saved with it.
         tensors: Its tensors; None if its state object is not at hand.
     """
 
@@ -82,8 +82,8 @@ class Description:
 def describe(store: StateView, key: StateKey) -> Description:
     """Say all that is known of a state. No tensor is read, let alone fetched.
 
-    A state object that is not here is fetched if that is all it costs: from a store's copy, a
-    bucket, a release.
+    A state object that is not here is fetched if it can be had alone: from a copy of a store, a
+    bucket, or a release.
 
     Args:
         store: Any store of mlstate.
@@ -148,7 +148,7 @@ def _others(store: StateView, key: StateKey) -> Mapping[Digest, list[str]]:
                 continue
             state = read_state(*found)
         except (IntegrityError, FormatError):
-            continue  # that state's own trouble
+            continue  # which `verify` reports
         for digest in {ref.digest for ref in state.refs.values()}:
             having.setdefault(digest, []).append(str(other))
     return having

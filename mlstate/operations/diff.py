@@ -1,4 +1,4 @@
-"""`diff`: which tensors differ between two states, and by how much. By digest first."""
+"""`diff`: which tensors differ between two states, and by how much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Change", "Rename", "StateDiff", "diff"]
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that both states have, and that is not the same in both.
+    """A tensor that both states have, and that differs.
 
     There are no numbers where nothing was to be compared: the shapes differ, or one of the two has
     elements of 4 bits and the other has not. They are computed in double precision; of 64-bit
@@ -56,7 +56,7 @@ class Rename(NamedTuple):
 
 @dataclass(frozen=True)
 class StateDiff:
-    """What differs between two states.
+    """The differences between two states.
 
     Attributes:
         first: The state digest of the first.
@@ -129,15 +129,9 @@ def diff(first: Side, second: Side, *, values: bool = True, select: str | None =
             try:
                 return _compare(one, other, values)
             except IntegrityError:
-                if not (again and _mend(one, other)):
+                if not (again and any([one.mend(), other.mend()])):  # both, whichever is damaged
                     raise
     raise AssertionError  # the second time ends it
-
-
-def _mend(one: OpenedSide, other: OpenedSide) -> bool:
-    """Mend both, whichever is damaged; whether something was."""
-    mended = [one.mend(), other.mend()]
-    return any(mended)
 
 
 def _compare(one: OpenedSide, other: OpenedSide, values: bool) -> StateDiff:
@@ -175,7 +169,7 @@ def _tensors(state: StateObject) -> dict[str, _Tensor]:
 
 
 def _with_values(changed: list[Change], one: OpenedSide, other: OpenedSide) -> Iterator[Change]:
-    """The same with numbers, where there are any."""
+    """The changes with their numbers, where there are any."""
     groups: dict[tuple[object, object], list[Change]] = {}
     for change in changed:
         if _comparable(change):
@@ -207,22 +201,23 @@ def _with_values(changed: list[Change], one: OpenedSide, other: OpenedSide) -> I
 
 
 def _comparable(change: Change) -> bool:
-    """Whether elements stand for elements. How two of 4 bits lie in a byte nobody promises."""
+    """Whether elements can be compared: no format says how two of 4 bits lie in a byte."""
     first, second = change.first, change.second
     return first.shape == second.shape and (first.dtype == "F4") == (second.dtype == "F4")
 
 
 def _content(tensor: _Tensor) -> tuple[object, ...]:
-    """What is the same of equal tensors."""
+    """A value that equal tensors have in common."""
     if isinstance(tensor, TensorRef):
         return tensor.spec, tensor.digest
     return tensor.spec, bytes(tensor.data)
 
 
 def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tuple[Rename, ...]:
-    """Pairs of equal tensors under two names. Of several, those whose names end most alike.
+    """Pairs of equal tensors under two names; of several, those whose names end most alike.
 
-    Small ones are often equal by chance, all zeros say: the last part of their names is the same.
+    Small tensors are often equal by chance, all zeros say, so the last parts of their names have
+    to be the same.
     """
     free = {name: _content(tensor) for name, tensor in added.items()}
     having = set(free.values())

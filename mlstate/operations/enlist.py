@@ -1,4 +1,4 @@
-"""`enlist` and `unlist`: states of a store into a manifest file, and out of it again."""
+"""`enlist` and `unlist`: states written into a manifest file, and taken out of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def enlist(
     """Write states of a store into a manifest file, beside what it lists already.
 
     Args:
-        manifest: The file; made if it is missing. What else it says stays, comments included.
+        manifest: The file; made if it is missing. All else in it stays, comments included.
         store: Any store that knows its states by digest.
         keys: Which; all by default.
         objects: As for `mlstate.manifest_of`; None: the store's own folder, if it is in one.

@@ -1,4 +1,4 @@
-"""`lock`: what a manifest does not say yet of its states, found out by fetching each once."""
+"""`lock`: digests and sizes of the states of a manifest, found by fetching each once."""
 
 from __future__ import annotations
 

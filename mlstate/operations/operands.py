@@ -1,4 +1,4 @@
-"""What can be compared: a state of a store, or a file of weights; one face for both."""
+"""The two kinds of weights that can be compared: states of stores, and files."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class OpenedSide(abc.ABC):
     @property
     @abc.abstractmethod
     def state(self) -> StateObject:
-        """What tensors there are."""
+        """The tensors that there are."""
 
     def bring(self, names: list[str]) -> None:
         """Make sure that these tensors can be read."""
         del names  # what lies in a file is there
 
     def mend(self) -> bool:
-        """Replace what is damaged; whether something was."""
+        """Replace damaged objects; return whether there were any."""
         return False
 
     def pieces(self, name: str) -> Generator[Bytes, None, None]:
-        """The data of a tensor. Right, if this ends without an error."""
+        """The data of a tensor. They are right if this ends without an error."""
         if name in self.state.inline:
             yield self.state.inline[name].data
         else:
@@ -63,7 +63,7 @@ class OpenedSide(abc.ABC):
 
     @abc.abstractmethod
     def concerned(self, name: str | None = None) -> AbstractContextManager[None]:
-        """Errors that pass say what they are about."""
+        """A context that tells errors what they are about."""
 
 
 class _Stored(OpenedSide):
@@ -153,5 +153,5 @@ def opened(side: Side, select: str | None = None) -> Iterator[OpenedSide]:
 
 
 def _applicable(select: str | None, path: str | os.PathLike[str]) -> str | None:
-    """Of two files one may be a safetensors file, in which nothing can be selected."""
+    """The selection for a file: none in a safetensors file, which may be one of the two."""
     return None if str(path).endswith((".safetensors", ".json")) else select

@@ -1,4 +1,4 @@
-"""Which objects are there, and who names them: each is a number, for memory."""
+"""Sums over objects: which are there, and which states name them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ __all__ = ["Named", "Presence"]
 
 
 class Presence:
-    """What an object store has, for somebody who asks about very many objects.
+    """The objects that a store has, for questions about very many of them.
 
-    Folders are listed once. What came later is found all the same: it is asked for.
-
-    Args:
-        objects: The object store.
+    Folders are listed once. An object that is not in the list is asked for: it may have come later.
     """
 
     def __init__(self, objects: ObjectStore) -> None:
@@ -35,13 +32,16 @@ class Presence:
         return bytes.fromhex(digest) in self._listed or self._objects.size(digest) is not None
 
     def last_use(self, digest: Digest) -> float | None:
-        """When a state was last used, as far as a cache knows; in seconds since the epoch."""
+        """The time of a state's last use, in seconds since the epoch; None if no cache knows."""
         times = (last_use(folder.root, digest) for folder in self._folders)
         return max((time for time in times if time is not None), default=None)
 
 
 class _Shares:
-    """Which objects one group names alone; each group names all of its own in a row."""
+    """The bytes that each group of states names alone, and those that it shares with others.
+
+    One group after the other names its objects. An object is a number, to save memory.
+    """
 
     def __init__(self) -> None:
         self.own: list[int] = []
@@ -50,12 +50,12 @@ class _Shares:
         self._last = array("q")
 
     def begin(self) -> None:
-        """The next group."""
+        """Begin the next group."""
         self.own.append(0)
         self.shared.append(0)
 
     def count(self, number: int, size: int) -> None:
-        """The current group names an object."""
+        """Count an object that the current group names."""
         group = len(self.own) - 1
         if number == len(self._last):
             self._alone.append(group)
@@ -72,11 +72,7 @@ class _Shares:
 
 
 class Named:
-    """The objects that states name: by each state alone, by each architecture, by all.
-
-    Attributes:
-        total: The size of all objects together, each once.
-    """
+    """The bytes of objects that each state names, each architecture, and all together (`total`)."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -84,15 +80,15 @@ class Named:
         self._states, self._families = _Shares(), _Shares()
 
     def begin_family(self) -> None:
-        """The next states are of the next architecture."""
+        """Begin the next architecture."""
         self._families.begin()
 
     def begin_state(self) -> None:
-        """The next objects are those of the next state."""
+        """Begin the next state."""
         self._states.begin()
 
     def count(self, digest: Digest, size: int) -> None:
-        """The current state names an object that is there."""
+        """Count an object that is there and that the current state names."""
         new = len(self._numbers)
         number = self._numbers.setdefault(bytes.fromhex(digest), new)
         if number == new:
@@ -101,7 +97,7 @@ class Named:
         self._states.count(number, size)
 
     def of_states(self) -> Iterator[tuple[int, int]]:
-        """What each state names alone, and what it shares with others, in bytes."""
+        """The bytes that each state names alone, and those that it shares."""
         return zip(self._states.own, self._states.shared, strict=True)
 
     def of_families(self) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""`usage`: what takes the space, state by state: of state objects, no tensor is read."""
+"""`usage`: the space that each state takes, from state objects alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Cached = Literal["yes", "partly", "no"]
 
 @dataclass(frozen=True)
 class StateUsage:
-    """A state, and the space that it takes. Sizes are in bytes.
+    """A state, and the space that it takes, in bytes.
 
     Attributes:
         key: Its key.
@@ -62,7 +62,7 @@ class StateUsage:
 
 @dataclass(frozen=True)
 class ArchitectureUsage:
-    """All states of an architecture together. Sizes are in bytes.
+    """All states of an architecture together, in bytes.
 
     Attributes:
         state_type: Backend and architecture.
@@ -81,7 +81,7 @@ class ArchitectureUsage:
 
 @dataclass(frozen=True)
 class Usage:
-    """What takes the space in a store. Sizes are in bytes.
+    """The space that a store takes, in bytes.
 
     Attributes:
         total: The size of all objects that the states of the store name, each once, and of what a
@@ -176,7 +176,7 @@ def _is_far(store: StateView) -> bool:
 
 def _look(store: StateView, listing: Listing) -> _Looked:
     if listing.size is not None:
-        return None  # the listing says all that is to be known
+        return None  # the listing has its size already
     try:
         return store.find(listing.key)
     except (AccessError, TransportError):
@@ -188,7 +188,7 @@ def _look(store: StateView, listing: Listing) -> _Looked:
 
 
 class _Counting:
-    """Counts states, in the order of their keys."""
+    """Sums over states, which are added in the order of their keys."""
 
     def __init__(self, store: StateView) -> None:
         self._store = store
@@ -202,11 +202,11 @@ class _Counting:
 
     @property
     def total(self) -> int:
-        """The size of all that was counted, each object once."""
+        """The size of all states, each object once."""
         return self.named.total + self._apart
 
     def add(self, listing: Listing, found: _Looked) -> None:
-        """Count a state."""
+        """Add a state."""
         type_ = listing.key.state_type
         family = StateType(type_.backend, type_.architecture)
         if family not in self._families:
@@ -221,14 +221,14 @@ class _Counting:
         self._states.append(state)
 
     def states(self) -> list[StateUsage]:
-        """What was found of each."""
+        """The usage of each state."""
         return [
             state if state.own is None else replace(state, own=state.own + own, shared=shared)
             for state, (own, shared) in zip(self._states, self.named.of_states(), strict=True)
         ]
 
     def architectures(self) -> Iterator[ArchitectureUsage]:
-        """What was found of each architecture."""
+        """The usage of each architecture."""
         families = zip(self._families.items(), self.named.of_families(), strict=True)
         for (family, places), (own, shared) in families:
             states = [self._states[place] for place in places]
@@ -237,7 +237,7 @@ class _Counting:
             yield ArchitectureUsage(family, len(places), nbytes, own + apart, shared)
 
     def _state(self, listing: Listing, found: _Looked) -> StateUsage:
-        """A state; `own` is what it has apart from objects, until all are counted."""
+        """The usage of a state; `own` has only what is no object, until all are counted."""
         key, modified = listing.key, listing.modified
         if isinstance(found, MlstateError):
             raise found
@@ -256,7 +256,7 @@ class _Counting:
         return StateUsage(key, entry.digest, nbytes, 0, 0, cached if self._view else None, modified)
 
     def _count_objects(self, found: Found) -> tuple[int | None, bool]:
-        """Count what a state names; its size, and whether all of it is here."""
+        """Count the objects of a state; return its size, and whether all of it is here."""
         entry, objects = found
         state = read_state(entry, objects)
         self.named.count(entry.pinned_digest, objects.size(entry.pinned_digest) or 0)
@@ -279,7 +279,7 @@ class _Counting:
 
 
 def _unnamed(folder: Path, objects: ObjectStore, named: Named) -> tuple[int, int]:
-    """What a folder keeps as a cache beside what its states name; and all the rest; in bytes."""
+    """The bytes in a folder that no state names: those kept as a cache, and the rest."""
     kept: set[Digest] = set()
     for root in read_roots(folder):
         kept |= {root.digest, *root.files}

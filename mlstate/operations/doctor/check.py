@@ -1,4 +1,4 @@
-"""A check: something that was looked at, what was found, and what to do about it."""
+"""Checks: something that was looked at, the finding, and a remedy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Check:
     """Something that was looked at.
 
     Attributes:
-        name: What: ``"cache: free disk"``, an address.
-        ok: Whether it is as it should be; None if it is neither good nor bad, or nobody knows.
-        found: What was found, in one line.
+        name: Its name: ``"cache: free disk"``, or an address.
+        ok: Whether it is as it should be; None if it is neither good nor bad, or not known.
+        found: The finding, in one line.
         remedy: What to do about it, or None.
     """
 
@@ -27,7 +27,7 @@ class Check:
 
 
 def failed(name: str, error: MlstateError | OSError) -> Check:
-    """The check that an error makes of what was looked at."""
+    """The check that failed with an error."""
     return Check(name, False, reason_of(error), getattr(error, "remedy", None))
 
 

@@ -1,4 +1,4 @@
-"""`diagnose`: what a person should know when something does not work, or before it does not."""
+"""`diagnose`: settings, folders and places looked at for trouble."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class SettingValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How things are.
+    """The findings of a diagnosis.
 
     Attributes:
-        versions: Of mlstate, Python, the system, and the packages that matter; None of one that is
-            not installed.
-        settings: All settings of mlstate; those of other tools that are set.
-        checks: What was looked at.
+        versions: Name -> version, of mlstate, Python, the system, and the packages that matter;
+            None of one that is not installed.
+        settings: All settings of mlstate, and those of other tools that are set.
+        checks: The things that were looked at.
     """
 
     versions: Mapping[str, str | None]
@@ -66,7 +66,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no finding."""
+        """Whether no check failed."""
         return all(check.ok is not False for check in self.checks)
 
 
