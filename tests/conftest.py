@@ -45,6 +45,12 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture
+def no_fsync(monkeypatch):
+    """Nothing waits for the disk: for tests that save a thousand times, and of something else."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
 def ctrl_c():
     """SIGINT interrupts this process and its children, even where pytest was told to ignore it.
 

@@ -74,6 +74,7 @@ def test_the_hub_as_source_and_as_mirror(tmp_path, hub, published):
     assert state["digest"] == added["digest"]
 
 
+@pytest.mark.usefixtures("no_fsync")
 def test_a_thousand_states(shell):
     store = LocalStateStore(shell.folder / "weights")
     shared = torch.ones(8192)

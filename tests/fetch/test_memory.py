@@ -18,6 +18,7 @@ from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from tests.servers.nginx import Nginx
 from tests.support.fetching import start_child
+from tests.support.machine import PEAK
 
 KEY = StateKey.parse("pytorch.large.a")
 MB = 1 << 20
@@ -26,27 +27,13 @@ MOST = 128 * MB  # of which the interpreter's own need, before the fetch, is no 
 
 # Anonymous memory alone: pages of files, mapped or cached, can be taken away at any time.
 FETCH = """
-import threading, time
 store = open_store(sys.argv[1], sys.argv[2])
 store.fetcher.durable = False
 import mlstate.transport.http
-def anonymous():
-    with open("/proc/self/status") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return 1024 * int(fields["RssAnon"].split()[0])
-peak = before = anonymous()
-done = threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.002):
-        peak = max(peak, anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-report = store.fetch(StateKey.parse(sys.argv[3]))
-done.set()
-watcher.join()
+with Peak() as peak:
+    report = store.fetch(StateKey.parse(sys.argv[3]))
 assert "torch" not in sys.modules
-print(report.fetched, before, peak)
+print(report.fetched, peak.before, peak.most)
 """
 
 
@@ -132,7 +119,7 @@ def test_memory_is_bounded_however_large_the_state_is(
     objects = (nginx.url("store"),) if way == "objects" else ()
     manifest = cache.with_name("m.toml")
     Manifest({KEY: StateEntry(KEY, entry.digest, entry.size, parsed)}, objects).write(manifest)
-    child = start_child(FETCH, manifest, cache, KEY)
+    child = start_child(PEAK + FETCH, manifest, cache, KEY)
     out, errors = child.communicate(timeout=120)
     assert (child.returncode, errors) == (0, "")
     fetched, before, peak = map(int, out.split())

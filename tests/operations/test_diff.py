@@ -28,6 +28,7 @@ from mlstate.operations.diff import StateDiff
 from mlstate.stores.statefiles import FolderStateFiles, format_state_file
 from mlstate.tensors.difference import compare_tensors
 from mlstate.tensors.memory import TORCH_DTYPES
+from tests.support.machine import PEAK
 
 ONE, TWO = (StateKey.parse(f"pytorch.net.{name}") for name in ("one", "two"))
 LARGE = 5000  # elements of F32 that are an object of their own
@@ -442,31 +443,18 @@ def test_a_real_fine_tune_against_its_base(tmp_path):
 
 
 MEMORY = """
-import sys, threading
+import sys
 import torch
 from mlstate import LocalStateStore, StateKey, diff
 store = LocalStateStore(sys.argv[1])
 one, two = map(StateKey.parse, sys.argv[2:4])
-def anonymous():
-    with open("/proc/self/status") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return 1024 * int(fields["RssAnon"].split()[0])
 torch.ones(1 << 20).double().norm()
-peak = before = anonymous()
-done = threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.002):
-        peak = max(peak, anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-found = diff((store, one), sys.argv[4] if len(sys.argv) > 4 else (store, two))
-done.set()
-watcher.join()
+with Peak() as peak:
+    found = diff((store, one), sys.argv[4] if len(sys.argv) > 4 else (store, two))
 for change in found.changed:
     assert (change.differing, change.max_abs) == (1, 1.0)
 assert len(found.changed) == 2
-print(peak - before)
+print(peak.most - peak.before)
 """
 MB = 1 << 20
 MOST = 128 * MB
@@ -502,7 +490,7 @@ def test_memory_is_bounded_however_large_the_tensors_are(tmp_path):
         entry = StateEntry(key, Digest.of(state.encode()), state.nbytes)
         states.create(key, format_state_file(entry))
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, tmp_path, str(ONE), str(TWO)],
+        [sys.executable, "-c", PEAK + MEMORY, tmp_path, str(ONE), str(TWO)],
         capture_output=True,
         text=True,
         check=False,

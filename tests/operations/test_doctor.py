@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from tests.servers.ports import HOST, closed_port
 from tests.servers.recording import RecordingServer
 from tests.support.buckets import bucket_store
 from tests.support.fetching import FILE, KEY, Published, write_manifest
+from tests.support.machine import mounted
 
 SECRET = "s3cr3t-t0ken-of-a-test"
 
@@ -296,20 +296,7 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_btrfs_shares_blocks(tmp_path: Path):
-    make = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
-    if make is None:
-        pytest.skip("mkfs.btrfs is not installed")
-    image, mount = tmp_path / "image", tmp_path / "a mount"
-    with image.open("wb") as file:
-        file.truncate(200 << 20)
-    mount.mkdir()
-    subprocess.run([make, "-q", image], check=True, capture_output=True)
-    done = subprocess.run(
-        ["mount", "-o", "loop", image, mount], check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"this user cannot mount a btrfs: {done.stderr.strip()}")
-    try:
+    with mounted("btrfs", tmp_path, 200 << 20) as mount:
         able = probe(mount)
         assert able.shares_blocks
         assert able.hard_links
@@ -320,8 +307,6 @@ def test_btrfs_shares_blocks(tmp_path: Path):
         assert able.flush_seconds > 0
         assert file_system_of(mount) == "btrfs"
         assert list(mount.iterdir()) == []
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 def test_the_deepest_and_latest_mount_counts(tmp_path: Path):

@@ -236,6 +236,7 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_fsync")
 def test_a_thousand_states_of_a_hundred_tensors(tmp_path):
     store = LocalStateStore(tmp_path)
     store.save_state_dict({}, key("many.first"))

@@ -174,6 +174,7 @@ def test_a_folder_that_may_only_be_read_is_enough(store):
     assert contents(store.folder) == before
 
 
+@pytest.mark.usefixtures("no_fsync")
 def test_shared_objects_are_read_once_among_a_thousand_states(tmp_path):
     store = LocalStateStore(tmp_path)
     store.save_state_dict({"w": torch.arange(5000.0), "b": torch.zeros(1)}, KEY)

@@ -27,6 +27,7 @@ from mlstate.format import tensor_object
 from mlstate.format.plain_file import BLOCK, PlainFile, is_weights_name, split
 from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.units import parse_size
+from tests.support.machine import mounted
 from tests.support.models import BytesModel, same, values
 
 KEY = StateKey.parse("pytorch.net.a")
@@ -749,23 +750,8 @@ def test_memory_is_bounded_whatever_the_size(tmp_path, folder):
 @pytest.fixture(params=["btrfs", "xfs"])
 def reflinks(request, tmp_path):
     """A file system that can share blocks."""
-    make = shutil.which(f"mkfs.{request.param}", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
-    if make is None:
-        pytest.skip(f"mkfs.{request.param} is not installed")
-    image, mount = tmp_path / "image", tmp_path / "mount"
-    with image.open("wb") as file:
-        file.truncate(400 << 20)
-    mount.mkdir()
-    subprocess.run([make, "-q", image], check=True, capture_output=True)
-    done = subprocess.run(
-        ["mount", "-o", "loop", image, mount], check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"this user cannot mount a {request.param}: {done.stderr.strip()}")
-    try:
+    with mounted(request.param, tmp_path, 400 << 20) as mount:
         yield mount
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 def used(folder):
