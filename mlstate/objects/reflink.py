@@ -14,21 +14,11 @@ _CANNOT = {None, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV}
 """What the system says where blocks cannot be shared; None of a file that is in memory."""
 
 
-<<<<<<< HEAD
 def clone_range(source: BinaryIO, offset: int, size: int, descriptor: int, start: int) -> bool:
     """Let a file share blocks of another; all numbers are multiples of the block size.
 
     Returns:
         False if that cannot be done here: nothing was written, and the bytes are to be copied.
-=======
-def clone_range(
-    source: BinaryIO, source_start: int, size: int, descriptor: int, start: int
-) -> bool:
-    """Let a range of one file share its blocks with a range of another, from ``start`` on.
-
-    All numbers are multiples of the block size. Returns False if that cannot be done here:
-    nothing was written, and the bytes are to be copied.
->>>>>>> w-fetch
     """
     if not sys.platform.startswith("linux"):
         return False
