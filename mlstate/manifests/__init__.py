@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import uuid
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.manifests.merge import merged_states
 from mlstate.manifests.parse import parse_manifest
+from mlstate.warn import warn
 
 __all__ = ["FileEntry", "Manifest", "StateEntry", "manifest_files"]
 
@@ -134,10 +134,9 @@ def _warn_of_misspelt(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         for entry in manifest.states.values():
             for name, meant in entry.misspelt.items():
-                warnings.warn(
+                warn(
                     f"{entry.origin}: of {entry.key}, {name} is no name that this version knows, "
-                    f"and is ignored; did you mean {meant}?",
-                    stacklevel=4,
+                    f"and is ignored; did you mean {meant}?"
                 )
 
 

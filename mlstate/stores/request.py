@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, StateExistsError
 from mlstate.locations import check_file_names
-from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.manifests import FileEntry, StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
+from mlstate.stores.statefiles import format_state_file, parse_state_file
 from mlstate.warn import warn
 
 __all__ = [
@@ -79,8 +80,7 @@ class SaveRequest:
         entry = StateEntry(key, None, files=files, meta=self.meta or {})
         if not files and not self.meta:
             return entry  # nothing that TOML might refuse or change
-        text = Manifest({key: entry}).format().encode()
-        return Manifest.parse(text, "the new state file").states[key]
+        return parse_state_file(format_state_file(entry), key, "the new state file")
 
     def other_meta(self, stored: StateEntry, wanted: StateEntry) -> bool:
         """Whether the caller gave meta, and other meta is stored."""

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from mlstate.errors import FormatError, ManifestError
 from mlstate.format import layout
-from mlstate.manifests import Manifest, StateEntry
+from mlstate.manifests.entries import ManifestContent, StateEntry
+from mlstate.manifests.parse import parse_manifest
 from mlstate.objects.durable import Publish, make_folders, read_small, sync_path, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.phrases import OVERWRITE
@@ -38,7 +39,9 @@ def format_state_file(entry: StateEntry) -> bytes:
     Raises:
         FormatError: The meta holds something that TOML cannot.
     """
-    return Manifest({entry.key: entry}).format().encode()
+    from mlstate.manifests.write import format_manifest
+
+    return format_manifest(ManifestContent({entry.key: entry}, entry.objects)).encode()
 
 
 def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
@@ -47,7 +50,7 @@ def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
     Raises:
         ManifestError: It cannot be read, or does not have exactly this state.
     """
-    states = Manifest.parse(data, origin).states
+    states = parse_manifest(data, origin).states
     if states.keys() != {key}:
         raise ManifestError(
             "a state file has exactly the state that its path names",
