@@ -54,6 +54,7 @@ check: $(VENV)/check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/journeys.py --check
 	$(BIN)/python tests/golden/check_vectors.py
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null

@@ -1,8 +1,8 @@
 """Count the files that the main jobs pass through: ``python scripts/journeys.py``.
 
 A file counts if one of its functions is called, in any thread, while a store that is open is asked
-once. Files of pure values (digests, keys, the bytes of the format, errors, settings) are told apart:
-they are called from everywhere and lead nowhere. The limits are for the others. A job runs once
+once. Files of pure values (digests, keys, bytes of the format, errors, settings) are told apart:
+they are called from everywhere and lead nowhere; the limits are for the others. Each job runs once
 before it is counted, so that imports and what happens only once are over.
 """
 
