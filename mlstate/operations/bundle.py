@@ -36,7 +36,7 @@ from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.read import StateStore
-from mlstate.stores.save import StateSaver
+from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import format_state_file
 
 __all__ = ["bundle", "unbundle"]

@@ -30,7 +30,7 @@ from mlstate.operations.tars import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.save import StateSaver
+from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import parse_state_file
 
 __all__ = ["Unbundling"]

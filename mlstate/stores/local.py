@@ -11,7 +11,8 @@ from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
 from mlstate.stores.catalog import FileCatalog, FolderCheckpoints, WithCheckpoints
 from mlstate.stores.prune_folder import PruneReport, prune_folder
-from mlstate.stores.save import SavingStore, StateSaver
+from mlstate.stores.save import SavingStore
+from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
 
 __all__ = ["LocalStateStore", "MemoryStateStore"]

@@ -24,7 +24,8 @@ from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
 from mlstate.stores.catalog import FileCatalog, WithCheckpoints
 from mlstate.stores.prune_base import PruneReport
 from mlstate.stores.remote import without_local_places
-from mlstate.stores.save import SavingStore, StateSaver
+from mlstate.stores.save import SavingStore
+from mlstate.stores.state_saver import StateSaver
 
 __all__ = ["S3StateStore"]
 
