@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import socket
 import time
 import traceback
 from dataclasses import replace
@@ -14,6 +15,7 @@ from threading import Thread
 
 import pytest
 import torch
+from urllib3.connection import HTTPConnection
 
 from mlstate import StateKey, lock
 from mlstate.errors import FetchError, ManifestError
@@ -121,6 +123,15 @@ HARMLESS = {  # lies about ranges where none is asked for
     for lie in ("range-shifted", "range-other-total", "range-ignored")
 }
 KERNEL = 8 << 20  # what may wait in the buffers of a connection, unread: bytes
+
+
+@pytest.fixture(autouse=True)
+def small_receive_buffers():
+    """Receive buffers of 2 MiB: the system lets them grow to any size, which `KERNEL` counts."""
+    option = (socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    HTTPConnection.default_socket_options.append(option)
+    yield
+    HTTPConnection.default_socket_options.remove(option)
 
 
 def most_sent(role, small):
