@@ -22,7 +22,7 @@ from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import MemoryObjectStore, ObjectStore
-from mlstate.phrases import ANY_STORE, OVERWRITE
+from mlstate.phrases import ANY_STORE, OVERWRITE, Phrase
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.catalog import Catalog
@@ -69,7 +69,7 @@ def saver_of(store: object) -> Saver:
     raise ReadOnlyStoreError(
         "nothing can be copied into this store",
         path=store,
-        expected=ANY_STORE + "; or a store with save_state_dict(state_dict, key)",
+        expected=ANY_STORE + Phrase("; or a store with save_state_dict(state_dict, key)", ""),
     )
 
 

@@ -16,7 +16,6 @@ import netrc
 import os
 import re
 import tomllib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +25,7 @@ from typing import Any
 
 from mlstate.errors import FormatError
 from mlstate.transport.urls import Url
+from mlstate.warn import warn
 
 __all__ = ["Credential", "Credentials", "hub_endpoint", "token_variable"]
 
@@ -194,7 +194,7 @@ def _read_netrc() -> dict[str, tuple[str, str]]:
         # What the parser says may quote a password.
         line = getattr(error, "lineno", None)
         where = f"{path}, line {line}" if line else f"{path}"
-        warnings.warn(f"{where}: cannot be read, so no login of it is used", stacklevel=2)
+        warn(f"{where}: cannot be read, so no login of it is used")
         return {}
     return {
         host.lower(): (login or "", password or "")
