@@ -21,6 +21,7 @@ from mlstate.fetch import Fetcher
 from mlstate.format import layout
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry, manifest_files
+from mlstate.reading import Only
 from mlstate.stores.cache import make_fetcher, open_cache
 from mlstate.transport import Retries, Transports, retrying
 from mlstate.transport.hub import HubAddress, parse_hub_address
@@ -129,7 +130,7 @@ class Inspection:
         """Why a mirror does not give the state; None if it does."""
         with tempfile.TemporaryDirectory() as folder:
             try:
-                _fetcher(folder).fetch(alone, () if alone.files else None)
+                _fetcher(folder).fetch(alone, Only.FILES if alone.files else None)
             except FetchError as error:
                 reasons = "; ".join(reason for _, reason in error.attempts)
                 return f"does not give what it should: {reasons or error.message}"

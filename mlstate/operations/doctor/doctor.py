@@ -85,6 +85,7 @@ def diagnose(
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from mlstate import ManifestStore
         >>> manifest = Path(tempfile.mkdtemp()) / "weights.toml"
         >>> _ = manifest.write_text("version = 1")
         >>> found = diagnose(ManifestStore(manifest, cache=manifest.parent / "cache"))
