@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlstate.objects.roots import last_use
 
 from mlstate import (
     LocalStateStore,
@@ -29,6 +28,7 @@ from mlstate.format import layout
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import Manifest, StateEntry
+from mlstate.objects.cache import last_use
 from mlstate.stores.read import StateStore
 from mlstate.stores.statefiles import format_state_file
 from tests.support.buckets import bucket_store, contents, put
