@@ -22,8 +22,15 @@ from mlstate.format.encode import TensorSource
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.cache import forget_root, read_roots
-from mlstate.operations.adopt_mirror import mirror_into
-from mlstate.operations.intake import Adoption, AdoptReport, Arrivals, Told, digests_in, spared_of
+from mlstate.operations.adopt_into_manifest import mirror_into
+from mlstate.operations.adopt_report import (
+    Adoption,
+    AdoptReport,
+    Arrivals,
+    Told,
+    digests_in,
+    spared_of,
+)
 from mlstate.operations.sources import find_source
 from mlstate.operations.transfer import Count, StateTransfer
 from mlstate.phrases import ANY_STORE, flag

@@ -27,9 +27,9 @@ from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
 from mlstate.objects.durable import sync_path
 from mlstate.objects.verified import check_digest, check_size
+from mlstate.operations.bundle_reader import Unbundling
 from mlstate.operations.export import publish, refuse_existing
-from mlstate.operations.tars import PIECE, TarReader, read_fully
-from mlstate.operations.unbundle import Unbundling
+from mlstate.operations.tar_reader import PIECE, TarReader, read_fully
 from mlstate.reading import read_state
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore

@@ -11,7 +11,7 @@ from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
-from mlstate.operations.operands import OpenedSide, Side, opened
+from mlstate.operations.diff_inputs import OpenedSide, Side, opened
 from mlstate.parallel import for_each
 
 __all__ = ["Change", "Rename", "StateDiff", "diff"]

@@ -22,7 +22,7 @@ from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.cache import read_roots
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.reports import iso_time
-from mlstate.operations.space import Named, Presence
+from mlstate.operations.shared_space import Named, Presence
 from mlstate.parallel import for_each
 from mlstate.reading import Only, read_state, read_state_object
 from mlstate.states import StateKey, StateType, check_keys

@@ -13,8 +13,8 @@ from mlstate.format import layout
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Cache, forget_root
+from mlstate.operations.verify.dependents import Need, Needing
 from mlstate.operations.verify.inspect import Inspection, Problem
-from mlstate.operations.verify.needed import Need, Needing
 from mlstate.reading import Only
 from mlstate.states import StateKey
 

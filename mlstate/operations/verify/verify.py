@@ -15,8 +15,8 @@ from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore, ListedObjectStore, ObjectStore
 from mlstate.objects.cache import Cache
 from mlstate.objects.verified import REMEDY
+from mlstate.operations.verify.dependents import Need, Needing
 from mlstate.operations.verify.inspect import Inspection, Problem
-from mlstate.operations.verify.needed import Need, Needing
 from mlstate.operations.verify.repair import Mending
 from mlstate.operations.verify.report import (
     Finding,

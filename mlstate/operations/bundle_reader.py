@@ -26,7 +26,7 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
-from mlstate.operations.tars import TarReader
+from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey

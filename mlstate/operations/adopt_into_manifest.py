@@ -11,7 +11,7 @@ from mlstate.errors import FormatError, StateExistsError
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.manifests.update import change_manifest
-from mlstate.operations.intake import Adoption, AdoptReport, digests_in, spared_of
+from mlstate.operations.adopt_report import Adoption, AdoptReport, digests_in, spared_of
 from mlstate.operations.sources import below, mirror_of_file
 from mlstate.phrases import LOCK, OVERWRITE, Phrase
 from mlstate.reading import read_state
