@@ -68,7 +68,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
-    from mlstate.operations.usage import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
     keys = list[str]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
-    from mlstate.operations.usage import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import Finding, VerifyReport
 
 __all__ = [
@@ -37,8 +37,8 @@ _HOMES = {
     "Diagnosis": "mlstate.operations.doctor.doctor",
     "Finding": "mlstate.operations.verify.report",
     "StateDiff": "mlstate.operations.diff",
-    "StateUsage": "mlstate.operations.usage",
-    "Usage": "mlstate.operations.usage",
+    "StateUsage": "mlstate.operations.usage_report",
+    "Usage": "mlstate.operations.usage_report",
     "VerifyReport": "mlstate.operations.verify.report",
 }
 

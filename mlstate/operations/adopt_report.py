@@ -1,22 +1,19 @@
-"""The parts of an adoption: its request, its counters, its report."""
+"""The report of an adoption, with its request and its counter of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from mlstate.digests import Bytes, Digest
-from mlstate.fetch.progress import Meter, OnProgress, Progress
-from mlstate.format.encode import TensorSource
+from mlstate.digests import Digest
+from mlstate.fetch.progress import OnProgress, Progress
 from mlstate.format.state_object import StateObject
-from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.states import StateKey
 from mlstate.stores.request import SaveRequest
 
-__all__ = ["AdoptReport", "Adoption", "Arrivals", "Told", "digests_in", "spared_of"]
+__all__ = ["AdoptReport", "Adoption", "ByteCounter", "digests_in", "spared_of"]
 
 
 @dataclass(frozen=True)
@@ -44,85 +41,49 @@ class AdoptReport:
 
 
 def digests_in(folder: FolderObjectStore | None) -> set[Digest]:
-    """The objects of a folder: to be asked before anything comes, for later nobody can tell."""
+    """The objects of a folder, listed before anything is added to it."""
     return set() if folder is None else set(folder.digests())
 
 
-def spared_of(state: StateObject, having: Collection[Digest]) -> int:
+def spared_of(state: StateObject, present: Collection[Digest]) -> int:
     """The bytes of a state's tensors that were there already, each object counted once."""
-    sizes = {ref.digest: ref.spec.nbytes for ref in state.refs.values() if ref.digest in having}
+    sizes = {ref.digest: ref.spec.nbytes for ref in state.refs.values() if ref.digest in present}
     return sum(sizes.values())
 
 
-class Arrivals:
-    """A counter of the bytes that came (`nbytes`), which passes all progress on."""
+class ByteCounter:
+    """Counts the bytes that all progress tells of (`nbytes`), and passes the progress on."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
         self.nbytes = 0
 
     def __call__(self, progress: Progress) -> None:
-        """Count, and pass on; see `OnProgress`."""
+        """Count and pass on; see `OnProgress`."""
         if progress.ended:
             self.nbytes += progress.done
         if self._on_progress is not None:
             self._on_progress(progress)
 
-    @contextmanager
-    def meter(self, key: StateKey) -> Iterator[Meter]:
-        """A meter for what is read of one state."""
-        meter = Meter(str(key), self)
-        try:
-            yield meter
-        finally:
-            meter.end()
-
-
-@dataclass(frozen=True)
-class Told:
-    """A tensor that tells a meter when it has been read; see `TensorSource`."""
-
-    name: str
-    spec: TensorSpec
-    memory: Hashable
-    source: TensorSource
-    meter: Meter
-
-    @classmethod
-    def of(cls, source: TensorSource, meter: Meter) -> Told:
-        """The same tensor, with a meter."""
-        return cls(source.name, source.spec, source.memory, source, meter)
-
-    @contextmanager
-    def data(self) -> Iterator[Bytes]:
-        """Its bytes; see `TensorSource.data`."""
-        with self.source.data() as data:
-            yield data
-        self.meter.add(self.spec.nbytes)
-
 
 @dataclass(frozen=True)
 class Adoption:
-    """The request for an adoption.
+    """A request to adopt weights under a key.
 
-    Attributes:
-        key: The key for the state.
-        source: The weights.
-        request: Files and meta, and whether to replace another state.
-        by_caller: Whether the files are those of the caller, and not those of the source.
-        arrivals: The counter of what comes.
+    `by_caller` says that the files of the request are the caller's, and not those of the source;
+    `counter` counts what is read.
     """
 
     key: StateKey
     source: WeightSource
     request: SaveRequest
     by_caller: bool
-    arrivals: Arrivals
+    counter: ByteCounter
 
     def report(
         self, digest: Digest, size: int, files: Iterable[str], *, spared: int, existed: bool
     ) -> AdoptReport:
         """The report, with these values."""
         names = tuple(sorted(files))
-        nbytes = self.arrivals.nbytes
+        nbytes = self.counter.nbytes
         return AdoptReport(self.key, digest, size, nbytes, spared, existed, names)

@@ -1,4 +1,4 @@
-"""Sums over objects: which are there, and which states name them."""
+"""The space that states share: which objects are there, and which groups of states name them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mlstate.digests import Digest
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import folders_of, last_use
 
-__all__ = ["Named", "Presence"]
+__all__ = ["ListedObjects", "SharedSpace"]
 
 
-class Presence:
-    """The objects that a store has, for questions about very many of them.
+class ListedObjects:
+    """The objects of an object store, for questions about very many of them.
 
     Folders are listed once. An object that is not in the list is asked for: it may have come later.
     """
@@ -25,7 +25,7 @@ class Presence:
         }
 
     def has(self, digest: Digest, objects: ObjectStore) -> bool:
-        """Whether an object is there: in the folders as they were listed, or in an object store."""
+        """Whether an object is in the folders as they were listed, or in an object store now."""
         return bytes.fromhex(digest) in self._listed or objects.size(digest) is not None
 
     def last_use(self, digest: Digest) -> float | None:
@@ -34,72 +34,40 @@ class Presence:
         return max((time for time in times if time is not None), default=None)
 
 
-class _Shares:
-    """The bytes that each group of states names alone, and those that it shares with others.
+class SharedSpace:
+    """The bytes that each group of states names alone, and those that it shares with other groups.
 
-    One group after the other names its objects. An object is a number, to save memory.
+    One group after the other names its objects. An object is a number, which saves memory: they
+    are 0, 1, 2 and so on in the order in which they are first counted.
     """
 
     def __init__(self) -> None:
-        self.own: list[int] = []
-        self.shared: list[int] = []
-        self._alone = array("q")
-        self._last = array("q")
+        self._own: list[int] = []
+        self._shared: list[int] = []
+        self._only = array("q")  # the one group that names an object; -1 if several do
+        self._last = array("q")  # the last group that named it
 
-    def begin(self) -> None:
+    def begin_group(self) -> None:
         """Begin the next group."""
-        self.own.append(0)
-        self.shared.append(0)
+        self._own.append(0)
+        self._shared.append(0)
 
     def count(self, number: int, size: int) -> None:
         """Count an object that the current group names."""
-        group = len(self.own) - 1
+        group = len(self._own) - 1
         if number == len(self._last):
-            self._alone.append(group)
+            self._only.append(group)
             self._last.append(group)
-            self.own[group] += size
+            self._own[group] += size
         elif self._last[number] != group:
-            alone = self._alone[number]
-            if alone >= 0:
-                self.own[alone] -= size
-                self.shared[alone] += size
-                self._alone[number] = -1
-            self.shared[group] += size
+            only = self._only[number]
+            if only >= 0:
+                self._own[only] -= size
+                self._shared[only] += size
+                self._only[number] = -1
+            self._shared[group] += size
             self._last[number] = group
 
-
-class Named:
-    """The bytes of objects that each state names, each architecture, and all together (`total`)."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self._numbers: dict[bytes, int] = {}
-        self._states, self._families = _Shares(), _Shares()
-
-    def begin_family(self) -> None:
-        """Begin the next architecture."""
-        self._families.begin()
-
-    def begin_state(self) -> None:
-        """Begin the next state."""
-        self._states.begin()
-
-    def count(self, digest: Digest, size: int) -> None:
-        """Count an object that is there and that the current state names."""
-        new = len(self._numbers)
-        number = self._numbers.setdefault(bytes.fromhex(digest), new)
-        if number == new:
-            self.total += size
-        self._families.count(number, size)
-        self._states.count(number, size)
-
-    def of_states(self) -> Iterator[tuple[int, int]]:
-        """The bytes that each state names alone, and those that it shares."""
-        return zip(self._states.own, self._states.shared, strict=True)
-
-    def of_families(self) -> Iterator[tuple[int, int]]:
-        """The same of each architecture."""
-        return zip(self._families.own, self._families.shared, strict=True)
-
-    def __contains__(self, digest: Digest) -> bool:
-        return bytes.fromhex(digest) in self._numbers
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The bytes of each group: those of its own, and those that it shares."""
+        return zip(self._own, self._shared, strict=True)
