@@ -229,7 +229,8 @@ class _Verification:
         return self._repair.repair({d for d, found in kinds.items() if found != {"unreadable"}})
 
     def _report(self) -> VerifyReport:
-        absent, partial = [], []
+        absent: list[StateKey] = []
+        partial: list[StateKey] = []
         if self._is_view:
             absent, partial = incomplete_states(self._inspection, self._entries)
         without = set(absent)
