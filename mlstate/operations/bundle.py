@@ -30,6 +30,7 @@ from mlstate.objects.verified import check_digest, check_size
 from mlstate.operations.bundle_reader import BundleReader
 from mlstate.operations.export import publish, refuse_existing
 from mlstate.operations.tar_reader import PIECE, TarReader, read_fully
+from mlstate.phrases import Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
@@ -241,7 +242,9 @@ def unbundle(
             "nothing can be unbundled into this store",
             path=target,
             expected="a folder, or a bucket",
-            remedy="leave the target out: the cache is what every manifest reads",
+            remedy="leave "
+            + Phrase("the target", "--store")
+            + " out: the cache is what every manifest reads",
         )
     with contextlib.ExitStack() as stack:
         if not isinstance(path, str | os.PathLike):
