@@ -21,7 +21,7 @@ from mlstate.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from mlstate.operations.usage import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage, Usage
 
 __all__ = ["du", "ls", "show"]
 

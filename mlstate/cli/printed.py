@@ -64,11 +64,11 @@ class FileDigest:
 
 def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     """Command -> the reports whose members it prints, with members that are in no report."""
+    from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
-    from mlstate.operations.intake import AdoptReport
-    from mlstate.operations.usage import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
     keys = list[str]

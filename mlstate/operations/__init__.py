@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from mlstate.lazy import exports
 
 if TYPE_CHECKING:
+    from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.copy import CopyReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
-    from mlstate.operations.intake import AdoptReport
-    from mlstate.operations.usage import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import Finding, VerifyReport
 
 __all__ = [
@@ -31,14 +31,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AdoptReport": "mlstate.operations.intake",
+    "AdoptReport": "mlstate.operations.adopt_report",
     "CopyReport": "mlstate.operations.copy",
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",
     "Finding": "mlstate.operations.verify.report",
     "StateDiff": "mlstate.operations.diff",
-    "StateUsage": "mlstate.operations.usage",
-    "Usage": "mlstate.operations.usage",
+    "StateUsage": "mlstate.operations.usage_report",
+    "Usage": "mlstate.operations.usage_report",
     "VerifyReport": "mlstate.operations.verify.report",
 }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlstate.digests import Bytes
 from mlstate.errors import (
     FormatError,
     ManifestError,
@@ -17,15 +18,22 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.fetch.progress import listener
+from mlstate.fetch.progress import Meter, listener
 from mlstate.format.encode import TensorSource
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.cache import forget_root, read_roots
-from mlstate.operations.adopt_mirror import mirror_into
-from mlstate.operations.intake import Adoption, AdoptReport, Arrivals, Told, digests_in, spared_of
+from mlstate.operations.adopt_into_manifest import adopt_into_manifest
+from mlstate.operations.adopt_report import (
+    Adoption,
+    AdoptReport,
+    ByteCounter,
+    digests_in,
+    spared_of,
+)
 from mlstate.operations.sources import find_source
-from mlstate.operations.transfer import Count, StateTransfer
+from mlstate.operations.transfer import ObjectCounter, StateTransfer
 from mlstate.phrases import ANY_STORE, flag
 from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore, Found
@@ -117,30 +125,25 @@ def adopt(
     """
     check_key(key)
     into = _check_target(target, mirror=mirror)
-    arrivals = Arrivals(listener(progress))
+    counter = ByteCounter(listener(progress))
     with concerning(key):
         found = find_source(source, select, offline=offline)
         request = SaveRequest(
             found.files if files is None else files, meta, overwrite, verify, reused={}
         )
-        adoption = Adoption(key, found, request, files is not None, arrivals)
+        adoption = Adoption(key, found, request, files is not None, counter)
         if isinstance(into, Path):
-            fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=arrivals)
-            return mirror_into(into, adoption, fetching)
+            fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=counter)
+            return adopt_into_manifest(into, adoption, fetching)
         if found.path is not None:
-            return _from_file(adoption, into)
+            return _from_file(adoption, found.path, into)
         cache = _cache_for(into, key, cache, request)
-        fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=arrivals)
+        fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=counter)
         return _from_elsewhere(adoption, into, fetching)
 
 
 def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
-    """The store, or the path of the manifest.
-
-    Raises:
-        FormatError: It does not go with `mirror`.
-        ReadOnlyStoreError: Nothing can be saved there.
-    """
+    """The store, or the path of the manifest; refused if it does not go with `mirror`."""
     if isinstance(target, SavingStore):
         if mirror:
             raise FormatError(
@@ -175,10 +178,10 @@ def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
 def _cache_for(
     target: SavingStore, key: StateKey, cache: CacheLike | None, request: SaveRequest
 ) -> CacheLike | None:
-    """Where the bytes of a source elsewhere come to first.
+    """The cache for the bytes of a source elsewhere: a folder's own objects, which write them once.
 
-    Into a folder's own objects, so that they are written once; unless the key is taken, for then
-    most probably nothing is to be stored; and unless what is there may be damaged.
+    Not so if the key is taken, since then most probably nothing is to be stored, or if what is in
+    the folder may be damaged.
     """
     if cache is not None or target.fetcher is not None:
         return target.objects if cache is None else cache
@@ -187,19 +190,38 @@ def _cache_for(
     return None if target.saver.is_taken(key) and not request.overwrite else target.folder
 
 
-def _from_file(adoption: Adoption, target: SavingStore) -> AdoptReport:
+@dataclass(frozen=True)
+class _MeteredTensor:
+    """A tensor source that tells a meter when it has been read; see `TensorSource`."""
+
+    name: str
+    spec: TensorSpec
+    memory: Hashable
+    source: TensorSource
+    meter: Meter
+
+    @contextmanager
+    def data(self) -> Iterator[Bytes]:
+        with self.source.data() as data:
+            yield data
+        self.meter.add(self.spec.nbytes)
+
+
+def _from_file(adoption: Adoption, path: Path, target: SavingStore) -> AdoptReport:
     """Save what lies on this machine, in one pass over its bytes."""
-    key, source, request = adoption.key, adoption.source, adoption.request
-    assert source.path is not None
+    key, request = adoption.key, adoption.request
     before = _recorded(target, key)
-    with (
-        sources_of_file(source.path, select=source.mirror.select) as sources,
-        adoption.arrivals.meter(key) as meter,
-    ):
+    meter = Meter(str(key), adoption.counter)
+    with sources_of_file(path, select=adoption.source.mirror.select) as sources:
         size = sum(tensor.spec.nbytes for tensor in sources)
         meter.expect(size)
-        told: list[TensorSource] = [Told.of(tensor, meter) for tensor in sources]
-        target.saver.save(key, told, request)
+        tensors: list[TensorSource] = [
+            _MeteredTensor(t.name, t.spec, t.memory, t, meter) for t in sources
+        ]
+        try:
+            target.saver.save(key, tensors, request)
+        finally:
+            meter.end()
     after = _recorded(target, key)
     if after is None:
         raise StateNotFoundError("another process deleted this state meanwhile", path=target)
@@ -225,24 +247,22 @@ def _from_elsewhere(
     own = fetcher.cache.own
     if own is None or own.root != target.folder:
         own = None
-    having = digests_in(own)
+    present = digests_in(own)
     kept = set() if own is None else {root.digest for root in read_roots(own.root)}
     unpinned = StateEntry(key, None, mirrors=(adoption.source.mirror,))
     found = Found(fetcher.pin(fetcher.settle(unpinned)), fetching.objects)
     digest = found.entry.pinned_digest
     try:
-        transfer = StateTransfer(fetching, found, Count(key, None))
+        transfer = StateTransfer(fetching, found, ObjectCounter(key, None))
         if not adoption.by_caller:
             request = replace(request, files=fetching.files_of(found))
-        request = replace(request, source=transfer)
         wanted = request.entry(key)
-        with transfer.blamed():
-            saved = target.saver.receive(transfer.encoded, wanted, request)
+        saved = transfer.save_into(target.saver, wanted, request)
     finally:
         if own is not None and digest not in kept:
             forget_root(own.root, digest)  # it is a state of the store now, not of a cache
     state = transfer.encoded.state
     size = spared = state.nbytes
     if saved:
-        spared = sum((request.reused or {}).values()) if own is None else spared_of(state, having)
+        spared = sum((request.reused or {}).values()) if own is None else spared_of(state, present)
     return adoption.report(digest, size, wanted.files, spared=spared, existed=not saved)

@@ -1,4 +1,4 @@
-"""Bundles: states and all that they need as one plain tar, for machines without a network.
+"""`bundle` and `unbundle`: states and all that they need as one tar, for where no network is.
 
 A bundle is a store's folder in an order that can be read from front to back: the settings, the
 state files, the state objects, then every other object, each once. ``tar xf`` makes a store of it.
@@ -27,13 +27,14 @@ from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
 from mlstate.objects.durable import sync_path
 from mlstate.objects.verified import check_digest, check_size
+from mlstate.operations.bundle_reader import BundleReader
 from mlstate.operations.export import publish, refuse_existing
-from mlstate.operations.tars import PIECE, TarReader, read_fully
-from mlstate.operations.unbundle import Unbundling
+from mlstate.operations.tar_reader import PIECE, TarReader, read_fully
 from mlstate.phrases import Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
+from mlstate.stores.cache import PathLike
 from mlstate.stores.custom import state_store
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.read import StateStore
@@ -42,13 +43,11 @@ from mlstate.stores.statefiles import format_state_file
 
 __all__ = ["bundle", "unbundle"]
 
-_PathLike = str | os.PathLike[str]
-
 
 def bundle(
     store: AnyStore,
     keys: Iterable[StateKey],
-    path: _PathLike,
+    path: PathLike,
     *,
     overwrite: bool = False,
     progress: OnProgress | bool | None = None,
@@ -79,13 +78,14 @@ def bundle(
     refuse_existing(target, overwrite=overwrite)  # before anything is fetched for it
     target.parent.mkdir(parents=True, exist_ok=True)
     view = state_store(store)
+    on_progress = listener(progress)
     try:
-        _write(view, keys, target, listener(progress), overwrite=overwrite)
+        _write(view, keys, target, on_progress, overwrite=overwrite)
     except IntegrityError:
         mended = [view.access.mend(view.get(key).entry) for key in keys]
         if not any(mended):
             raise
-        _write(view, keys, target, listener(progress), overwrite=overwrite)
+        _write(view, keys, target, on_progress, overwrite=overwrite)
 
 
 def _write(
@@ -96,18 +96,16 @@ def _write(
     *,
     overwrite: bool,
 ) -> None:
-    states, items = _contents(store, keys)
+    texts, objects = _contents(store, keys)
     meter = Meter(f"bundle {target.name}", progress)
-    meter.expect(sum(item.size for item in items.values()))
+    meter.expect(sum(item.size for item in objects.values()))
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         # As the umask has it; and new, whatever is there.
         with temporary.open("xb") as file, _tar_writer(fileobj=file) as tar:
-            texts = {layout.SETTINGS: layout.NEW_SETTINGS}
-            texts |= {layout.state_path(key): states[key] for key in sorted(states)}
             for name, text in texts.items():
                 tar.addfile(_member(name, len(text)), io.BytesIO(text))
-            for digest, item in items.items():
+            for digest, item in objects.items():
                 _add_object(tar, digest, item, meter)
         sync_path(temporary)
         publish(temporary, target, overwrite=overwrite)
@@ -129,8 +127,8 @@ class _Item:
 
 def _contents(
     store: StateStore, keys: list[StateKey]
-) -> tuple[dict[StateKey, bytes], dict[Digest, _Item]]:
-    """The state files, and the objects in the order of the bundle: state objects first."""
+) -> tuple[dict[str, bytes], dict[Digest, _Item]]:
+    """The texts by path, then the objects in the order of the bundle: state objects first."""
     states: dict[StateKey, bytes] = {}
     heads: dict[Digest, _Item] = {}
     others: dict[Digest, _Item] = {}
@@ -150,7 +148,8 @@ def _contents(
                 others[file.digest] = _Item(objects, size, f"the file {name!r}", key)
     items = {digest: heads[digest] for digest in sorted(heads)}
     items |= {digest: others[digest] for digest in sorted(others.keys() - heads.keys())}
-    return states, items
+    texts = {layout.state_path(key): states[key] for key in sorted(states)}
+    return {layout.SETTINGS: layout.NEW_SETTINGS, **texts}, items
 
 
 def _size(objects: ObjectStore, digest: Digest) -> int:
@@ -194,11 +193,7 @@ class _HashedFile:
         self.hasher = Hasher()
 
     def read(self, size: int = PIECE, /) -> bytes:
-        """Return exactly so many bytes.
-
-        Raises:
-            IntegrityError: The file ends before.
-        """
+        """Return exactly so many bytes."""
         data = read_fully(self._file, size)
         if len(data) < size:
             raise IntegrityError("a file became shorter while it was read", path=self._path)
@@ -208,8 +203,8 @@ class _HashedFile:
 
 
 def unbundle(
-    path: _PathLike | BinaryIO,
-    target: AnyStore | _PathLike | None = None,
+    path: PathLike | BinaryIO,
+    target: AnyStore | PathLike | None = None,
     *,
     overwrite: bool = False,
     progress: OnProgress | bool | None = None,
@@ -241,22 +236,6 @@ def unbundle(
     """
     if target is None or isinstance(target, str | os.PathLike):
         target = LocalStateStore(settings.cache_folder() if target is None else target)
-    saver = _saver_of(target)
-    with contextlib.ExitStack() as stack:
-        if not isinstance(path, str | os.PathLike):
-            tar = TarReader(path, str(getattr(path, "name", "a stream")), seekable=False)
-        elif path == "-":
-            tar = TarReader(sys.stdin.buffer, "standard input", seekable=False)
-        else:
-            file = stack.enter_context(local_path(path).open("rb"))
-            tar = TarReader(file, str(path), seekable=file.seekable())
-        meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
-        keys = Unbundling(tar, saver, meter, overwrite=overwrite).run()
-    meter.end()
-    return keys
-
-
-def _saver_of(target: AnyStore) -> StateSaver:
     saver = getattr(target, "saver", None)
     if not isinstance(saver, StateSaver):
         raise ReadOnlyStoreError(
@@ -267,4 +246,15 @@ def _saver_of(target: AnyStore) -> StateSaver:
             + Phrase("the target", "--store")
             + " out: the cache is what every manifest reads",
         )
-    return saver
+    with contextlib.ExitStack() as stack:
+        if not isinstance(path, str | os.PathLike):
+            tar = TarReader(path, str(getattr(path, "name", "a stream")), seekable=False)
+        elif path == "-":
+            tar = TarReader(sys.stdin.buffer, "standard input", seekable=False)
+        else:
+            file = stack.enter_context(local_path(path).open("rb"))
+            tar = TarReader(file, str(path), seekable=file.seekable())
+        meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
+        keys = BundleReader(tar, saver, meter, overwrite=overwrite).run()
+    meter.end()
+    return keys

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mlstate.errors import (
     AccessError,
@@ -17,9 +17,9 @@ from mlstate.errors import (
 )
 from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import listener
-from mlstate.format.encode import EncodedState, bytes_source, encode_state
+from mlstate.format.encode import bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
-from mlstate.operations.transfer import Count, StateTransfer
+from mlstate.operations.transfer import ObjectCounter, StateTransfer
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.custom import saver_of, state_store
@@ -106,24 +106,25 @@ def copy(
     saver = saver_of(target)
     view = state_store(source)
     chosen = view.get_state_keys() if keys is None else list(dict.fromkeys(check_keys(keys)))
-    told = listener(progress)
+    request = SaveRequest({}, None, overwrite, verify)
+    on_progress = listener(progress)
     copied: list[StateKey] = []
     present: list[StateKey] = []
     failed: list[tuple[StateKey, MlstateError]] = []
     nbytes = 0
     for key in chosen:
-        count = Count(key, told)
+        counter = ObjectCounter(key, on_progress)
         try:
             with concerning(key):
-                done = _copy_one(view, saver, key, _Manner(overwrite, verify), count)
-            (copied if done else present).append(key)
+                is_new = _copy_one(view, saver, key, request, counter)
+            (copied if is_new else present).append(key)
         except (AccessError, TransportError):
             raise  # the next state would meet the same
         except MlstateError as error:
             failed.append((key, error))
         finally:
-            count.meter.end()
-        nbytes += count.nbytes
+            counter.meter.end()
+        nbytes += counter.nbytes
     if failed and len(chosen) == 1:
         raise failed[0][1]
     if failed:
@@ -139,45 +140,27 @@ def copy(
     return CopyReport(tuple(copied), tuple(present), nbytes)
 
 
-class _Manner(NamedTuple):
-    """How states are to be received: as in `SaveRequest`."""
-
-    overwrite: bool
-    verify: bool
-
-
 def _copy_one(
-    source: StateStore, target: Saver, key: StateKey, manner: _Manner, count: Count
+    source: StateStore, target: Saver, key: StateKey, request: SaveRequest, counter: ObjectCounter
 ) -> bool:
+    """Copy a state; return whether the target did not have it."""
     try:
         found = source.get(key)
     except (FormatError, FetchError):
-        opaque = _opaque(source, key, manner)
-        if opaque is None:
+        # A predecessor's file that need not be a torch checkpoint is copied as the bytes it is.
+        is_torch = key.state_type.backend == "pytorch"
+        raw = None if is_torch else source.catalog.checkpoint_bytes(key)
+        if raw is None:
             raise
-        return target.receive(*opaque)
+        return target.receive(encode_state([bytes_source(raw)]), StateEntry(key, None), request)
 
     def send(found: Found) -> bool:
-        transfer = StateTransfer(source, found, count)
-        files, meta = source.files_of(found), found.entry.meta or None
-        request = SaveRequest(files, meta, *manner, source=transfer)
-        with transfer.blamed():
-            return target.receive(transfer.encoded, _said_of(found.entry), request)
+        transfer = StateTransfer(source, found, counter)
+        files, meta = source.files_of(found), found.entry.meta
+        # Not where the bytes are here: they will be elsewhere.
+        entries = {name: FileEntry(file.digest) for name, file in found.entry.files.items()}
+        wanted = StateEntry(key, None, files=entries, meta=meta)
+        asked = replace(request, files=files, meta=meta or None)
+        return transfer.save_into(target, wanted, asked)
 
     return source.reading(key, send, found=found)
-
-
-def _said_of(entry: StateEntry) -> StateEntry:
-    """What is to be said of a state elsewhere: not where its bytes are here."""
-    files = {name: FileEntry(file.digest) for name, file in entry.files.items()}
-    return StateEntry(entry.key, None, files=files, meta=entry.meta)
-
-
-def _opaque(
-    source: StateStore, key: StateKey, manner: _Manner
-) -> tuple[EncodedState, StateEntry, SaveRequest] | None:
-    """A file of the predecessor that no checkpoint of torch needs to be: its bytes as they are."""
-    raw = None if key.state_type.backend == "pytorch" else source.catalog.checkpoint_bytes(key)
-    if raw is None:
-        return None
-    return encode_state([bytes_source(raw)]), StateEntry(key, None), SaveRequest({}, None, *manner)

@@ -1,8 +1,9 @@
-"""`describe`: all that is known of a state without reading its tensors."""
+"""`describe` tells all that is known of a state without reading its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,7 @@ def describe(store: AnyStore, key: StateKey) -> Description:
 
 
 def _state_object(store: StateStore, entry: StateEntry, objects: ObjectStore) -> StateObject | None:
+    """The state object, fetched if it can be had alone; None if it is not at hand."""
     if entry.digest is None:
         return None
     if objects.size(entry.digest) is None:
@@ -147,20 +149,14 @@ def _state_object(store: StateStore, entry: StateEntry, objects: ObjectStore) ->
 def _others(store: StateStore, key: StateKey) -> Mapping[Digest, list[str]]:
     """Object -> the other states of this store that have it, as far as they are here."""
     having: dict[Digest, list[str]] = {}
-    try:
-        keys = store.get_state_keys()
-    except UnsupportedStoreError:  # a store of one's own does not list all
-        return having
-    for other in keys:
-        try:
-            entry = None if other == key else store.catalog.recorded(other)
-            if entry is None or entry.digest is None or store.objects.size(entry.digest) is None:
-                continue
-            state = read_state(entry, store.objects)
-        except (IntegrityError, FormatError):
-            continue  # which `verify` reports
-        for digest in {ref.digest for ref in state.refs.values()}:
-            having.setdefault(digest, []).append(str(other))
+    with suppress(UnsupportedStoreError):  # a store of one's own does not list all
+        for other in store.get_state_keys():
+            with suppress(IntegrityError, FormatError):  # which `verify` reports
+                entry = None if other == key else store.catalog.recorded(other)
+                if entry and entry.digest and store.objects.size(entry.digest) is not None:
+                    refs = read_state(entry, store.objects).refs
+                    for digest in {ref.digest for ref in refs.values()}:
+                        having.setdefault(digest, []).append(str(other))
     return having
 
 

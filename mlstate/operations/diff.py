@@ -1,17 +1,17 @@
-"""`diff`: which tensors differ between two states, and by how much."""
+"""`diff` finds which tensors differ between two states, and by how much."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
-from mlstate.operations.operands import OpenedSide, Side, opened
+from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile, open_weights
 from mlstate.parallel import for_each
 
 __all__ = ["Change", "Rename", "StateDiff", "diff"]
@@ -86,7 +86,9 @@ class StateDiff:
         return self.first == self.second
 
 
-def diff(first: Side, second: Side, *, values: bool = True, select: str | None = None) -> StateDiff:
+def diff(
+    first: StateOrFile, second: StateOrFile, *, values: bool = True, select: str | None = None
+) -> StateDiff:
     """Compare two states: which tensors differ, and by how much.
 
     Digests are compared first. If the state digests are equal nothing else is read; and of two
@@ -124,7 +126,7 @@ def diff(first: Side, second: Side, *, values: bool = True, select: str | None =
         >>> found.equal, [(change.name, change.max_abs) for change in found.changed]
         (('weight',), [('bias', 1.0)])
     """
-    with opened(first, select) as one, opened(second, select) as other:
+    with open_weights(first, select) as one, open_weights(second, select) as other:
         for again in (True, False):
             try:
                 return _compare(one, other, values)
@@ -134,26 +136,27 @@ def diff(first: Side, second: Side, *, values: bool = True, select: str | None =
     raise AssertionError  # the second time ends it
 
 
-def _compare(one: OpenedSide, other: OpenedSide, values: bool) -> StateDiff:
-    files = _files(one.files, other.files)
+def _compare(one: ComparedWeights, other: ComparedWeights, values: bool) -> StateDiff:
+    files: tuple[str, ...] = ()
+    if one.files is not None and other.files is not None:
+        files = tuple(sorted({name for name, _ in one.files.items() ^ other.files.items()}))
     if one.digest == other.digest:
         names = tuple(sorted(one.state.specs))
         return StateDiff(one.digest, other.digest, names, files=files)
     mine, theirs = _tensors(one.state), _tensors(other.state)
     both = sorted(mine.keys() & theirs.keys())
-    equal = tuple(name for name in both if mine[name] == theirs[name])
-    changed = [
-        Change(name, mine[name].spec, theirs[name].spec)
-        for name in both
-        if mine[name] != theirs[name]
-    ]
+    changed = {name: (mine[name], theirs[name]) for name in both if mine[name] != theirs[name]}
+    numbers = _numbers(changed, one, other) if values else {}
     removed = {name: mine[name] for name in sorted(mine.keys() - theirs.keys())}
     added = {name: theirs[name] for name in sorted(theirs.keys() - mine.keys())}
     return StateDiff(
         one.digest,
         other.digest,
-        equal,
-        tuple(_with_values(changed, one, other) if values else changed),
+        tuple(name for name in both if name not in changed),
+        tuple(
+            Change(name, first.spec, second.spec, **numbers.get(name, {}))
+            for name, (first, second) in changed.items()
+        ),
         {name: tensor.spec for name, tensor in removed.items()},
         {name: tensor.spec for name, tensor in added.items()},
         _renamed(removed, added),
@@ -168,41 +171,38 @@ def _tensors(state: StateObject) -> dict[str, _Tensor]:
     return {**state.inline, **state.refs}
 
 
-def _with_values(changed: list[Change], one: OpenedSide, other: OpenedSide) -> Iterator[Change]:
-    """The changes with their numbers, where there are any."""
-    groups: dict[tuple[object, object], list[Change]] = {}
-    for change in changed:
-        if _comparable(change):
-            # Tied tensors are compared once.
-            tensors = _tensors(one.state)[change.name], _tensors(other.state)[change.name]
-            groups.setdefault((_content(tensors[0]), _content(tensors[1])), []).append(change)
+def _numbers(
+    changed: Mapping[str, tuple[_Tensor, _Tensor]], one: ComparedWeights, other: ComparedWeights
+) -> dict[str, dict[str, Any]]:
+    """The numbers of each change whose elements can be compared; tied tensors are read once."""
+    groups: dict[object, list[str]] = {}
+    for name, (first, second) in changed.items():
+        if _comparable(first.spec, second.spec):
+            groups.setdefault((_content(first), _content(second)), []).append(name)
     if not groups:
-        return iter(changed)
-    names = [group[0].name for group in groups.values()]
+        return {}
+    names = [group[0] for group in groups.values()]
     one.bring(names)
     other.bring(names)
-    from mlstate.tensors.difference import Difference, compare_tensors
+    from mlstate.tensors.difference import compare_tensors
 
-    found: dict[str, Difference] = {}
+    numbers: dict[str, dict[str, Any]] = {}
 
-    def compare(group: list[Change]) -> None:
-        first = group[0]
+    def compare(group: list[str]) -> None:
+        name = group[0]
+        specs = [tensor.spec for tensor in changed[name]]
         # Closed at once, also if the other side turns out to be damaged.
-        with closing(one.pieces(first.name)) as mine, closing(other.pieces(first.name)) as theirs:
-            difference = compare_tensors(first.first, mine, first.second, theirs)
-        found.update((change.name, difference) for change in group)
+        with closing(one.pieces(name)) as mine, closing(other.pieces(name)) as theirs:
+            difference = compare_tensors(specs[0], mine, specs[1], theirs)
+        numbers.update(dict.fromkeys(group, vars(difference)))
 
-    largest_first = sorted(groups.values(), key=lambda group: -group[0].first.nbytes)
+    largest_first = sorted(groups.values(), key=lambda group: -changed[group[0]][0].spec.nbytes)
     for_each(compare, largest_first)
-    return (
-        replace(change, **vars(found[change.name])) if change.name in found else change
-        for change in changed
-    )
+    return numbers
 
 
-def _comparable(change: Change) -> bool:
+def _comparable(first: TensorSpec, second: TensorSpec) -> bool:
     """Whether elements can be compared: no format says how two of 4 bits lie in a byte."""
-    first, second = change.first, change.second
     return first.shape == second.shape and (first.dtype == "F4") == (second.dtype == "F4")
 
 
@@ -220,9 +220,9 @@ def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tu
     to be the same.
     """
     free = {name: _content(tensor) for name, tensor in added.items()}
-    having = set(free.values())
+    shared = set(free.values())
     left = {name: _content(tensor) for name, tensor in removed.items()}
-    left = {name: content for name, content in left.items() if content in having}
+    left = {name: content for name, content in left.items() if content in shared}
     found: dict[str, str] = {}
     for length in range(max((name.count(".") + 1 for name in left), default=0), -1, -1):
         ends: dict[tuple[object, ...], list[str]] = {}
@@ -238,11 +238,3 @@ def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tu
 
 def _ending(name: str, length: int) -> tuple[str, ...]:
     return tuple(name.split(".")[-length:]) if length else ()
-
-
-def _files(
-    first: Mapping[str, Digest] | None, second: Mapping[str, Digest] | None
-) -> tuple[str, ...]:
-    if first is None or second is None:
-        return ()
-    return tuple(sorted({name for name, _ in first.items() ^ second.items()}))

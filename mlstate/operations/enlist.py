@@ -1,28 +1,26 @@
-"""`enlist` and `unlist`: states written into a manifest file, and taken out of it."""
+"""`enlist` and `unlist` write states into a manifest file, and take them out of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mlstate.errors import ManifestError, StateExistsError, StateNotFoundError
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest, manifest_files
+from mlstate.manifests import Manifest, StateEntry, manifest_files
 from mlstate.manifests.update import change_manifest
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
+from mlstate.stores.cache import PathLike
 from mlstate.stores.manifest import manifest_of
 
-__all__ = ["enlist", "own_objects", "unlist"]
-
-_PathLike = str | os.PathLike[str]
+__all__ = ["enlist", "own_objects", "read_manifests", "replace_entry", "unlist"]
 
 
 def enlist(
-    manifest: _PathLike,
+    manifest: PathLike,
     store: AnyStore,
     keys: Iterable[StateKey] | None = None,
     *,
@@ -60,7 +58,7 @@ def enlist(
     return changed
 
 
-def own_objects(store: object, manifest: _PathLike) -> list[str]:
+def own_objects(store: object, manifest: PathLike) -> list[str]:
     """The address under which a manifest names the folder of a store; none of another store.
 
     The address is relative if the folder is below that of the manifest.
@@ -72,7 +70,7 @@ def own_objects(store: object, manifest: _PathLike) -> list[str]:
     return [place.relative_to(base).as_posix() if place.is_relative_to(base) else str(place)]
 
 
-def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: bool) -> None:
+def _check_free(old: Manifest, new: Manifest, path: PathLike, *, overwrite: bool) -> None:
     for key, entry in new.states.items():
         listed = old.states.get(key)
         if listed and listed.digest not in (None, entry.digest) and not overwrite:
@@ -94,7 +92,7 @@ def _check_free(old: Manifest, new: Manifest, path: _PathLike, *, overwrite: boo
         )
 
 
-def unlist(manifest: _PathLike, keys: Iterable[StateKey]) -> None:
+def unlist(manifest: PathLike, keys: Iterable[StateKey]) -> None:
     """Take states out of a manifest. Their bytes stay where they are.
 
     Args:
@@ -106,15 +104,50 @@ def unlist(manifest: _PathLike, keys: Iterable[StateKey]) -> None:
         ManifestError: A manifest cannot be read or edited.
     """
     leaving = set(check_keys(keys))
-    files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
-    for key in sorted(leaving):
-        if not any(key in read.states for _, read in files):
-            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
 
     def leave(old: Manifest) -> Manifest:
         staying = {key: entry for key, entry in old.states.items() if key not in leaving}
         return replace(old, states=staying)
 
-    for path, read in files:
+    for path, read in read_manifests(manifest, sorted(leaving)):
         if leaving & read.states.keys():
             change_manifest(path, leave)
+
+
+def read_manifests(
+    manifest: PathLike, keys: Iterable[StateKey] = ()
+) -> list[tuple[Path, Manifest]]:
+    """Read a manifest, or all of a folder.
+
+    Raises:
+        StateNotFoundError: None of them lists one of these keys.
+        ManifestError: One cannot be read.
+    """
+    files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
+    for key in keys:
+        if not any(key in read.states for _, read in files):
+            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+    return files
+
+
+def replace_entry(path: PathLike, old: StateEntry | None, new: StateEntry) -> bool:
+    """Write an entry into a manifest in the place of the one that was read there, or of none.
+
+    Returns:
+        False if another process has changed the entry since it was read; it stays as it is.
+    """
+
+    def write(now: Manifest) -> Manifest:
+        if now.states.get(new.key) != old:
+            raise _ChangedMeanwhileError
+        return replace(now, states={**now.states, new.key: new})
+
+    try:
+        change_manifest(path, write)
+    except _ChangedMeanwhileError:  # nothing was written
+        return False
+    return True
+
+
+class _ChangedMeanwhileError(Exception):
+    """Another process has changed an entry."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from mlstate.errors import FormatError, StateExistsError, concerning
 from mlstate.locations import local_path
@@ -28,7 +27,6 @@ _TORCH = re.compile(r".+\.(pt|pth|bin|ckpt)(\.tar)?", re.IGNORECASE)
 _SAFETENSORS = re.compile(r".+\.safetensors", re.IGNORECASE)
 _FORMATS = ("safetensors", "torch")
 _Kind = Literal["file", "folder", "torch"]
-_Result = TypeVar("_Result")
 
 
 def export(
@@ -88,30 +86,24 @@ def export(
     with concerning(key):
         kind = _kind(target, format, max_shard_size)
         if kind == "folder":
-            return _reading(
-                view,
-                key,
-                lambda found: materialize_state(
+
+            def write_folder(found: Found) -> Path:
+                view.access.bring(found.entry, files=False)
+                return materialize_state(
                     *found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
-                ),
-            )
+                )
+
+            return view.reading(key, write_folder, files=False)
         refuse_existing(target, overwrite=overwrite)
         remove_abandoned(target.parent)
         with temporaries(target.parent) as run:
-            if kind == "torch":
-                temporary = _write_torch(view, key, run / "weights")
-            else:
-                temporary = _reading(view, key, lambda found: _write_plain(found, run))
-            publish(temporary, target, overwrite=overwrite)
+            write = _write_torch if kind == "torch" else _write_plain
+            publish(write(view, key, run / "weights"), target, overwrite=overwrite)
     return target
 
 
 def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
-    """What to write, by the name and `format`.
-
-    Raises:
-        FormatError: They contradict each other, or `max_shard_size`.
-    """
+    """What to write, by the name and `format`; refused if they contradict each other."""
     if form is not None and form not in _FORMATS:
         raise FormatError("unknown format", expected=" or ".join(_FORMATS), found=repr(form))
     if most is not None:
@@ -134,21 +126,14 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
     return kind
 
 
-def _reading(store: StateStore, key: StateKey, write: Callable[[Found], _Result]) -> _Result:
-    """Write what a state is read from; once more if a cache had something damaged."""
-
-    def bring_and_write(found: Found) -> _Result:
+def _write_plain(store: StateStore, key: StateKey, temporary: Path) -> Path:
+    def write(found: Found) -> Path:
         store.access.bring(found.entry, files=False)
-        return write(found)
+        (output,) = weights_of(read_state(*found), None)
+        temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
+        return write_output(output, found.objects, temporary)
 
-    return store.reading(key, bring_and_write, files=False)
-
-
-def _write_plain(found: Found, run: Path) -> Path:
-    (output,) = weights_of(read_state(*found), None)
-    temporary = run / "weights"
-    temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
-    return write_output(output, found.objects, temporary)
+    return store.reading(key, write, files=False)
 
 
 def _write_torch(store: StateStore, key: StateKey, temporary: Path) -> Path:
@@ -163,11 +148,7 @@ def _write_torch(store: StateStore, key: StateKey, temporary: Path) -> Path:
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Refuse a destination that is taken; called before anything is read for it.
-
-    Raises:
-        StateExistsError: A folder is there; or a file, and it is not to be replaced.
-    """
+    """Refuse, by a StateExistsError, a destination that is taken, before anything is read."""
     if target.is_dir():
         raise StateExistsError("a folder is in the way of a file; nothing was changed", path=target)
     if not overwrite and os.path.lexists(target):
@@ -179,11 +160,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 
 def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
-    """Give a complete file its name, and make that durable.
-
-    Raises:
-        StateExistsError: A file of this name was made meanwhile, and is not to be replaced.
-    """
+    """Give a complete file its name, durably; a StateExistsError if another was made meanwhile."""
     if overwrite:
         os.replace(temporary, target)
     elif not create_exclusively(temporary, target):

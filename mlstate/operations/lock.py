@@ -1,17 +1,15 @@
-"""`lock`: digests and sizes of the states of a manifest, found by fetching each once."""
+"""`lock` finds the digests and sizes of the states of a manifest by fetching each once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 from mlstate.errors import FetchError, MlstateError, StateNotFoundError
 from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest, StateEntry, manifest_files
-from mlstate.manifests.update import change_manifest
-from mlstate.operations.enlist import enlist
+from mlstate.manifests import StateEntry
+from mlstate.operations.enlist import enlist, read_manifests, replace_entry
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.read import StateStore
@@ -60,10 +58,7 @@ def lock(
     wanted = None if keys is None else check_keys(keys)
     if source is not None and wanted:
         _take_over(manifest, wanted, source)
-    files = _read(manifest)
-    for key in wanted or ():
-        if not any(key in read.states for _, read in files):
-            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+    files = read_manifests(manifest, wanted or ())
     opened = open_cache(cache)
     fetcher = make_fetcher(opened, offline=offline, progress=progress, max_size=max_size)
     pinned: dict[StateKey, StateEntry] = {}
@@ -92,25 +87,17 @@ def unpinned(manifest: PathLike) -> list[StateKey]:
     Raises:
         ManifestError: The manifest cannot be read.
     """
-    return [
-        key
-        for _, read in _read(manifest)
-        for key, entry in read.states.items()
-        if _is_unpinned(entry)
-    ]
+    entries = (entry for _, read in read_manifests(manifest) for entry in read.states.values())
+    return [entry.key for entry in entries if _is_unpinned(entry)]
 
 
 def _is_unpinned(entry: StateEntry) -> bool:
     return entry.digest is None or entry.size is None
 
 
-def _read(manifest: PathLike) -> list[tuple[Path, Manifest]]:
-    return [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
-
-
 def _take_over(manifest: PathLike, keys: Collection[StateKey], source: StateStore) -> None:
     """Write the states that a manifest does not list yet into it, as another store has them."""
-    files = _read(manifest) if local_path(manifest).exists() else []
+    files = read_manifests(manifest) if local_path(manifest).exists() else []
     listed = {key for _, read in files for key in read.states}
     if new := [key for key in keys if key not in listed]:
         enlist(manifest, source, new)
@@ -120,15 +107,10 @@ def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
     if entry.digest is None and "blake3" in entry.misspelt.values():
         raise entry.unpinned()  # its author has pinned it already
     pinned = fetcher.pin(fetcher.settle(entry))
-
-    def write(now: Manifest) -> Manifest:
-        if now.states.get(entry.key) != entry:  # somebody edited it while the state was fetched
-            raise StateNotFoundError(
-                "this state of the manifest was changed meanwhile; its digest was not written",
-                key=entry.key,
-                path=path,
-            )
-        return replace(now, states={**now.states, entry.key: pinned})
-
-    change_manifest(path, write)
+    if not replace_entry(path, entry, pinned):
+        raise StateNotFoundError(
+            "this state of the manifest was changed meanwhile; its digest was not written",
+            key=entry.key,
+            path=path,
+        )
     return pinned

@@ -1,4 +1,4 @@
-"""Where weights are to be adopted from: a file, a folder, an address; as a mirror."""
+"""The sources that weights are adopted from: files, folders and addresses, as mirrors."""
 
 from __future__ import annotations
 
@@ -33,12 +33,9 @@ __all__ = ["WeightSource", "below", "find_source", "mirror_of_file"]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Weights that somebody has.
+    """Weights as a mirror with absolute paths; their file or folder, if it is on this machine.
 
-    Attributes:
-        mirror: Where they are; paths are absolute.
-        path: The file or folder, if they are on this machine.
-        files: What lies beside them in their folder and belongs to them: name -> path.
+    `files` are those beside them in their folder that belong to them, by name.
     """
 
     mirror: Mirror
@@ -49,12 +46,7 @@ class WeightSource:
 def find_source(
     source: str | os.PathLike[str], select: str | None, *, offline: bool | None
 ) -> WeightSource:
-    """Look where the weights are and which container they are in.
-
-    Args:
-        source: A path, or an address of http, https, file, s3, gs, az or hf.
-        select: Of a torch checkpoint, the dotted path of the state dict inside.
-        offline: Open no socket. By default as MLSTATE_OFFLINE says.
+    """Find out where weights are and which container they are in; arguments as of `adopt`.
 
     Raises:
         FormatError: It is no source of weights, or `select` fits it not.
@@ -100,16 +92,16 @@ def _on_this_machine(path: Path, select: str | None) -> WeightSource:
 
 
 def _mirror(addresses: tuple[str, ...], form: str, select: str | None) -> Mirror:
+    """The mirror as a manifest would have it, with nothing in it that goes without saying."""
     if select is not None and form == SAFETENSORS:
         raise FormatError(
             "a safetensors file has nothing inside that could be selected",
             path=addresses[0],
             found=Phrase(f"select={select!r}", f"--select {select!r}"),
         )
-    # As a manifest would have it, with nothing in it that goes without saying.
     table: dict[str, Any] = {"url": addresses[0]} if len(addresses) == 1 else {"urls": [*addresses]}
-    more = {"format": None if form == SAFETENSORS else form, "select": select}
-    table.update({name: value for name, value in more.items() if value is not None})
+    table |= {} if form == SAFETENSORS else {"format": form}
+    table |= {} if select is None else {"select": select}
     mirror = parse_mirror(table if len(table) > 1 else addresses[0])
     assert isinstance(mirror, Mirror)
     return mirror

@@ -1,4 +1,4 @@
-"""A state on its way: what the store that takes it in gets to see of the store that has it."""
+"""A state on its way from the store that has it to the store that takes it in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mmap
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
@@ -16,25 +16,23 @@ from mlstate.fetch.progress import Meter
 from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource
 from mlstate.format.tensor_object import TensorSpec
+from mlstate.manifests import StateEntry
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.objects.verified import check_digest, check_size, digest_of
 from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Found
 from mlstate.stores.read import StateStore
+from mlstate.stores.request import SaveRequest
+from mlstate.stores.save import Saver
 
-__all__ = ["Count", "StateTransfer"]
+__all__ = ["ObjectCounter", "StateTransfer"]
 
 _WHAT = "a tensor object"
 
 
-class Count:
-    """Counts the objects of one state, each once, and tells of them.
-
-    Args:
-        key: The state.
-        on_progress: Whom to tell.
-    """
+class ObjectCounter:
+    """Counts the objects of one state, each once, and tells of its progress."""
 
     def __init__(self, key: StateKey, on_progress: OnProgress | None) -> None:
         self.meter = Meter(str(key), on_progress)
@@ -47,24 +45,19 @@ class Count:
         return sum(self._read.values())
 
     def passed(self, digest: Digest, size: int) -> None:
-        """An object has been stored, or was there."""
+        """Count an object that has been stored, or was there."""
         if digest not in self._passed:
             self._passed.add(digest)
             self.meter.add(size)
 
     def read(self, digest: Digest, size: int) -> None:
-        """An object was read from the source."""
+        """Count an object that was read from the source."""
         self._read[digest] = size
         self.passed(digest, size)
 
 
 class StateTransfer:
     """A state that another store takes in; see `mlstate.stores.request.Source`.
-
-    Args:
-        store: The store that has it.
-        found: The state.
-        count: Counts what moves.
 
     Attributes:
         encoded: The state, whose sources read from the store when their bytes are asked for.
@@ -73,21 +66,39 @@ class StateTransfer:
         MlstateError: The state object cannot be had, or is damaged.
     """
 
-    def __init__(self, store: StateStore, found: Found, count: Count) -> None:
+    def __init__(self, store: StateStore, found: Found, counter: ObjectCounter) -> None:
         self._store = store
         self._entry, self._objects = found
-        self._count = count
+        self._counter = counter
         self._lock = threading.Lock()
         self._brought = False
         store.access.bring(self._entry, Only.STATE_OBJECT, files=False)
         state = read_state(self._entry, self._objects)
         self._names = {ref.digest: name for name, ref in state.refs.items()}
         sources: dict[Digest, TensorSource] = {
-            ref.digest: _Source(name, ref.spec, ref.digest, self)
+            ref.digest: _StoredTensor(name, ref.spec, ref.digest, self)
             for name, ref in state.refs.items()
         }
         self.encoded = EncodedState(state, state.encode(), self._entry.pinned_digest, sources)
-        count.meter.expect(sum(tensor_object.object_size(s.spec) for s in sources.values()))
+        counter.meter.expect(sum(tensor_object.object_size(s.spec) for s in sources.values()))
+
+    def save_into(self, target: Saver, wanted: StateEntry, request: SaveRequest) -> bool:
+        """Save the state by another store's saver; return whether it was not there.
+
+        The saver sees only that bytes are not what they should be. If it is the source that is
+        damaged, the error is raised that says so.
+        """
+        try:
+            return target.receive(self.encoded, wanted, replace(request, source=self))
+        except ObjectNotFoundError:
+            raise
+        except IntegrityError as error:
+            digest = error.expected
+            if isinstance(digest, Digest) and digest in self._names:
+                with concerning(tensor=self._names[digest]):
+                    found = digest_of(self._objects, digest)
+                    check_digest(self._objects, digest, found, what=_WHAT)
+            raise
 
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch what is missing of these objects, many at once; see `Source.bring`."""
@@ -101,33 +112,13 @@ class StateTransfer:
 
     def passed(self, digest: Digest, size: int) -> None:
         """Count an object; see `Source.passed`."""
-        self._count.passed(digest, size)
-
-    @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Say of an error whether it is the source that is damaged.
-
-        Who takes an object in sees only that its bytes are not what they should be.
-        """
-        try:
-            yield
-        except ObjectNotFoundError:
-            raise
-        except IntegrityError as error:
-            name = self._names.get(error.expected) if isinstance(error.expected, Digest) else None
-            if name is not None:
-                digest = self.encoded.state.refs[name].digest
-                with concerning(tensor=name):
-                    check_digest(
-                        self._objects, digest, digest_of(self._objects, digest), what=_WHAT
-                    )
-            raise
+        self._counter.passed(digest, size)
 
     def view(self, digest: Digest, size: int) -> memoryview:
         """The bytes of an object: mapped, where that is safe, so that they take no memory."""
         with self._open(digest) as file:
             check_size(self._objects, digest, size, file.seek(0, 2), what=_WHAT)
-            self._count.read(digest, size)
+            self._counter.read(digest, size)
             if size >= MAP_FROM and may_map(file):
                 return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
             file.seek(0)
@@ -145,8 +136,8 @@ class StateTransfer:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A tensor of a store; see `TensorSource`. Who takes its bytes verifies them."""
+class _StoredTensor:
+    """A tensor of a store; see `TensorSource`. The store that takes its bytes verifies them."""
 
     name: str
     spec: TensorSpec

@@ -1,4 +1,4 @@
-"""`diagnose`: settings, folders and places looked at for trouble."""
+"""`diagnose` looks at settings, folders and places for trouble."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at a folder that is a cache or a store: can it be written, what is in it, on what disk."""
+"""Checks of a folder that is a cache or a store: what is in it, and on what disk it is."""
 
 from __future__ import annotations
 
@@ -31,14 +31,9 @@ _BOTH_WAYS_MISSING = (
 
 
 def folder_checks(name: str, root: Path) -> Iterator[Check]:
-    """Look at a folder that states are fetched or saved into. Nothing stays behind in it.
+    """Look at a folder, perhaps a missing one, that states are fetched or saved into.
 
-    Args:
-        name: What it is: ``"cache"``, ``"store"``.
-        root: The folder; it may be missing.
-
-    Yields:
-        What was found.
+    Nothing stays behind in it. `name` says what it is: ``"cache"``, ``"store"``.
     """
     try:
         yield from _folder_checks(name, root)
@@ -90,7 +85,7 @@ def readonly_check(root: Path) -> Check:
         check_folder(root)
         if not os.access(root, os.R_OK | os.X_OK):
             return Check(name, False, "cannot be read", "make it readable")
-        counted = _count(root)
+        counted = _count_objects(root)
     except (FormatError, OSError) as error:
         return failed(name, error)
     if counted.unreadable or counted.closed:
@@ -116,7 +111,7 @@ class _Count:
 
 
 def _contents(name: str, root: Path) -> Iterator[Check]:
-    counted = _count(root)
+    counted = _count_objects(root)
     kept = sum(1 for _ in read_roots(root))
     states = f"; {kept:,} fetched {'state' if kept == 1 else 'states'} kept" if kept else ""
     yield Check(f"{name}: contents", None, f"{counted}{states}")
@@ -124,7 +119,8 @@ def _contents(name: str, root: Path) -> Iterator[Check]:
         (layout.TRASH, "the next prune deletes what is unused"),
         (layout.TEMPORARIES, "what was interrupted, or is under way: the same command goes on"),
     ):
-        rest = _count_files(root / folder)
+        rest = _Count()
+        _add_files(root / folder, rest, time.monotonic() + MOST_SECONDS)
         if rest.files:
             found = f"{rest.files:,} files, {format_size(rest.nbytes)} ({what})"
             yield Check(f"{name}: {folder}", None, found)
@@ -142,29 +138,24 @@ def _contents(name: str, root: Path) -> Iterator[Check]:
         yield Check(f"{name}: permissions", None, found)
 
 
-def _count(root: Path) -> _Count:
-    """The objects of a store."""
-    end, counted = time.monotonic() + MOST_SECONDS, _Count()
-    if not os.access(root, os.W_OK):  # it was said already of the whole
-        writable = False
-    else:
-        writable = True
-        for name in (layout.OBJECTS, layout.TEMPORARIES, layout.ROOTS):
-            counted.locked += (root / name).is_dir() and not os.access(root / name, os.W_OK)
+def _count_objects(root: Path) -> _Count:
+    counted = _Count()
+    end = time.monotonic() + MOST_SECONDS
+    is_writable = os.access(root, os.W_OK)  # if it is not, that was said of the whole already
+    for name in (layout.OBJECTS, layout.TEMPORARIES, layout.ROOTS):
+        counted.locked += is_writable and (root / name).is_dir() and not _may_write(root / name)
     for folder in _entries(root / layout.OBJECTS, counted):
         if folder.is_dir(follow_symlinks=False) and counted.whole:
-            counted.locked += writable and not os.access(folder.path, os.W_OK)
-            _add_files(Path(folder.path), counted, end)
+            counted.locked += is_writable and not _may_write(folder)
+            _add_files(folder, counted, end)
     return counted
 
 
-def _count_files(folder: Path) -> _Count:
-    counted = _Count()
-    _add_files(folder, counted, time.monotonic() + MOST_SECONDS)
-    return counted
+def _may_write(path: str | os.PathLike[str]) -> bool:
+    return os.access(path, os.W_OK)
 
 
-def _add_files(folder: Path, counted: _Count, end: float) -> None:
+def _add_files(folder: os.PathLike[str], counted: _Count, end: float) -> None:
     for entry in _entries(folder, counted):
         if counted.files >= MOST_FILES or time.monotonic() > end:
             counted.whole = False
@@ -181,7 +172,7 @@ def _add_files(folder: Path, counted: _Count, end: float) -> None:
                 counted.unreadable += not os.access(entry.path, os.R_OK)
 
 
-def _entries(folder: Path, counted: _Count) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: os.PathLike[str], counted: _Count) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             yield from entries
@@ -221,26 +212,26 @@ def _file_system(name: str, folder: Path) -> Iterator[Check]:
 
 
 def _abilities(name: str, traits: Traits) -> Iterator[Check]:
-    yield Check(
-        f"{name}: shared blocks",
-        None,
-        "yes: plain copies take no room" if traits.shares_blocks else "no: plain copies take room",
+    blocks = (
+        "yes: plain copies take no room" if traits.shares_blocks else "no: plain copies take room"
     )
+    yield Check(f"{name}: shared blocks", None, blocks)
     yield Check(f"{name}: hard links", None, _yes(traits.hard_links))
     yield Check(f"{name}: exclusive rename", None, _yes(traits.exclusive_rename))
     if not (traits.hard_links or traits.exclusive_rename):
         yield Check(f"{name}: names", None, _BOTH_WAYS_MISSING)
-    case = "yes" if traits.case_sensitive else "no: keys that differ only in case are refused"
+    case = _yes(traits.case_sensitive, "keys that differ only in case are refused")
     yield Check(f"{name}: case-sensitive names", None, case)
-    locks = "yes" if traits.locks else "no: processes that fetch the same do the work twice"
+    locks = _yes(traits.locks, "processes that fetch the same do the work twice")
     yield Check(f"{name}: locks", None, locks)
-    maps = "yes" if traits.maps else "no: large tensors are read into memory"
+    maps = _yes(traits.maps, "large tensors are read into memory")
     yield Check(f"{name}: memory maps", None, maps)
     yield Check(f"{name}: flush", None, f"{traits.flush_seconds * 1000:.1f} ms for a small file")
 
 
-def _yes(able: bool) -> str:
-    return "yes" if able else "no"
+def _yes(able: bool, otherwise: str = "") -> str:
+    """Yes; or no, and what that means."""
+    return "yes" if able else f"no: {otherwise}" if otherwise else "no"
 
 
 def _nearest(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Asking places, all at once and briefly, whether they can be reached, for a few bytes of each."""
+"""Places are asked, all at once and briefly, whether they can be reached."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from mlstate.buckets.client import BucketClient
@@ -39,16 +40,10 @@ def ask_all(
     buckets: Mapping[str, BucketClient] | None = None,
     seconds: float | None = None,
 ) -> list[Check]:
-    """Ask every place for the size of something that it is to have.
+    """Ask every place, up to `MOST_PLACES`, for the size of something that it is to have.
 
-    Args:
-        places: The first of them, up to a number, are asked.
-        offline: Open no socket: only places on this machine are looked at.
-        buckets: Buckets that are open already, by address (``s3://bucket``).
-        seconds: After so long an answer does not count any more; by default after a few.
-
-    Returns:
-        A check of each, in order.
+    Offline only places on this machine are looked at. `buckets` are open already, by address
+    (``s3://bucket``). An answer after so many seconds does not count.
     """
     seconds = SECONDS if seconds is None else seconds
     asked = places[:MOST_PLACES]
@@ -56,11 +51,11 @@ def ask_all(
     defects: list[BaseException] = []
     late = threading.Event()
     with Transports(connect_timeout=_CONNECT, read_timeout=_READ, offline=offline) as transports:
-        asking = _Asking(transports, dict(buckets or {}), late.is_set)
+        client = _Client(transports, buckets or {}, late.is_set)
 
         def ask(place: Place) -> None:
             try:
-                checks[place] = asking.check(place, offline=offline)
+                checks[place] = client.check(place, offline=offline)
             except BaseException as error:  # also a panic, which obstore's are
                 defects.append(error)
 
@@ -73,30 +68,21 @@ def ask_all(
     if defects:
         raise defects[0]
     too_late = Check("", False, f"no answer within {seconds:.0f} s", "check the network")
-    found = [checks.get(place, _named(place, too_late)) for place in asked]
+    found = [checks.get(place, replace(too_late, name=place.name)) for place in asked]
     if len(places) > len(asked):
         more = f"{len(places) - len(asked):,} more"
         found.append(Check("other places", None, f"{more}: not asked"))
     return found
 
 
-def _named(place: Place, check: Check) -> Check:
-    return Check(place.name, check.ok, check.found, check.remedy)
+@dataclass(frozen=True)
+class _Client:
+    """The means to ask places, one and all."""
 
-
-class _Asking:
-    """What asking one place shares with asking the others."""
-
-    def __init__(
-        self,
-        transports: Transports,
-        buckets: dict[str, BucketClient],
-        stop: Callable[[], bool],
-    ) -> None:
-        self._transports = transports
-        self._buckets = buckets
-        self._stop = stop
-        self._credentials = Credentials()
+    transports: Transports
+    buckets: Mapping[str, BucketClient]
+    stop: Callable[[], bool]
+    credentials: Credentials = field(default_factory=Credentials)
 
     def check(self, place: Place, *, offline: bool) -> Check:
         """Ask a place."""
@@ -135,15 +121,15 @@ class _Asking:
         elif scheme == "hf":
             resource, who = self._hub(place), self._who(Url.parse(hub_endpoint()))
         else:
-            resource = self._transports.open(place.address)
+            resource = self.transports.open(place.address)
             who = self._who(Url.parse(place.address))
-        size, ranges = _size(retrying(resource, _RETRIES, self._stop))
+        size, ranges = _size(retrying(resource, _RETRIES, self.stop))
         offered = "a file of unknown size" if size is None else format_size(size)
         return f"{offered} offered, ranges: {'yes' if ranges else 'no'}, {who}"
 
     def _who(self, url: Url) -> str:
         """Whether a server is told who asks; never what it is told."""
-        header = self._credentials.authorization(url)
+        header = self.credentials.authorization(url)
         if header is None:
             return "no token"
         return "with a token" if header.startswith("Bearer ") else "with a login"
@@ -153,7 +139,7 @@ class _Asking:
 
         scheme, name, path = parse_bucket_address(address)
         bucket = f"{scheme}://{name}"
-        client = self._buckets.get(bucket)
+        client = self.buckets.get(bucket)
         if client is None:  # less patient than one for weights is
             limits = Limits(connect_timeout=_CONNECT, read_timeout=_READ)
             options = BucketOptions(attempts=1, limits=limits)
@@ -168,10 +154,10 @@ class _Asking:
         where = parse_hub_address(place.address)
         address = place.address
         if where.path is None:
-            listing = self._transports.hub_files(address)
+            listing = self.transports.hub_files(address)
             name = hub_weights(listing.files, place.form, address)
             address = f"hf://{where.repo}@{listing.commit}/{name}"
-        return self._transports.open(address)
+        return self.transports.open(address)
 
 
 def _size(resource: Resource) -> tuple[int | None, bool]:

@@ -24,13 +24,10 @@ GITHUB = "github:"
 
 @dataclass(frozen=True)
 class Place:
-    """A server, a bucket, a repository or a folder.
+    """A server, a bucket, a repository or a folder: its name, and the address of something there.
 
-    Attributes:
-        name: What it is called: ``"https://cdn.example.org"``, ``"s3://bucket"``.
-        address: Something there; of this machine a path.
-        form: What a repository on the hub is to have: ``"safetensors"``, ``"torch"``.
-        lacking: What it means if that is not there, where that is no trouble; or None.
+    `form` is what a repository on the hub is to have. `lacking` says what it means if nothing is at
+    the address, where that is no trouble.
     """
 
     name: str
@@ -61,11 +58,7 @@ def places_of(manifest: Manifest) -> list[Place | Check]:
 def place_of(
     address: str, base: Path | None = None, form: str = "safetensors", lacking: str | None = None
 ) -> Place:
-    """The place that an address is at.
-
-    Raises:
-        MlstateError: It is malformed.
-    """
+    """The place that an address is at; an MlstateError if it is malformed."""
     scheme = address.partition("://")[0].lower() if "://" in address else "file"
     match scheme:
         case "http" | "https":

@@ -1,4 +1,4 @@
-"""What the file system of a folder can do: found out by doing it, in a folder that is removed."""
+"""The traits of a file system, found out by trying them in a folder that is removed."""
 
 from __future__ import annotations
 
@@ -48,13 +48,9 @@ class Traits:
 
 
 def probe(folder: Path) -> Traits:
-    """Find out what the file system of a folder can do.
+    """Find out what the file system of a folder can do; an OSError if it cannot be written.
 
-    Args:
-        folder: It is there. Nothing stays in it, whatever happens.
-
-    Raises:
-        OSError: Nothing can be written there.
+    Nothing stays in the folder, whatever happens.
     """
     trial = Path(tempfile.mkdtemp(prefix=".mlstate-probe-", dir=folder))
     try:
@@ -112,14 +108,9 @@ def _locks(path: Path) -> bool:
 
 
 def file_system_of(folder: Path, mounts: Path = _MOUNTS) -> str | None:
-    """The type of a folder's file system as the kernel names it: ``ext4``, ``nfs4``.
+    """The type of a folder's file system as the kernel names it (``ext4``), None if it does not.
 
-    Args:
-        folder: It is there.
-        mounts: The kernel's list of what is mounted where.
-
-    Returns:
-        None if this system does not say.
+    `mounts` is the kernel's list of what is mounted where.
     """
     if not sys.platform.startswith("linux"):
         return None

@@ -1,14 +1,15 @@
-"""Reading objects to the last byte: each once in each place, and what is wrong with them.
+"""Objects read to the last byte, each once in each place, and what is wrong with them.
 
-What is remembered of an object that is right is its digest, and what tensor it should be; who
-needs it is found out again when something is wrong.
+What is remembered of an object that is right is its digest, and what tensor it should be; the
+states that need it are looked up again when something is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from sys import maxsize
 from threading import Lock
 
 from mlstate.digests import Digest
@@ -21,6 +22,7 @@ from mlstate.objects import ListedObjectStore, ObjectStore
 from mlstate.objects.verified import digest_of, is_disk_error, pieces_of
 from mlstate.operations.verify.report import Kind
 from mlstate.parallel import for_each
+from mlstate.reading import read_state_object
 
 __all__ = ["Inspection", "Problem"]
 
@@ -31,13 +33,8 @@ _Specs = tuple[TensorSpec, ...]
 class Problem:
     """What is wrong with an object in one place.
 
-    Attributes:
-        place: The object store.
-        kind: As in `Finding`.
-        path: Where it is.
-        expected: What should be there.
-        found: What is there.
-        spec: The tensor that it is not; None if it is wrong whatever it should be.
+    `kind`, `path`, `expected` and `found` are as in `Finding`. `spec` is the tensor that the object
+    is not; None if it is wrong whatever it should be.
     """
 
     place: ObjectStore
@@ -48,21 +45,8 @@ class Problem:
     spec: TensorSpec | None = None
 
 
-@dataclass
-class _Seen:
-    """What an object turned out to be."""
-
-    check: TensorCheck
-    whole: bytearray | None = None
-
-
 class Inspection:
-    """Looks at objects.
-
-    Args:
-        places: The stores that may have them; each is looked at.
-        threads: How many objects to read at once.
-        meter: Counts the bytes that are read.
+    """Reads objects in every place that may have them, several at once.
 
     Attributes:
         problems: What is wrong, by object.
@@ -88,35 +72,36 @@ class Inspection:
         self.nbytes = 0
 
     def read_states(self, limits: Mapping[Digest, int]) -> None:
-        """Read state objects, and note what they refer to.
-
-        Args:
-            limits: The digest of each, with the most bytes that it may have.
-        """
-        for_each(lambda item: self._look(item[0], limit=item[1]), limits.items(), self._threads)
+        """Read state objects, given with the most bytes of each; note what they refer to."""
+        for_each(lambda item: self._read_object(*item), limits.items(), self._threads)
 
     def want(self, digest: Digest, spec: TensorSpec | None = None) -> None:
         """Note that an object is needed: the one of a tensor, or a file."""
         with self._lock:
-            self._want(digest, spec)
+            known = self._wanted.get(digest, ())
+            if spec is not None and spec not in known:
+                known = (*known, spec)
+            # Many tensors have the same type and shape: one tuple does for all of them.
+            self._wanted[digest] = self._same.setdefault(known, known)
 
     def read_wanted(self) -> None:
         """Read everything that was noted and is not read yet."""
         unread = [digest for digest in self._wanted if digest not in self._read]
-        self._meter.expect(sum(self._sizes_of(unread)))
+        first_specs = (self._wanted[digest][0] for digest in unread if self._wanted[digest])
+        self._meter.expect(sum(map(tensor_object.object_size, first_specs)))
         # The largest first, so that the threads end together.
         unread.sort(key=lambda digest: -_nbytes(self._wanted[digest]))
-        for_each(self._look, unread, self._threads)
+        for_each(self._read_object, unread, self._threads)
 
     def read_others(self, place: ListedObjectStore) -> None:
         """Read the objects of a place that were not read yet, since nothing needs them."""
         others = (digest for digest in place.digests() if digest not in self._read)
 
-        def look(digest: Digest) -> None:
+        def read(digest: Digest) -> None:
             with suppress(ObjectNotFoundError):  # pruning was at work
-                self._look_in(place, digest, (), None)
+                self._read_in(place, digest, (), None)
 
-        for_each(look, others, self._threads)
+        for_each(read, others, self._threads)
 
     def is_right(self, digest: Digest, place: ObjectStore) -> bool:
         """Whether a place has an object, with the right bytes, now."""
@@ -127,13 +112,10 @@ class Inspection:
 
     def refs_of(self, digest: Digest) -> Mapping[str, tuple[Digest, TensorSpec]]:
         """What a state refers to, by name; nothing if its state object is not right."""
-        if digest in self.sizes:
-            for place in self._places:
-                with suppress(MlstateError, OSError):
-                    data = _see(place, digest, (), bytearray()).whole or b""
-                    if Digest.of(data) == digest:
-                        refs = StateObject.parse(bytes(data)).refs
-                        return {name: (ref.digest, ref.spec) for name, ref in refs.items()}
+        for place in self._places if digest in self.sizes else ():
+            with suppress(MlstateError, OSError):
+                refs = read_state_object(digest, place, maxsize).refs
+                return {name: (ref.digest, ref.spec) for name, ref in refs.items()}
         return {}
 
     def forget(self, digest: Digest) -> None:
@@ -144,19 +126,20 @@ class Inspection:
         self.missing.discard(digest)
         self._read.discard(digest)
 
-    def _look(self, digest: Digest, *, limit: int | None = None) -> None:
+    def _read_object(self, digest: Digest, limit: int | None = None) -> None:
+        """Read an object everywhere: a state object, if the most bytes of it are given."""
         specs = () if limit is not None else self._wanted[digest]
-        there = False
+        is_there = False
         for place in self._places:
             with suppress(ObjectNotFoundError):
-                self._look_in(place, digest, specs, limit)
-                there = True
+                self._read_in(place, digest, specs, limit)
+                is_there = True
         with self._lock:
             self._read.add(digest)
-            if not there:
+            if not is_there:
                 self.missing.add(digest)
 
-    def _look_in(
+    def _read_in(
         self, place: ObjectStore, digest: Digest, specs: _Specs, limit: int | None
     ) -> None:
         try:
@@ -174,77 +157,69 @@ class Inspection:
     def _problems(
         self, place: ObjectStore, digest: Digest, specs: _Specs, limit: int | None
     ) -> list[Problem]:
-        whole = None
-        if limit is not None and (place.size(digest) or 0) <= limit:
-            whole = bytearray()
-        seen = _see(place, digest, specs, whole, self._meter)
+        is_short = limit is not None and (place.size(digest) or 0) <= limit
+        data = bytearray() if is_short else None
+        check = _read(place, digest, specs, data, self._meter)
         if digest not in self._counted:
             with self._lock:
                 self.objects += 1
-                self.nbytes += seen.check.size
-        if seen.check.digest() != digest:
+                self.nbytes += check.size
+        if check.digest() != digest:
             # Once more: the bytes may have changed on their way here, or been mended since.
-            seen = _see(place, digest, specs, None if whole is None else bytearray())
-        found, path = seen.check.digest(), place.locate(digest)
+            data = bytearray() if is_short else None
+            check = _read(place, digest, specs, data)
+        found, path = check.digest(), place.locate(digest)
         if found != digest:
             sizes = {tensor_object.object_size(spec) for spec in specs}
-            if sizes and seen.check.size not in sizes:
-                wanted, had = f"{min(sizes)} bytes", f"{seen.check.size} bytes"
+            if sizes and check.size not in sizes:
+                wanted, had = f"{min(sizes)} bytes", f"{check.size} bytes"
             else:
                 wanted, had = str(digest), str(found)
             return [Problem(place, "damaged", path, wanted, had)]
         if limit is None:
-            return [p for spec in specs if (p := _other_tensor(place, path, seen, spec))]
-        if seen.whole is None:
-            wanted, had = f"at most {limit} bytes", f"{seen.check.size} bytes"
+            return [p for spec in specs if (p := _other_tensor(place, path, check, spec))]
+        if data is None:
+            wanted, had = f"at most {limit} bytes", f"{check.size} bytes"
             return [Problem(place, "unreadable", path, wanted, had)]
-        return self._parse(place, digest, bytes(seen.whole), path)
+        return self._parse(place, digest, bytes(data), path)
 
     def _parse(self, place: ObjectStore, digest: Digest, data: bytes, path: str) -> list[Problem]:
+        """Note what a state object refers to."""
         try:
             state = StateObject.parse(data)
         except FormatError as error:
             expected = None if error.expected is None else str(error.expected)
-            return [Problem(place, "unreadable", path, expected, _said(error))]
-        with self._lock:
-            self.sizes[digest] = state.nbytes
-            for ref in state.refs.values():
-                self._want(ref.digest, ref.spec)
+            tensor = "" if error.tensor is None else f": {error.tensor!r}"
+            return [Problem(place, "unreadable", path, expected, f"{error.message}{tensor}")]
+        self.sizes[digest] = state.nbytes
+        for ref in state.refs.values():
+            self.want(ref.digest, ref.spec)
         return []
 
-    def _want(self, digest: Digest, spec: TensorSpec | None) -> None:
-        known = self._wanted.get(digest, ())
-        if spec is not None and spec not in known:
-            known = (*known, spec)
-        # Many tensors have the same type and shape: one tuple does for all of them.
-        self._wanted[digest] = self._same.setdefault(known, known)
 
-    def _sizes_of(self, digests: Iterable[Digest]) -> Iterator[int]:
-        for digest in digests:
-            specs = self._wanted[digest]
-            yield tensor_object.object_size(specs[0]) if specs else 0
-
-
-def _see(
+def _read(
     place: ObjectStore,
     digest: Digest,
     specs: _Specs,
-    whole: bytearray | None,
+    data: bytearray | None,
     meter: Meter | None = None,
-) -> _Seen:
-    seen = _Seen(TensorCheck(next((spec for spec in specs if spec.dtype == "BOOL"), None)), whole)
+) -> TensorCheck:
+    """Read an object to its end; its bytes are added to `data`."""
+    check = TensorCheck(next((spec for spec in specs if spec.dtype == "BOOL"), None))
     for piece in pieces_of(place, digest):
-        seen.check.update(piece)
-        if whole is not None:
-            whole += piece
+        check.update(piece)
+        if data is not None:
+            data += piece
         if meter is not None:
             meter.add(len(piece))
-    return seen
+    return check
 
 
-def _other_tensor(place: ObjectStore, path: str, seen: _Seen, spec: TensorSpec) -> Problem | None:
-    """Right bytes, which are not the tensor that a state says they are."""
-    problem = seen.check.problem(spec)
+def _other_tensor(
+    place: ObjectStore, path: str, check: TensorCheck, spec: TensorSpec
+) -> Problem | None:
+    """The problem of right bytes that are not the tensor which a state says they are."""
+    problem = check.problem(spec)
     if problem is None:
         return None
     expected = str(problem.expected or f"values of {spec.dtype}")
@@ -253,7 +228,3 @@ def _other_tensor(place: ObjectStore, path: str, seen: _Seen, spec: TensorSpec) 
 
 def _nbytes(specs: _Specs) -> int:
     return specs[0].nbytes if specs else 0
-
-
-def _said(error: FormatError) -> str:
-    return error.message if error.tensor is None else f"{error.message}: {error.tensor!r}"

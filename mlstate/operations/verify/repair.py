@@ -1,7 +1,8 @@
-"""Putting right what was found damaged or missing in a folder: set aside, and fetched again."""
+"""Repair of a folder: damaged objects are set aside, and fetched again with the missing ones."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,87 +14,75 @@ from mlstate.format import layout
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Cache, forget_root
+from mlstate.operations.verify.dependents import Dependents, find_dependents
 from mlstate.operations.verify.inspect import Inspection, Problem
-from mlstate.operations.verify.needed import Need, Needing
 from mlstate.reading import Only
 from mlstate.states import StateKey
 
-__all__ = ["Mending"]
+__all__ = ["FolderRepair"]
 
 
 @dataclass
-class _Wanted:
-    """What is to be fetched of a state: its state object, tensors and files, each by digest."""
+class _Parts:
+    """The parts of a state that are to be fetched, each with its digest."""
 
     state: Digest | None = None
     names: dict[str, Digest] = field(default_factory=dict)
     files: dict[str, Digest] = field(default_factory=dict)
 
 
-class Mending:
-    """Repairs a folder.
+class FolderRepair:
+    """Repairs the objects of a folder, from the mirrors of the states that need them.
 
-    Args:
-        fetcher: Fetches into the folder.
-        own: The folder.
-        look: What was found.
-        needing: Who needs what.
-        entries: The states.
-        is_cache: Whether what was fetched is noted in the folder, as caches do. In a store what
-            is kept is for its owner to say.
+    What was fetched into a cache is noted there. In a store (``is_cache=False``) it is not: what
+    is kept there is for its owner to say.
     """
 
     def __init__(
         self,
         fetcher: Fetcher,
-        own: FolderObjectStore,
-        look: Inspection,
-        needing: Needing,
+        folder: FolderObjectStore,
+        inspection: Inspection,
         entries: Sequence[StateEntry],
         *,
         is_cache: bool,
     ) -> None:
         self._fetcher = fetcher
-        self._own = own
-        self._look = look
-        self._needing = needing
+        self._folder = folder
+        self._inspection = inspection
         self._entries = entries
         self._is_cache = is_cache
-        self._mended: set[Digest] = set()
+        self._repaired: set[Digest] = set()
         self._tried: dict[Digest, list[object]] = {}
         self._failures: dict[Digest, str] = {}
 
-    def mend(self, digests: Collection[Digest]) -> set[Digest]:
-        """Repair objects, and nothing else.
-
-        Returns:
-            Those that are right now, or were of no use and are out of the way.
-        """
+    def repair(self, digests: Collection[Digest]) -> set[Digest]:
+        """Repair these objects; return those that are right now, or unneeded and set aside."""
         left = set(digests)
-        needs = self._needing.of(left)
-        wanted = _wanted(needs)
+        dependents = find_dependents(self._inspection, self._entries, left)
+        parts = _parts_by_state(dependents)
         for entry in self._entries:
-            if left and entry.key in wanted:
-                self._bring(entry, wanted[entry.key], left)
+            if left and entry.key in parts:
+                self._fetch_parts(entry, parts[entry.key], left)
         for digest in list(left):
-            if digest not in needs or self._is_right(digest):
-                self._put_away(digest, left)
-        mended = set(digests) - left
-        self._mended |= mended
-        return mended
+            if digest not in dependents or self._is_right(digest):
+                self._set_aside(digest, left)
+        repaired = set(digests) - left
+        self._repaired |= repaired
+        return repaired
 
-    def is_mended(self, digest: Digest, problem: Problem) -> bool:
-        """Whether a problem is one no more. What lies in a folder that is only read stays so."""
-        return digest in self._mended and problem.place is self._own
+    def is_repaired(self, digest: Digest, problem: Problem) -> bool:
+        """Whether a problem is solved; one in a folder that is only read never is."""
+        return digest in self._repaired and problem.place is self._folder
 
-    def what_was_done(self, digest: Digest, need: Need, problem: Problem) -> str:
+    def what_was_done(self, digest: Digest, problem: Problem, *, needed: bool) -> str:
         """How an object was repaired, for people."""
         if problem.kind == "missing":
             return "it was fetched"
         kept = self._kept(digest)
         if not kept:
             return "another process has replaced it"
-        return f"it was fetched again; {kept}" if need else kept
+        return f"it was fetched again; {kept}" if needed else kept
 
     def why_not(self, digest: Digest) -> str | None:
         """Why an object could not be repaired, for people; None if nobody tried."""
@@ -104,18 +93,18 @@ class Mending:
         return f"repair it when that is possible; now: {self._failures[digest]}{more}"
 
     def _kept(self, digest: Digest) -> str:
-        trash = self._own.root / layout.TRASH
+        trash = self._folder.root / layout.TRASH
         found = sorted(map(str, trash.glob(f"{digest}{layout.DAMAGED_SUFFIX}.*")))
         return f"what was there is kept: {', '.join(found)}" if found else ""
 
-    def _bring(self, entry: StateEntry, wanted: _Wanted, left: set[Digest]) -> None:
-        """Bring what a state needs, if it has mirrors for that and they were not asked already."""
-        everything = bool(entry.mirrors or entry.objects)
-        names = {name: d for name, d in wanted.names.items() if d in left and everything}
-        state = wanted.state if everything and wanted.state in left else None
+    def _fetch_parts(self, entry: StateEntry, parts: _Parts, left: set[Digest]) -> None:
+        """Fetch parts of a state, if it has mirrors for them that were not asked already."""
+        has_mirrors = bool(entry.mirrors or entry.objects)
+        names = {name: d for name, d in parts.names.items() if d in left and has_mirrors}
+        state = parts.state if has_mirrors and parts.state in left else None
         files = {
             name: entry.files[name]
-            for name, d in wanted.files.items()
+            for name, d in parts.files.items()
             if d in left and (entry.files[name].mirrors or entry.objects)
         }
         concerned = {*names.values(), *(file.digest for file in files.values())}
@@ -134,43 +123,43 @@ class Mending:
             self._failures.update(dict.fromkeys(concerned, said))
         for digest in concerned:
             self._tried.setdefault(digest, []).append(places)
-            if self._is_right(digest) and self._look.is_right(digest, self._own):
+            if self._is_right(digest) and self._inspection.is_right(digest, self._folder):
                 left.discard(digest)
 
-    def _put_away(self, digest: Digest, left: set[Digest]) -> None:
+    def _set_aside(self, digest: Digest, left: set[Digest]) -> None:
         """Set aside the folder's own copy, which nobody needs or another folder has right."""
-        if self._own.size(digest) is not None and not self._look.is_right(digest, self._own):
+        is_there = self._folder.size(digest) is not None
+        if is_there and not self._inspection.is_right(digest, self._folder):
             try:
-                Cache([self._own]).set_aside(digest)
+                Cache([self._folder]).set_aside(digest)
             except OSError as error:
                 self._failures[digest] = str(error)
                 return
         left.discard(digest)
 
     def _is_right(self, digest: Digest) -> bool:
-        return self._look.is_right(digest, self._fetcher.cache)
+        return self._inspection.is_right(digest, self._fetcher.cache)
 
     @contextmanager
     def _noted_as_before(self, entry: StateEntry) -> Iterator[None]:
-        root = self._own.root / layout.ROOTS / entry.pinned_digest
-        there = root.exists()
+        root = self._folder.root / layout.ROOTS / entry.pinned_digest
+        was_noted = root.exists()
         try:
             yield
         finally:
-            if not self._is_cache and not there:
-                forget_root(self._own.root, entry.pinned_digest)
+            if not self._is_cache and not was_noted:
+                forget_root(self._folder.root, entry.pinned_digest)
 
 
-def _wanted(needs: Mapping[Digest, Need]) -> dict[StateKey, _Wanted]:
-    """What is to be fetched of each state, from who needs each object."""
-    wanted: dict[StateKey, _Wanted] = {}
-    for digest, need in needs.items():
-        for key in need.states:
-            wanted.setdefault(key, _Wanted()).state = digest
-        for (name, _), keys in need.refs.items():
+def _parts_by_state(dependents: Mapping[Digest, Dependents]) -> Mapping[StateKey, _Parts]:
+    parts: defaultdict[StateKey, _Parts] = defaultdict(_Parts)
+    for digest, found in dependents.items():
+        for key in found.states:
+            parts[key].state = digest
+        for (name, _), keys in found.refs.items():
             for key in keys:
-                wanted.setdefault(key, _Wanted()).names[name] = digest
-        for name, keys in need.files.items():
+                parts[key].names[name] = digest
+        for name, keys in found.files.items():
             for key in keys:
-                wanted.setdefault(key, _Wanted()).files[name] = digest
-    return wanted
+                parts[key].files[name] = digest
+    return parts

@@ -131,12 +131,7 @@ def wrong_size(entry: StateEntry, size: int) -> Finding:
 
 
 def other_weights(key: StateKey, error: IntegrityError) -> Finding:
-    """A finding of a state that a user's own store gives with another digest than it says.
-
-    Args:
-        key: The state.
-        error: What comparing it said.
-    """
+    """A finding of a state that a user's own store gives with another digest than it says."""
     return Finding(
         (key,),
         "damaged",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ from mlstate.fetch import OnProgress
 from mlstate.fetch.fetcher import has_mirrors
 from mlstate.fetch.progress import Meter, listener
 from mlstate.manifests import StateEntry
-from mlstate.objects import FolderObjectStore, ListedObjectStore, ObjectStore
+from mlstate.objects import FolderObjectStore, ListedObjectStore
 from mlstate.objects.cache import Cache
 from mlstate.objects.verified import REMEDY
+from mlstate.operations.verify.dependents import Dependents, find_dependents, incomplete_states
 from mlstate.operations.verify.inspect import Inspection, Problem
-from mlstate.operations.verify.needed import Need, Needing
-from mlstate.operations.verify.repair import Mending
+from mlstate.operations.verify.repair import FolderRepair
 from mlstate.operations.verify.report import (
     Finding,
     VerifyReport,
@@ -98,72 +98,57 @@ def verify(
 
 
 class _Verification:
-    """One run.
-
-    Args:
-        store: The store.
-        keys: The states; None: all, and what no state needs.
-        meter: Counts what is read.
-    """
+    """One run of `verify`; without `keys` of all states, and of what no state needs."""
 
     def __init__(self, store: StateStore, keys: Iterable[StateKey] | None, meter: Meter) -> None:
         self._store = store
         self._keys = None if keys is None else list(dict.fromkeys(check_keys(keys)))
-        self._threads = store.threads
-        self._fetcher = None if store.own is not None else store.fetcher
-        self._places: tuple[ObjectStore, ...] = (store.objects if store.own is None else store.own,)
-        if self._fetcher is not None:
-            self._places = self._fetcher.cache.stores
-        self._own = self._places[-1]
+        fetcher = None if store.own is not None else store.fetcher
+        own = store.objects if store.own is None else store.own
+        places = (own,) if fetcher is None else fetcher.cache.stores
+        self._fetcher = fetcher
+        self._own = places[-1]
+        self._is_view = fetcher is not None  # then what is missing is only not fetched yet
         self._entries: list[StateEntry] = []
         self._findings: list[Finding] = []
         self._unpinned: list[StateKey] = []
         self._unverifiable: list[StateKey] = []
         self._compared: list[StateKey] = []
-        self._look = Inspection(self._places, self._threads, meter)
-        self._needing = Needing(self._look, self._entries)
-        self._mending: Mending | None = None
+        self._inspection = Inspection(places, store.threads, meter)
+        self._repair: FolderRepair | None = None
         self._problems: dict[Digest, list[Problem]] = {}
 
-    @property
-    def _is_view(self) -> bool:
-        """Whether what is missing is only not fetched yet."""
-        return self._fetcher is not None
-
     def run(self, *, repair: bool) -> VerifyReport:
-        """Look, repair, report."""
+        """Inspect, repair, report."""
+        inspection = self._inspection
         self._collect()
         if repair and isinstance(self._own, FolderObjectStore):
-            self._mending = self._prepare_mending(self._own)
+            self._repair = self._prepare_repair(self._own)
         limits: dict[Digest, int] = {}
         for entry in self._entries:
             digest = entry.pinned_digest
             limits[digest] = max(limits.get(digest, 0), state_object_limit(entry))
-        self._look.read_states(limits)
+        inspection.read_states(limits)
         self._look_again(limits)
-        if self._mending is not None:
-            # What a state needs is known when its state object is right.
-            self._note_problems()
-            for digest in self._mending.mend(self._bad()):
-                self._look.forget(digest)
-                self._look.read_states({digest: limits[digest]})
+        # Which tensors a state needs is known only when its state object is right.
+        for digest in self._repair_problems() if self._repair is not None else ():
+            inspection.forget(digest)
+            inspection.read_states({digest: limits[digest]})
         for entry in self._entries:
             for file in entry.files.values():
-                self._look.want(file.digest)
-        self._look.read_wanted()
+                inspection.want(file.digest)
+        inspection.read_wanted()
         self._look_again(limits)
         if self._keys is None and isinstance(self._own, ListedObjectStore):
-            self._look.read_others(self._own)
-        self._note_problems()
-        if self._mending is not None:
-            self._mending.mend(self._bad())
+            inspection.read_others(self._own)
+        self._repair_problems()
         return self._report()
 
     def _collect(self) -> None:
-        """Find out what the store says of each state."""
+        """Look up the entry of each state."""
         keys = self._store.get_state_keys() if self._keys is None else self._keys
 
-        def look(key: StateKey) -> None:
+        def look_up(key: StateKey) -> None:
             try:
                 entry = self._store.catalog.recorded(key)
             except (ManifestError, OSError) as error:
@@ -172,46 +157,47 @@ class _Verification:
                 self._findings.append(unreadable_state_file(key, error))
                 return
             if entry is None:
-                if self._store.catalog.compares and self._store.exists(key):
-                    self._compare(key)
-                elif self._store.exists(key):
-                    self._unverifiable.append(key)
-                elif self._keys is not None:
-                    raise not_found(key, self._store, self._store.get_state_keys(key.state_type))
+                self._take_unrecorded(key)
             elif entry.digest is None:
                 self._unpinned.append(key)
             else:  # without what may be long and is not needed
                 self._entries.append(replace(entry, meta={}, unknown={}))
 
-        for_each(look, keys, 1 if self._is_view else self._threads)
+        for_each(look_up, keys, 1 if self._is_view else self._store.threads)
         self._entries.sort(key=lambda entry: entry.key)
 
-    def _compare(self, key: StateKey) -> None:
-        """Load a state of a user's own store, which compares it with the digest that it gives."""
-        try:
-            self._store.get(key)
-        except IntegrityError as error:
-            self._findings.append(other_weights(key, error))
+    def _take_unrecorded(self, key: StateKey) -> None:
+        """A checkpoint without a digest; or a user's own state, compared as it is loaded."""
+        if not self._store.exists(key):
+            if self._keys is not None:
+                raise not_found(key, self._store, self._store.get_state_keys(key.state_type))
+        elif not self._store.catalog.compares:
+            self._unverifiable.append(key)
         else:
-            self._compared.append(key)
+            try:
+                self._store.get(key)
+            except IntegrityError as error:
+                self._findings.append(other_weights(key, error))
+            else:
+                self._compared.append(key)
 
     def _look_again(self, limits: Mapping[Digest, int]) -> None:
-        """What is missing may be of a state that was deleted or replaced meanwhile, or be back."""
-        missing = set(self._look.missing)
+        """Look again for what is missing: its state may be deleted or replaced, or it is back."""
+        inspection, missing = self._inspection, set(self._inspection.missing)
         if self._is_view or not missing:
             return
-        needs = self._needing.of(missing)
-        concerned = {key for need in needs.values() for key in need.state_keys()}
+        dependents = self._dependents(missing)
+        concerned = {key for found in dependents.values() for key in found.state_keys()}
         self._entries[:] = [
             entry
             for entry in self._entries
             if entry.key not in concerned or self._is_current(entry)
         ]
         for digest in missing:
-            self._look.forget(digest)
-        self._look.read_states({d: limits[d] for d in missing if d in limits})
-        self._look.read_wanted()
-        self._look.missing &= self._needing.of(missing).keys()
+            inspection.forget(digest)
+        inspection.read_states({d: limits[d] for d in missing if d in limits})
+        inspection.read_wanted()
+        inspection.missing &= self._dependents(missing).keys()
 
     def _is_current(self, entry: StateEntry) -> bool:
         with suppress(ManifestError):
@@ -219,48 +205,48 @@ class _Verification:
             return now is not None and now.digest == entry.digest
         return False
 
-    def _prepare_mending(self, own: FolderObjectStore) -> Mending:
-        fetcher = self._fetcher
-        if fetcher is None:
-            fetcher = make_fetcher(Cache([own]), offline=None, progress=None)
-        return Mending(
-            fetcher, own, self._look, self._needing, self._entries, is_cache=self._is_view
+    def _dependents(self, digests: Collection[Digest]) -> dict[Digest, Dependents]:
+        return find_dependents(self._inspection, self._entries, digests)
+
+    def _prepare_repair(self, folder: FolderObjectStore) -> FolderRepair:
+        fetcher = self._fetcher or make_fetcher(Cache([folder]), offline=None, progress=None)
+        return FolderRepair(
+            fetcher, folder, self._inspection, self._entries, is_cache=self._is_view
         )
 
-    def _note_problems(self) -> None:
-        """Keep what was found, before it is repaired."""
-        for digest, problems in self._look.problems.items():
+    def _repair_problems(self) -> set[Digest]:
+        """Note what was found so far, and repair it if that was asked for; return what is right."""
+        for digest, problems in self._inspection.problems.items():
             self._problems.setdefault(digest, list(problems))
-        for digest in () if self._is_view else self._look.missing:
+        for digest in () if self._is_view else self._inspection.missing:
             path = self._own.locate(digest)
             missing = Problem(self._own, "missing", path, str(digest), "nothing")
             self._problems.setdefault(digest, [missing])
-
-    def _bad(self) -> set[Digest]:
-        """What is not right and may be mended: right bytes of a wrong meaning may not."""
-        return {
-            digest
-            for digest, problems in self._problems.items()
-            if any(problem.kind != "unreadable" for problem in problems)
-        }
-
-    # What is to be said.
+        if self._repair is None:
+            return set()
+        # Right bytes of a wrong meaning are not repaired.
+        kinds = {d: {problem.kind for problem in found} for d, found in self._problems.items()}
+        return self._repair.repair({d for d, found in kinds.items() if found != {"unreadable"}})
 
     def _report(self) -> VerifyReport:
-        absent, partial = self._needing.incomplete() if self._is_view else ([], [])
-        without, entries = set(absent), [entry.key for entry in self._entries]
-        needs = self._needing.of(self._problems)
+        absent: list[StateKey] = []
+        partial: list[StateKey] = []
+        if self._is_view:
+            absent, partial = incomplete_states(self._inspection, self._entries)
+        without = set(absent)
+        present = [entry.key for entry in self._entries if entry.key not in without]
+        dependents = self._dependents(self._problems)
         for digest, problems in self._problems.items():
-            need = needs.get(digest, Need())
-            self._findings += [self._finding(digest, need, problem) for problem in problems]
+            found = dependents.get(digest, Dependents())
+            self._findings += [self._finding(digest, found, problem) for problem in problems]
         for entry in self._entries:
-            size = self._look.sizes.get(entry.pinned_digest)
+            size = self._inspection.sizes.get(entry.pinned_digest)
             if size is not None and entry.size not in (None, size):
                 self._findings.append(wrong_size(entry, size))
         return VerifyReport(
-            tuple(sorted([*self._compared, *(key for key in entries if key not in without)])),
-            self._look.objects,
-            self._look.nbytes,
+            tuple(sorted([*self._compared, *present])),
+            self._inspection.objects,
+            self._inspection.nbytes,
             tuple(sorted(self._findings, key=lambda f: (f.keys, f.what, f.path or ""))),
             tuple(absent),
             tuple(partial),
@@ -268,17 +254,18 @@ class _Verification:
             tuple(sorted(self._unverifiable)),
         )
 
-    def _finding(self, digest: Digest, need: Need, problem: Problem) -> Finding:
-        mending = self._mending
-        if mending is not None and mending.is_mended(digest, problem):
-            repaired, remedy = True, mending.what_was_done(digest, need, problem)
+    def _finding(self, digest: Digest, dependents: Dependents, problem: Problem) -> Finding:
+        repair = self._repair
+        repaired = repair is not None and repair.is_repaired(digest, problem)
+        if repair is not None and repaired:
+            remedy = repair.what_was_done(digest, problem, needed=bool(dependents))
         else:
-            repaired, remedy = False, self._remedy(digest, need, problem)
+            remedy = self._remedy(digest, dependents, problem)
         return Finding(
-            need.state_keys(problem.spec),
+            dependents.state_keys(problem.spec),
             problem.kind,
-            need.in_words(problem.spec),
-            need.tensor_names(problem.spec),
+            dependents.in_words(problem.spec),
+            dependents.tensor_names(problem.spec),
             digest,
             problem.path,
             problem.expected,
@@ -287,17 +274,17 @@ class _Verification:
             remedy,
         )
 
-    def _remedy(self, digest: Digest, need: Need, problem: Problem) -> str:
+    def _remedy(self, digest: Digest, dependents: Dependents, problem: Problem) -> str:
         if problem.kind == "unreadable":
             return "see that it can be read, or save the state again"
         if problem.place is not self._own:
             return "this folder is only read here: remove the object there, or replace it"
-        if self._mending and (failure := self._mending.why_not(digest)):
+        if self._repair and (failure := self._repair.why_not(digest)):
             return failure
-        if not need:
+        if not dependents:
             return "remove it: no state needs it, and a save might use it"
-        if isinstance(self._own, FolderObjectStore) and not self._mending:
-            keys = set(need.state_keys())
+        if isinstance(self._own, FolderObjectStore) and not self._repair:
+            keys = set(dependents.state_keys())
             if any(entry.key in keys and has_mirrors(entry) for entry in self._entries):
                 return "verify with " + flag("repair") + " fetches it again from its mirrors"
         if self._is_view:

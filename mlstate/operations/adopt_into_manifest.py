@@ -1,4 +1,4 @@
-"""Weights elsewhere as a state of a manifest: pinned, with where they are as its mirror."""
+"""`adopt` into a manifest: the state is pinned there, and its source is the mirror."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from mlstate.errors import FormatError, StateExistsError
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
-from mlstate.manifests.update import change_manifest
-from mlstate.operations.intake import Adoption, AdoptReport, digests_in, spared_of
+from mlstate.operations.adopt_report import Adoption, AdoptReport, digests_in, spared_of
+from mlstate.operations.enlist import replace_entry
 from mlstate.operations.sources import below, mirror_of_file
 from mlstate.phrases import LOCK, OVERWRITE, Phrase
 from mlstate.reading import read_state
@@ -19,11 +19,11 @@ from mlstate.states import StateKey
 from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.request import Content, case_variant_exists, is_same, other_exists, warn_of_meta
 
-__all__ = ["mirror_into"]
+__all__ = ["adopt_into_manifest"]
 
 
-def mirror_into(path: Path, adoption: Adoption, fetching: ManifestStore) -> AdoptReport:
-    """Write a state into a manifest, with a source as its mirror.
+def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore) -> AdoptReport:
+    """Write a state into a manifest, with its source as the mirror.
 
     Args:
         path: The manifest; it may be missing.
@@ -37,68 +37,50 @@ def mirror_into(path: Path, adoption: Adoption, fetching: ManifestStore) -> Adop
     """
     key, request = adoption.key, adoption.request
     folder = Path(os.path.abspath(path)).parent
-    manifest = _read(path)
+    manifest = Manifest.read(path) if path.exists() else Manifest({})
     known = manifest.states.get(key)
     _check_free(manifest, key, overwrite=request.overwrite)
     wanted = request.entry(key)
     entry = replace(
         wanted,
         mirrors=(below(adoption.source.mirror, folder),),
-        files=_mirrored(wanted, request.files, folder),
+        files=_with_mirrors(wanted, request.files, folder),
         objects=manifest.objects,
         origin=str(folder / path.name),
     )
     fetcher = fetching.fetcher
-    having = digests_in(fetcher.cache.own)
+    present = digests_in(fetcher.cache.own)
     pinned = fetcher.pin(fetcher.settle(entry))
     if adoption.by_caller:
         pinned = replace(pinned, files=entry.files)
     state = read_state(pinned, fetching.objects)
-    digest, size, files = pinned.pinned_digest, state.nbytes, pinned.files
+    digest, size = pinned.pinned_digest, state.nbytes
     if known is not None and not request.overwrite:
-        if not (adoption.by_caller or files):  # the source has none, and nobody spoke of any
-            pinned, files = replace(pinned, files=known.files), known.files
+        if not (adoption.by_caller or pinned.files):  # the source has none, and none were given
+            pinned = replace(pinned, files=known.files)
         if not is_same(known, digest, pinned):
             raise other_exists(known, digest, pinned)
         if request.other_meta(known, wanted):
             warn_of_meta(key)
         for mirror in pinned.mirrors:
-            if isinstance(mirror, Mirror):
-                _add_mirror(path, key, known, mirror)
-        return adoption.report(digest, size, files, spared=size, existed=True)
+            if isinstance(mirror, Mirror) and not _has_mirror(known, mirror, folder):
+                # If the entry was changed meanwhile, it has a mirror, which is enough.
+                replace_entry(path, known, replace(known, mirrors=(*known.mirrors, mirror)))
+        return adoption.report(digest, size, pinned.files, spared=size, existed=True)
     fetcher.fetch(pinned)  # its files, too
-
-    def write(now: Manifest) -> Manifest:
-        if now.states.get(key) != known:
-            raise StateExistsError(
-                "this state of the manifest was changed meanwhile; nothing was written", path=path
-            )
-        return replace(now, states={**now.states, key: pinned})
-
-    change_manifest(path, write)
-    return adoption.report(digest, size, files, spared=spared_of(state, having), existed=False)
+    if not replace_entry(path, known, pinned):
+        raise StateExistsError(
+            "this state of the manifest was changed meanwhile; nothing was written", path=path
+        )
+    spared = spared_of(state, present)
+    return adoption.report(digest, size, pinned.files, spared=spared, existed=False)
 
 
-def _add_mirror(path: Path, key: StateKey, known: StateEntry, mirror: Mirror) -> None:
-    """Name another place for weights that the manifest lists already, behind those it has."""
-    base = Path(os.path.abspath(path)).parent
-    for other in known.mirrors:  # one that says more of the same place is the same place
-        if isinstance(other, Mirror):
-            there = below(other, base) if other.urls else other
-            if (there.urls, there.select) == (mirror.urls, mirror.select):
-                return
-
-    def write(now: Manifest) -> Manifest:
-        if now.states.get(key) != known:
-            return now  # somebody changed it meanwhile: it has a mirror, which is enough
-        longer = replace(known, mirrors=(*known.mirrors, mirror))
-        return replace(now, states={**now.states, key: longer})
-
-    change_manifest(path, write)
-
-
-def _read(path: Path) -> Manifest:
-    return Manifest.read(path) if path.exists() else Manifest({})
+def _has_mirror(known: StateEntry, mirror: Mirror, folder: Path) -> bool:
+    """Whether an entry names the place of a mirror already, perhaps with more said of it."""
+    others = (other for other in known.mirrors if isinstance(other, Mirror))
+    places = (below(other, folder) if other.urls else other for other in others)
+    return any((place.urls, place.select) == (mirror.urls, mirror.select) for place in places)
 
 
 def _check_free(manifest: Manifest, key: StateKey, *, overwrite: bool) -> None:
@@ -116,9 +98,10 @@ def _check_free(manifest: Manifest, key: StateKey, *, overwrite: bool) -> None:
         )
 
 
-def _mirrored(
+def _with_mirrors(
     wanted: StateEntry, contents: Mapping[str, Content], folder: Path
 ) -> dict[str, FileEntry]:
+    """The files of a state, each with the place of its content as its mirror."""
     files = {}
     for name, file in wanted.files.items():
         content = contents[name]

@@ -1,4 +1,4 @@
-"""The two kinds of weights that can be compared: states of stores, and files."""
+"""The weights that `diff` compares: states of stores, and files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 from mlstate.weights.files import LocalTensor, sources_of_file
 
-__all__ = ["OpenedSide", "Side", "opened"]
+__all__ = ["ComparedWeights", "StateOrFile", "open_weights"]
 
-Side = tuple[AnyStore, StateKey] | str | os.PathLike[str]
+StateOrFile = tuple[AnyStore, StateKey] | str | os.PathLike[str]
 """A state of a store, or the path of a file of weights."""
 
 
-class OpenedSide(abc.ABC):
-    """One side of a comparison."""
+class ComparedWeights(abc.ABC):
+    """One of the two sets of tensors that are compared."""
 
     files: Mapping[str, Digest] | None = None
-    """The digests of the files of a state of a store."""
+    """The digests of the files of a state of a store; None for a file of weights."""
 
     @property
     @abc.abstractmethod
@@ -39,34 +39,34 @@ class OpenedSide(abc.ABC):
     @property
     @abc.abstractmethod
     def state(self) -> StateObject:
-        """The tensors that there are."""
+        """The names, types and digests of the tensors."""
 
     def bring(self, names: list[str]) -> None:
         """Make sure that these tensors can be read."""
-        del names  # what lies in a file is there
+        del names  # in a file they always can
 
     def mend(self) -> bool:
         """Replace damaged objects; return whether there were any."""
         return False
 
     def pieces(self, name: str) -> Generator[Bytes, None, None]:
-        """The data of a tensor. They are right if this ends without an error."""
+        """The data of a tensor, which are right if this ends without an error."""
         if name in self.state.inline:
             yield self.state.inline[name].data
         else:
-            with self.concerned(name):
-                yield from self.large(name)
+            with self._concerning(name):
+                yield from self._pieces(name)
 
     @abc.abstractmethod
-    def large(self, name: str) -> Iterator[Bytes]:
+    def _pieces(self, name: str) -> Iterator[Bytes]:
         """The data of a tensor that is not in the state object."""
 
     @abc.abstractmethod
-    def concerned(self, name: str | None = None) -> AbstractContextManager[None]:
-        """A context that tells errors what they are about."""
+    def _concerning(self, name: str | None = None) -> AbstractContextManager[None]:
+        """A context that tells errors which weights they are about."""
 
 
-class _Stored(OpenedSide):
+class _StoredWeights(ComparedWeights):
     """A state of a store."""
 
     def __init__(self, store: StateStore, key: StateKey) -> None:
@@ -80,35 +80,30 @@ class _Stored(OpenedSide):
 
     @cached_property
     def state(self) -> StateObject:
-        with self.concerned():
+        with self._concerning():
             self._store.access.bring(self._found.entry, Only.STATE_OBJECT, files=False)
             return read_state(*self._found)
 
     def bring(self, names: list[str]) -> None:
-        with self.concerned():
+        with self._concerning():
             self._store.access.bring(self._found.entry, names, files=False)
 
     def mend(self) -> bool:
         return self._store.access.mend(self._found.entry)
 
-    def large(self, name: str) -> Iterator[Bytes]:
+    def _pieces(self, name: str) -> Iterator[Bytes]:
         return tensor_pieces(self._found.objects, self.state.refs[name])
 
-    def concerned(self, name: str | None = None) -> AbstractContextManager[None]:
+    def _concerning(self, name: str | None = None) -> AbstractContextManager[None]:
         return concerning(self._key, tensor=name)
 
 
-class _InFile(OpenedSide):
-    """A file of weights, or several together."""
+class _FileWeights(ComparedWeights):
+    """The tensors of a file of weights, or of several that belong together."""
 
     def __init__(self, path: str | os.PathLike[str], sources: list[TensorSource]) -> None:
         self._path = path
         self._sources = {source.name: source for source in sources}
-
-    @cached_property
-    def _encoded(self) -> EncodedState:
-        with self.concerned():
-            return encode_state(self._sources.values())
 
     @property
     def digest(self) -> Digest:
@@ -118,7 +113,12 @@ class _InFile(OpenedSide):
     def state(self) -> StateObject:
         return self._encoded.state
 
-    def large(self, name: str) -> Iterator[Bytes]:
+    @cached_property
+    def _encoded(self) -> EncodedState:
+        with self._concerning():
+            return encode_state(self._sources.values())
+
+    def _pieces(self, name: str) -> Iterator[Bytes]:
         source = self._sources[name]
         if isinstance(source, LocalTensor):
             yield from source.pieces()
@@ -126,32 +126,30 @@ class _InFile(OpenedSide):
             with source.data() as data:
                 yield data
 
-    def concerned(self, name: str | None = None) -> AbstractContextManager[None]:
+    def _concerning(self, name: str | None = None) -> AbstractContextManager[None]:
         return concerning(path=self._path, tensor=name)
 
 
 @contextmanager
-def opened(side: Side, select: str | None = None) -> Iterator[OpenedSide]:
-    """Look at a side; it is good within the context.
+def open_weights(given: StateOrFile, select: str | None = None) -> Iterator[ComparedWeights]:
+    """Open weights to compare them; they are good within the context.
 
     Raises:
-        FormatError: It is neither a state of a store nor a file of weights.
+        FormatError: This is neither a state of a store nor a file of weights.
         StateNotFoundError: There is no such state.
     """
-    if isinstance(side, str | os.PathLike):
-        with sources_of_file(side, select=_applicable(select, side)) as sources:
-            yield _InFile(side, sources)
+    if isinstance(given, str | os.PathLike):
+        # One of two files may be a safetensors file, in which nothing can be selected.
+        plain = str(given).endswith((".safetensors", ".json"))
+        with sources_of_file(given, select=None if plain else select) as sources:
+            yield _FileWeights(given, sources)
         return
-    if not (isinstance(side, tuple) and len(side) == 2 and not isinstance(side[0], str | StateKey)):
+    is_pair = isinstance(given, tuple) and len(given) == 2
+    if not is_pair or isinstance(given[0], str | StateKey):
         raise FormatError(
             "this cannot be compared",
             expected="(store, key), or the path of a file of weights",
-            found=repr(side),
+            found=repr(given),
         )
-    check_key(side[1])
-    yield _Stored(state_store(side[0]), side[1])
-
-
-def _applicable(select: str | None, path: str | os.PathLike[str]) -> str | None:
-    """The selection for a file: none in a safetensors file, which may be one of the two."""
-    return None if str(path).endswith((".safetensors", ".json")) else select
+    check_key(given[1])
+    yield _StoredWeights(state_store(given[0]), given[1])

@@ -14,7 +14,7 @@ from typing import BinaryIO, NoReturn, Protocol, cast
 
 from mlstate.errors import FormatError, IntegrityError
 
-__all__ = ["PIECE", "Readable", "TarReader", "read_fully"]
+__all__ = ["PIECE", "TarReader", "read_fully"]
 
 PIECE = 1 << 20
 """How many bytes are copied at a time."""
@@ -26,14 +26,12 @@ _BEFORE_A_MEMBER = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)
 _ALLOWED = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
 
 
-class Readable(Protocol):
-    """A source of bytes."""
-
+class _Readable(Protocol):
     def read(self, size: int, /) -> bytes:
         """Return at most so many bytes; none at the end."""
 
 
-def read_fully(file: Readable, size: int) -> bytes:
+def read_fully(file: _Readable, size: int) -> bytes:
     """Return so many bytes; fewer only at the end of the file."""
     pieces = []
     while size and (piece := file.read(size)):
@@ -43,15 +41,12 @@ def read_fully(file: Readable, size: int) -> bytes:
 
 
 class TarReader:
-    """Reads a tar from front to back, or in any order where the file can seek.
+    """Reads a tar from front to back; in any order, by jumps, where the file is seekable.
 
-    Args:
-        file: The tar.
-        origin: Where it is from, for errors.
-        seekable: Jump over what is not read; else it is read and dropped.
+    `origin` says in errors where the tar is from.
     """
 
-    def __init__(self, file: Readable, origin: str, *, seekable: bool) -> None:
+    def __init__(self, file: _Readable, origin: str, *, seekable: bool) -> None:
         self.origin = origin
         self._file = file
         self._position = 0
@@ -67,10 +62,6 @@ class TarReader:
         """The files and folders in order. Without seeking, read each before the next is asked for.
 
         Names are as they stand in the tar, not checked; only ``./`` before them is left out.
-
-        Raises:
-            FormatError: This is no tar, or a member is neither a file nor a folder.
-            IntegrityError: The tar is cut short.
         """
         position = 0
         extended: dict[str, str] = {}
@@ -96,11 +87,7 @@ class TarReader:
                 extended = {}
 
     def pieces(self, member: TarInfo) -> Iterator[bytes]:
-        """The content of a member, piece by piece.
-
-        Raises:
-            IntegrityError: The tar is cut short.
-        """
+        """The content of a member, piece by piece; an IntegrityError if the tar is cut short."""
         self._go(member.offset_data)
         for start in range(0, member.size, PIECE):
             yield self._read(min(PIECE, member.size - start))

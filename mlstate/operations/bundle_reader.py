@@ -1,4 +1,4 @@
-"""Reading a bundle into a store: objects first, each verified, then the state files.
+"""A bundle is read into a store: objects first, each verified, then the state files.
 
 No name of the tar becomes a path: a member is the settings, a state file or an object that a state
 names, or the bundle is refused.
@@ -26,14 +26,15 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
-from mlstate.operations.tars import TarReader
+from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
+from mlstate.stores.request import is_same
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import parse_state_file
 
-__all__ = ["Unbundling"]
+__all__ = ["BundleReader"]
 
 _FOLDERS = {".", layout.STATES, layout.OBJECTS, layout.TEMPORARIES, layout.TRASH, layout.ROOTS}
 _MAKE = (
@@ -43,15 +44,8 @@ _MAKE = (
 )
 
 
-class Unbundling:
-    """Reads a bundle into a store; once only.
-
-    Args:
-        tar: The bundle.
-        saver: Where to.
-        meter: Counts the bytes that were read.
-        overwrite: Replace other states that have the same keys.
-    """
+class BundleReader:
+    """Reads one bundle into a store, once; see `mlstate.operations.bundle.unbundle`."""
 
     def __init__(self, tar: TarReader, saver: StateSaver, meter: Meter, *, overwrite: bool) -> None:
         self._tar = tar
@@ -65,13 +59,9 @@ class Unbundling:
         self._reused: dict[Digest, int] = {}
 
     def run(self) -> list[StateKey]:
-        """Read all of it, publish its states, and return their keys, sorted.
-
-        Raises:
-            MlstateError: See `mlstate.operations.bundle.unbundle`; no state was published.
-        """
+        """Read all of it, publish its states, and return their keys, sorted."""
         for member in self._sorted() if self._tar.seekable else self._tar.members():
-            self._take(member)
+            self._add(member)
         if not self._states:
             raise FormatError("a bundle without states", path=self._tar.origin, remedy=_MAKE)
         self._check_complete(self._named)
@@ -91,7 +81,7 @@ class Unbundling:
         # By now all state files have been read, and it is known which objects are state objects.
         yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._state_objects)
 
-    def _take(self, member: TarInfo) -> None:
+    def _add(self, member: TarInfo) -> None:
         if member.isdir():
             top, *below = member.name.split("/")
             if top not in _FOLDERS or ".." in below:
@@ -104,18 +94,16 @@ class Unbundling:
             self._refuse(member, message, expected=layout.SETTINGS, remedy=_MAKE)
         self._names.add(member.name)
         if digest := _object_digest(member.name):
-            self._take_object(member, digest)
+            self._add_object(member, digest)
         elif member.name == layout.SETTINGS:
             layout.check_settings(self._text(member), self._place(member))
         elif key := layout.key_of_state_path(member.name):
-            self._take_state(member, key)
+            self._add_state(member, key)
         else:
             message = "something that does not belong there is in this bundle"
             self._refuse(member, message, remedy=_MAKE)
 
-    # State files.
-
-    def _take_state(self, member: TarInfo, key: StateKey) -> None:
+    def _add_state(self, member: TarInfo, key: StateKey) -> None:
         data = self._text(member)
         entry = parse_state_file(data, key, self._place(member))
         digest = entry.pinned_digest
@@ -148,7 +136,7 @@ class Unbundling:
             return None
         if stored is None:
             return None
-        if not self._overwrite and _content(stored) != _content(entry):
+        if not self._overwrite and not is_same(stored, entry.pinned_digest, entry):
             raise StateExistsError(
                 "this key has another state already; nothing was stored under it",
                 key=entry.key,
@@ -161,16 +149,13 @@ class Unbundling:
 
     def _publish(self, entry: StateEntry, data: bytes) -> None:
         states = self._saver.files
-        if self._overwrite:
-            if self._existing(entry) != entry:
-                states.replace(entry.key, data)
-            return
-        while self._existing(entry) is None and not states.create(entry.key, data):
-            pass  # another process was first: is it the same?
+        if not self._overwrite:
+            while self._existing(entry) is None and not states.create(entry.key, data):
+                pass  # another process was first: is it the same?
+        elif self._existing(entry) != entry:
+            states.replace(entry.key, data)
 
-    # Objects.
-
-    def _take_object(self, member: TarInfo, digest: Digest) -> None:
+    def _add_object(self, member: TarInfo, digest: Digest) -> None:
         if digest not in self._named:
             if self._tar.seekable:  # then all state objects come before it
                 self._check_complete(self._state_objects)
@@ -186,7 +171,7 @@ class Unbundling:
                 self._damaged(member, "is too large", f"at most {most} bytes", member.size)
         # A state object is small, and the one that is here may be damaged: it is written anew.
         if not states and self._writer.reuse(digest, member.size):
-            self._verify(member, digest)
+            self._check(member, digest)
             self._reused[digest] = member.size
         else:
             self._put(member, digest)
@@ -207,7 +192,7 @@ class Unbundling:
             )
         self._named[digest] = size
 
-    def _verify(self, member: TarInfo, digest: Digest) -> None:
+    def _check(self, member: TarInfo, digest: Digest) -> None:
         hasher = Hasher()
         for piece in self._pieces(member):
             hasher.update(piece)
@@ -279,7 +264,3 @@ def _object_digest(name: str) -> Digest | None:
     except FormatError:
         return None
     return digest if layout.object_path(digest) == name else None
-
-
-def _content(entry: StateEntry) -> tuple[object, dict[str, Digest]]:
-    return entry.digest, {name: file.digest for name, file in entry.files.items()}

@@ -1,0 +1,89 @@
+"""The report of an adoption, with its request and its counter of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from mlstate.digests import Digest
+from mlstate.fetch.progress import OnProgress, Progress
+from mlstate.format.state_object import StateObject
+from mlstate.objects import FolderObjectStore
+from mlstate.operations.sources import WeightSource
+from mlstate.states import StateKey
+from mlstate.stores.request import SaveRequest
+
+__all__ = ["AdoptReport", "Adoption", "ByteCounter", "digests_in", "spared_of"]
+
+
+@dataclass(frozen=True)
+class AdoptReport:
+    """What an adoption did.
+
+    Attributes:
+        key: The key of the state.
+        digest: Its state digest.
+        size: The bytes of its tensors, every name counted.
+        fetched: The bytes of it that were read from the source.
+        spared: The bytes of its tensors that were where they belong already, each counted once
+            (of those of 16 KiB and more); all, if the state was there.
+        existed: Whether the same state was there under this key, and nothing was done.
+        files: The names of its files.
+    """
+
+    key: StateKey
+    digest: Digest
+    size: int
+    fetched: int
+    spared: int
+    existed: bool
+    files: tuple[str, ...]
+
+
+def digests_in(folder: FolderObjectStore | None) -> set[Digest]:
+    """The objects of a folder, listed before anything is added to it."""
+    return set() if folder is None else set(folder.digests())
+
+
+def spared_of(state: StateObject, present: Collection[Digest]) -> int:
+    """The bytes of a state's tensors that were there already, each object counted once."""
+    sizes = {ref.digest: ref.spec.nbytes for ref in state.refs.values() if ref.digest in present}
+    return sum(sizes.values())
+
+
+class ByteCounter:
+    """Counts the bytes that all progress tells of (`nbytes`), and passes the progress on."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self.nbytes = 0
+
+    def __call__(self, progress: Progress) -> None:
+        """Count and pass on; see `OnProgress`."""
+        if progress.ended:
+            self.nbytes += progress.done
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A request to adopt weights under a key.
+
+    `by_caller` says that the files of the request are the caller's, and not those of the source;
+    `counter` counts what is read.
+    """
+
+    key: StateKey
+    source: WeightSource
+    request: SaveRequest
+    by_caller: bool
+    counter: ByteCounter
+
+    def report(
+        self, digest: Digest, size: int, files: Iterable[str], *, spared: int, existed: bool
+    ) -> AdoptReport:
+        """The report, with these values."""
+        names = tuple(sorted(files))
+        nbytes = self.counter.nbytes
+        return AdoptReport(self.key, digest, size, nbytes, spared, existed, names)

@@ -1,0 +1,87 @@
+"""The report of `usage`: states and architectures with the space that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlstate.digests import Digest
+from mlstate.operations.reports import iso_time
+from mlstate.states import StateKey, StateType
+
+__all__ = ["ArchitectureUsage", "Cached", "StateUsage", "Usage"]
+
+Cached = Literal["yes", "partly", "no"]
+
+
+@dataclass(frozen=True)
+class StateUsage:
+    """A state, and the space that it takes, in bytes.
+
+    Attributes:
+        key: Its key.
+        digest: Its state digest; None if it is not pinned, or if the store's listing does not tell:
+            that of a release, that of checkpoints of an older layout.
+        nbytes: The size of its tensor data, every name counted, and of its files; None if unknown.
+        own: The size of its objects that no other state of the store names: of those in the cache,
+            if the store is a view; None if unknown.
+        shared: The size of its other objects.
+        cached: Whether it is in the cache, of a store whose states load through one; else None.
+        modified: The time when it was saved; of a state of a view, when it was last used; None if
+            unknown. In Python these are seconds since the epoch.
+        error: Why nothing more is known of it, or None.
+    """
+
+    key: StateKey
+    digest: Digest | None = None
+    nbytes: int | None = None
+    own: int | None = None
+    shared: int | None = None
+    cached: Cached | None = None
+    modified: float | None = field(default=None, metadata={"json": iso_time})
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ArchitectureUsage:
+    """All states of an architecture together, in bytes.
+
+    Attributes:
+        state_type: Backend and architecture.
+        states: How many there are.
+        nbytes: The sum of their sizes, as far as these are known.
+        own: The size of objects that no state of another architecture names, each once.
+        shared: The size of their other objects, each once.
+    """
+
+    state_type: StateType
+    states: int
+    nbytes: int
+    own: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The space that a store takes, in bytes.
+
+    Attributes:
+        total: The size of all objects that the states of the store name, each once, and of what a
+            folder keeps as a cache. Of a view: of those that are in the cache.
+        unnamed: Of a store in a folder, the size of all other objects there, which pruning takes
+            when they are old enough; else None.
+        trash: Of a store in a folder, the size of what is in its trash/; else None.
+        architectures: The states of the whole store by backend and architecture.
+        states: The states that were asked for, sorted by key.
+    """
+
+    total: int
+    unnamed: int | None
+    trash: int | None
+    architectures: tuple[ArchitectureUsage, ...]
+    states: tuple[StateUsage, ...]
+
+    def by_architecture(self) -> Mapping[StateType, ArchitectureUsage]:
+        """The states by backend and architecture, whatever their extras; of the whole store."""
+        return {found.state_type: found for found in self.architectures}
