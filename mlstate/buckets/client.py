@@ -51,12 +51,7 @@ class BucketClient:
     """
 
     def __init__(
-        self,
-        address: str,
-        connect: Callable[[], Connection],
-        *,
-        offline: bool,
-        limits: Limits,
+        self, address: str, connect: Callable[[], Connection], *, offline: bool, limits: Limits
     ) -> None:
         self.address = address
         self._connect = connect

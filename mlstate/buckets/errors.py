@@ -184,10 +184,7 @@ def status_of(error: BaseException) -> tuple[str | None, int | None]:
         return (code if isinstance(code, str) and code.isalnum() else None), status
     text = str(error)
     code_found, status_found = _CODE.search(text), _STATUS.search(text)
-    return (
-        code_found[1] if code_found else None,
-        int(status_found[1]) if status_found else None,
-    )
+    return (code_found[1] if code_found else None, int(status_found[1]) if status_found else None)
 
 
 @contextmanager

@@ -209,10 +209,7 @@ def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
         max_pool_connections=32,
         # Only what obstore does as well: it is asked what a server makes of a wrong payload.
         request_checksum_calculation="when_required",
-        s3={
-            "payload_signing_enabled": True,
-            **({"addressing_style": "path"} if endpoint else {}),
-        },
+        s3={"payload_signing_enabled": True, **({"addressing_style": "path"} if endpoint else {})},
     )
     region = session.region_name or "us-east-1"
     return session.client("s3", endpoint_url=endpoint, config=settings, region_name=region)

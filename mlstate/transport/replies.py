@@ -51,11 +51,7 @@ class Extent:
 
 
 def status_error(
-    status: int,
-    headers: Mapping[str, str],
-    address: str,
-    place: Url,
-    credential: str | None = None,
+    status: int, headers: Mapping[str, str], address: str, place: Url, credential: str | None = None
 ) -> TransportError:
     """The error for a status that is neither 200 nor 206.
 

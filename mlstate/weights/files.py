@@ -19,12 +19,7 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
 from mlstate.format.encode import TensorSource, check_sources, encode_state
-from mlstate.format.state_object import (
-    InlineTensor,
-    StateObject,
-    TensorRef,
-    is_state_object,
-)
+from mlstate.format.state_object import InlineTensor, StateObject, TensorRef, is_state_object
 from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
 from mlstate.objects.mapped import MAP_FROM, may_map
