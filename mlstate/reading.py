@@ -35,11 +35,9 @@ _PIECE = 1 << 20
 def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
     """The verified state object of an entry: names, types, shapes, digests. Needs no torch.
 
-    Raises:
-        UnpinnedStateError: The entry gives no digest.
-        IntegrityError: The object is missing, damaged, too large, or not of the size that the
-            entry gives.
-        FormatError: It is not in canonical form.
+    Raises an `UnpinnedStateError` if the entry gives no digest, an `IntegrityError` if the object
+    is missing, damaged, too large or not of the size that the entry gives, and a `FormatError` if
+    it is not in canonical form.
     """
     state = read_state_object(entry.pinned_digest, objects, state_object_limit(entry))
     if entry.size is not None and entry.size != state.nbytes:
@@ -78,9 +76,8 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
 def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
     """The data of a tensor object, piece by piece: not verified before the iteration has ended.
 
-    Raises:
-        IntegrityError: At the end: the object was damaged; or at once: it is missing.
-        FormatError: At the end: it is not what the state object says of it.
+    Raises an `IntegrityError` at once if it is missing, and at the end if it is damaged; at the
+    end, too, a `FormatError` if it is not what the state object says of it.
     """
     seen = TensorCheck(ref.spec)
     with open_tensor(objects, ref) as file:
@@ -94,21 +91,16 @@ def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
 
 @dataclass(frozen=True)
 class Needs:
-    """What is missing of a state.
+    """What is missing of a state; of an unknown state no tensor can be named.
 
-    Attributes:
-        state: The state object, if it is there, and if tensors are needed.
-        refs: The tensors that are missing, by name; of an unknown state none can be named.
-        files: The files that are missing, by name.
-        present: Bytes of tensor data that are there, those inside the state object not counted.
-        tensors: Whether tensors are needed at all.
+    `state` is there if tensors are needed and the state object is not missing.
     """
 
     state: StateObject | None
     refs: dict[str, TensorRef] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
-    present: int = 0
-    tensors: bool = True
+    present: int = 0  # bytes of tensor data that are there; those in the state object do not count
+    tensors: bool = True  # whether tensors are needed at all
 
     def __bool__(self) -> bool:
         return self.lacks_state or bool(self.refs) or bool(self.files)
@@ -161,16 +153,9 @@ def needs_of(
 ) -> Needs:
     """What is missing of a state in a cache, judged by names and sizes: no tensor is read.
 
-    Args:
-        entry: What a manifest says of it.
-        objects: The cache.
-        names: The tensors that are needed.
-        files: Whether the state's files are needed, too.
-        state: The state object, if it was read before.
-
-    Raises:
-        UnpinnedStateError: The entry gives no digest.
-        IntegrityError: The state object is there and damaged.
+    ``files`` says whether the state's files are needed, too; ``state`` is its state object, if that
+    was read before. Raises an `UnpinnedStateError` if the entry gives no digest, and an
+    `IntegrityError` if the state object is there and damaged.
     """
     lacking = {
         name: file

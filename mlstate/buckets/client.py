@@ -41,13 +41,7 @@ class BucketClient:
     """A bucket. It is used by many threads at once, but not across a fork.
 
     Each method raises a `BucketError` if the bucket cannot be asked, and an `OfflineError` if
-    sockets are forbidden.
-
-    Args:
-        address: ``s3://bucket``, say; for errors.
-        connect: Opens it, when it is first asked for something.
-        offline: Whether sockets are forbidden.
-        limits: How slow a server may be.
+    sockets are forbidden. ``connect`` opens it when it is first asked for something.
     """
 
     def __init__(
@@ -112,9 +106,8 @@ class BucketClient:
     def reading(self, path: str, start: int = 0, stop: int | None = None) -> Iterator[Reading]:
         """Begin to read an item, or bytes ``start`` up to ``stop`` of it.
 
-        Raises:
-            NoRangesError: The server gives the whole only.
-            BucketError: It cannot be had; of what is not there `status` is 404.
+        Raises a `NoRangesError` if the server gives the whole only, and a `BucketError` if it
+        cannot be had; of what is not there `status` is 404.
         """
         options: dict[str, Any] = {}
         if stop is not None:
@@ -168,18 +161,16 @@ class BucketClient:
         return self._write(path, chunks, use_multipart=True, **parts)
 
     def create(self, path: str, data: bytes) -> Written | None:
-        """Write a small item that is not there yet, if the server honours the condition.
+        """Write a small item unless something is there, which stays: then None is returned.
 
-        Returns:
-            None if something was there; it stays.
+        The server must honour the condition.
         """
         return self._write_if(path, data, "create", ALREADY)
 
     def replace(self, path: str, data: bytes, etag: str) -> Written | None:
         """Write a small item in place of exactly one version of it.
 
-        Returns:
-            None if another version is there, or none; it stays.
+        Returns None if another version is there, or none; it stays.
         """
         for bare in (self._bare_etags, not self._bare_etags):
             form = etag.strip('"') if bare else etag

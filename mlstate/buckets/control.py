@@ -19,13 +19,9 @@ _NONE = frozenset({"NoSuchUpload", "NotImplemented"})
 
 
 class BucketControl:
-    """Copies at the server, and finds and aborts what killed uploads left.
+    """Copies at the server, and finds and aborts what killed uploads left; ``client`` is boto3's.
 
     All methods raise a `BucketError` if the bucket cannot be asked.
-
-    Args:
-        address: ``s3://bucket``.
-        client: A client of boto3.
     """
 
     def __init__(self, address: str, client: Any) -> None:
@@ -38,8 +34,7 @@ class BucketControl:
     def open(cls, address: str, connect: Callable[[], Any] | None) -> BucketControl:
         """The control of a bucket of which boto3's client can be made.
 
-        Raises:
-            BucketError: There is none: no boto3, or no bucket of S3.
+        Raises a `BucketError` if there is none: no boto3, or no bucket of S3.
         """
         if connect is None:
             raise BucketError(
@@ -60,11 +55,7 @@ class BucketControl:
         return self._copy(item, target, {})
 
     def freshen(self, item: Item) -> bool:
-        """Renew the time of an item, by a copy onto itself.
-
-        Returns:
-            False if it is not there any more.
-        """
+        """Renew the time of an item by a copy onto itself; False if it is not there any more."""
         return self._copy(item, item.path, {"MetadataDirective": "REPLACE"})
 
     def refuses_damage(self, path: str, data: bytes) -> bool:

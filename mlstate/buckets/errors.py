@@ -120,15 +120,10 @@ _KIND_OF = {code: kind for kind in _KINDS for code in kind.codes.split()}
 def bucket_error(
     bucket: str, operation: str, path: str, text: str, *, code: str | None, status: int | None
 ) -> BucketError:
-    """The error of an operation on a path in a bucket.
+    """The error of an operation (a word) on a path in a bucket; empty for the bucket itself.
 
-    Args:
-        bucket: The bucket's address.
-        operation: What was to be done, in a word.
-        path: The path; empty for the bucket itself.
-        text: What the client says; nothing of it is repeated.
-        code: What the server calls it, if it said so.
-        status: The HTTP status, if there is one.
+    ``text`` is what the client says, of which nothing is repeated; code and status are the
+    server's, where it gave them.
     """
     kind = _kind(operation, text, code, status)
     type_ = BucketAccessError if kind.access else BucketError
@@ -191,10 +186,8 @@ def status_of(error: BaseException) -> tuple[str | None, int | None]:
 def translated_errors(bucket: str, operation: str, path: str = "", *passing: str) -> Iterator[None]:
     """Raise a `BucketError` in place of what a bucket's client raises; see `bucket_error`.
 
-    Errors of the client with the names in ``passing`` are left to the caller.
-
-    Raises:
-        NoRangesError: The server gives the whole of what is read only.
+    Raises a `NoRangesError` where the server gives only the whole of what is read. Errors of the
+    client with the names in ``passing`` are left to the caller.
     """
     try:
         yield

@@ -37,29 +37,19 @@ _UPLOAD_SECONDS = 600
 class BucketOptions:
     """How to reach a bucket.
 
-    Attributes:
-        session: What ``boto3.session.Session`` takes: ``profile_name``, ``region_name``, keys.
-        endpoint: The URL of another service than the provider's own that speaks S3; or None.
-        offline: Whether sockets are forbidden.
-        attempts: How often a request is tried.
-        first_delay: The most seconds to wait after the first attempt; doubles each time.
-        limits: How long a server may take.
+    `session` is what ``boto3.session.Session`` takes: ``profile_name``, ``region_name``, keys.
     """
 
     session: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    endpoint: str | None = None
-    offline: bool = False
-    attempts: int = 5
-    first_delay: float = 0.2
+    endpoint: str | None = None  # the URL of another service that speaks S3
+    offline: bool = False  # whether sockets are forbidden
+    attempts: int = 5  # how often a request is tried
+    first_delay: float = 0.2  # the most seconds after the first attempt; doubles each time
     limits: Limits = field(default_factory=Limits)
 
 
 def parse_bucket_address(address: str) -> tuple[str, str, str]:
-    """Scheme, bucket and path of an address such as ``s3://bucket/path``.
-
-    Raises:
-        FormatError: It is none.
-    """
+    """Scheme, bucket and path of an address such as ``s3://bucket/path``, else a `FormatError`."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise FormatError(
@@ -71,13 +61,9 @@ def parse_bucket_address(address: str) -> tuple[str, str, str]:
 def open_bucket(address: str, options: BucketOptions | None = None) -> BucketClient:
     """A client for a bucket. Whether it is there shows when it is asked.
 
-    Args:
-        address: ``s3://bucket``, ``gs://bucket`` or ``az://container``; a path is ignored.
-        options: How to reach it; by default as the environment says.
-
-    Raises:
-        FormatError: The address is malformed.
-        TransportError: A package is missing.
+    The address is ``s3://bucket``, ``gs://bucket`` or ``az://container``; a path is ignored. By
+    default the bucket is reached as the environment says. Raises a `FormatError` if the address is
+    malformed, and a `TransportError` if a package is missing.
     """
     scheme, bucket, _ = parse_bucket_address(address)
     options = BucketOptions() if options is None else options

@@ -74,11 +74,8 @@ class BucketUploads:
     """Writes to a bucket, and makes sure that the bytes have arrived.
 
     Each method raises a `BucketError` if they are damaged on their way again and again; then
-    nothing is there.
-
-    Args:
-        client: The bucket.
-        verifies: Says whether the server refuses what was damaged; asked when it matters.
+    nothing is there. ``verifies`` says whether the server refuses what was damaged; it is called
+    when that matters.
     """
 
     def __init__(self, client: BucketClient, verifies: Callable[[], bool]) -> None:
@@ -109,18 +106,16 @@ class BucketUploads:
         self._write_until_right(path, sent, lambda _: self._client.put_large(path, hashed))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a small item that is not there yet, if the server honours the condition.
+        """Write a small item unless something is there, which stays: then False is returned.
 
-        Returns:
-            False if something was there; it stays.
+        The server must honour the condition.
         """
         return self._verify(path, data, self._client.create(path, data))
 
     def replace(self, path: str, data: bytes, etag: str) -> bool:
         """Write a small item in place of exactly one version of it.
 
-        Returns:
-            False if another version is there, or none; it stays.
+        Returns False if another version is there, or none; it stays.
         """
         return self._verify(path, data, self._client.replace(path, data, etag))
 
@@ -185,8 +180,7 @@ class BucketUploads:
 class _Etag:
     """The ETag that S3 makes of bytes, computed as they pass.
 
-    Args:
-        part: The bytes of each part but the last; None if all go in one request.
+    ``part`` is the bytes of each part but the last; None if all go in one request.
     """
 
     def __init__(self, part: int | None = None) -> None:

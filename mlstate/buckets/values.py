@@ -13,36 +13,22 @@ __all__ = ["ChunkReader", "Connection", "Item", "Reading", "UnfinishedUpload", "
 
 @dataclass(frozen=True)
 class Connection:
-    """An opened bucket.
+    """An opened bucket: two clients of obstore, and what makes boto3's where there is one."""
 
-    Attributes:
-        reading: obstore's, for what is read: silence is an error.
-        writing: obstore's, for uploads: a request may take its time.
-        control: Makes boto3's client, where there is one.
-        anonymous: Whether nobody gave credentials.
-    """
-
-    reading: Any
-    writing: Any
+    reading: Any  # silence is an error
+    writing: Any  # a request may take its time
     control: Callable[[], Any] | None = None
-    anonymous: bool = False
+    anonymous: bool = False  # nobody gave credentials
 
 
 @dataclass(frozen=True)
 class Item:
-    """An item in a bucket.
-
-    Attributes:
-        path: Its path.
-        size: Its bytes.
-        modified: When it was written, in seconds since the epoch, by the server's clock.
-        etag: What tells this version of it from others, or None.
-    """
+    """An item in a bucket."""
 
     path: str
-    size: int
-    modified: float
-    etag: str | None = None
+    size: int  # in bytes
+    modified: float  # seconds since the epoch, by the server's clock
+    etag: str | None = None  # tells this version of it from others
 
     @classmethod
     def of(cls, meta: Mapping[str, Any]) -> Item:
@@ -53,13 +39,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Written:
-    """The version of an item that was just written.
+    """The version of an item that was just written."""
 
-    Attributes:
-        etag: What tells this version of it from others, or None if it does not say.
-    """
-
-    etag: str | None
+    etag: str | None  # tells it from others; None if the server does not say
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Written:
@@ -78,14 +60,7 @@ class UnfinishedUpload:
 
 @dataclass(frozen=True)
 class Reading:
-    """A reply that is being read.
-
-    Attributes:
-        item: What is read.
-        start: The first byte of it that comes.
-        stop: The byte after the last one.
-        chunks: The bytes, as they come.
-    """
+    """A reply that is being read: bytes ``start`` up to ``stop`` of an item, as they come."""
 
     item: Item
     start: int

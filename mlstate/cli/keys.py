@@ -19,11 +19,7 @@ __all__ = ["chosen_keys", "complete_keys", "one_key"]
 
 
 def one_key(store: StateStore, text: str) -> StateKey:
-    """The one state that a text names.
-
-    Raises:
-        StateNotFoundError: There is none; near misses are named.
-    """
+    """The one state that a text names; a `StateNotFoundError` names near misses."""
     try:
         key = StateKey.parse(text)
     except FormatError as error:
@@ -44,14 +40,9 @@ def chosen_keys(
 ) -> list[StateKey]:
     """The states that a command line names, each once, in its order.
 
-    Args:
-        store: Where they are.
-        texts: Keys, or patterns with ``*``, ``?`` and ``[...]``.
-        everything: Whether ``--all`` was given; None for a command that has no such option.
-
-    Raises:
-        StateNotFoundError: One is not there, or nothing fits a pattern.
-        typer.BadParameter: Neither keys nor ``--all`` were given, or both.
+    Texts are keys, or patterns with ``*``, ``?`` and ``[...]``. ``everything`` is None for a
+    command that has no option ``--all``. Raises a `StateNotFoundError` if a state is not there or
+    nothing fits a pattern, and a `typer.BadParameter` unless either keys or ``--all`` were given.
     """
     if not texts and not everything:
         raise typer.BadParameter("give keys" if everything is None else "give keys, or --all")

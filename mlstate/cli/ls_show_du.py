@@ -63,8 +63,7 @@ def ls(
 def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:
     """The store that the argument or the option names; the argument goes before MLSTATE_STORE.
 
-    Raises:
-        typer.BadParameter: Two different ones were given.
+    Two different ones are refused with a `typer.BadParameter`.
     """
     source = context.get_parameter_source("store")
     if where and store and where != store and source is not None and source.name == "COMMANDLINE":

@@ -78,12 +78,9 @@ def name_of(store: str | None) -> str:
 
 
 def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateStore:
-    """The store that an option names; it shows its progress.
+    """The store that an option names; it shows its progress unless ``quiet``.
 
-    Args:
-        store: The option.
-        create: Whether the store may be a folder that is missing or empty.
-        quiet: Whether it shows no progress, since nothing is to be fetched.
+    With ``create`` it may be a folder that is missing or empty.
     """
     from mlstate.cli.progress import progress
     from mlstate.stores.open import open_store

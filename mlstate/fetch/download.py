@@ -25,10 +25,8 @@ def download(
     """Bring a file, or the rest of it; says, too, whether an earlier run brought a part of it.
 
     With ``resume`` what an earlier run left is used: not if nobody can tell whether the whole is
-    right, for it might be of another version of the file.
-
-    Raises:
-        FormatError: It has more than ``max_bytes``.
+    right, for it might be of another version of the file. More than ``max_bytes`` raises a
+    `FormatError`.
     """
     # Known before many are asked for at once: the first that fails ends them all.
     ranges = _gives_ranges(resource)
@@ -94,9 +92,8 @@ def too_large(resource: Resource, most: int, found: str) -> FormatError:
 def check_sha256(path: Path, digits: str, origin: str) -> None:
     """Compare a file's SHA-256 with the digits, all or the leading ones, that its publisher gives.
 
-    Raises:
-        IntegrityError: The file has another sum. The error names ``origin``.
-        FormatError: No digits, which every file would satisfy.
+    Raises an `IntegrityError`, which names ``origin``, if the file has another sum, and a
+    `FormatError` if there are no digits: every file would satisfy these.
     """
     if not digits:
         raise FormatError(

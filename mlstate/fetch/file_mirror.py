@@ -42,8 +42,7 @@ def translate(mirror: Mirror, name: str) -> str:
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
     """The name in the state -> the name in the file, for all names of a mirror's file.
 
-    Raises:
-        FormatError: Two names of the file become one.
+    A `FormatError` says that two names of the file become one.
     """
     translated: dict[str, str] = {}
     for name in names:
@@ -66,14 +65,10 @@ USUAL_HEADER = 64 << 10
 class FileMirror:
     """Brings tensors from one mirror.
 
-    Args:
-        mirror: Which.
-        context: What the attempt shares.
-        header: How long a header may well be, in bytes.
-        beside: Bytes that were read already beside those of tensors; they, too, count when ranges
-            are joined at the cost of bytes that nobody wants.
-        check_sums: Whether a file's SHA-256 is to be checked where the mirror gives it: not where
-            the state digest is known. That of a torch checkpoint always is.
+    ``header`` is how long a header may well be, in bytes. ``beside`` is how many bytes were read
+    already beside those of tensors; they, too, count when ranges are joined at the cost of bytes
+    that nobody wants. ``check_sums`` says whether a file's SHA-256 is checked where the mirror
+    gives it: not where the state digest is known. That of a torch checkpoint always is.
     """
 
     def __init__(
@@ -94,8 +89,8 @@ class FileMirror:
     def gather(self, gathering: Gathering) -> None:
         """Bring the tensors that the gathering wants.
 
-        Raises:
-            MlstateError: It could not be read, or sent something else than it should.
+        Raises an `MlstateError` if the mirror cannot be read or sends something else than it
+        should.
         """
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []

@@ -47,8 +47,7 @@ class Gathering(abc.ABC):
     def expect(self, specs: Mapping[str, TensorSpec], where: str) -> list[str]:
         """Look at what a file holds, before its data comes, and say which names are wanted.
 
-        Raises:
-            FormatError: It cannot be the state; the error says ``where`` it is from.
+        If it cannot be the state, a `FormatError` says ``where`` it is from.
         """
 
     @abc.abstractmethod
@@ -89,8 +88,7 @@ class Gathering(abc.ABC):
     def complete(self) -> None:
         """Publish what is not published yet, once all files of a mirror were read.
 
-        Raises:
-            IntegrityError: What came is not the state; nothing of it was kept.
+        If what came is not the state, an `IntegrityError` is raised and nothing of it is kept.
         """
 
     def distrust(self) -> None:
@@ -168,13 +166,10 @@ class DirectGathering(Gathering):
 class StagedGathering(Gathering):
     """Takes the tensors of a state whose state object is not at hand.
 
-    Args:
-        receiver: Where they go.
-        identity: What the state is: its digest; or, of an unpinned one, where it is from. What an
-            earlier run staged for the same is used again.
-        expected: The state digest; None if any will do.
-        size: The bytes of tensor data that the state has; None if unknown.
-        max_size: The most bytes of tensor data that are taken if `size` is unknown.
+    ``identity`` is the state's digest or, of an unpinned state, where it is from: what an earlier
+    run staged for the same is used again. ``expected`` is the state digest, None if any will do.
+    ``size`` is the bytes of tensor data that the state has; if unknown, at most ``max_size`` are
+    taken.
     """
 
     def __init__(

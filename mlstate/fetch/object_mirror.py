@@ -29,10 +29,7 @@ def bring_object(
     """Bring an object of any size into the cache, from front to back; returns its digest.
 
     Where digest or size are not known, they are None; the context then limits what is taken.
-
-    Raises:
-        FormatError: It has another length.
-        IntegrityError: It has other bytes.
+    Another length raises a `FormatError`, other bytes an `IntegrityError`.
     """
     most = context.max_bytes if size is None else size
     with concerning(path=resource.address), resource.read() as stream:
@@ -51,8 +48,7 @@ def bring_object(
 def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
     """Read a small object of at most ``max_size`` bytes into memory.
 
-    Raises:
-        IntegrityError: It has other bytes, or too many.
+    Other bytes, or too many, raise an `IntegrityError`.
     """
     with concerning(path=resource.address), resource.read() as stream:
         if stream.total is not None and stream.total > max_size:
@@ -67,18 +63,14 @@ def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
 
 
 class ObjectMirror:
-    """Brings objects from one mirror: ``objects/`` is below its address.
-
-    Attributes:
-        lacking: Objects that it turned out not to have.
-    """
+    """Brings objects from one mirror: ``objects/`` is below its address."""
 
     def __init__(self, address: str, context: Context) -> None:
         self._address = address.rstrip("/")
         self._context = context
         self._lock = Lock()
         self._segments: Segments | None = None
-        self.lacking: set[Digest] = set()
+        self.lacking: set[Digest] = set()  # that it turned out not to have
 
     def read(self, digest: Digest, max_size: int) -> bytes | None:
         """A small object, verified; None if the mirror lacks it. See `read_object`."""
@@ -89,9 +81,8 @@ class ObjectMirror:
     def gather(self, wanted: Mapping[Digest, int | None]) -> None:
         """Bring objects, each with its size if that is known; see `lacking` afterwards.
 
-        Raises:
-            TransportError: One could not be read, for another reason than that it is not there.
-            IntegrityError: One has other bytes.
+        Raises a `TransportError` if one cannot be read for another reason than that it is not
+        there, and an `IntegrityError` if one has other bytes.
         """
         sizes = [size for size in wanted.values() if size is not None]
         self._context.reader.meter.expect(sum(sizes) if len(sizes) == len(wanted) else None)

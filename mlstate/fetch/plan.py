@@ -99,13 +99,10 @@ class Segments:
     ) -> Iterator[Piece[Take]]:
         """The pieces of an object that are not here yet; it is opened for the first of them.
 
-        Args:
-            name: 64 hex digits by which a later run finds it.
-            size: The size of the object in bytes.
-            complete: Called once, when all of it is here: publishes or stages it.
-            head: Its first bytes, if they need not be read.
-            start: Where in the resource the bytes after the head begin.
-            convert: What to do with the bytes on their way; keeps their number.
+        A later run finds it by ``name``, 64 hex digits. ``complete`` is called once, when all of it
+        is here: it publishes or stages it. ``head`` is its first bytes, if they need not be read,
+        and ``start`` where in the resource the bytes after the head begin. ``convert`` changes the
+        bytes on their way, but not their number.
         """
         partial = self._receiver.partial(name, size)
         with self._lock:
@@ -131,9 +128,8 @@ class Segments:
     def publish(self, partial: Partial, digest: Digest) -> None:
         """Give a complete object the name of its digest.
 
-        Raises:
-            IntegrityError: It has another digest, and was removed.
-            DamagedPartialError: The same, but a part of it is from an earlier run.
+        One with another digest is removed: with an `IntegrityError`, or a `DamagedPartialError` if
+        a part of it is from an earlier run.
         """
         try:
             check_arrived(partial.digest(), digest)

@@ -29,17 +29,13 @@ _EMPTY = Digest.of(b"")
 
 
 class Run:
-    """Brings what a cache lacks of one state, from one mirror after the other.
-
-    Attributes:
-        spared: Bytes of tensor data that were there already.
-    """
+    """Brings what a cache lacks of one state, from one mirror after the other."""
 
     def __init__(self, attempts: Attempts, cache: ObjectStore) -> None:
         self.attempts = attempts
         self.entry = attempts.entry
         self.meter = attempts.meter
-        self.spared = 0
+        self.spared = 0  # bytes of tensor data that were there already
         self._cache = cache
         self._receiver = attempts.receiver
         self._max_size = attempts.options.max_size

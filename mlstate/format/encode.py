@@ -108,16 +108,11 @@ def encode_state(
     *,
     store: StoreObject | None = None,
 ) -> EncodedState:
-    """Hash every tensor and make the state object.
+    """Hash every tensor, each name once, and make the state object; ``threads`` tensors at once.
 
-    Args:
-        sources: The tensors of the state; each name once.
-        on_object: Called for each tensor object; equal tensors may bring the same one twice.
-        threads: How many tensors to take at once.
-        store: Called for each tensor object, for its digest.
-
-    Raises:
-        FormatError: A name or a set of names that the format does not allow.
+    ``on_object`` is called for each tensor object, with the same one twice if tensors are equal;
+    ``store`` likewise, for its digest. A `FormatError` says that the format does not allow a name
+    or a set of names.
     """
     listed = list(sources)
     headers = check_sources(listed)
@@ -157,10 +152,9 @@ def encode_state(
 
 
 def check_sources(sources: list[TensorSource]) -> dict[str, bytes]:
-    """The headers of the tensor objects of a state, by name, once its names and shapes are checked.
+    """The headers of the tensor objects of a state, by name.
 
-    Raises:
-        FormatError: The format does not allow them.
+    A `FormatError` says that the format does not allow the names or the shapes.
     """
     specs = {source.name: source.spec for source in sources}
     if len(specs) != len(sources):

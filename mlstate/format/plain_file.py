@@ -72,8 +72,7 @@ class PlainFile:
     def parse(cls, header: bytes) -> PlainFile:
         """Read the header of a file (all up to the data) that was laid out here.
 
-        Raises:
-            FormatError: Anything that `lay_out` would not have written exactly so.
+        Anything that `lay_out` would not have written exactly so raises a `FormatError`.
         """
         entries = parse_json(header[8:], "the header of a plain file")
         entries.pop("__metadata__", None)

@@ -31,13 +31,8 @@ _SURE = 2
 class ObjectSaver:
     """One act of saving: takes each object once, reuses what is there, remembers what it reused.
 
-    Args:
-        objects: Where to store.
-        verify: Read what is there before it is reused, and write it again if it is damaged.
-        threads: How many objects to look at at once.
-
-    Attributes:
-        reused: What was there already: digest -> size in bytes.
+    With ``verify`` what is there is read before it is reused, and written again if it is damaged.
+    ``threads`` objects are looked at at once.
     """
 
     def __init__(
@@ -50,7 +45,7 @@ class ObjectSaver:
         self._verify = verify
         self._taken: set[Digest] = set()
         self._lock = Lock()
-        self.reused: dict[Digest, int] = {}
+        self.reused: dict[Digest, int] = {}  # what was there already: digest -> size in bytes
         self._new_of_late = 0
 
     def store(self, parts: Sequence[Bytes]) -> Digest:
@@ -81,10 +76,8 @@ class ObjectSaver:
     def take_if_needed(self, digest: Digest, size: int | None, parts: OpenParts) -> bool:
         """Store an object whose bytes are not at hand, unless it is there; says whether it did.
 
-        Args:
-            digest: Its digest.
-            size: Its size in bytes; of None, whatever is there under its name will do.
-            parts: Gives its bytes; not called if they are there.
+        Of a ``size`` of None, whatever is there under its name will do. ``parts`` gives the bytes;
+        it is not called if they are there.
         """
         with self._lock:
             if digest in self._taken:

@@ -106,9 +106,7 @@ def check_digest(store: ObjectStore, expected: Digest, found: Digest, *, what: s
 def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
     """Open a tensor object of the right length; the position is then at the end of the file.
 
-    Raises:
-        ObjectNotFoundError: It is not there.
-        IntegrityError: It is too short or too long.
+    Raises an `ObjectNotFoundError`, or an `IntegrityError` if it is too short or too long.
     """
     file = store.open(ref.digest)
     try:
@@ -123,9 +121,8 @@ def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
 def check_tensor(store: ObjectStore, ref: TensorRef, seen: TensorCheck) -> None:
     """Refuse a tensor object, all of whose bytes were seen, that is not the one of a reference.
 
-    Raises:
-        IntegrityError: It is damaged.
-        FormatError: It is another tensor than the state object says.
+    Raises an `IntegrityError` if it is damaged, and a `FormatError` if it is another tensor than
+    the state object says.
     """
     check_digest(store, ref.digest, seen.digest(), what=_TENSOR)
     problem = seen.problem(ref.spec)

@@ -23,17 +23,11 @@ __all__ = ["adopt_into_manifest"]
 
 
 def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore) -> AdoptReport:
-    """Write a state into a manifest, with its source as the mirror.
+    """Write a state into a manifest, which may be missing, with its source as the mirror.
 
-    Args:
-        path: The manifest; it may be missing.
-        adoption: What was asked for.
-        fetching: Reads the source into its cache.
-
-    Raises:
-        StateExistsError: Another state has the key; nothing was changed.
-        FormatError: A file is given as bytes, for which there is no mirror.
-        MlstateError: The source cannot be read, or the manifest cannot be edited.
+    The source is read into the cache of ``fetching``. Raises a `StateExistsError` if another state
+    has the key (nothing is changed), a `FormatError` for a file given as bytes, for which there is
+    no mirror, and other errors if the source cannot be read or the manifest cannot be edited.
     """
     key, request = adoption.key, adoption.request
     folder = Path(os.path.abspath(path)).parent

@@ -134,9 +134,8 @@ class _FileWeights(ComparedWeights):
 def open_weights(given: StateOrFile, select: str | None = None) -> Iterator[ComparedWeights]:
     """Open weights to compare them; they are good within the context.
 
-    Raises:
-        FormatError: This is neither a state of a store nor a file of weights.
-        StateNotFoundError: There is no such state.
+    Raises a `FormatError` for what is neither a state of a store nor a file of weights, and a
+    `StateNotFoundError`.
     """
     if isinstance(given, str | os.PathLike):
         # One of two files may be a safetensors file, in which nothing can be selected.

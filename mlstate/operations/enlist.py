@@ -119,9 +119,8 @@ def read_manifests(
 ) -> list[tuple[Path, Manifest]]:
     """Read a manifest, or all of a folder.
 
-    Raises:
-        StateNotFoundError: None of them lists one of these keys.
-        ManifestError: One cannot be read.
+    Raises a `StateNotFoundError` if none of them lists one of these keys, and a `ManifestError` if
+    one cannot be read.
     """
     files = [(path, Manifest.read(path)) for path in manifest_files(local_path(manifest))]
     for key in keys:
@@ -133,8 +132,7 @@ def read_manifests(
 def replace_entry(path: PathLike, old: StateEntry | None, new: StateEntry) -> bool:
     """Write an entry into a manifest in the place of the one that was read there, or of none.
 
-    Returns:
-        False if another process has changed the entry since it was read; it stays as it is.
+    Returns False if another process has changed the entry since it was read; it stays as it is.
     """
 
     def write(now: Manifest) -> Manifest:

@@ -70,12 +70,9 @@ def _same(value: Any) -> Any:
 def shape_of(*kinds: type | Mapping[str, Any]) -> dict[str, Any]:
     """The types of the members of an object in JSON, for those who describe or check it.
 
-    Args:
-        kinds: Dataclasses, named tuples, or mappings of more members to their types. Of two
-            members with the same name the first stays.
-
-    Returns:
-        Name -> a type that JSON has, a report, or a list or union of these.
+    Kinds are dataclasses, named tuples, or mappings of more members to their types; of two members
+    with the same name the first stays. A type is one that JSON has, a report, or a list or union of
+    these.
     """
     shape: dict[str, Any] = {}
     for kind in kinds:

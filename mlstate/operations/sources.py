@@ -48,10 +48,8 @@ def find_source(
 ) -> WeightSource:
     """Find out where weights are and which container they are in; arguments as of `adopt`.
 
-    Raises:
-        FormatError: It is no source of weights, or `select` fits it not.
-        TransportError: It cannot be reached.
-        OfflineError: It is elsewhere, and the network may not be used.
+    Raises a `FormatError` if it is no source of weights or ``select`` does not fit it, a
+    `TransportError`, or an `OfflineError` if it is elsewhere.
     """
     address = os.fspath(source)
     if reason := check_url(address):

@@ -59,11 +59,8 @@ class ObjectCounter:
 class StateTransfer:
     """A state that another store takes in; see `mlstate.stores.request.Source`.
 
-    Attributes:
-        encoded: The state, whose sources read from the store when their bytes are asked for.
-
-    Raises:
-        MlstateError: The state object cannot be had, or is damaged.
+    The sources of `encoded` read from the store when their bytes are asked for. Raises an
+    `MlstateError` if the state object cannot be had or is damaged.
     """
 
     def __init__(self, store: StateStore, found: Found, counter: ObjectCounter) -> None:

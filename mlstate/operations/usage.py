@@ -120,20 +120,15 @@ def _look(store: StateStore, listing: Listing) -> _Result:
 
 
 class _Counter:
-    """Sums over states, which are added in the order of their keys.
-
-    Attributes:
-        total: The bytes of all states, each object once.
-        numbers: The objects that states name, numbered in order.
-    """
+    """Sums over states, which are added in the order of their keys."""
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
         self._is_far = store.place is not None  # then the objects here are a cache
         self._is_view = store.fetcher is not None
         self._here = ListedObjects(store.objects)
-        self.total = 0
-        self.numbers: dict[bytes, int] = {}
+        self.total = 0  # bytes, each object once
+        self.numbers: dict[bytes, int] = {}  # of objects that states name
         self._states: list[StateUsage] = []
         self._families: dict[StateType, list[int]] = {}
         self._by_state, self._by_family = SharedSpace(), SharedSpace()

@@ -78,27 +78,20 @@ def open_checkpoint(
     origin: str,
     max_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file, with ``weights_only=True`` and mapped where possible.
+    """The tensors of a checkpoint file by name, with ``weights_only=True``, mapped where possible.
 
     A file in today's format (zip, torch 1.6 and newer) is mapped, so that a tensor takes memory
     only while it is read; nobody may change the file as long as the tensors are in use. The older
     format is read into memory. A compressed file is decompressed first, into a temporary file
-    beside it that has no name and goes with the last tensor. Nothing is verified here.
+    beside it that has no name and goes with the last tensor: of at most ``max_bytes``, if given.
+    Nothing is verified here. ``origin`` is where the file is from, for errors.
 
-    Args:
-        path: The file.
-        gzip: Whether it is compressed.
-        select: The dotted path of the state dict inside. At each step the longest key that
-            matches is taken, so keys may have dots themselves.
-        origin: Where it is from, for errors.
-        max_bytes: The most bytes that a compressed file may become; None is no limit.
+    ``select`` is the dotted path of the state dict inside. At each step the longest key that
+    matches is taken, so keys may have dots themselves.
 
-    Returns:
-        Name -> plain CPU tensor, under the file's own names.
-
-    Raises:
-        FormatError: Not a checkpoint, one that holds more than plain data, damaged or too large
-            when decompressed; nothing where `select` leads; or entries that are no tensors.
+    Raises a `FormatError` for what is no checkpoint, holds more than plain data, is damaged, or is
+    too large when decompressed; for nothing where ``select`` leads; for entries that are no
+    tensors.
     """
     with _plain_file(path, gzip, origin, max_bytes) as file:
         zipped = file.read(len(_ZIP)) == _ZIP

@@ -52,12 +52,10 @@ def compare_tensors(
 ) -> Difference:
     """Compare the values of two tensors of one shape; elements of 4 bits with their like alone.
 
-    Values go to double precision; of 64-bit integers the change is computed before it is rounded.
-    A few blocks are in memory at a time, however large the tensors are. The bytes of each tensor
-    come in pieces of any size, all of which are taken.
-
-    Raises:
-        FormatError: This torch lacks an element type.
+    Values go to double precision; of 64-bit integers the change is computed before it is rounded. A
+    few blocks are in memory at a time, however large the tensors are. The bytes of each tensor come
+    in pieces of any size, all of which are taken. A `FormatError` says that this torch lacks an
+    element type.
     """
     count = _Count()
     both_long = first.dtype in _LONG and second.dtype in _LONG

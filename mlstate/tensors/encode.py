@@ -56,8 +56,7 @@ def encode_tensors(
 def tensor_sources(state_dict: Mapping[str, Any]) -> list[TensorSource]:
     """The entries of a state dict as sources; all are looked at before anything is stored.
 
-    Raises:
-        FormatError: An entry is not a plain tensor; the error names it and says what to do.
+    Of an entry that is not a plain tensor a `FormatError` gives the name, and says what to do.
     """
     if not isinstance(state_dict, Mapping):
         raise FormatError(

@@ -33,18 +33,13 @@ UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
 class Fit:
     """How a state fits a model, by names, shapes and dtypes alone.
 
-    Attributes:
-        own: The model's entries.
-        modules: The modules that it is made of, with their names; none of what is no module.
-        common: Names in both.
-        missing: Names of the model that the state lacks.
-        unexpected: Names of the state that the model lacks.
-        mismatched: Names in both whose shapes differ, with the stored shape and the model's own.
-        cast: Names in both whose dtypes differ.
+    `own` are the model's entries; `missing` are names that the state lacks, `unexpected` those that
+    the model lacks; `cast` are names in both whose dtypes differ, and `mismatched` those whose
+    shapes differ, with the stored shape and the model's own.
     """
 
     own: Mapping[str, Any]
-    modules: list[tuple[str, torch.nn.Module]]
+    modules: list[tuple[str, torch.nn.Module]]  # with their names; none of what is no module
     common: set[str]
     missing: list[str]
     unexpected: list[str]
@@ -176,8 +171,7 @@ def _first_part(names: Iterable[str]) -> str | None:
 def compare(model: TensorModel, specs: Mapping[str, TensorSpec]) -> Fit:
     """Compare a state's names, shapes and dtypes with a model's, as torch's own load would.
 
-    Raises:
-        FormatError: A stored element type that this torch lacks.
+    A `FormatError` says that this torch lacks a stored element type.
     """
     own = entries(model)
     modules = list(model.named_modules()) if isinstance(model, torch.nn.Module) else []

@@ -53,10 +53,8 @@ class Lanes:
     ) -> torch.Tensor:
         """Read a tensor's data onto a device: uint8, one dimension, complete when `settle` returns.
 
-        The open file is at the first byte of the data. ``seen`` takes all bytes, in order.
-
-        Raises:
-            IntegrityError: The file became shorter.
+        The open file is at the first byte of the data; an `IntegrityError` says that it became
+        shorter. ``seen`` takes all bytes, in order.
         """
         lanes: dict[torch.device, _Lane] | None = getattr(self._own, "lanes", None)
         if lanes is None:

@@ -43,10 +43,8 @@ def load_tensors(
     """Compare a state with a model, read it, and put it in: in this order, or not at all.
 
     ``read`` brings all tensors, verified, and is called only if they fit. The options are those of
-    a store's ``load``.
-
-    Raises:
-        IncompatibleStateError: The state does not fit; the model is as it was.
+    a store's ``load``. If the state does not fit, an `IncompatibleStateError` is raised and the
+    model is as it was.
     """
     fit = compare(model, specs)
     problems = fit.problems(
@@ -90,11 +88,9 @@ def _apply(
     """Put verified tensors into a model; equal ones may be one.
 
     Mismatched names are skipped. A model with rules of its own is refused only now what is missing
-    or unexpected: it alone can tell. For all others `Fit.problems` has told before.
-
-    Raises:
-        IncompatibleStateError: torch, or a hook of the model, refused; or `assign` is asked of
-            something that is no module, or its lack of a module on the meta device.
+    or unexpected: it alone can tell. For all others `Fit.problems` has told before. Raises an
+    `IncompatibleStateError` if torch or a hook of the model refuses, or if ``assign`` is asked of
+    something that is no module, or its lack of a module on the meta device.
     """
     given: dict[str, Any] = OrderedDict(
         (name, tensor) for name, tensor in tensors.items() if name not in fit.mismatched

@@ -63,8 +63,7 @@ class OpenedObject:
     def open(self) -> bool:
         """Open it, and say whether it is mapped: if not, its file stays open for `verified`.
 
-        Raises:
-            IntegrityError: It is missing, or has the wrong length.
+        A missing object, or one of the wrong length, raises an `IntegrityError`.
         """
         file = open_tensor(self._objects, self._ref)
         try:
@@ -116,18 +115,13 @@ def read_tensors(
     shared: bool = False,
     places: Places | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Read and verify tensors of a state.
+    """Read and verify tensors of a state, in the order of ``names`` or of the state object.
 
-    Only ``names`` are read and verified, if given. With ``shared`` equal tensors share memory: for
-    copies only. Those with ``places`` go to another device than the CPU.
+    Only ``names`` are read, if given. Tensors are private and writable; with ``shared`` equal ones
+    share memory: for copies only. Those with ``places`` go to another device than the CPU.
 
-    Returns:
-        Name -> tensor, private and writable, in the order of `names` or of the state object.
-
-    Raises:
-        IntegrityError: An object is missing or damaged; the error names tensor and path.
-        FormatError: An object is not what the state object says of it, or this torch lacks its
-            element type.
+    Raises an `IntegrityError`, which names tensor and path, if an object is missing or damaged, and
+    a `FormatError` if it is not what the state object says or this torch lacks its element type.
     """
     with reading(objects, state, names, shared=shared, places=places) as read:
         return read()
@@ -144,10 +138,9 @@ def reading(
 ) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
     """Like `read_tensors`, with time to compare names and shapes while the first bytes are read.
 
-    Yields:
-        A call that gives what `read_tensors` returns, and raises what it raises. Without that
-        call the reading ends with the context. Where the room on a device does not suffice after
-        all, since somebody else has taken it meanwhile, all tensors are on the CPU.
+    Yields a call that gives what `read_tensors` returns, and raises what it raises. Without that
+    call the reading ends with the context. Where the room on a device does not suffice after all,
+    since somebody else has taken it meanwhile, all tensors are on the CPU.
     """
     with ExitStack() as stack:
         read = stack.enter_context(_reading(objects, state, names, shared, places or {}))

@@ -37,17 +37,11 @@ _KINDS = ("datasets", "models", "spaces")  # how other addresses on the hub begi
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A model's repository on the hub at a revision, or a file of it.
+    """A model's repository on the hub at a revision, or a file of it."""
 
-    Attributes:
-        repo: ``"org/repo"``.
-        revision: A branch, a tag, or a whole commit.
-        path: The file, or None.
-    """
-
-    repo: str
-    revision: str = "main"
-    path: str | None = None
+    repo: str  # "org/repo"
+    revision: str = "main"  # a branch, a tag, or a whole commit
+    path: str | None = None  # the file
 
     def __post_init__(self) -> None:
         names = self.repo.split("/")
@@ -79,12 +73,7 @@ class HubAddress:
 
 @dataclass(frozen=True)
 class HubListing:
-    """What a repository has at a revision.
-
-    Attributes:
-        commit: The commit that the revision is.
-        files: The paths of its files, as the hub gives them.
-    """
+    """The commit that a revision of a repository is, and the paths of its files."""
 
     commit: str
     files: tuple[str, ...]
@@ -93,8 +82,7 @@ class HubListing:
 def parse_hub_address(text: str) -> HubAddress:
     """Read ``hf://org/repo[@revision][/path]``; a ``/`` in a revision is written ``%2F``.
 
-    Raises:
-        FormatError: It is not of this form.
+    Another form raises a `FormatError`.
     """
     if text[:5].lower() != "hf://":
         raise FormatError("not an address on the hub", expected=FORM, found=repr(text))
@@ -111,9 +99,8 @@ def parse_hub_address(text: str) -> HubAddress:
 class Hub:
     """The hub at HF_ENDPOINT.
 
-    Args:
-        connect: Makes a resource of a web address; the second argument is how errors name it.
-        offline: No socket is opened: only what the hub's cache on this machine has can be read.
+    ``connect`` makes a resource of a web address; its second argument is how errors name it. With
+    ``offline`` no socket is opened: only what the hub's cache on this machine has can be read.
     """
 
     def __init__(self, connect: Callable[[str, str], Resource], *, offline: bool) -> None:

@@ -19,25 +19,17 @@ CHUNK = 1 << 20
 
 
 class Stream(abc.ABC):
-    """The bytes of a resource as they arrive; made by `Resource.read`, good within its context.
+    """The bytes of a resource as they arrive; made by `Resource.read`, good within its context."""
 
-    Attributes:
-        length: The number of bytes that this stream gives in all, or None if nobody says.
-        total: The size of the whole resource in bytes, as far as the reply says; or None.
-    """
-
-    length: int | None
-    total: int | None
+    length: int | None  # the number of bytes that this stream gives in all, or None if nobody says
+    total: int | None  # the bytes of the whole resource, as far as the reply says
 
     @abc.abstractmethod
     def readinto(self, buffer: memoryview) -> int:
         """Put the next bytes into a buffer, at least one of them, and at most `length` in all.
 
-        Returns:
-            How many bytes came; 0 at the end. An end before `length` is an error, not an end.
-
-        Raises:
-            TransportError: The stream broke, stalled, ended early, or went on too long.
+        Returns how many bytes came; 0 at the end. An end before `length` is an error, not an end: a
+        `TransportError` says that the stream broke, stalled, ended early, or went on too long.
         """
 
     def read(self, size: int) -> bytes:
@@ -51,10 +43,7 @@ class Stream(abc.ABC):
 class CheckedStream(Stream):
     """A stream that raises an error unless as many bytes come as were promised.
 
-    Args:
-        address: What errors call the resource.
-        length: The number of bytes that were promised, or None.
-        total: The size of the whole resource, or None.
+    Errors call the resource by its address. See `Stream` for ``length`` and ``total``.
     """
 
     def __init__(self, address: str, length: int | None, total: int | None) -> None:
@@ -117,18 +106,13 @@ class Resource(Protocol):
     def size(self) -> int | None:
         """The size in bytes, or None if the server does not say. Asked once, and remembered.
 
-        Raises:
-            TransportError: It cannot be had.
-            OfflineError: As `read`.
+        Raises a `TransportError` if it cannot be had, and an `OfflineError` as `read`.
         """
 
     def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:
         """Begin to read: bytes ``start`` up to ``stop`` (exclusive), or all from ``start`` on.
 
         Without arguments the whole resource is asked for, which needs no ranges of the server.
-
-        Raises:
-            NoRangesError: The server gives the whole resource only.
-            TransportError: It cannot be had, or the reply is not what was asked for.
-            OfflineError: Sockets are not allowed, and this needs one.
+        Raises a `NoRangesError` if the server gives the whole only, a `TransportError` if it cannot
+        be had or the reply is not what was asked for, and an `OfflineError` if this needs a socket.
         """

@@ -53,13 +53,10 @@ class OfflineResource:
 class Transports:
     """Opens addresses. Use one for a whole job: it keeps connections, from which all threads draw.
 
-    Nothing is connected to, and nothing slow is imported, before something is opened.
-
-    Args:
-        offline: Whatever needs a socket raises `mlstate.errors.OfflineError`.
-        buckets: Buckets that are open already, with credentials of their own, by address
-            (``s3://bucket``); all others are reached as the environment says.
-        **limits: How long servers may take: the fields of `Limits`.
+    Nothing is connected to, and nothing slow is imported, before something is opened. With
+    ``offline`` whatever needs a socket raises an `OfflineError`. ``buckets`` are open already, with
+    credentials of their own, by address (``s3://bucket``); all others are reached as the
+    environment says. ``limits`` are the fields of `Limits`: how long servers may take.
     """
 
     def __init__(
@@ -81,15 +78,10 @@ class Transports:
     def open(self, address: str, *, base: Path | None = None) -> Resource:
         """The resource at an address. Whether it is there shows when it is read.
 
-        Args:
-            address: An http, https, file, s3, gs, az or hf address; or a path, which is taken as
-                it is.
-            base: The folder that a relative path is relative to; by default the current one.
-
-        Raises:
-            FormatError: The address is malformed, or has a password in it.
-            TransportError: This version does not read such addresses, or not without a package
-                that is missing.
+        The address is an http, https, file, s3, gs, az or hf address, or a path, which is taken as
+        it is and, if relative, below ``base`` or else the current folder. Raises a `FormatError` if
+        it is malformed or has a password in it, and a `TransportError` if this version does not
+        read such addresses, or not without a package that is missing.
         """
         reason = check_url(address)
         scheme = address.partition("://")[0].lower() if "://" in address else ""
@@ -114,13 +106,8 @@ class Transports:
     def hub_files(self, address: str) -> HubListing:
         """The commit of a repository on the hub at a revision, and its files. Asked once.
 
-        Args:
-            address: ``hf://org/repo`` or ``hf://org/repo@revision``, without a path.
-
-        Raises:
-            FormatError: It is not such an address.
-            TransportError: The hub does not say.
-            OfflineError: Sockets are not allowed.
+        The address is ``hf://org/repo`` or ``hf://org/repo@revision``; another raises a
+        `FormatError`. Raises a `TransportError` if the hub does not say, and an `OfflineError`.
         """
         where = parse_hub_address(address)
         if where.path is not None:

@@ -55,12 +55,8 @@ def status_error(
 ) -> TransportError:
     """The error for a status that is neither 200 nor 206.
 
-    Args:
-        status: The status.
-        headers: The headers of the reply.
-        address: What the error calls the resource.
-        place: The address that answered.
-        credential: Where the credential is from that was sent along, if one was.
+    It calls the resource by ``address``; ``place`` is the address that answered, and ``credential``
+    says where the credential is from that was sent along, if one was.
     """
     message = REASONS.get(status)
     if message is None and status >= 500:
@@ -117,10 +113,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def check_form(headers: Mapping[str, str], address: str) -> None:
-    """Refuse a reply that does not have the file's own bytes.
+    """Refuse, with a `TransportError`, a reply that does not have the file's own bytes.
 
-    Raises:
-        TransportError: It is compressed, or a web page where none was asked for.
+    It is compressed, or a web page where none was asked for.
     """
     encoding = headers.get("Content-Encoding", "").strip().lower()
     transfer = headers.get("Transfer-Encoding", "").strip().lower()
@@ -142,8 +137,7 @@ def check_form(headers: Mapping[str, str], address: str) -> None:
 def content_length(headers: Mapping[str, str], address: str) -> int | None:
     """The Content-Length, or None if there is none that counts.
 
-    Raises:
-        TransportError: It is not a number, or there are several.
+    A `TransportError` says that it is not a number, or that there are several.
     """
     if headers.get("Transfer-Encoding", "").strip().lower() == "chunked":
         return None
@@ -160,8 +154,7 @@ def content_length(headers: Mapping[str, str], address: str) -> int | None:
 def extent(reply: BaseHTTPResponse, start: int, stop: int | None, address: str) -> Extent:
     """The extent of a reply with status 206, which must be the range that was asked for.
 
-    Raises:
-        TransportError: It is another range, or says different things about its length.
+    Another range, or one that says different things about its length, is a `TransportError`.
     """
     value = reply.headers.get("Content-Range", "")
     match = _RANGE.fullmatch(value.strip())

@@ -45,14 +45,9 @@ _ANY = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin", ".
 
 
 def container_of(name: str, front: bytes = b"") -> str:
-    """The container of a file of weights.
+    """The container of a file of weights, by its name or address.
 
-    Args:
-        name: Its name or address.
-        front: Its first bytes, if they are known: these count before the name.
-
-    Raises:
-        FormatError: Neither tells.
+    Its first bytes, if they are known, count before the name. If neither tells: a `FormatError`.
     """
     found = _by_front(front) or named_container(name)
     if found is None:
@@ -85,8 +80,7 @@ def _by_front(front: bytes) -> str | None:
 def weights_in(folder: Path) -> str:
     """The name of the file in a folder that holds or lists its weights.
 
-    Raises:
-        FormatError: There is none, or several that could be meant.
+    A `FormatError` says that there is none, or several that could be meant.
     """
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     for name in _USUAL:

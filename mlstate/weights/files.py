@@ -91,9 +91,8 @@ def sources_of_file(
 ) -> Iterator[list[TensorSource]]:
     """The tensors of a file of weights; takes and raises what `file_digest` does.
 
-    Yields:
-        A source for each tensor, good within the context. Its bytes are mapped where that is safe,
-        else read, when they are asked for.
+    Yields a source for each tensor, good within the context. Its bytes are mapped where that is
+    safe, else read, when they are asked for.
     """
     with ExitStack() as stack:
         sources: list[TensorSource] = []
@@ -120,8 +119,7 @@ def sources_of_file(
 def local_files(path: Path) -> list[tuple[Path, str]]:
     """The files that a path for `file_digest` stands for, all shards, each with its container.
 
-    Raises:
-        FormatError: There is nothing, or nothing that holds weights.
+    A `FormatError` says that there is nothing, or nothing that holds weights.
     """
     if not path.exists():
         raise WeightsNotFoundError(
@@ -168,21 +166,13 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class LocalTensor:
-    """A tensor in a file on this machine: a `TensorSource`.
-
-    Attributes:
-        name: Its name.
-        spec: Its element type and shape.
-        file: The file.
-        start: The position of its data in the file.
-        exact: Refuse a BOOL byte other than 0 and 1, rather than take it for 1.
-    """
+    """A tensor in a file on this machine: a `TensorSource`."""
 
     name: str
     spec: TensorSpec
     file: OpenFile = field(repr=False)
-    start: int
-    exact: bool = False
+    start: int  # the position of its data in the file
+    exact: bool = False  # refuse a BOOL byte other than 0 and 1, rather than take it for 1
 
     @property
     def memory(self) -> Hashable:
@@ -192,8 +182,7 @@ class LocalTensor:
     def pieces(self) -> Iterator[Bytes]:
         """Its bytes, piece by piece.
 
-        Raises:
-            FormatError: The file became shorter, or `exact` refuses a byte.
+        A `FormatError` says that the file became shorter, or that `exact` refuses a byte.
         """
         from mlstate.fetch.gather import values
 
@@ -216,8 +205,7 @@ class LocalTensor:
 def digest_of_tensors(tensors: Iterable[LocalTensor]) -> Digest:
     """The state digest of tensors in files, each read once, a piece at a time.
 
-    Raises:
-        FormatError: A name that the format does not allow, or a file became shorter.
+    A `FormatError` says that the format does not allow a name, or that a file became shorter.
     """
     listed = list(tensors)
     headers = check_sources([*listed])

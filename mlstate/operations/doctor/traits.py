@@ -26,25 +26,15 @@ _BLOCKS = 1 << 16
 
 @dataclass(frozen=True)
 class Traits:
-    """What a file system can do.
+    """What a file system can do."""
 
-    Attributes:
-        shares_blocks: Whether files can share blocks (btrfs, XFS): a copy for nothing.
-        hard_links: Whether a file can have a second name, on the condition that it is free.
-        exclusive_rename: Whether a file can be renamed on the same condition.
-        case_sensitive: Whether ``a`` and ``A`` are two names.
-        locks: Whether a lock keeps others out.
-        maps: Whether large files are mapped; otherwise they are read into memory.
-        flush_seconds: What it took to make a small file durable.
-    """
-
-    shares_blocks: bool
-    hard_links: bool
-    exclusive_rename: bool
-    case_sensitive: bool
-    locks: bool
-    maps: bool
-    flush_seconds: float
+    shares_blocks: bool  # files can share blocks (btrfs, XFS): a copy for nothing
+    hard_links: bool  # a file can have a second name, on the condition that it is free
+    exclusive_rename: bool  # a file can be renamed on the same condition
+    case_sensitive: bool  # "a" and "A" are two names
+    locks: bool  # a lock keeps others out
+    maps: bool  # large files are mapped; otherwise they are read into memory
+    flush_seconds: float  # what it took to make a small file durable
 
 
 def probe(folder: Path) -> Traits:

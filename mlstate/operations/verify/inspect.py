@@ -48,12 +48,8 @@ class Problem:
 class Inspection:
     """Reads objects in every place that may have them, several at once.
 
-    Attributes:
-        problems: What is wrong, by object.
-        missing: The objects that no place has.
-        sizes: The bytes of tensor data of each state whose state object is right.
-        objects: How many objects were read.
-        nbytes: How many bytes of them.
+    `missing` are those that no place has; `sizes` are the bytes of tensor data of each state whose
+    state object is right; `objects` and `nbytes` say how much was read.
     """
 
     def __init__(self, places: Sequence[ObjectStore], threads: int, meter: Meter) -> None:
