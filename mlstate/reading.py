@@ -91,12 +91,9 @@ def tensor_pieces(objects: ObjectStore, ref: TensorRef) -> Iterator[Bytes]:
 
 @dataclass(frozen=True)
 class Needs:
-    """What is missing of a state; of an unknown state no tensor can be named.
+    """What is missing of a state; of an unknown state no tensor can be named."""
 
-    `state` is there if tensors are needed and the state object is not missing.
-    """
-
-    state: StateObject | None
+    state: StateObject | None  # None, too, if no tensors are needed
     refs: dict[str, TensorRef] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)
     present: int = 0  # bytes of tensor data that are there; those in the state object do not count

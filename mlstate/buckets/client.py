@@ -161,17 +161,11 @@ class BucketClient:
         return self._write(path, chunks, use_multipart=True, **parts)
 
     def create(self, path: str, data: bytes) -> Written | None:
-        """Write a small item unless something is there, which stays: then None is returned.
-
-        The server must honour the condition.
-        """
+        """Write a small item unless one is there; None if so. Servers may ignore the condition."""
         return self._write_if(path, data, "create", ALREADY)
 
     def replace(self, path: str, data: bytes, etag: str) -> Written | None:
-        """Write a small item in place of exactly one version of it.
-
-        Returns None if another version is there, or none; it stays.
-        """
+        """Write a small item in place of one exact version; None if that is not there any more."""
         for bare in (self._bare_etags, not self._bare_etags):
             form = etag.strip('"') if bare else etag
             written = self._write_if(path, data, {"e_tag": form}, PRECONDITION | NOT_FOUND)

@@ -32,10 +32,7 @@ class BucketControl:
 
     @classmethod
     def open(cls, address: str, connect: Callable[[], Any] | None) -> BucketControl:
-        """The control of a bucket of which boto3's client can be made.
-
-        Raises a `BucketError` if there is none: no boto3, or no bucket of S3.
-        """
+        """The control of a bucket of S3; a `BucketError` for any other, or without boto3."""
         if connect is None:
             raise BucketError(
                 "this needs boto3, and a bucket of S3",

@@ -106,17 +106,11 @@ class BucketUploads:
         self._write_until_right(path, sent, lambda _: self._client.put_large(path, hashed))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a small item unless something is there, which stays: then False is returned.
-
-        The server must honour the condition.
-        """
+        """Write a small item unless one is there; False if so. Servers may ignore the condition."""
         return self._verify(path, data, self._client.create(path, data))
 
     def replace(self, path: str, data: bytes, etag: str) -> bool:
-        """Write a small item in place of exactly one version of it.
-
-        Returns False if another version is there, or none; it stays.
-        """
+        """Write a small item in place of one exact version; False if that is not there any more."""
         return self._verify(path, data, self._client.replace(path, data, etag))
 
     def _verify(self, path: str, data: bytes, written: Written | None) -> bool:
@@ -178,10 +172,7 @@ class BucketUploads:
 
 
 class _Etag:
-    """The ETag that S3 makes of bytes, computed as they pass.
-
-    ``part`` is the bytes of each part but the last; None if all go in one request.
-    """
+    """The ETag of S3, computed as bytes pass: in parts of ``part`` bytes, or all in one."""
 
     def __init__(self, part: int | None = None) -> None:
         self.part = part

@@ -61,10 +61,7 @@ def ls(
 
 
 def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:
-    """The store that the argument or the option names; the argument goes before MLSTATE_STORE.
-
-    Two different ones are refused with a `typer.BadParameter`.
-    """
+    """The store of the argument or the option, which must agree; MLSTATE_STORE comes last."""
     source = context.get_parameter_source("store")
     if where and store and where != store and source is not None and source.name == "COMMANDLINE":
         raise typer.BadParameter(f"two stores: {where}, and --store {store}")

@@ -31,29 +31,22 @@ _ROOM = 1 << 30
 
 @dataclass(frozen=True)
 class Options:
-    """How a run reads: its retries, and how many requests are under way at once.
-
-    At most ``max_size`` bytes of tensor data are taken of a state whose size nobody gives.
-    """
+    """How a run reads: its retries, and how many requests are under way at once."""
 
     retries: Retries
     connections: int
-    max_size: int
+    max_size: int  # bytes of tensor data, of a state whose size nobody gives
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every part of one attempt at one mirror shares.
-
-    ``base`` is the folder that relative addresses are relative to. At most ``max_bytes`` of a file
-    are read from front to back.
-    """
+    """What every part of one attempt at one mirror shares."""
 
     transports: Transports
     reader: Reader
     receiver: Receiver
-    base: Path | None
-    max_bytes: int
+    base: Path | None  # relative addresses are relative to it
+    max_bytes: int  # of a file that is read from front to back
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""

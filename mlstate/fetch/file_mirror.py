@@ -40,10 +40,7 @@ def translate(mirror: Mirror, name: str) -> str:
 
 
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """The name in the state -> the name in the file, for all names of a mirror's file.
-
-    A `FormatError` says that two names of the file become one.
-    """
+    """Name in the state -> name in the file; a `FormatError` if two of the file become one."""
     translated: dict[str, str] = {}
     for name in names:
         ours = translate(mirror, name)
@@ -87,11 +84,7 @@ class FileMirror:
         self._check_sums = check_sums
 
     def gather(self, gathering: Gathering) -> None:
-        """Bring the tensors that the gathering wants.
-
-        Raises an `MlstateError` if the mirror cannot be read or sends something else than it
-        should.
-        """
+        """Bring the tensors that the gathering wants, or raise an `MlstateError`."""
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):

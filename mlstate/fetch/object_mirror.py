@@ -46,10 +46,7 @@ def bring_object(
 
 
 def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
-    """Read a small object of at most ``max_size`` bytes into memory.
-
-    Other bytes, or too many, raise an `IntegrityError`.
-    """
+    """Read an object of at most ``max_size`` bytes; more, or others, are an `IntegrityError`."""
     with concerning(path=resource.address), resource.read() as stream:
         if stream.total is not None and stream.total > max_size:
             raise IntegrityError(

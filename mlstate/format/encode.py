@@ -152,10 +152,7 @@ def encode_state(
 
 
 def check_sources(sources: list[TensorSource]) -> dict[str, bytes]:
-    """The headers of the tensor objects of a state, by name.
-
-    A `FormatError` says that the format does not allow the names or the shapes.
-    """
+    """The headers of tensor objects by name; a `FormatError` if the format forbids any of them."""
     specs = {source.name: source.spec for source in sources}
     if len(specs) != len(sources):
         raise FormatError("a state names a tensor twice")

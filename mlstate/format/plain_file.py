@@ -43,15 +43,11 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IG
 
 @dataclass(frozen=True)
 class PlainFile:
-    """The layout of one plain safetensors file.
+    """The layout of one plain safetensors file."""
 
-    ``header`` is all up to the data, a multiple of `BLOCK`. ``specs`` are in the order of the data,
-    and ``starts`` says where in the file the data of each tensor begins.
-    """
-
-    header: bytes
-    specs: Mapping[str, TensorSpec]
-    starts: Mapping[str, int]
+    header: bytes  # all up to the data, a multiple of `BLOCK`
+    specs: Mapping[str, TensorSpec]  # in the order of the data
+    starts: Mapping[str, int]  # where in the file each tensor's data begins
     size: int
 
     @classmethod
@@ -70,10 +66,7 @@ class PlainFile:
 
     @classmethod
     def parse(cls, header: bytes) -> PlainFile:
-        """Read the header of a file (all up to the data) that was laid out here.
-
-        Anything that `lay_out` would not have written exactly so raises a `FormatError`.
-        """
+        """Read all up to the data; a `FormatError` if `lay_out` would write anything else."""
         entries = parse_json(header[8:], "the header of a plain file")
         entries.pop("__metadata__", None)
         specs = {name: parse_spec(name, entry) for name, entry in entries.items()}

@@ -91,15 +91,11 @@ class AddingWriter(ObjectWriter, Protocol):
     def add(self, parts: Sequence[Bytes], digest: Digest | None = None) -> tuple[Digest, bool]:
         """Write an object; of one whose digest nobody knows yet, only if it is not here.
 
-        If the digest is given, whatever bears its name is replaced.
-
-        Returns:
-            Its digest, and whether it was written: what was here is taken as by `reuse`. It has its
-            name when `settle` or `flush` has returned.
-
-        Raises:
-            IntegrityError: The bytes turned out to have another digest; nothing was published.
-            OSError: It could not be written, or one that was added before could not.
+        If the digest is given, whatever bears its name is replaced. Returns the digest, and whether
+        it was written: what was here is taken as by `reuse`. It has its name when `settle` or
+        `flush` has returned. Raises an `IntegrityError` if the bytes have another digest (nothing
+        is published), and an `OSError` if it cannot be written, or one that was added before could
+        not.
         """
 
     def settle(self) -> None:

@@ -68,17 +68,13 @@ class ByteCounter:
 
 @dataclass(frozen=True)
 class Adoption:
-    """A request to adopt weights under a key.
-
-    `by_caller` says that the files of the request are the caller's, and not those of the source;
-    `counter` counts what is read.
-    """
+    """A request to adopt weights under a key."""
 
     key: StateKey
     source: WeightSource
     request: SaveRequest
-    by_caller: bool
-    counter: ByteCounter
+    by_caller: bool  # the files of the request are the caller's, not the source's
+    counter: ByteCounter  # of what is read
 
     def report(
         self, digest: Digest, size: int, files: Iterable[str], *, spared: int, existed: bool

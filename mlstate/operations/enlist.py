@@ -130,10 +130,7 @@ def read_manifests(
 
 
 def replace_entry(path: PathLike, old: StateEntry | None, new: StateEntry) -> bool:
-    """Write an entry into a manifest in the place of the one that was read there, or of none.
-
-    Returns False if another process has changed the entry since it was read; it stays as it is.
-    """
+    """Write an entry in place of the one read before, or of none; False if another is there now."""
 
     def write(now: Manifest) -> Manifest:
         if now.states.get(new.key) != old:

@@ -82,11 +82,7 @@ def lock(
 
 
 def unpinned(manifest: PathLike) -> list[StateKey]:
-    """The states of a manifest, or of a folder of them, that have no digest or no size.
-
-    Raises:
-        ManifestError: The manifest cannot be read.
-    """
+    """The states of a manifest, or of a folder of them, that have no digest or no size."""
     entries = (entry for _, read in read_manifests(manifest) for entry in read.states.values())
     return [entry.key for entry in entries if _is_unpinned(entry)]
 

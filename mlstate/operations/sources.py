@@ -33,14 +33,11 @@ __all__ = ["WeightSource", "below", "find_source", "mirror_of_file"]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Weights as a mirror with absolute paths; their file or folder, if it is on this machine.
-
-    `files` are those beside them in their folder that belong to them, by name.
-    """
+    """Weights as a mirror with absolute paths; their file or folder, if it is on this machine."""
 
     mirror: Mirror
     path: Path | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)  # beside them, by name
 
 
 def find_source(

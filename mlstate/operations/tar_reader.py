@@ -41,13 +41,10 @@ def read_fully(file: _Readable, size: int) -> bytes:
 
 
 class TarReader:
-    """Reads a tar from front to back; in any order, by jumps, where the file is seekable.
-
-    `origin` says in errors where the tar is from.
-    """
+    """Reads a tar from front to back; in any order, by jumps, where the file is seekable."""
 
     def __init__(self, file: _Readable, origin: str, *, seekable: bool) -> None:
-        self.origin = origin
+        self.origin = origin  # where the tar is from, for errors
         self._file = file
         self._position = 0
         self._jumping = cast("BinaryIO", file) if seekable else None

@@ -26,19 +26,13 @@ _SAFE = 1e150
 class Difference:
     """How much a tensor differs from another of the same shape.
 
-    Positions where either is infinite or not a number are left out of `max_abs` and `relative`;
-    `nonfinite` counts them, unless the two have the same infinity or are both not a number.
-
-    Attributes:
-        differing: How many elements have another value. 0 and -0 are the same value, and all that
-            is not a number is.
-        nonfinite: How many of these are infinite or not a number, on one side or on both.
-        max_abs: The largest absolute change of an element.
-        relative: The Euclidean norm of the change, over that of the first; None if the first is all
-            zeros and the second is not.
+    0 and -0 are the same value, and all that is not a number is. `nonfinite` counts the differing
+    elements that are infinite or not a number on either side; they are left out of `max_abs`, the
+    largest change of an element, and `relative`, the Euclidean norm of the change over that of the
+    first: None if the first is all zeros and the second is not.
     """
 
-    differing: int
+    differing: int  # how many elements have another value
     nonfinite: int
     max_abs: float
     relative: float | None

@@ -80,10 +80,7 @@ class HubListing:
 
 
 def parse_hub_address(text: str) -> HubAddress:
-    """Read ``hf://org/repo[@revision][/path]``; a ``/`` in a revision is written ``%2F``.
-
-    Another form raises a `FormatError`.
-    """
+    """Read ``hf://org/repo[@revision][/path]``; a ``/`` in a revision is written ``%2F``."""
     if text[:5].lower() != "hf://":
         raise FormatError("not an address on the hub", expected=FORM, found=repr(text))
     org, _, rest = text[5:].partition("/")

@@ -41,10 +41,7 @@ class Stream(abc.ABC):
 
 
 class CheckedStream(Stream):
-    """A stream that raises an error unless as many bytes come as were promised.
-
-    Errors call the resource by its address. See `Stream` for ``length`` and ``total``.
-    """
+    """A stream that raises an error unless as many bytes come as were promised."""
 
     def __init__(self, address: str, length: int | None, total: int | None) -> None:
         self.length = length
@@ -104,10 +101,7 @@ class Resource(Protocol):
         """The address for people and errors: without credentials and without a signed query."""
 
     def size(self) -> int | None:
-        """The size in bytes, or None if the server does not say. Asked once, and remembered.
-
-        Raises a `TransportError` if it cannot be had, and an `OfflineError` as `read`.
-        """
+        """The size in bytes, None if the server does not say. Asked once; raises as `read`."""
 
     def read(self, start: int = 0, stop: int | None = None) -> AbstractContextManager[Stream]:
         """Begin to read: bytes ``start`` up to ``stop`` (exclusive), or all from ``start`` on.

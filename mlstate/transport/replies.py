@@ -113,10 +113,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def check_form(headers: Mapping[str, str], address: str) -> None:
-    """Refuse, with a `TransportError`, a reply that does not have the file's own bytes.
-
-    It is compressed, or a web page where none was asked for.
-    """
+    """Refuse a reply that is compressed, or a web page where none was asked for."""
     encoding = headers.get("Content-Encoding", "").strip().lower()
     transfer = headers.get("Transfer-Encoding", "").strip().lower()
     if encoding not in ("", "identity") or transfer not in ("", "identity", "chunked"):
@@ -135,10 +132,7 @@ def check_form(headers: Mapping[str, str], address: str) -> None:
 
 
 def content_length(headers: Mapping[str, str], address: str) -> int | None:
-    """The Content-Length, or None if there is none that counts.
-
-    A `TransportError` says that it is not a number, or that there are several.
-    """
+    """The Content-Length, None if none counts; a `TransportError` if it is not one number."""
     if headers.get("Transfer-Encoding", "").strip().lower() == "chunked":
         return None
     value = headers.get("Content-Length")

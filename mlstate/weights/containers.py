@@ -45,10 +45,7 @@ _ANY = (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin", ".
 
 
 def container_of(name: str, front: bytes = b"") -> str:
-    """The container of a file of weights, by its name or address.
-
-    Its first bytes, if they are known, count before the name. If neither tells: a `FormatError`.
-    """
+    """The container of a file by its first bytes, if known, or its name; else a `FormatError`."""
     found = _by_front(front) or named_container(name)
     if found is None:
         raise FormatError(
@@ -78,10 +75,7 @@ def _by_front(front: bytes) -> str | None:
 
 
 def weights_in(folder: Path) -> str:
-    """The name of the file in a folder that holds or lists its weights.
-
-    A `FormatError` says that there is none, or several that could be meant.
-    """
+    """The name of the one file in a folder that holds or lists its weights, or a `FormatError`."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     for name in _USUAL:
         if name in names:

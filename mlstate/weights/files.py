@@ -180,10 +180,7 @@ class LocalTensor:
         return (id(self.file), self.start)
 
     def pieces(self) -> Iterator[Bytes]:
-        """Its bytes, piece by piece.
-
-        A `FormatError` says that the file became shorter, or that `exact` refuses a byte.
-        """
+        """Its bytes, in pieces; a `FormatError` if the file shrank or `exact` refuses a byte."""
         from mlstate.fetch.gather import values
 
         with concerning(tensor=self.name):
@@ -203,10 +200,7 @@ class LocalTensor:
 
 
 def digest_of_tensors(tensors: Iterable[LocalTensor]) -> Digest:
-    """The state digest of tensors in files, each read once, a piece at a time.
-
-    A `FormatError` says that the format does not allow a name, or that a file became shorter.
-    """
+    """The state digest of tensors in files, each read once, a piece at a time."""
     listed = list(tensors)
     headers = check_sources([*listed])
     inline: dict[str, InlineTensor] = {}

@@ -24,16 +24,12 @@ GITHUB = "github:"
 
 @dataclass(frozen=True)
 class Place:
-    """A server, a bucket, a repository or a folder: its name, and the address of something there.
-
-    `form` is what a repository on the hub is to have. `lacking` says what it means if nothing is at
-    the address, where that is no trouble.
-    """
+    """A server, bucket, repository or folder: its name, and the address of something there."""
 
     name: str
     address: str
-    form: str = "safetensors"
-    lacking: str | None = None
+    form: str = "safetensors"  # what a repository on the hub is to have
+    lacking: str | None = None  # what it means if nothing is there, where that is no trouble
 
     @property
     def is_local(self) -> bool:

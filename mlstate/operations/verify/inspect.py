@@ -31,18 +31,14 @@ _Specs = tuple[TensorSpec, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with an object in one place.
-
-    `kind`, `path`, `expected` and `found` are as in `Finding`. `spec` is the tensor that the object
-    is not; None if it is wrong whatever it should be.
-    """
+    """What is wrong with an object in one place; most members are as in `Finding`."""
 
     place: ObjectStore
     kind: Kind
     path: str
     expected: str | None
     found: str | None
-    spec: TensorSpec | None = None
+    spec: TensorSpec | None = None  # None if it is wrong whatever it should be
 
 
 class Inspection:
