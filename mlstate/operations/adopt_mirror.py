@@ -17,7 +17,13 @@ from mlstate.phrases import LOCK, OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.manifest import ManifestStore
-from mlstate.stores.request import Content, case_variant_exists, is_same, other_exists, warn_of_meta
+from mlstate.stores.save_request import (
+    Content,
+    case_variant_exists,
+    is_same,
+    other_exists,
+    warn_of_meta,
+)
 
 __all__ = ["mirror_into"]
 

@@ -14,7 +14,7 @@ from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.states import StateKey
-from mlstate.stores.request import SaveRequest
+from mlstate.stores.save_request import SaveRequest
 
 __all__ = ["AdoptReport", "Adoption", "Arrivals", "Told", "digests_in", "spared_of"]
 

@@ -59,7 +59,7 @@ class Count:
 
 
 class StateTransfer:
-    """A state that another store takes in; see `mlstate.stores.request.Source`.
+    """A state that another store takes in; see `mlstate.stores.save_request.Source`.
 
     Args:
         store: The store that has it.

@@ -27,8 +27,8 @@ from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
-from mlstate.stores.request import SaveRequest, content_of
 from mlstate.stores.save import Saver, SavingStore
+from mlstate.stores.save_request import SaveRequest, content_of
 
 __all__ = ["saver_of", "state_store", "unsupported"]
 

@@ -11,7 +11,7 @@ from mlstate.models import LoadResult
 from mlstate.phrases import FOLDER
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, ModelT
-from mlstate.stores.checks import check_compatible
+from mlstate.stores.arguments import check_compatible
 
 __all__ = ["AbstractListStateStore"]
 

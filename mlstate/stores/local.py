@@ -9,8 +9,10 @@ from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
-from mlstate.stores.catalog import FileCatalog, FolderCheckpoints, WithCheckpoints
-from mlstate.stores.prune_folder import PruneReport, prune_folder
+from mlstate.stores.catalog import FileCatalog
+from mlstate.stores.checkpoints import FolderCheckpoints, WithCheckpoints
+from mlstate.stores.prune import PruneReport
+from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.save import SavingStore
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles

@@ -16,11 +16,11 @@ from mlstate.models import state_type_of
 from mlstate.phrases import FOLDER, Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
+from mlstate.stores.arguments import check_list
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
-from mlstate.stores.cache_prune import CachePruneReport, prune_cache
 from mlstate.stores.catalog import ManifestCatalog
-from mlstate.stores.checks import check_list
 from mlstate.stores.custom import state_store
+from mlstate.stores.prune_cache import CachePruneReport, prune_cache
 from mlstate.stores.read import StateStore
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]

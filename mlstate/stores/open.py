@@ -129,7 +129,7 @@ def _is_store(folder: Path) -> bool:
     """Whether a folder is a store, a cache, or a folder of the predecessor."""
     if any((folder / name).exists() for name in (layout.SETTINGS, layout.STATES, layout.OBJECTS)):
         return True
-    from mlstate.stores.catalog import FolderCheckpoints
+    from mlstate.stores.checkpoints import FolderCheckpoints
 
     return next(FolderCheckpoints(folder).keys(), None) is not None
 

@@ -17,10 +17,10 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
 from mlstate.objects.durable import create_exclusively, make_folders, sync_path, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
-from mlstate.stores.prune_base import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
+from mlstate.stores.prune import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
 
-__all__ = ["PruneReport", "prune_folder"]
+__all__ = ["prune_folder"]
 
 _DAMAGED = re.compile(rf"[0-9a-f]{{64}}{layout.DAMAGED_SUFFIX}\.[0-9a-f]{{32}}")
 _FETCHED = "|".join(

@@ -28,8 +28,8 @@ from mlstate.reading import Names, Only, VerifiedFiles, needs_of, read_bytes_sta
 from mlstate.states import StateKey, StateType, check_key, check_state_type
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
 from mlstate.stores.access import Access
+from mlstate.stores.arguments import check_compatible, check_list, check_names, check_pin
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.checks import check_compatible, check_list, check_names, check_pin
 from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:

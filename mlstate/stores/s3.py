@@ -19,11 +19,12 @@ from mlstate.objects.prefix import BucketPlace
 from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.bucket_catalog import BucketCheckpoints, BucketStateFiles
-from mlstate.stores.bucket_prune import prune_bucket
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
-from mlstate.stores.catalog import FileCatalog, WithCheckpoints
-from mlstate.stores.prune_base import PruneReport
-from mlstate.stores.remote import without_local_places
+from mlstate.stores.catalog import FileCatalog
+from mlstate.stores.checkpoints import WithCheckpoints
+from mlstate.stores.prune import PruneReport
+from mlstate.stores.prune_bucket import prune_bucket
+from mlstate.stores.remote_entries import without_local_mirrors
 from mlstate.stores.save import SavingStore
 from mlstate.stores.state_saver import StateSaver
 
@@ -99,7 +100,7 @@ class S3StateStore(SavingStore):
 
     def _adapted(self, entry: StateEntry) -> StateEntry:
         """An entry of this store: its objects are in the bucket, and not on this machine."""
-        entry = without_local_places(entry)
+        entry = without_local_mirrors(entry)
         return replace(entry, objects=(self._place.address, *entry.objects))
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:

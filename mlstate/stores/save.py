@@ -13,7 +13,7 @@ from mlstate.objects import ObjectStore
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
-from mlstate.stores.request import Content, SaveRequest
+from mlstate.stores.save_request import Content, SaveRequest
 
 if TYPE_CHECKING:
     from mlstate.fetch import Fetcher

@@ -30,7 +30,7 @@ from mlstate.parallel import THREADS, for_each
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.request import (
+from mlstate.stores.save_request import (
     Content,
     SaveRequest,
     case_variant_exists,

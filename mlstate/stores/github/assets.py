@@ -28,7 +28,7 @@ from mlstate.states import StateKey
 from mlstate.stores.abstract import Listing
 from mlstate.stores.github.releases import Asset
 from mlstate.stores.github.upload import Upload
-from mlstate.stores.request import Content, content_of
+from mlstate.stores.save_request import Content, content_of
 from mlstate.stores.statefiles import parse_state_file
 
 __all__ = [

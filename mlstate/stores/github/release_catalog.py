@@ -27,8 +27,8 @@ from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
+from mlstate.stores.arguments import not_found
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.checks import not_found
 from mlstate.stores.github.api import GitHub, GitHubApi
 from mlstate.stores.github.assets import (
     LEGACY,
@@ -41,7 +41,7 @@ from mlstate.stores.github.assets import (
     stem_of,
 )
 from mlstate.stores.github.releases import UPLOADED, Release, Releases
-from mlstate.stores.remote import without_local_places
+from mlstate.stores.remote_entries import without_local_mirrors
 from mlstate.transport import Retries, retrying
 
 __all__ = ["ReleaseCatalog", "ReleasePlace"]
@@ -130,7 +130,7 @@ class ReleaseCatalog(Catalog):
             url = self._place.url(key, suffix)
             data = self._read(url, MAX_POINTER)
             if data is not None:
-                return without_local_places(parse_pointer(data, key, url))
+                return without_local_mirrors(parse_pointer(data, key, url))
         return None
 
     def checkpoint(self, key: StateKey) -> Found | None:

@@ -11,10 +11,10 @@ from mlstate.manifests import StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.github.assets import LEGACY, key_of, make_plan
-from mlstate.stores.github.publish import ReleaseSaving, Shelf
 from mlstate.stores.github.release_catalog import ReleaseCatalog, ReleasePlace
 from mlstate.stores.github.releases import Releases, immutable
-from mlstate.stores.request import (
+from mlstate.stores.github.state_writer import StateAssets, StateWriter
+from mlstate.stores.save_request import (
     SaveRequest,
     case_variant_exists,
     is_same,
@@ -69,7 +69,7 @@ class ReleaseSaver:
         with concerning(key), self._place.releases(self._fetcher.retries) as releases:
             release = releases.find(self._place.tag(key.state_type))
             if release is not None:
-                saving = ReleaseSaving(releases, release, key)
+                saving = StateWriter(releases, release, key)
                 shelf = saving.look()
                 if shelf.legacy is not None:
                     raise ReadOnlyStoreError(
@@ -105,7 +105,7 @@ class ReleaseSaver:
         if release is None:
             self._refuse_variant(key, self._catalog.all_keys(releases))
             release = releases.create(self._place.tag(key.state_type), self._place.branch)
-        saving = ReleaseSaving(releases, release, key)
+        saving = StateWriter(releases, release, key)
         shelf, existing = self._existing(saving, overwrite=request.overwrite)
         if existing is not None:
             other_meta = request.other_meta(existing, wanted)
@@ -125,8 +125,8 @@ class ReleaseSaver:
         return None
 
     def _existing(
-        self, saving: ReleaseSaving, *, overwrite: bool
-    ) -> tuple[Shelf, StateEntry | None]:
+        self, saving: StateWriter, *, overwrite: bool
+    ) -> tuple[StateAssets, StateEntry | None]:
         """What the release has of a key, and what the state is that is to be compared."""
         for shelf in saving.looks():
             if shelf.current is None:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
 
-__all__ = ["without_local_places"]
+__all__ = ["without_local_mirrors"]
 
 _Mirrors = tuple[Mirror | UnusableMirror, ...]
 
 
-def without_local_places(entry: StateEntry) -> StateEntry:
+def without_local_mirrors(entry: StateEntry) -> StateEntry:
     """An entry from elsewhere, whose mirrors on this machine are passed over.
 
     Args:

@@ -23,7 +23,7 @@ from mlstate.objects.durable import SMALL
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.stores.bucket_catalog import BucketStateFiles
-from mlstate.stores.prune_base import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
+from mlstate.stores.prune import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
 
 __all__ = ["prune_bucket"]
 

@@ -28,16 +28,16 @@ from mlstate.stores.github.assets import (
 )
 from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases
 from mlstate.stores.github.upload import full, upload
-from mlstate.stores.request import is_same, other_exists
+from mlstate.stores.save_request import is_same, other_exists
 
-__all__ = ["ReleaseSaving", "Shelf"]
+__all__ = ["StateAssets", "StateWriter"]
 
 TURNS = 20  # how often others may get in between
 GRACE = 24 * 3600.0  # seconds that data without a pointer may be that of a save under way
 
 
 @dataclass(frozen=True)
-class Shelf:
+class StateAssets:
     """What a release has of one key.
 
     Attributes:
@@ -55,7 +55,7 @@ class Shelf:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, assets: Iterable[Asset], key: StateKey) -> Shelf:
+    def of(cls, assets: Iterable[Asset], key: StateKey) -> StateAssets:
         """Look through the assets of a release."""
         stem = stem_of(key)
         listed = list(assets)
@@ -74,7 +74,7 @@ class Shelf:
         return self.pointer or self.old
 
 
-class ReleaseSaving:
+class StateWriter:
     """Changes what a release has of one key.
 
     Args:
@@ -88,11 +88,11 @@ class ReleaseSaving:
         self._release = release
         self.key = key
 
-    def look(self) -> Shelf:
+    def look(self) -> StateAssets:
         """What is there now."""
-        return Shelf.of(self._releases.assets(self._release), self.key)
+        return StateAssets.of(self._releases.assets(self._release), self.key)
 
-    def looks(self) -> Iterator[Shelf]:
+    def looks(self) -> Iterator[StateAssets]:
         """What is there, again and again, while others change it; with pauses.
 
         Raises:
@@ -121,7 +121,7 @@ class ReleaseSaving:
         where = f"{self._releases.repository}, tag {self._release.tag}, {pointer.name}"
         return None if data is None else parse_pointer(data, self.key, where)
 
-    def save(self, plan: Plan, shelf: Shelf, most: int, *, overwrite: bool) -> None:
+    def save(self, plan: Plan, shelf: StateAssets, most: int, *, overwrite: bool) -> None:
         """Save a state that is not there, or replaces another.
 
         Args:
@@ -146,7 +146,7 @@ class ReleaseSaving:
         if after.pointer is not None and after.pointer.id == pointer.id:
             self._tidy(after, {file.name for file in plan.data}, before)
 
-    def put_data(self, plan: Plan, shelf: Shelf, *, verify: bool) -> None:
+    def put_data(self, plan: Plan, shelf: StateAssets, *, verify: bool) -> None:
         """Upload what is not there of a state's data.
 
         Args:
@@ -163,7 +163,7 @@ class ReleaseSaving:
             upload(self._releases, self._release, file, replace=True)
 
     def keep(
-        self, plan: Plan, shelf: Shelf, stored: StateEntry, most: int, *, verify: bool
+        self, plan: Plan, shelf: StateAssets, stored: StateEntry, most: int, *, verify: bool
     ) -> None:
         """The same state again: mend what is missing of it, and what a broken-off save left.
 
@@ -187,7 +187,7 @@ class ReleaseSaving:
         if shelf.pointer is None and shelf.old is not None:
             self._releases.rename(shelf.old, stem_of(self.key) + POINTER)
 
-    def delete(self, shelf: Shelf) -> bool:
+    def delete(self, shelf: StateAssets) -> bool:
         """Remove a state: its pointers first, the one that counts last of them.
 
         Returns:
@@ -234,7 +234,7 @@ class ReleaseSaving:
                 return named(entry)
         return set()
 
-    def _tidy(self, shelf: Shelf, needed: set[str], before: set[str]) -> None:
+    def _tidy(self, shelf: StateAssets, needed: set[str], before: set[str]) -> None:
         """Remove data that no pointer names: of the replaced pointer, and of saves long dead.
 
         What cannot be removed now is removed with the next save of this key.
