@@ -23,11 +23,12 @@ from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["TRASHED_OBJECT", "TRASHED_STATE", "PruneReport", "Pruning"]
+__all__ = ["PruneReport", "Pruning"]
 
-TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
-TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+_TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
+_TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 
+_Objects = TypeVar("_Objects", bound=ObjectStore)
 _Place = TypeVar("_Place")
 
 
@@ -49,59 +50,50 @@ class PruneReport:
     swept: list[str] = field(default_factory=list)
 
 
-class Pruning(abc.ABC, Generic[_Place]):
-    """One pruning; a subclass for each kind of place says how things are found and moved.
+@dataclass
+class Pruning(abc.ABC, Generic[_Objects, _Place]):
+    """One pruning; a subclass for each kind of store says how things are found and moved.
 
-    Args:
+    Attributes:
         states: The state files of the store.
         objects: Its objects.
+        limit: The time, in seconds since the epoch, after which everything is spared.
         dry_run: Change nothing, say what would be done.
         forgotten: Fetched states that a cache need not keep.
-        threads: How many states to read at once.
+        threads: How many states are read at once.
+        report: What was done.
     """
 
-    def __init__(
-        self,
-        states: StateFiles,
-        objects: ObjectStore,
-        *,
-        dry_run: bool,
-        forgotten: Collection[Digest] = (),
-        threads: int = THREADS,
-    ) -> None:
-        self.states = states
-        self.objects = objects
-        self.dry_run = dry_run
-        self.forgotten = forgotten
-        self.threads = threads
-        self.report = PruneReport()
-        self._refs: dict[Digest, tuple[Digest, ...]] = {}
-        # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
-        self._digests: dict[Digest, Digest] = {}
+    states: StateFiles
+    objects: _Objects
+    limit: float
+    dry_run: bool
+    forgotten: Collection[Digest] = ()
+    threads: int = THREADS
+    report: PruneReport = field(default_factory=PruneReport, init=False)
+    _refs: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict, init=False)
+    # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
+    _digests: dict[Digest, Digest] = field(default_factory=dict, init=False)
 
-    @abc.abstractmethod
     def roots(self) -> Iterator[Root]:
-        """What a cache keeps."""
+        """The fetched states that a cache keeps; other stores have none."""
+        return iter(())
 
     @abc.abstractmethod
     def all_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Everything under objects/ that has an object's name; other things are left alone."""
 
     @abc.abstractmethod
-    def trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
-        """Objects that an earlier pruning moved to trash/."""
-
-    @abc.abstractmethod
-    def trashed_states(self) -> Iterator[tuple[_Place, str]]:
-        """State files in trash/, each with the text of its key."""
+    def trash(self) -> Iterator[tuple[_Place, str]]:
+        """Everything in trash/, with its name there."""
 
     @abc.abstractmethod
     def is_fresh(self, place: _Place) -> bool:
-        """Whether something is younger than the grace period; what is gone is nobody's."""
+        """Whether something is younger than the grace period; what is gone is not."""
 
-    @abc.abstractmethod
     def comes_back(self, place: _Place) -> bool:
-        """Whether an object that an earlier pruning moved was in use when it was."""
+        """Whether an object in trash/ was in use when an earlier pruning moved it there."""
+        return False
 
     @abc.abstractmethod
     def read(self, place: _Place) -> bytes:
@@ -123,14 +115,14 @@ class Pruning(abc.ABC, Generic[_Place]):
     def delete(self, place: _Place) -> None:
         """Remove something for good; what is gone already is no error."""
 
-    @abc.abstractmethod
-    def sweep(self) -> None:
-        """Delete the leftovers of crashed writers, and state files deleted long ago."""
+    def leftovers(self) -> Iterator[_Place]:
+        """What crashed writers left, and state files in trash/, whatever their age."""
+        return (place for place, name in self.trash() if _TRASHED_STATE.fullmatch(name))
 
     def run(self) -> PruneReport:
         """Prune."""
         self._rescue_state_objects()
-        earlier = list(self.trashed_objects())
+        earlier = list(self._trashed_objects())
         live = self._live()
         moved = list(self._move_unnamed(live))
         if moved:
@@ -147,6 +139,14 @@ class Pruning(abc.ABC, Generic[_Place]):
                     self.delete(place)
         self.sweep()
         return self.report
+
+    def sweep(self) -> None:
+        """Delete the leftovers that are old."""
+        for place in list(self.leftovers()):
+            if not self.is_fresh(place):
+                self.report.swept.append(str(place))
+                if not self.dry_run:
+                    self.delete(place)
 
     def put_back(self, place: _Place, digest: Digest) -> None:
         """Put an object back from trash/."""
@@ -173,11 +173,18 @@ class Pruning(abc.ABC, Generic[_Place]):
             with contextlib.suppress(MlstateError):  # a cache need not be whole
                 state = read_state_object(root.digest, self.objects)
                 named |= {ref.digest for ref in state.refs.values()}
-        for place, text in self.trashed_states():
-            if self.is_fresh(place):
+        for place, name in self.trash():
+            if (match := _TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
                 with contextlib.suppress(MlstateError):  # it is deleted, it need not be whole
-                    named |= self._named_by(self.read(place), StateKey.parse(text), str(place))
+                    key = StateKey.parse(match[1])
+                    named |= self._named_by(self.read(place), key, str(place))
         return named
+
+    def _trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
+        """Objects that an earlier pruning moved to trash/."""
+        for place, name in self.trash():
+            if match := _TRASHED_OBJECT.fullmatch(name):
+                yield place, Digest(match[1])
 
     def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:
         """The objects that a state file names, itself and by way of the state object."""
@@ -203,7 +210,7 @@ class Pruning(abc.ABC, Generic[_Place]):
 
     def _rescue_state_objects(self) -> None:
         """Put back state objects that a pruning took and was killed: they say what is needed."""
-        trashed = {digest: place for place, digest in self.trashed_objects()}
+        trashed = {digest: place for place, digest in self._trashed_objects()}
         for key in self.states.keys(None) if trashed else ():
             data = self.states.read(key)
             if data is not None:
