@@ -20,9 +20,7 @@ from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.save_request import (
     Content,
     case_variant_exists,
-    is_same,
-    other_exists,
-    warn_of_meta,
+    check_same,
 )
 
 __all__ = ["mirror_into"]
@@ -64,10 +62,8 @@ def mirror_into(path: Path, adoption: Adoption, fetching: ManifestStore) -> Adop
     if known is not None and not request.overwrite:
         if not (adoption.by_caller or files):  # the source has none, and nobody spoke of any
             pinned, files = replace(pinned, files=known.files), known.files
-        if not is_same(known, digest, pinned):
-            raise other_exists(known, digest, pinned)
-        if request.other_meta(known, wanted):
-            warn_of_meta(key)
+        check_same(known, digest, pinned)
+        request.warn_of_other_meta(known, wanted)
         for mirror in pinned.mirrors:
             if isinstance(mirror, Mirror):
                 _add_mirror(path, key, known, mirror)

@@ -1,8 +1,8 @@
-"""What a bucket holds below a prefix: state files, and checkpoints of the predecessor.
+"""State files in a bucket, and checkpoints of the predecessor.
 
-Creating is one request, on the condition that nothing is there; replacing another, on the
-condition that what is there has been kept in trash/. Servers that ignore conditions cannot
-promise that; see `BucketPlace.honours_conditions`.
+A state file is created by one request on the condition that there is none, and replaced by one on
+the condition that the old one, which is in trash/ by then, is unchanged. Some servers ignore
+conditions; see `BucketPlace.honours_conditions`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlstate.manifests import StateEntry
 from mlstate.objects.prefix import BucketPlace
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
-from mlstate.stores.statefiles import trash_name
+from mlstate.stores.statefiles import find_case_variant, trash_name
 
 __all__ = ["BucketCheckpoints", "BucketStateFiles"]
 
@@ -28,11 +28,7 @@ _OURS = frozenset({layout.OBJECTS, layout.STATES, layout.TEMPORARIES, layout.TRA
 
 
 class BucketStateFiles:
-    """State files in a bucket; see `StateFiles`.
-
-    Args:
-        place: The prefix.
-    """
+    """State files below a prefix of a bucket; see `StateFiles`."""
 
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
@@ -42,12 +38,12 @@ class BucketStateFiles:
         """The keys that are here, by path alone; of one type, only its own are listed."""
         if self.place.check():
             folder = layout.STATES if state_type is None else layout.state_folder(state_type)
-            yield from sorted(key for key, _ in self._dated(folder))
+            yield from sorted(listing.key for listing in self._list(folder))
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+    def listing(self) -> Iterator[Listing]:
         """All keys, each with when it was written, by the server's clock."""
         if self.place.check():
-            yield from self._dated(layout.STATES)
+            yield from self._list(layout.STATES)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -79,8 +75,7 @@ class BucketStateFiles:
                 continue
             content, etag = old
             if content is not None:
-                # What it names lives on for the grace period: somebody may just be reading it.
-                self._bury(key, content)
+                self._keep_in_trash(key, content)
             if etag is None:
                 self.place.uploads.put(path, data)
                 return
@@ -92,7 +87,7 @@ class BucketStateFiles:
         found = self._read(key) if self.place.check() else None
         if found is None:
             return False
-        self._bury(key, found[0])
+        self._keep_in_trash(key, found[0])
         self.place.client.delete(self.place.path(layout.state_path(key)))
         return True
 
@@ -100,54 +95,38 @@ class BucketStateFiles:
         """A key that is here and differs in case only: a copy on a disk may not tell them apart."""
         if not self.place.check():
             return None
-        *folders, name = layout.state_path(key).split("/")
-        found = [folders[0]]
-        for part in folders[1:]:
-            found = [
-                f"{folder}/{child}"
-                for folder in found
-                for child in self.place.client.children(self.place.path(folder))[0]
-                if child.lower() == part.lower()
-            ]
-        for folder in found:
-            for item in self.place.client.items(self.place.path(folder)):
-                path = self.place.name(item.path)
-                if path.lower() == f"{folder}/{name}".lower():
-                    other = layout.key_of_state_path(path)
-                    if other not in (None, key):
-                        return other
-        return None
+        return find_case_variant(key, self._names)
 
     def locate(self, key: StateKey) -> str:
         """The address of the state file."""
         return self.place.locate(layout.state_path(key))
 
-    def _dated(self, folder: str) -> Iterator[tuple[StateKey, float | None]]:
+    def _list(self, folder: str) -> Iterator[Listing]:
         for item in self.place.client.items(self.place.path(folder)):
             if key := layout.key_of_state_path(self.place.name(item.path)):
-                yield key, item.modified
+                yield Listing(key, item.modified)
+
+    def _names(self, folder: str) -> list[str]:
+        folders, items = self.place.client.children(self.place.path(folder))
+        return [*folders, *(item.path.rpartition("/")[2] for item in items)]
 
     def _read(self, key: StateKey) -> tuple[bytes, str | None] | None:
         return self.place.read(layout.state_path(key), ManifestError)
 
     def _old(self, key: StateKey) -> tuple[bytes | None, str | None] | None:
-        """What is to be replaced; of what cannot be a state file, only that it is there."""
+        """The state file and its ETag; without both where the item is too large for one."""
         try:
             return self._read(key)
         except ManifestError:
             return None, None
 
-    def _bury(self, key: StateKey, data: bytes) -> None:
+    def _keep_in_trash(self, key: StateKey, data: bytes) -> None:
+        """What the state file names lives on for the grace period: a load may be under way."""
         self.place.uploads.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)
 
 
 class BucketCheckpoints:
-    """Checkpoints of the predecessor below a prefix of a bucket.
-
-    Args:
-        place: The prefix.
-        fetcher: Brings a checkpoint into the cache.
-    """
+    """Checkpoints of the predecessor below a prefix; the fetcher brings them into the cache."""
 
     remedy = "remove it from the bucket"
 
@@ -157,7 +136,7 @@ class BucketCheckpoints:
         self._pinned: dict[tuple[StateKey, str | None], StateEntry] = {}
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are compatible with a type, or all; other things are none of ours."""
+        """The keys that are compatible with a type, or all; other items are passed over."""
         if state_type is None:
             found = self._all()
         else:
@@ -173,10 +152,7 @@ class BucketCheckpoints:
         return self._item(key) is not None
 
     def find(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state, in the cache; None without one.
-
-        It is downloaded and unpickled as plain tensors only, once for each store object.
-        """
+        """A checkpoint as a state, downloaded into the cache once for each store object."""
         item = self._item(key)
         if item is None:
             return None
@@ -218,7 +194,7 @@ class BucketCheckpoints:
                 yield from self._named(backend, "")
 
     def _named(self, backend: str, begin: str) -> Iterator[tuple[StateKey, Item]]:
-        """Those of a backend whose names begin so: buckets list by name, and can begin anywhere."""
+        """Checkpoints of a backend whose names begin so; buckets list in the order of names."""
         folder = self.place.path(backend)
         after = f"{folder}/{begin}" if begin else None
         for item in self.place.client.items(folder, after):

@@ -24,12 +24,12 @@ __all__ = [
 
 
 class Catalog(abc.ABC):
-    """The states of a store: their keys, and what is said of each."""
+    """The states of a store: their keys, and the entry of each."""
 
     remote = False
     """Whether each look at an entry is a request over the network."""
     compares = False
-    """Whether `checkpoint` compares what it reads with a digest that is known beforehand."""
+    """Whether `checkpoint` compares what it reads with a digest that the store gives."""
 
     @abc.abstractmethod
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
@@ -52,9 +52,9 @@ class Catalog(abc.ABC):
         """
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """The state that a file of another layout holds, where a key has no entry.
+        """A state that has no entry, read and encoded, or fetched into the cache; None without one.
 
-        It has no digest until it is read: this reads and encodes it, or fetches it into the cache.
+        It may be a checkpoint of the predecessor, or a state of a user's own store.
 
         Raises:
             MlstateError: It cannot be read, or is no mapping of plain tensors.
@@ -62,15 +62,15 @@ class Catalog(abc.ABC):
         return None
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """The content of such a file, for a model that reads it itself; None without one."""
+        """The content of a checkpoint, for a model that reads it itself; None without one."""
         return None
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
-        """The error that a key is not this package's to delete; None where it is."""
+        """The error that a state cannot be deleted because of a checkpoint, or None."""
         return None
 
     def absent(self, key: StateKey, store: object) -> MlstateError:
-        """The error that a store has no such state; near misses are named."""
+        """The error that a store has no such state; it names similar keys."""
         return not_found(key, store, self.keys(key.state_type))
 
 
@@ -80,7 +80,7 @@ class FileCatalog(Catalog):
     Args:
         files: The state files.
         remote: As for `Catalog`.
-        adapt: Makes of what a state file says what holds for whoever reads it here.
+        adapt: Changes an entry into one that holds for a reader on this machine.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class FileCatalog(Catalog):
 
     def listing(self) -> Iterator[Listing]:
         """All state files, each with its time."""
-        return (Listing(key, modified) for key, modified in self.files.dated())
+        return self.files.listing()
 
     def exists(self, key: StateKey) -> bool:
         """Whether there is a state file, readable or not."""

@@ -1,4 +1,4 @@
-"""Stores on this machine: a folder of states, and states in memory."""
+"""Stores on this machine: of states in a folder, and of states in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["LocalStateStore", "MemoryStateStore"]
 
 
 class MemoryStateStore(SavingStore):
-    """States in dictionaries of this process, encoded and verified as everywhere.
+    """States in the memory of this process, encoded and verified as in every store.
 
     Example:
         >>> import torch
@@ -101,6 +101,5 @@ class LocalStateStore(SavingStore):
             MlstateError: A state cannot be read, so nobody knows what it needs: restore or delete
                 it first. Nothing was removed.
         """
-        return prune_folder(
-            self._files, self._objects, grace_seconds=grace_seconds, dry_run=dry_run
-        )
+        files, objects = self._files, self._objects
+        return prune_folder(files, objects, grace_seconds=grace_seconds, dry_run=dry_run)

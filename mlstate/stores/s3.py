@@ -1,4 +1,4 @@
-"""States in a bucket of S3, or of what speaks its language."""
+"""The store of states in a bucket of S3, or of another service that speaks its protocol."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class S3StateStore(SavingStore):
         return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
 
     def _adapted(self, entry: StateEntry) -> StateEntry:
-        """An entry of this store: its objects are in the bucket, and not on this machine."""
+        """An entry with the bucket as its object mirror, and without mirrors on this machine."""
         entry = without_local_mirrors(entry)
         return replace(entry, objects=(self._place.address, *entry.objects))
 
@@ -112,8 +112,7 @@ class S3StateStore(SavingStore):
         are taken away may find one missing; a moment later it is back.
 
         Args:
-            grace_seconds: What is younger is spared. 14 days by default; shorten it only if no
-                save beside it takes longer.
+            grace_seconds: As for `LocalStateStore.prune`.
             dry_run: Change nothing, say what would be done.
 
         Returns:
@@ -133,11 +132,7 @@ class S3StateStore(SavingStore):
 
 
 def _check(address: str, base_path: str, endpoint: str | None) -> str:
-    """The prefix, without slashes around it.
-
-    Raises:
-        FormatError: A name is none that a bucket, a prefix or an endpoint has.
-    """
+    """Check the names of a bucket, a prefix and an endpoint; the prefix, without outer slashes."""
     if parse_bucket_address(address)[2]:
         raise FormatError(
             "a bucket has a name without slashes",

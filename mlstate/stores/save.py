@@ -1,4 +1,4 @@
-"""Stores that save: the public methods, and the protocol of the part that does the work."""
+"""Stores that save: their public methods, and the protocol of the part that writes."""
 
 from __future__ import annotations
 
@@ -28,37 +28,20 @@ class Saver(Protocol):
         """Save the tensors that these sources give under a key."""
 
     def receive(self, encoded: EncodedState, wanted: StateEntry, request: SaveRequest) -> bool:
-        """Save a state whose digests are known already. Its bytes are verified on the way.
+        """Save a state whose digests are known already; its bytes are verified on the way.
 
-        Args:
-            encoded: The state.
-            wanted: What is to be said of it, without digest and size.
-            request: As for `save`.
-
-        Returns:
-            False if it was there.
+        `wanted` is its entry, without digest and size. Returns False if it was there.
         """
 
     def is_taken(self, key: StateKey) -> bool:
         """Whether there is a state of this key, or of one that differs in case only."""
 
     def delete(self, key: StateKey) -> bool:
-        """Remove a state.
-
-        Returns:
-            False if there was none.
-        """
+        """Remove a state; False if there was none."""
 
 
 class SavingStore(StateStore):
-    """A store that saves, too.
-
-    Args:
-        catalog: As for `StateStore`.
-        objects: As for `StateStore`.
-        saver: Saves and deletes.
-        fetcher: As for `StateStore`.
-    """
+    """A `StateStore` with a saver, which saves and deletes."""
 
     def __init__(
         self,

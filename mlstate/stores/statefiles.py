@@ -1,14 +1,11 @@
-"""State files: which keys a store has, and the few bytes of TOML behind each.
-
-A state file knows nothing of tensors; of several savers of one key exactly one creates it.
-"""
+"""State files of folders and of memory: which keys a store has, and a short TOML text for each."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -22,11 +19,13 @@ from mlstate.objects.durable import Publish, make_folders, read_small, sync_path
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import Listing
 
 __all__ = [
     "FolderStateFiles",
     "MemoryStateFiles",
     "StateFiles",
+    "find_case_variant",
     "format_state_file",
     "parse_state_file",
     "trash_name",
@@ -68,28 +67,20 @@ class StateFiles(Protocol):
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
         """The keys that are here, sorted by fields; those compatible with a type, or all."""
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
-        """All keys, each with when it was written, in seconds since the epoch; None if unknown."""
+    def listing(self) -> Iterator[Listing]:
+        """All keys, each with the time at which it was written, as far as that is known."""
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
 
     def create(self, key: StateKey, data: bytes) -> bool:
-        """Write a state file that is not there yet.
-
-        Returns:
-            False if another was first; it stays as it is.
-        """
+        """Write a state file; False if there is one already, which stays as it is."""
 
     def replace(self, key: StateKey, data: bytes) -> None:
         """Write a state file, whatever is there."""
 
     def remove(self, key: StateKey) -> bool:
-        """Take a state file away.
-
-        Returns:
-            False if there was none.
-        """
+        """Remove a state file; False if there was none."""
 
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs from this one in case only, or None."""
@@ -115,11 +106,11 @@ class FolderStateFiles:
             layout.keys_in_state_folder(folder, _names(self.root / folder)) for folder in folders
         )
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+    def listing(self) -> Iterator[Listing]:
         """All keys, each with the time of its file."""
         for key in self.keys():
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
-                yield key, self._path(key).stat().st_mtime
+                yield Listing(key, self._path(key).stat().st_mtime)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -141,8 +132,7 @@ class FolderStateFiles:
         except (OSError, FormatError):  # nothing there, or nothing that names objects
             old = None
         if old is not None:
-            # What it names lives on for the grace period: somebody may just be reading it.
-            self._bury(key, old)
+            self._keep_in_trash(key, old)
         write_in_store(self.root, layout.state_path(key), [data])
 
     def remove(self, key: StateKey) -> bool:
@@ -156,8 +146,8 @@ class FolderStateFiles:
         try:
             try:
                 os.utime(path)  # its age in the trash counts from now
-            except PermissionError:  # another member's file: bury a copy of our own
-                self._bury(key, path.read_bytes())
+            except PermissionError:  # another user's file: its age cannot be changed
+                self._keep_in_trash(key, path.read_bytes())
                 path.unlink()
             else:
                 os.rename(path, trash / trash_name(key))
@@ -167,22 +157,13 @@ class FolderStateFiles:
         sync_path(path.parent)
         return True
 
-    def _bury(self, key: StateKey, data: bytes) -> None:
+    def _keep_in_trash(self, key: StateKey, data: bytes) -> None:
+        """What the state file names lives on for the grace period: a load may be under way."""
         write_in_store(self.root, f"{layout.TRASH}/{trash_name(key)}", [data])
 
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs in case only: one file where names ignore case."""
-        own = layout.state_path(key)
-        found = [""]
-        for part in own.split("/"):
-            found = [
-                f"{folder}{name}/"
-                for folder in found
-                for name in _names(self.root / folder)
-                if name.lower() == part.lower()
-            ]
-        keys = (layout.key_of_state_path(path.rstrip("/")) for path in found)
-        return next((other for other in keys if other not in (None, key)), None)
+        return find_case_variant(key, lambda folder: _names(self.root / folder))
 
     def locate(self, key: StateKey) -> str:
         """The path of the state file."""
@@ -210,9 +191,9 @@ class MemoryStateFiles:
             if state_type is None or key.state_type.is_compatible_with(state_type):
                 yield key
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
-        """All keys; nobody notes when."""
-        return ((key, None) for key in self.keys())
+    def listing(self) -> Iterator[Listing]:
+        """All keys, without times."""
+        return map(Listing, self.keys())
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -244,8 +225,28 @@ class MemoryStateFiles:
         return f"memory:{key}"
 
 
+def find_case_variant(key: StateKey, names: Callable[[str], list[str]]) -> StateKey | None:
+    """A key with a state file whose path differs from that of this key in case only, or None.
+
+    Args:
+        key: The key.
+        names: Lists what is directly in a folder of the store.
+    """
+    states, *parts = layout.state_path(key).split("/")
+    found = [states]
+    for part in parts:
+        found = [
+            f"{folder}/{name}"
+            for folder in found
+            for name in names(folder)
+            if name.lower() == part.lower()
+        ]
+    keys = map(layout.key_of_state_path, found)
+    return next((other for other in keys if other not in (None, key)), None)
+
+
 def trash_name(key: StateKey) -> str:
-    """A name in trash/ for a state file that is taken away."""
+    """A new name in trash/ for the state file of a key."""
     return f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
 
 

@@ -1,7 +1,7 @@
-"""From a state to the assets of a release: their names, and the bytes of each.
+"""The assets of a state in a release: their names, and the bytes of each.
 
-``{extra...}.{training_id}.toml`` is the pointer: a manifest of this one state. While another takes
-its place it is called ``....toml.old``. The data has the digest in its name:
+``{extra...}.{training_id}.toml`` is the pointer: a manifest of this one state. While a new one is
+uploaded, it is called ``....toml.old``. The data has the digest in its name:
 ``....{digest}.safetensors`` (or ``....{digest}-00001-of-00002.safetensors``, and so on), the
 state object ``....{digest}.mlstate``, and each file of the state ``....{its digest}.file``.
 ``....state.gzip`` is a checkpoint of the predecessor.
@@ -57,16 +57,14 @@ _DATA = re.compile(r"[0-9a-f]{64}((-\d+-of-\d+)?\.safetensors|\.mlstate|\.file)"
 
 
 def stem_of(key: StateKey) -> str:
-    """What the names of all assets of a state begin with, before a dot."""
+    """The beginning, before a dot, of the names of all assets of a state."""
     return ".".join((*key.state_type.extra, key.training_id))
 
 
 def key_of(tag: str, name: str) -> StateKey | None:
-    """The key of which an asset is a pointer or an old checkpoint, or None.
+    """The key of a pointer or an old checkpoint; None for other names.
 
-    Args:
-        tag: The release's tag without its prefix: ``backend.architecture``.
-        name: The asset's name.
+    The tag is without its prefix: ``backend.architecture``.
     """
     suffix = next((end for end in (OLD, POINTER, LEGACY) if name.endswith(end)), None)
     if suffix is None or tag.count(".") != 1:
@@ -78,12 +76,7 @@ def key_of(tag: str, name: str) -> StateKey | None:
 
 
 def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
-    """The states of a release, each with the bytes of its data and when it was uploaded.
-
-    Args:
-        tag: The release's tag without its prefix.
-        assets: The assets of the release.
-    """
+    """The states of a release with this tag, each with its size and the time of its upload."""
     sizes: dict[str, int] = {}
     pointers: dict[StateKey, Asset] = {}
     for asset in assets:
@@ -98,7 +91,7 @@ def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
 
 
 def parse_pointer(data: bytes, key: StateKey, where: str) -> StateEntry:
-    """What a pointer says.
+    """The entry of a pointer.
 
     Raises:
         ManifestError: It cannot be read, or is larger than it can be.
@@ -129,13 +122,7 @@ def named(entry: StateEntry) -> set[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be uploaded.
-
-    Attributes:
-        entry: What the pointer says of the state.
-        data: Everything else.
-        pointer: The pointer.
-    """
+    """The files to upload for a state: its data, and the pointer with its entry."""
 
     entry: StateEntry
     data: list[Upload]
@@ -149,18 +136,18 @@ def make_plan(
     folder: str,
     limit: int,
 ) -> Plan:
-    """Which assets a state becomes.
+    """The files to upload for a state.
 
     Args:
         encoded: The state.
-        wanted: What is to be said of it, without digest, size and mirrors.
+        wanted: Its entry, without digest, size and mirrors.
         contents: Its files.
-        folder: The address that all assets of the release have in front.
+        folder: The address in front of the names of all assets of the release.
         limit: The most bytes of an asset.
 
     Raises:
         LimitError: A tensor, or something else that cannot be split, is too large.
-        IntegrityError: A file is not any more what it was.
+        IntegrityError: A file has changed since the entry was made.
     """
     stem = stem_of(wanted.key)
     head = f"{stem}.{encoded.digest}"
@@ -210,7 +197,7 @@ def _mirror(value: object) -> Mirror:
 
 
 def _shards(encoded: EncodedState, limit: int) -> list[PlainFile]:
-    """The plain files that hold the tensors, whole ones, none larger than the limit."""
+    """The plain files that together hold the tensors, none larger than the limit."""
     specs = encoded.state.specs
     whole = PlainFile.lay_out(specs)
     if whole.size <= limit:
@@ -232,11 +219,7 @@ def _shards(encoded: EncodedState, limit: int) -> list[PlainFile]:
 
 
 def _plain_parts(encoded: EncodedState, layout: PlainFile) -> Iterator[Bytes]:
-    """A plain file, piece by piece; a tensor that must be copied is there only while it goes out.
-
-    Raises:
-        IntegrityError: A tensor is not any more what it was when it was hashed.
-    """
+    """The bytes of a plain file; a tensor that must be copied is in memory while it is sent."""
     state = encoded.state
     yield layout.header
     for name in layout.specs:
@@ -254,7 +237,7 @@ def _checked(name: str, data: memoryview, header: bytes, digest: Digest) -> Iter
     for start in range(0, len(data), _PIECE):
         piece = data[start : start + _PIECE]
         hasher.update(piece)
-        # Before the last piece goes out: what is not complete is no asset.
+        # Before the last piece is sent: GitHub makes no asset of an incomplete upload.
         if start + len(piece) == len(data) and hasher.digest() != digest:
             raise IntegrityError(
                 "a tensor changed while it was saved",

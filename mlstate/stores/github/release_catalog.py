@@ -1,7 +1,7 @@
-"""What the releases of a repository hold: listed by the API, looked up without it.
+"""The catalog of the states in the releases of a repository.
 
-Every asset has an address that is a convention, so that a public state is found and loaded without
-a token and without a request to the API.
+GitHub's API lists them. The address of an asset follows from its name, so that a public state is
+loaded without a token and without a request to the API.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mlstate.stores.github.assets import (
 )
 from mlstate.stores.github.releases import UPLOADED, Release, Releases
 from mlstate.stores.remote_entries import without_local_mirrors
-from mlstate.transport import Retries, retrying
+from mlstate.transport import retrying
 
 __all__ = ["ReleaseCatalog", "ReleasePlace"]
 
@@ -51,14 +51,9 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class ReleasePlace:
-    """Where the releases of a store are.
+    """The server, the repository, and the prefix of the tags of a store's releases.
 
-    Attributes:
-        github: The server, and in whose name it is asked.
-        repository: ``owner/name``.
-        branch: The branch on which new releases put their tags.
-        prefix: What the tags of all releases of the store begin with.
-        offline: Whether sockets are forbidden.
+    New releases put their tags on the branch. No socket is opened if `offline` is set.
     """
 
     github: GitHub
@@ -72,11 +67,11 @@ class ReleasePlace:
         return f"{self.prefix}.{state_type.backend}.{state_type.architecture}"
 
     def type_of(self, release: Release) -> str:
-        """What a release's tag says beside the prefix: ``backend.architecture``."""
+        """The tag of a release without the prefix: ``backend.architecture``."""
         return release.tag.removeprefix(f"{self.prefix}.")
 
     def folder(self, key: StateKey) -> str:
-        """The address that all assets of a key's release have in front."""
+        """The address in front of the names of all assets of a key's release."""
         tag = self.tag(key.state_type)
         return f"{self.github.server}/{self.repository}/releases/download/{tag}"
 
@@ -84,40 +79,30 @@ class ReleasePlace:
         """Where an asset of a state is downloaded."""
         return f"{self.folder(key)}/{quote(stem_of(key) + suffix)}"
 
-    @contextmanager
-    def releases(self, retries: Retries) -> Iterator[Releases]:
-        """The releases, by way of the API; good within the context."""
-        with GitHubApi(self.github, offline=self.offline, retries=retries) as api:
-            yield Releases(api, self.repository)
-
 
 class ReleaseCatalog(Catalog):
-    """The states in the releases of a repository.
-
-    Args:
-        place: Where the releases are.
-        fetcher: Has the way to the network, and the cache.
-    """
+    """The states in the releases of a repository, downloaded by the fetcher into its cache."""
 
     remote = True
 
     def __init__(self, place: ReleasePlace, fetcher: Fetcher) -> None:
-        self._place = place
+        self.place = place
         self._fetcher = fetcher
         self._pinned: dict[StateKey, StateEntry] = {}
 
-    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys that are compatible with a type, or all. Uses the API.
+    @contextmanager
+    def releases(self) -> Iterator[Releases]:
+        """The releases, by way of the API, within the context."""
+        place, retries = self.place, self._fetcher.retries
+        with GitHubApi(place.github, offline=place.offline, retries=retries) as api:
+            yield Releases(api, place.repository)
 
-        Raises:
-            AccessError: There is no such repository, or it is not for this caller.
-            RateLimitError: GitHub allows no more requests for now.
-            OfflineError: Sockets are not allowed.
-        """
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are compatible with a type, or all. Uses the API."""
         return sorted({listing.key for listing in self._listings(state_type)})
 
     def listing(self) -> Iterator[Listing]:
-        """All states, each with its bytes in the release, and since when. Uses the API."""
+        """All states, each with its size in the release and its time. Uses the API."""
         return self._listings(None)
 
     def exists(self, key: StateKey) -> bool:
@@ -125,9 +110,9 @@ class ReleaseCatalog(Catalog):
         return self.recorded(key) is not None or self._has_checkpoint(key)
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """What the pointer says; the old one while another takes its place. None without one."""
-        for suffix in (POINTER, OLD, POINTER):  # it may change between the first and the second
-            url = self._place.url(key, suffix)
+        """The entry of the pointer, or of the old one while a new one is uploaded."""
+        for suffix in (POINTER, OLD, POINTER):  # it may be replaced between the first two requests
+            url = self.place.url(key, suffix)
             data = self._read(url, MAX_POINTER)
             if data is not None:
                 return without_local_mirrors(parse_pointer(data, key, url))
@@ -138,19 +123,19 @@ class ReleaseCatalog(Catalog):
         if key not in self._pinned:
             if not self._has_checkpoint(key):
                 return None
-            url = self._place.url(key, LEGACY)
+            url = self.place.url(key, LEGACY)
             mirror = parse_mirror({"url": url, "format": "torch-gzip"})
             entry = StateEntry(key, None, None, (mirror,), origin=url)
             self._pinned[key] = self._fetcher.pin(entry)
         return Found(self._pinned[key], self._fetcher.cache)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """What is in a checkpoint of the predecessor, unpacked; None without one.
+        """The content of a checkpoint of the predecessor, unpacked; None without one.
 
         Raises:
             FormatError: It is damaged, or larger than what may be fetched.
         """
-        url, most = self._place.url(key, LEGACY), self._fetcher.max_size
+        url, most = self.place.url(key, LEGACY), self._fetcher.max_size
         data = self._read(url, most)
         if data is None:
             return None
@@ -170,7 +155,7 @@ class ReleaseCatalog(Catalog):
         return bytes(content)
 
     def absent(self, key: StateKey, store: object) -> MlstateError:
-        """The error that a state is not there, or that it is, and cannot be downloaded."""
+        """The error that a state is not there, or is there and cannot be downloaded."""
         near: list[StateKey] = []
         # The API may be out of reach; the state is not there all the same.
         with suppress(TransportError, AccessError):
@@ -179,7 +164,7 @@ class ReleaseCatalog(Catalog):
             return AccessError(
                 "this state is there, and cannot be downloaded",
                 key=key,
-                path=self._place.url(key, POINTER),
+                path=self.place.url(key, POINTER),
                 remedy="states load from public repositories; was it saved just now, try again",
             )
         return not_found(key, store, near)
@@ -187,28 +172,28 @@ class ReleaseCatalog(Catalog):
     def all_keys(self, releases: Releases) -> Iterator[StateKey]:
         """The keys of all releases of the store, those without data too."""
         for release in self._releases_of(releases, None):
-            tag = self._place.type_of(release)
+            tag = self.place.type_of(release)
             keys = (key_of(tag, asset.name) for asset in releases.assets(release))
             yield from (key for key in keys if key is not None)
 
     def _listings(self, state_type: StateType | None) -> Iterator[Listing]:
-        with self._place.releases(self._fetcher.retries) as releases:
+        with self.releases() as releases:
             for release in self._releases_of(releases, state_type):
                 assets = (a for a in releases.assets(release) if a.state == UPLOADED)
-                yield from listings(self._place.type_of(release), assets)
+                yield from listings(self.place.type_of(release), assets)
 
     def _releases_of(self, releases: Releases, state_type: StateType | None) -> Iterator[Release]:
         """The release of a type, or all of this store; an unknown repository is an error."""
         if state_type is None:
-            prefix = f"{self._place.prefix}."
+            prefix = f"{self.place.prefix}."
             yield from (release for release in releases.all() if release.tag.startswith(prefix))
-        elif release := releases.find(self._place.tag(state_type)):
+        elif release := releases.find(self.place.tag(state_type)):
             yield release
         else:
             next(releases.all(), None)
 
     def _has_checkpoint(self, key: StateKey) -> bool:
-        url = self._place.url(key, LEGACY)
+        url = self.place.url(key, LEGACY)
         try:
             with self._fetcher.transports() as transports:
                 retrying(transports.open(url), self._fetcher.retries).size()
@@ -219,7 +204,7 @@ class ReleaseCatalog(Catalog):
         return True
 
     def _read(self, url: str, most: int) -> bytes | None:
-        """A file, or the first bytes of a larger one: one more than `most`. None without one."""
+        """The first `most` + 1 bytes of a file, or None if there is none."""
         try:
             with self._fetcher.transports() as transports:
                 resource = retrying(transports.open(url), self._fetcher.retries)

@@ -1,8 +1,8 @@
-"""The act of saving into a release: data first, then the pointer, then what is not needed any more.
+"""Writing a state into a release: its data first, then its pointer; old data is removed last.
 
-A release has no rename that replaces and no conditional write. It has names that exist once: of
-two that upload a pointer, one is first. To overwrite, the old pointer is renamed before the new one
-is uploaded; a reader that does not find the pointer looks for the old one.
+A release has no rename that replaces and no conditional write, but its names are unique: of two
+writers that upload a pointer, one is first. To overwrite a state, the old pointer is renamed before
+the new one is uploaded; readers that find no pointer look for the old one.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from mlstate.stores.github.assets import (
 )
 from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases
 from mlstate.stores.github.upload import full, upload
-from mlstate.stores.save_request import is_same, other_exists
+from mlstate.stores.save_request import check_same
 
 __all__ = ["StateAssets", "StateWriter"]
 
-TURNS = 20  # how often others may get in between
-GRACE = 24 * 3600.0  # seconds that data without a pointer may be that of a save under way
+_MOST_LISTINGS = 20  # how often the assets are listed while others change them
+_GRACE = 24 * 3600.0  # seconds that data without a pointer may be that of a save under way
 
 
 @dataclass(frozen=True)
 class StateAssets:
-    """What a release has of one key.
+    """The assets of one state in a release.
 
     Attributes:
         pointer: The pointer, complete; or None.
@@ -56,7 +56,7 @@ class StateAssets:
 
     @classmethod
     def of(cls, assets: Iterable[Asset], key: StateKey) -> StateAssets:
-        """Look through the assets of a release."""
+        """The assets of a key among all assets of a release."""
         stem = stem_of(key)
         listed = list(assets)
         complete = {asset.name: asset for asset in listed if asset.state == UPLOADED}
@@ -70,154 +70,124 @@ class StateAssets:
 
     @property
     def current(self) -> Asset | None:
-        """What says of the state what it is."""
+        """The pointer that counts."""
         return self.pointer or self.old
 
 
 class StateWriter:
-    """Changes what a release has of one key.
+    """Changes the assets of one key in a release that has at most `most` assets."""
 
-    Args:
-        releases: The way there.
-        release: The release.
-        key: The key.
-    """
-
-    def __init__(self, releases: Releases, release: Release, key: StateKey) -> None:
+    def __init__(self, releases: Releases, release: Release, key: StateKey, most: int) -> None:
         self._releases = releases
         self._release = release
+        self._most = most
         self.key = key
 
-    def look(self) -> StateAssets:
-        """What is there now."""
+    def list_assets(self) -> StateAssets:
+        """The assets as they are now."""
         return StateAssets.of(self._releases.assets(self._release), self.key)
 
-    def looks(self) -> Iterator[StateAssets]:
-        """What is there, again and again, while others change it; with pauses.
+    def poll_assets(self) -> Iterator[StateAssets]:
+        """The assets, listed again and again with pauses, while others change them.
 
         Raises:
-            TransportError: It does not come to rest.
+            TransportError: They change all the time.
         """
-        for turn in range(1, TURNS):
-            yield self.look()
-            time.sleep(self._releases.retries.delay(turn, None))
+        for attempt in range(1, _MOST_LISTINGS):
+            yield self.list_assets()
+            time.sleep(self._releases.retries.delay(attempt, None))
         raise TransportError(
             "others change this state again and again, or GitHub lists what is not there",
             path=f"{self._releases.repository}, tag {self._release.tag}",
             remedy="try again later",
         )
 
-    def read(self, pointer: Asset) -> StateEntry | None:
-        """What a pointer says.
-
-        Returns:
-            None if it is gone: another took its place, or none did. Look again.
+    def read_pointer(self, pointer: Asset) -> StateEntry | None:
+        """The entry that a pointer has; None if the asset is gone: then the list is out of date.
 
         Raises:
             ManifestError: It cannot be read.
-            MlstateError: It cannot be had.
+            MlstateError: It cannot be downloaded.
         """
         data = self._releases.read(pointer, MAX_POINTER)
         where = f"{self._releases.repository}, tag {self._release.tag}, {pointer.name}"
         return None if data is None else parse_pointer(data, self.key, where)
 
-    def save(self, plan: Plan, shelf: StateAssets, most: int, *, overwrite: bool) -> None:
-        """Save a state that is not there, or replaces another.
-
-        Args:
-            plan: What to upload.
-            shelf: What is there.
-            most: The most assets that a release has.
-            overwrite: Whether another state makes way.
+    def save(self, plan: Plan, assets: StateAssets, *, overwrite: bool) -> None:
+        """Save a state that is not there, or with `overwrite` replaces another.
 
         Raises:
-            StateExistsError: Another was faster; its state is there.
-            MlstateError: Something cannot be uploaded; what was there is still there.
+            StateExistsError: Another state was saved under this key meanwhile.
+            MlstateError: Something cannot be uploaded; the earlier state is still there.
         """
-        new = sum(file.name not in shelf.data for file in plan.data)
-        count = len(shelf.names)
-        if count + new + 1 > most:
+        new = sum(file.name not in assets.data for file in plan.data)
+        count = len(assets.names)
+        if count + new + 1 > self._most:
             raise full(self._release.tag, f"{count} assets; {new + 1} more are needed")
-        self.put_data(plan, shelf, verify=True)  # the bytes of what is reused are compared
-        pointer, before = self._publish(plan, overwrite=overwrite)
-        after = self.look()
-        # Somebody who overwrote this key may have taken data away that was reused here.
-        self.put_data(plan, after, verify=False)
+        self.upload_data(plan, assets, verify=True)
+        pointer, before = self._replace_pointer(plan, overwrite=overwrite)
+        after = self.list_assets()
+        # Another that overwrote this key may have removed data that was reused here.
+        self.upload_data(plan, after, verify=False)
         if after.pointer is not None and after.pointer.id == pointer.id:
-            self._tidy(after, {file.name for file in plan.data}, before)
+            self._remove_unneeded(after, {file.name for file in plan.data}, before)
 
-    def put_data(self, plan: Plan, shelf: StateAssets, *, verify: bool) -> None:
-        """Upload what is not there of a state's data.
-
-        Args:
-            plan: What is to be there.
-            shelf: What is there.
-            verify: Compare what is there by more than name and size.
-        """
+    def upload_data(self, plan: Plan, assets: StateAssets, *, verify: bool) -> None:
+        """Upload the data that is not there; `verify` compares hashes beside names and sizes."""
         for file in plan.data:
-            there = shelf.data.get(file.name)
+            there = assets.data.get(file.name)
             if there is not None and there.state == UPLOADED and there.size == file.size:
                 if not verify or self._releases.holds(there, file.size, file.sha256()):
                     continue
                 self._releases.delete(there)
             upload(self._releases, self._release, file, replace=True)
 
-    def keep(
-        self, plan: Plan, shelf: StateAssets, stored: StateEntry, most: int, *, verify: bool
-    ) -> None:
-        """The same state again: mend what is missing of it, and what a broken-off save left.
+    def repair(self, plan: Plan, assets: StateAssets, stored: StateEntry, *, verify: bool) -> None:
+        """Upload what is missing of a state that is there, and finish an interrupted save.
 
         Args:
-            plan: What would be uploaded today.
-            shelf: What is there.
-            stored: What the pointer says.
-            most: The most assets that a release has.
-            verify: Compare what is there by more than name and size.
+            plan: What would be uploaded if the state were saved now.
+            assets: The assets.
+            stored: The entry that the pointer has.
+            verify: As for `upload_data`.
 
         Raises:
             MlstateError: Something cannot be uploaded.
         """
         needed = named(stored)
-        there = {name for name, asset in shelf.data.items() if asset.state == UPLOADED}
+        there = {name for name, asset in assets.data.items() if asset.state == UPLOADED}
         if needed <= {file.name for file in plan.data}:
-            self.put_data(plan, shelf, verify=verify)
+            self.upload_data(plan, assets, verify=verify)
         elif not needed <= there:  # it was spread over files in another way
-            self.save(plan, shelf, most, overwrite=True)
+            self.save(plan, assets, overwrite=True)
             return
-        if shelf.pointer is None and shelf.old is not None:
-            self._releases.rename(shelf.old, stem_of(self.key) + POINTER)
+        if assets.pointer is None and assets.old is not None:
+            self._releases.rename(assets.old, stem_of(self.key) + POINTER)
 
-    def delete(self, shelf: StateAssets) -> bool:
-        """Remove a state: its pointers first, the one that counts last of them.
-
-        Returns:
-            False if another removed it first.
-        """
-        current = shelf.current
-        assert current is not None
-        before = self._named(current)
-        if shelf.pointer is not None and shelf.old is not None:
-            self._releases.delete(shelf.old)
+    def delete(self, assets: StateAssets, current: Asset) -> bool:
+        """Remove a state, its current pointer after an old one; False if another removed it."""
+        before = self._data_of(current)
+        if assets.pointer is not None and assets.old is not None:
+            self._releases.delete(assets.old)
         deleted = self._releases.delete(current)
-        self._tidy(shelf, set(), before)
+        self._remove_unneeded(assets, set(), before)
         return deleted
 
-    def _publish(self, plan: Plan, *, overwrite: bool) -> tuple[Asset, set[str]]:
-        """Put the pointer in its place; the names of the data of the one that was there."""
-        for shelf in self.looks():
-            current = shelf.current
+    def _replace_pointer(self, plan: Plan, *, overwrite: bool) -> tuple[Asset, set[str]]:
+        """Upload the pointer; returns it, and the names of the data of the one before."""
+        for assets in self.poll_assets():
+            current = assets.current
             if current is not None and not overwrite:
-                winner = self.read(current)
+                winner = self.read_pointer(current)
                 if winner is None:
                     continue
-                if not is_same(winner, plan.entry.pinned_digest, plan.entry):
-                    raise other_exists(winner, plan.entry.pinned_digest, plan.entry)
+                check_same(winner, plan.entry.pinned_digest, plan.entry)
                 return current, set()
-            before = set() if current is None else self._named(current)
-            if shelf.pointer is not None:
-                if shelf.old is not None:
-                    self._releases.delete(shelf.old)
-                if not self._releases.rename(shelf.pointer, stem_of(self.key) + OLD):
+            before = set() if current is None else self._data_of(current)
+            if assets.pointer is not None:
+                if assets.old is not None:
+                    self._releases.delete(assets.old)
+                if not self._releases.rename(assets.pointer, stem_of(self.key) + OLD):
                     continue
             pointer = upload(self._releases, self._release, plan.pointer, replace=False)
             if pointer is not None:
@@ -225,22 +195,22 @@ class StateWriter:
                     with suppress(MlstateError):  # a later save removes it
                         self._releases.delete(current)
                 return pointer, before
-        raise AssertionError  # `looks` does not end so
+        raise AssertionError  # `poll_assets` ends with an error
 
-    def _named(self, pointer: Asset) -> set[str]:
-        """The data that a pointer refers to, as far as it can be read."""
+    def _data_of(self, pointer: Asset) -> set[str]:
+        """The names of the data that a pointer refers to; none if it cannot be read."""
         with suppress(FormatError):
-            if entry := self.read(pointer):
+            if entry := self.read_pointer(pointer):
                 return named(entry)
         return set()
 
-    def _tidy(self, shelf: StateAssets, needed: set[str], before: set[str]) -> None:
-        """Remove data that no pointer names: of the replaced pointer, and of saves long dead.
+    def _remove_unneeded(self, assets: StateAssets, needed: set[str], before: set[str]) -> None:
+        """Remove data of the replaced pointer, and of interrupted saves of long ago.
 
-        What cannot be removed now is removed with the next save of this key.
+        The next save of this key removes what cannot be removed now.
         """
         now = time.time()
         with suppress(MlstateError):
-            for name, asset in shelf.data.items():
-                if name not in needed and (name in before or now - asset.created > GRACE):
+            for name, asset in assets.data.items():
+                if name not in needed and (name in before or now - asset.created > _GRACE):
                     self._releases.delete(asset)

@@ -1,4 +1,4 @@
-"""States in the releases of a GitHub repository."""
+"""The store of states in the releases of a GitHub repository."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class GitHubReleaseStore(SavingStore):
             self._github, self.repository, branch_name, release_name_prefix, forbidden
         )
         catalog = ReleaseCatalog(place, fetcher)
-        super().__init__(catalog, fetcher.cache, ReleaseSaver(place, catalog, fetcher), fetcher)
+        super().__init__(catalog, fetcher.cache, ReleaseSaver(catalog), fetcher)
         self.place = RemotePlace(f"github:{self.repository}", f"github:{self.repository}")
 
     def __repr__(self) -> str:
