@@ -1,4 +1,4 @@
-"""Checks of what callers give to a store: models, names, pins; errors name what is near."""
+"""Checks of the arguments that stores take: models, keys, names of tensors, digests."""
 
 from __future__ import annotations
 
@@ -32,12 +32,7 @@ _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
 def check_list(
     names: Sequence[str] | None, argument: str = "names", what: str = "names"
 ) -> Sequence[str] | None:
-    """Refuse a single text where a list of them is needed.
-
-    Args:
-        names: What was given.
-        argument: What the argument is called.
-        what: What it is a list of.
+    """Refuse a single text where an argument is a list of texts, for instance of names.
 
     Raises:
         FormatError: It is a text.
@@ -66,13 +61,7 @@ def check_compatible(model: object, key: StateKey) -> None:
 
 
 def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> StateNotFoundError:
-    """The error that a store has no such state.
-
-    Args:
-        key: The state.
-        store: The store.
-        having: The states of this type that are there.
-    """
+    """The error that a store has no such state; it names similar keys among those it has."""
     names = [str(other) for other in having]
     near = get_close_matches(str(key), names, n=3, cutoff=0.85)
     return StateNotFoundError(
@@ -84,11 +73,11 @@ def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> State
 
 
 def check_pin(found: Digest, wanted: str | None) -> None:
-    """Refuse a state that is not exactly the one asked for.
+    """Refuse a state that has another digest than the caller wants, if the caller gives one.
 
     Raises:
         IntegrityError: It has another digest.
-        FormatError: What was asked for is no digest.
+        FormatError: The caller's text is no digest.
     """
     if wanted is not None and Digest(wanted) != found:
         raise IntegrityError(
@@ -102,7 +91,7 @@ def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[
     """Refuse names that a state does not have.
 
     Raises:
-        StateNotFoundError: One is not there; near misses are named.
+        StateNotFoundError: The state lacks one; the error names similar names.
         FormatError: A single text instead of a list.
     """
     for name in check_list(names) or ():

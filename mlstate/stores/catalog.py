@@ -36,7 +36,7 @@ class Catalog(abc.ABC):
         """The keys that are compatible with a type, or all; sorted by fields."""
 
     def listing(self) -> Iterator[Listing]:
-        """All states with what listing them tells, in no order."""
+        """All states with their times and sizes, where listing them gives these; in no order."""
         return map(Listing, self.keys())
 
     def exists(self, key: StateKey) -> bool:
@@ -45,16 +45,12 @@ class Catalog(abc.ABC):
 
     @abc.abstractmethod
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """The entry of a state, or None without one. No bytes of the state are read for it.
-
-        Raises:
-            ManifestError: The entry cannot be read.
-        """
+        """The entry of a state, or None without one; a ManifestError if it cannot be read."""
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """A state that has no entry, read and encoded, or fetched into the cache; None without one.
+        """A state without an entry, encoded in memory or fetched into the cache; None without one.
 
-        It may be a checkpoint of the predecessor, or a state of a user's own store.
+        It is a checkpoint of the predecessor, or a state of a user's own store.
 
         Raises:
             MlstateError: It cannot be read, or is no mapping of plain tensors.
@@ -77,10 +73,7 @@ class Catalog(abc.ABC):
 class FileCatalog(Catalog):
     """The state files of a folder, a bucket or memory.
 
-    Args:
-        files: The state files.
-        remote: As for `Catalog`.
-        adapt: Changes an entry into one that holds for a reader on this machine.
+    `adapt` changes the entry of a state file into one that holds for readers on this machine.
     """
 
     def __init__(
@@ -107,7 +100,7 @@ class FileCatalog(Catalog):
         return self.files.read(key) is not None
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """What the state file says."""
+        """The entry of the state file."""
         data = self.files.read(key)
         if data is None:
             return None
@@ -116,12 +109,7 @@ class FileCatalog(Catalog):
 
 
 class ManifestCatalog(Catalog):
-    """The states that a manifest lists.
-
-    Args:
-        manifest: The manifest.
-        hint: What to add to the remedy when a state is not there.
-    """
+    """The states that a manifest lists; the hint is added to the remedy of a missing state."""
 
     def __init__(self, manifest: Manifest, hint: str = "") -> None:
         self.manifest = manifest
@@ -136,7 +124,7 @@ class ManifestCatalog(Catalog):
         )
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """What the manifest says."""
+        """The entry that the manifest has."""
         return self.manifest.states.get(key)
 
     def absent(self, key: StateKey, store: object) -> StateNotFoundError:

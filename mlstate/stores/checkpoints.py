@@ -46,12 +46,7 @@ class Checkpoints(Protocol):
 
 
 class WithCheckpoints(Catalog):
-    """A catalog beside checkpoints of the predecessor: these list, load, and stay as they are.
-
-    Args:
-        catalog: The catalog; its states hide checkpoints of the same keys.
-        checkpoints: The checkpoints.
-    """
+    """A catalog together with checkpoints, which its states hide where they have the same keys."""
 
     def __init__(self, catalog: Catalog, checkpoints: Checkpoints) -> None:
         self._catalog = catalog
@@ -88,7 +83,7 @@ class WithCheckpoints(Catalog):
         return self._checkpoints.read(key)
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
-        """The error that a key has a checkpoint, which would take the place of a deleted state."""
+        """The error that a key has a checkpoint, which would replace a deleted state."""
         if not self._checkpoints.exists(key):
             return None
         return ReadOnlyStoreError(
@@ -100,11 +95,7 @@ class WithCheckpoints(Catalog):
 
 
 class FolderCheckpoints:
-    """Checkpoints of the predecessor, directly in a folder.
-
-    Args:
-        root: The folder; it may be missing.
-    """
+    """Checkpoints of the predecessor, directly in a folder, which may be missing."""
 
     remedy = "remove the file"
 
@@ -112,7 +103,7 @@ class FolderCheckpoints:
         self.root = root
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are compatible with a type, or all; other files are none of ours."""
+        """The keys that are compatible with a type, or all; other files are passed over."""
         try:
             names = os.listdir(self.root)
         except (FileNotFoundError, NotADirectoryError):
@@ -146,13 +137,11 @@ class FolderCheckpoints:
         return self.path(key).is_file()
 
     def read(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint, for a model that reads it itself; None without one."""
+        """The content of a checkpoint, or None without one."""
         return self.path(key).read_bytes() if self.exists(key) else None
 
     def find(self, key: StateKey) -> Found | None:
         """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory.
-
-        So a checkpoint has a digest and loads by the same rules as every state.
 
         Raises:
             FormatError: It is not a flat mapping of plain tensors.

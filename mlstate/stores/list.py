@@ -1,4 +1,4 @@
-"""Stores with a fixed list of states, for weights that a provider gives in a way of its own."""
+"""Stores with a fixed list of states, for providers that deliver weights in their own way."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class AbstractListStateStore(AbstractStateStore[ModelT], Generic[ModelT]):
         return self.state_downloader(model, state_key)
 
     def save(self, model: ModelT, training_id: str) -> NoReturn:
-        """Not possible here.
+        """Refuse to save, since the list is fixed.
 
         Raises:
             ReadOnlyStoreError: Always.

@@ -1,8 +1,8 @@
-"""What pruning decides, wherever a store is: what is live, what goes, what comes back.
+"""Pruning: the removal of objects that no state names, in the same steps for all stores.
 
-An object goes to trash/ first, then everything is looked at again, and what turned out to be named
-or fresh is put back; only the next pruning deletes. A save keeps its side of the bargain: it
-freshens what it reuses, and looks at it again once its state file is written.
+An object is moved to trash/ first. Then all states are read again, and objects that turn out to be
+named or fresh are put back; only the next pruning deletes. A save, for its part, makes the objects
+young that it reuses, and looks at them again once its state file is written.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         self.report.restored.append(digest)
 
     def _live(self) -> set[Digest]:
-        """Every object that a state names, or named until it was deleted a short while ago."""
+        """Every object that a state names, or a state that was deleted a short while ago."""
         named: set[Digest] = set()
 
         def look(key: StateKey) -> None:
@@ -187,7 +187,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 yield place, Digest(match[1])
 
     def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:
-        """The objects that a state file names, itself and by way of the state object."""
+        """The objects that a state file names, and those that its state object names."""
         entry = parse_state_file(data, key, origin)
         digest = entry.pinned_digest
         if digest not in self._refs:
@@ -209,7 +209,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                     yield target, digest
 
     def _rescue_state_objects(self) -> None:
-        """Put back state objects that a pruning took and was killed: they say what is needed."""
+        """Put back state objects of live states, which an interrupted pruning left in trash/."""
         trashed = {digest: place for place, digest in self._trashed_objects()}
         for key in self.states.keys(None) if trashed else ():
             data = self.states.read(key)

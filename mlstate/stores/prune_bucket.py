@@ -1,10 +1,10 @@
-"""Taking away the objects of a bucket that no state names.
+"""Pruning of a bucket.
 
-A bucket has no rename. To move an object to trash/ is to copy it, to see that it is still the same
-old one, and to remove it. In between a save may make it young and rely on it. It is put back if the
-state was saved before the pruning looks again, and the save, which looks at what it reused once its
-state file is written, puts it again if it was saved later. What remains is that a load in between
-may find an object missing that is there a moment later.
+A bucket has no rename: an object is moved to trash/ by copying it, checking that it is still the
+same old one, and removing it. In between, a save may make it young and rely on it. If the state is
+saved before the pruning reads the states again, the object is put back. If it is saved later, the
+save, which looks again at the objects that it reused, puts it again. But a load in between may find
+an object missing that is there a moment later.
 """
 
 from __future__ import annotations

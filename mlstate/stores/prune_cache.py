@@ -1,4 +1,4 @@
-"""Making room in a cache: whole states, those first that were not used for longest."""
+"""Pruning of a cache: whole states, those first that were not used for longest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mlstate.stores.statefiles import FolderStateFiles
 __all__ = ["CachePruneReport", "prune_cache"]
 
 CACHE_GRACE_SECONDS = 3600.0
-"""How long objects of a mere cache are spared: a fetch that takes longer fetches some again."""
+"""The grace period of a folder without saved states; longer fetches fetch some objects again."""
 
 
 @dataclass(frozen=True)
 class CachePruneReport:
-    """What was taken away from a cache, or would be.
+    """What was removed from a cache, or with ``dry_run`` would be.
 
     Attributes:
         states: The states that are no longer kept, by digest, each with the key that it was
@@ -41,15 +41,9 @@ def prune_cache(
     older_than: float | None = None,
     dry_run: bool = False,
 ) -> CachePruneReport:
-    """Forget fetched states, and take away what nothing needs any more.
+    """Forget fetched states, and remove the objects that only they need.
 
-    States that somebody saved in the folder are not touched, nor what they need.
-
-    Args:
-        objects: The cache's folder.
-        max_size: The bytes that the fetched states that stay may need in all.
-        older_than: The seconds since its last use from which on a state is forgotten.
-        dry_run: Change nothing, say what would be done.
+    States that were saved in the folder stay, and so do their objects; see `ManifestStore.prune`.
 
     Raises:
         MlstateError: The folder is no store of this version, or a state that was saved there
@@ -67,7 +61,7 @@ def prune_cache(
     if not dry_run:
         for digest in forgotten:
             forget_root(objects.root, digest)
-        if not saved:  # nobody saves here, so what is in trash/ need not wait for the next time
+        if not saved:  # nobody saves here: trash/ need not wait for the next pruning
             prune_folder(states, objects, grace_seconds=grace)
     return CachePruneReport({root.digest: root.key for root in leaving}, taken)
 
@@ -75,7 +69,7 @@ def prune_cache(
 def _leaving(
     objects: FolderObjectStore, max_size: int | None, older_than: float | None
 ) -> list[Root]:
-    """The states that have to go."""
+    """The states to forget."""
     leaving, now = [], time.time()
     counted: set[Digest] = set()
     total = 0

@@ -1,4 +1,4 @@
-"""Taking away the objects of a folder that no state names, safely beside racing saves."""
+"""Pruning of a folder."""
 
 from __future__ import annotations
 

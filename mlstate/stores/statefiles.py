@@ -90,17 +90,13 @@ class StateFiles(Protocol):
 
 
 class FolderStateFiles:
-    """State files in a folder: ``states/<backend>/<architecture>/...toml``.
-
-    Args:
-        root: The store's folder; it may be missing.
-    """
+    """State files in a store's folder, which may be missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, by path alone: a damaged file fails at its own load only."""
+        """The keys that are here, from the paths alone: a damaged file only fails to load."""
         folders = [layout.state_folder(state_type)] if state_type else self._folders()
         return chain.from_iterable(
             layout.keys_in_state_folder(folder, _names(self.root / folder)) for folder in folders
@@ -179,7 +175,7 @@ class FolderStateFiles:
 
 
 class MemoryStateFiles:
-    """State files in a dictionary of this process."""
+    """State files in memory."""
 
     def __init__(self) -> None:
         self._files: dict[StateKey, bytes] = {}
