@@ -9,13 +9,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, IncompatibleStateError
 from mlstate.states import StateType
 
-__all__ = [
-    "BytesModel",
-    "LoadResult",
-    "TensorModel",
-    "state_type_of",
-    "with_state_type",
-]
+__all__ = ["BytesModel", "LoadResult", "TensorModel", "state_type_of", "with_state_type"]
 
 _Model = TypeVar("_Model")
 

@@ -7,23 +7,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from mlstate.digests import Digest
-from mlstate.errors import (
-    FormatError,
-    IncompatibleStateError,
-    IntegrityError,
-    StateNotFoundError,
-)
+from mlstate.errors import FormatError, IncompatibleStateError, IntegrityError, StateNotFoundError
 from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 
-__all__ = [
-    "check_compatible",
-    "check_list",
-    "check_names",
-    "check_pin",
-    "not_found",
-]
+__all__ = ["check_compatible", "check_list", "check_names", "check_pin", "not_found"]
 
 
 _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")

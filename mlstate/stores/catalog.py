@@ -16,11 +16,7 @@ from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.arguments import not_found
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = [
-    "Catalog",
-    "FileCatalog",
-    "ManifestCatalog",
-]
+__all__ = ["Catalog", "FileCatalog", "ManifestCatalog"]
 
 
 class Catalog(abc.ABC):

@@ -14,13 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from mlstate.errors import (
-    AccessError,
-    FormatError,
-    MlstateError,
-    OfflineError,
-    TransportError,
-)
+from mlstate.errors import AccessError, FormatError, MlstateError, OfflineError, TransportError
 from mlstate.fetch import Fetcher
 from mlstate.fetch.reader import read_exactly
 from mlstate.locations import parse_mirror
