@@ -8,6 +8,7 @@ conditions; see `BucketPlace.honours_conditions`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Lock
 
 from mlstate.buckets.values import Item
@@ -19,31 +20,43 @@ from mlstate.manifests import StateEntry
 from mlstate.objects.prefix import BucketPlace
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
-from mlstate.stores.statefiles import find_case_variant, trash_name
+from mlstate.stores.checkpoints import SUFFIX, Checkpoints, key_of_checkpoint
+from mlstate.stores.remote_entries import without_local_mirrors
+from mlstate.stores.statefiles import StateFiles, find_case_variant, trash_name
 
 __all__ = ["BucketCheckpoints", "BucketStateFiles"]
 
-_SUFFIX = ".pt"
 _OURS = frozenset({layout.OBJECTS, layout.STATES, layout.TEMPORARIES, layout.TRASH, layout.ROOTS})
 
 
-class BucketStateFiles:
+class BucketStateFiles(StateFiles):
     """State files below a prefix of a bucket; see `StateFiles`."""
+
+    remote = True
 
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
         self._lock = Lock()
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, by path alone; of one type, only its own are listed."""
-        if self.place.check():
-            folder = layout.STATES if state_type is None else layout.state_folder(state_type)
-            yield from sorted(listing.key for listing in self._list(folder))
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are here, from the paths alone; of one type, only its own are listed."""
+        if not self.place.check():
+            return []
+        folder = layout.STATES if state_type is None else layout.state_folder(state_type)
+        return sorted(listing.key for listing in self._list(folder))
 
     def listing(self) -> Iterator[Listing]:
         """All keys, each with when it was written, by the server's clock."""
         if self.place.check():
             yield from self._list(layout.STATES)
+
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """The entry of the state file, with the bucket as its first object mirror."""
+        entry = super().recorded(key)
+        if entry is None:
+            return None
+        entry = without_local_mirrors(entry)
+        return replace(entry, objects=(self.place.address, *entry.objects))
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -125,7 +138,7 @@ class BucketStateFiles:
         self.place.uploads.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)
 
 
-class BucketCheckpoints:
+class BucketCheckpoints(Checkpoints):
     """Checkpoints of the predecessor below a prefix; the fetcher brings them into the cache."""
 
     remedy = "remove it from the bucket"
@@ -135,13 +148,13 @@ class BucketCheckpoints:
         self._fetcher = fetcher
         self._pinned: dict[tuple[StateKey, str | None], StateEntry] = {}
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are compatible with a type, or all; other items are passed over."""
         if state_type is None:
             found = self._all()
         else:
             found = self._named(state_type.backend, f"{state_type.architecture}.")
-        return (key for key, _ in found)
+        return sorted(key for key, _ in found)
 
     def listing(self) -> Iterator[Listing]:
         """All of them, with their sizes and times."""
@@ -151,7 +164,7 @@ class BucketCheckpoints:
         """Whether there is a checkpoint for a key."""
         return self._item(key) is not None
 
-    def find(self, key: StateKey) -> Found | None:
+    def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint as a state, downloaded into the cache once for each store object."""
         item = self._item(key)
         if item is None:
@@ -164,7 +177,7 @@ class BucketCheckpoints:
             self._pinned[known] = self._fetcher.pin(entry)
         return Found(self._pinned[known], self._fetcher.cache)
 
-    def read(self, key: StateKey) -> bytes | None:
+    def checkpoint_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint, or None without one.
 
         Raises:
@@ -185,7 +198,7 @@ class BucketCheckpoints:
 
     def _path(self, key: StateKey) -> str:
         backend, _, rest = str(key).partition(".")
-        return self.place.path(f"{backend}/{rest}{_SUFFIX}")
+        return self.place.path(f"{backend}/{rest}{SUFFIX}")
 
     def _all(self) -> Iterator[tuple[StateKey, Item]]:
         folders, _ = self.place.client.children(self.place.base)
@@ -201,9 +214,5 @@ class BucketCheckpoints:
             name = item.path.removeprefix(f"{folder}/")
             if not name.startswith(begin):
                 return
-            if "/" not in name and name.endswith(_SUFFIX):
-                try:
-                    key = StateKey.parse(f"{backend}.{name.removesuffix(_SUFFIX)}")
-                except FormatError:
-                    continue
+            if "/" not in name and (key := key_of_checkpoint(f"{backend}.{name}")):
                 yield key, item

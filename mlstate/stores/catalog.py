@@ -7,16 +7,15 @@ bucket, a manifest and a release is the catalog.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 from mlstate.errors import MlstateError, ReadOnlyStoreError, StateNotFoundError
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.arguments import not_found
-from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["Catalog", "FileCatalog", "ManifestCatalog"]
+__all__ = ["Catalog", "ManifestCatalog", "compatible_keys"]
 
 
 class Catalog(abc.ABC):
@@ -66,44 +65,6 @@ class Catalog(abc.ABC):
         return not_found(key, store, self.keys(key.state_type))
 
 
-class FileCatalog(Catalog):
-    """The state files of a folder, a bucket or memory.
-
-    `adapt` changes the entry of a state file into one that holds for readers on this machine.
-    """
-
-    def __init__(
-        self,
-        files: StateFiles,
-        *,
-        remote: bool = False,
-        adapt: Callable[[StateEntry], StateEntry] | None = None,
-    ) -> None:
-        self.files = files
-        self.remote = remote
-        self._adapt = adapt
-
-    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys that have a state file."""
-        return list(self.files.keys(state_type))
-
-    def listing(self) -> Iterator[Listing]:
-        """All state files, each with its time."""
-        return self.files.listing()
-
-    def exists(self, key: StateKey) -> bool:
-        """Whether there is a state file, readable or not."""
-        return self.files.read(key) is not None
-
-    def recorded(self, key: StateKey) -> StateEntry | None:
-        """The entry of the state file."""
-        data = self.files.read(key)
-        if data is None:
-            return None
-        entry = parse_state_file(data, key, self.files.locate(key))
-        return entry if self._adapt is None else self._adapt(entry)
-
-
 class ManifestCatalog(Catalog):
     """The states that a manifest lists; the hint is added to the remedy of a missing state."""
 
@@ -113,11 +74,7 @@ class ManifestCatalog(Catalog):
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are listed, unpinned ones too."""
-        return sorted(
-            key
-            for key in self.manifest.states
-            if state_type is None or key.state_type.is_compatible_with(state_type)
-        )
+        return compatible_keys(self.manifest.states, state_type)
 
     def recorded(self, key: StateKey) -> StateEntry | None:
         """The entry that the manifest has."""
@@ -129,3 +86,10 @@ class ManifestCatalog(Catalog):
         if self._hint:
             error.remedy = (error.remedy or "") + "; " + self._hint
         return error
+
+
+def compatible_keys(keys: Iterable[StateKey], state_type: StateType | None) -> list[StateKey]:
+    """The keys that are compatible with a type, or all; sorted."""
+    return sorted(
+        key for key in keys if state_type is None or key.state_type.is_compatible_with(state_type)
+    )

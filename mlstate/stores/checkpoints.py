@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from mlstate.errors import FormatError, ReadOnlyStoreError
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
-from mlstate.stores.catalog import Catalog
+from mlstate.stores.catalog import Catalog, compatible_keys
 
-__all__ = ["Checkpoints", "FolderCheckpoints", "WithCheckpoints"]
+__all__ = ["SUFFIX", "Checkpoints", "FolderCheckpoints", "WithCheckpoints", "key_of_checkpoint"]
 
-_SUFFIX = ".pt"
+SUFFIX = ".pt"
 
 
-class Checkpoints(Protocol):
-    """Checkpoints of the predecessor, in a folder or a bucket: read, never written."""
+class Checkpoints(Catalog):
+    """The checkpoints in a folder or a bucket: read, never written, and without entries."""
 
     remedy: str
     """How to remove one."""
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are compatible with a type, or all."""
-
-    def listing(self) -> Iterator[Listing]:
-        """All of them, with their sizes and times."""
-
-    def exists(self, key: StateKey) -> bool:
-        """Whether there is a checkpoint for a key."""
-
+    @abc.abstractmethod
     def locate(self, key: StateKey) -> str:
-        """Where the checkpoint of a key is, or would be."""
+        """The place of the checkpoint of a key, whether it is there or not."""
 
-    def find(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state, with a digest; see `Catalog.checkpoint`."""
+    def recorded(self, key: StateKey) -> None:
+        """None: a checkpoint has no entry."""
 
-    def read(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint, or None without one."""
+    def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
+        """The error that a key has a checkpoint, which would replace a deleted state."""
+        if not self.exists(key):
+            return None
+        return ReadOnlyStoreError(
+            "a checkpoint of the older layout has this key, and mlstate does not delete it",
+            key=key,
+            path=self.locate(key),
+            remedy=self.remedy,
+        )
 
 
 class WithCheckpoints(Catalog):
@@ -56,8 +56,8 @@ class WithCheckpoints(Catalog):
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys of both."""
         keys = self._catalog.keys(state_type)
-        legacy = set(self._checkpoints.keys(state_type))
-        return sorted(legacy.union(keys)) if legacy else keys
+        legacy = self._checkpoints.keys(state_type)
+        return sorted({*keys, *legacy}) if legacy else keys
 
     def listing(self) -> Iterator[Listing]:
         """The states of both."""
@@ -76,25 +76,18 @@ class WithCheckpoints(Catalog):
 
     def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint as a state."""
-        return self._checkpoints.find(key)
+        return self._checkpoints.checkpoint(key)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint."""
-        return self._checkpoints.read(key)
+        return self._checkpoints.checkpoint_bytes(key)
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
-        """The error that a key has a checkpoint, which would replace a deleted state."""
-        if not self._checkpoints.exists(key):
-            return None
-        return ReadOnlyStoreError(
-            "a checkpoint of the older layout has this key, and mlstate does not delete it",
-            key=key,
-            path=self._checkpoints.locate(key),
-            remedy=self._checkpoints.remedy,
-        )
+        """The error that a key has a checkpoint."""
+        return self._checkpoints.undeletable(key)
 
 
-class FolderCheckpoints:
+class FolderCheckpoints(Checkpoints):
     """Checkpoints of the predecessor, directly in a folder, which may be missing."""
 
     remedy = "remove the file"
@@ -102,51 +95,44 @@ class FolderCheckpoints:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are compatible with a type, or all; other files are passed over."""
         try:
             names = os.listdir(self.root)
         except (FileNotFoundError, NotADirectoryError):
-            return
-        for name in names:
-            if name.endswith(_SUFFIX):
-                try:
-                    key = StateKey.parse(name.removesuffix(_SUFFIX))
-                except FormatError:
-                    continue
-                if state_type is None or key.state_type.is_compatible_with(state_type):
-                    yield key
+            return []
+        keys = (key_of_checkpoint(name) for name in names)
+        return compatible_keys((key for key in keys if key is not None), state_type)
 
     def listing(self) -> Iterator[Listing]:
         """All of them, with the sizes and times of their files."""
         for key in self.keys():
             with contextlib.suppress(FileNotFoundError):
-                found = self.path(key).stat()
+                found = self._path(key).stat()
                 yield Listing(key, found.st_mtime, found.st_size)
 
-    def path(self, key: StateKey) -> Path:
-        """Where a state's checkpoint is, or would be."""
-        return self.root / f"{key}{_SUFFIX}"
+    def _path(self, key: StateKey) -> Path:
+        return self.root / f"{key}{SUFFIX}"
 
     def locate(self, key: StateKey) -> str:
         """The path of a state's checkpoint, for people."""
-        return str(self.path(key))
+        return str(self._path(key))
 
     def exists(self, key: StateKey) -> bool:
         """Whether there is a checkpoint for a key."""
-        return self.path(key).is_file()
+        return self._path(key).is_file()
 
-    def read(self, key: StateKey) -> bytes | None:
+    def checkpoint_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint, or None without one."""
-        return self.path(key).read_bytes() if self.exists(key) else None
+        return self._path(key).read_bytes() if self.exists(key) else None
 
-    def find(self, key: StateKey) -> Found | None:
+    def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory.
 
         Raises:
             FormatError: It is not a flat mapping of plain tensors.
         """
-        data = self.read(key)
+        data = self.checkpoint_bytes(key)
         if data is None:
             return None
         from mlstate.tensors import encode_tensors, load_checkpoint
@@ -162,3 +148,13 @@ class FolderCheckpoints:
             raise
         objects.put(encoded.digest, [encoded.data])
         return Found(StateEntry(key, encoded.digest, encoded.state.nbytes, origin=path), objects)
+
+
+def key_of_checkpoint(name: str) -> StateKey | None:
+    """The key of the file name of a checkpoint; None for other names."""
+    if not name.endswith(SUFFIX):
+        return None
+    try:
+        return StateKey.parse(name.removesuffix(SUFFIX))
+    except FormatError:
+        return None

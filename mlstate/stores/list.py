@@ -12,6 +12,7 @@ from mlstate.phrases import FOLDER
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, ModelT
 from mlstate.stores.arguments import check_compatible
+from mlstate.stores.catalog import compatible_keys
 
 __all__ = ["AbstractListStateStore"]
 
@@ -55,11 +56,7 @@ class AbstractListStateStore(AbstractStateStore[ModelT], Generic[ModelT]):
 
     def get_state_keys(self, state_type: StateType) -> list[StateKey]:
         """The states of the list that are compatible with a type, sorted."""
-        return sorted(
-            key
-            for key in self.available_state_keys
-            if key.state_type.is_compatible_with(state_type)
-        )
+        return compatible_keys(self.available_state_keys, state_type)
 
     def load(self, model: ModelT, state_key: StateKey) -> LoadResult | None:
         """Load a state of the list into a model.

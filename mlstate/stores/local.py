@@ -9,7 +9,6 @@ from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
-from mlstate.stores.catalog import FileCatalog
 from mlstate.stores.checkpoints import FolderCheckpoints, WithCheckpoints
 from mlstate.stores.prune import PruneReport
 from mlstate.stores.prune_folder import prune_folder
@@ -35,8 +34,7 @@ class MemoryStateStore(SavingStore):
 
     def __init__(self) -> None:
         files, objects = MemoryStateFiles(), MemoryObjectStore()
-        catalog = FileCatalog(files)
-        super().__init__(catalog, objects, StateSaver(files, objects, catalog))
+        super().__init__(files, objects, StateSaver(files, objects, files))
         self.own = objects
 
     def __repr__(self) -> str:
@@ -76,7 +74,7 @@ class LocalStateStore(SavingStore):
         self.folder = local_path(folder)
         self._files = FolderStateFiles(self.folder)
         self._objects = FolderObjectStore(self.folder)
-        catalog = WithCheckpoints(FileCatalog(self._files), FolderCheckpoints(self.folder))
+        catalog = WithCheckpoints(self._files, FolderCheckpoints(self.folder))
         super().__init__(catalog, self._objects, StateSaver(self._files, self._objects, catalog))
         self.own = self._objects
 

@@ -129,7 +129,7 @@ def _is_store(folder: Path) -> bool:
         return True
     from mlstate.stores.checkpoints import FolderCheckpoints
 
-    return next(FolderCheckpoints(folder).keys(), None) is not None
+    return bool(FolderCheckpoints(folder).keys())
 
 
 def _near(path: Path) -> str | None:

@@ -165,7 +165,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 with concerning(key):
                     named.update(self._named_by(data, key, self.states.locate(key)))
 
-        for_each(look, self.states.keys(None), self.threads)
+        for_each(look, self.states.keys(), self.threads)
         for root in self.roots():
             if root.digest in self.forgotten:
                 continue
@@ -211,7 +211,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def _rescue_state_objects(self) -> None:
         """Put back state objects of live states, which an interrupted pruning left in trash/."""
         trashed = {digest: place for place, digest in self._trashed_objects()}
-        for key in self.states.keys(None) if trashed else ():
+        for key in self.states.keys() if trashed else ():
             data = self.states.read(key)
             if data is not None:
                 digest = parse_state_file(data, key, self.states.locate(key)).digest

@@ -50,7 +50,7 @@ def prune_cache(
             cannot be read. Nothing was removed.
     """
     states = FolderStateFiles(objects.root)
-    saved = next(states.keys(), None) is not None
+    saved = bool(states.keys())
     grace = GRACE_SECONDS if saved else CACHE_GRACE_SECONDS
     leaving = _leaving(objects, max_size, older_than)
     forgotten = {root.digest for root in leaving}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from mlstate import settings
@@ -12,7 +11,6 @@ from mlstate.errors import FormatError
 from mlstate.fetch import Fetcher, OnProgress
 from mlstate.format import layout
 from mlstate.locations import check_url
-from mlstate.manifests import StateEntry
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
@@ -20,11 +18,9 @@ from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.bucket_catalog import BucketCheckpoints, BucketStateFiles
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
-from mlstate.stores.catalog import FileCatalog
 from mlstate.stores.checkpoints import WithCheckpoints
 from mlstate.stores.prune import PruneReport
 from mlstate.stores.prune_bucket import prune_bucket
-from mlstate.stores.remote_entries import without_local_mirrors
 from mlstate.stores.save import SavingStore
 from mlstate.stores.state_saver import StateSaver
 
@@ -85,10 +81,7 @@ class S3StateStore(SavingStore):
         self._place = BucketPlace(client, base)
         self._files = BucketStateFiles(self._place)
         self._objects = BucketObjectStore(self._place)
-        catalog = WithCheckpoints(
-            FileCatalog(self._files, remote=True, adapt=self._adapted),
-            BucketCheckpoints(self._place, fetcher),
-        )
+        catalog = WithCheckpoints(self._files, BucketCheckpoints(self._place, fetcher))
         saver = StateSaver(self._files, self._objects, catalog, self.threads)
         super().__init__(catalog, fetcher.cache, saver, fetcher)
         self.own = self._objects
@@ -97,11 +90,6 @@ class S3StateStore(SavingStore):
 
     def __repr__(self) -> str:
         return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
-
-    def _adapted(self, entry: StateEntry) -> StateEntry:
-        """An entry with the bucket as its object mirror, and without mirrors on this machine."""
-        entry = without_local_mirrors(entry)
-        return replace(entry, objects=(self._place.address, *entry.objects))
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Take away objects that no state names; safe while others save and load.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import uuid
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 from mlstate.errors import FormatError, ManifestError
 from mlstate.format import layout
@@ -20,6 +20,7 @@ from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Listing
+from mlstate.stores.catalog import Catalog, compatible_keys
 
 __all__ = [
     "FolderStateFiles",
@@ -61,46 +62,56 @@ def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
     return states[key]
 
 
-class StateFiles(Protocol):
-    """The state files of a store."""
+class StateFiles(Catalog):
+    """A catalog of state files, one for each key."""
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, sorted by fields; those compatible with a type, or all."""
+    def exists(self, key: StateKey) -> bool:
+        """Whether there is a state file, readable or not."""
+        return self.read(key) is not None
 
-    def listing(self) -> Iterator[Listing]:
-        """All keys, each with the time at which it was written, as far as that is known."""
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """The entry of the state file."""
+        data = self.read(key)
+        return None if data is None else parse_state_file(data, key, self.locate(key))
 
+    @abc.abstractmethod
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
 
+    @abc.abstractmethod
     def create(self, key: StateKey, data: bytes) -> bool:
         """Write a state file; False if there is one already, which stays as it is."""
 
+    @abc.abstractmethod
     def replace(self, key: StateKey, data: bytes) -> None:
         """Write a state file, whatever is there."""
 
+    @abc.abstractmethod
     def remove(self, key: StateKey) -> bool:
         """Remove a state file; False if there was none."""
 
+    @abc.abstractmethod
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs from this one in case only, or None."""
 
+    @abc.abstractmethod
     def locate(self, key: StateKey) -> str:
         """Where the state file is, or would be: for people."""
 
 
-class FolderStateFiles:
+class FolderStateFiles(StateFiles):
     """State files in a store's folder, which may be missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here, from the paths alone: a damaged file only fails to load."""
         folders = [layout.state_folder(state_type)] if state_type else self._folders()
-        return chain.from_iterable(
+        keys = (
             layout.keys_in_state_folder(folder, _names(self.root / folder)) for folder in folders
         )
+        return list(chain.from_iterable(keys))
 
     def listing(self) -> Iterator[Listing]:
         """All keys, each with the time of its file."""
@@ -174,22 +185,16 @@ class FolderStateFiles:
                 yield f"{layout.STATES}/{backend}/{architecture}"
 
 
-class MemoryStateFiles:
+class MemoryStateFiles(StateFiles):
     """State files in memory."""
 
     def __init__(self) -> None:
         self._files: dict[StateKey, bytes] = {}
         self._lock = Lock()
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here."""
-        for key in sorted(self._files):
-            if state_type is None or key.state_type.is_compatible_with(state_type):
-                yield key
-
-    def listing(self) -> Iterator[Listing]:
-        """All keys, without times."""
-        return map(Listing, self.keys())
+        return compatible_keys(self._files, state_type)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
