@@ -23,7 +23,7 @@ from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["PruneReport", "Pruning"]
+__all__ = ["PruneReport", "Pruning", "objects_of_root"]
 
 _TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
 _TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
@@ -54,14 +54,8 @@ class PruneReport:
 class Pruning(abc.ABC, Generic[_Objects, _Place]):
     """One pruning; a subclass for each kind of store says how things are found and moved.
 
-    Attributes:
-        states: The state files of the store.
-        objects: Its objects.
-        limit: The time, in seconds since the epoch, after which everything is spared.
-        dry_run: Change nothing, say what would be done.
-        forgotten: Fetched states that a cache need not keep.
-        threads: How many states are read at once.
-        report: What was done.
+    Everything younger than `limit`, in seconds since the epoch, is spared. The objects of fetched
+    states that are `forgotten` are not.
     """
 
     states: StateFiles
@@ -167,12 +161,8 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
 
         for_each(look, self.states.keys(), self.threads)
         for root in self.roots():
-            if root.digest in self.forgotten:
-                continue
-            named |= {root.digest, *root.files}
-            with contextlib.suppress(MlstateError):  # a cache need not be whole
-                state = read_state_object(root.digest, self.objects)
-                named |= {ref.digest for ref in state.refs.values()}
+            if root.digest not in self.forgotten:
+                named |= objects_of_root(root, self.objects)
         for place, name in self.trash():
             if (match := _TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
                 with contextlib.suppress(MlstateError):  # it is deleted, it need not be whole
@@ -217,3 +207,12 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 digest = parse_state_file(data, key, self.states.locate(key)).digest
                 if digest in trashed and self.objects.size(digest) is None:
                     self.put_back(trashed.pop(digest), digest)
+
+
+def objects_of_root(root: Root, objects: ObjectStore) -> set[Digest]:
+    """The objects of a fetched state, as far as its state object can be read."""
+    named = {root.digest, *root.files}
+    with contextlib.suppress(MlstateError):  # a cache need not be whole
+        state = read_state_object(root.digest, objects)
+        named |= {ref.digest for ref in state.refs.values()}
+    return named

@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass
 
 from mlstate.digests import Digest
-from mlstate.errors import MlstateError
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, forget_root, read_roots
 from mlstate.objects.folder import GRACE_SECONDS
-from mlstate.reading import read_state_object
+from mlstate.stores.prune import objects_of_root
 from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
 
@@ -74,7 +73,7 @@ def _leaving(
     counted: set[Digest] = set()
     total = 0
     for root in sorted(read_roots(objects.root), key=lambda root: -root.used):
-        new = _objects_of(root, objects) - counted
+        new = objects_of_root(root, objects) - counted
         size = sum(objects.size(digest) or 0 for digest in new)
         too_old = older_than is not None and now - root.used > older_than
         if too_old or (max_size is not None and total + size > max_size):
@@ -83,11 +82,3 @@ def _leaving(
             counted |= new
             total += size
     return leaving
-
-
-def _objects_of(root: Root, objects: FolderObjectStore) -> set[Digest]:
-    try:
-        refs = read_state_object(root.digest, objects).refs.values()
-    except MlstateError:  # it is not whole, and can be fetched again
-        refs = {}.values()
-    return {root.digest, *root.files, *(ref.digest for ref in refs)}

@@ -80,13 +80,9 @@ class SaveRequest:
     def stays(
         self, stored: StateEntry, digest: Digest, wanted: StateEntry, *, is_saved: bool
     ) -> bool:
-        """Whether a stored state stays as it is: it is the same, and nothing of it is replaced.
+        """Whether a stored state stays: it is the one to save, and nothing of it is replaced.
 
-        Args:
-            stored: The stored state.
-            digest: The digest of the state to save.
-            wanted: Its entry.
-            is_saved: Whether the stored state was saved by mlstate, and is no checkpoint.
+        `is_saved` is False of a checkpoint of the predecessor.
 
         Raises:
             StateExistsError: It is another state, and the caller does not overwrite it.

@@ -36,13 +36,10 @@ _LARGE = 1 << 24
 
 
 class StateSaver:
-    """Saves into state files, and an object store beside them; see `Saver`.
+    """Saves into state files and an object store; see `Saver`.
 
-    Args:
-        files: The state files.
-        objects: Where objects go.
-        catalog: The store's catalog, which may know states that have no state file.
-        threads: How many objects are looked at, hashed and written at once.
+    The catalog is that of the store, which may have states without state files. So many threads
+    hash and write objects at once.
     """
 
     def __init__(

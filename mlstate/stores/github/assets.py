@@ -136,14 +136,10 @@ def make_plan(
     folder: str,
     limit: int,
 ) -> Plan:
-    """The files to upload for a state.
+    """The files to upload for a state, each of at most `limit` bytes.
 
-    Args:
-        encoded: The state.
-        wanted: Its entry, without digest, size and mirrors.
-        contents: Its files.
-        folder: The address in front of the names of all assets of the release.
-        limit: The most bytes of an asset.
+    `wanted` is its entry, without digest, size and mirrors; `folder` the address in front of the
+    names of all assets of the release.
 
     Raises:
         LimitError: A tensor, or something else that cannot be split, is too large.
@@ -208,13 +204,10 @@ def _shards(encoded: EncodedState, limit: int) -> list[PlainFile]:
     for shard in shards:
         if shard.size > limit:
             largest = max(shard.specs, key=lambda name: shard.specs[name].nbytes)
-            raise LimitError(
-                "this tensor is larger than GitHub takes as an asset; nothing was uploaded",
-                tensor=largest,
-                expected=f"at most {limit} bytes",
-                found=f"{shard.size} bytes",
-                remedy="save into " + FOLDER_OR_BUCKET + ", or split the tensor",
-            )
+            error = _too_large("this tensor", shard.size, limit)
+            error.tensor = largest
+            error.remedy = "save into " + FOLDER_OR_BUCKET + ", or split the tensor"
+            raise error
     return shards
 
 
@@ -234,11 +227,12 @@ def _plain_parts(encoded: EncodedState, layout: PlainFile) -> Iterator[Bytes]:
 def _checked(name: str, data: memoryview, header: bytes, digest: Digest) -> Iterator[Bytes]:
     hasher = Hasher()
     hasher.update(header)
-    for start in range(0, len(data), _PIECE):
-        piece = data[start : start + _PIECE]
+    left = len(data)
+    for piece in _pieces(data):
         hasher.update(piece)
+        left -= len(piece)
         # Before the last piece is sent: GitHub makes no asset of an incomplete upload.
-        if start + len(piece) == len(data) and hasher.digest() != digest:
+        if not left and hasher.digest() != digest:
             raise IntegrityError(
                 "a tensor changed while it was saved",
                 tensor=name,
@@ -251,15 +245,18 @@ def _checked(name: str, data: memoryview, header: bytes, digest: Digest) -> Iter
 
 def _whole(name: str, content: bytes, limit: int, what: str) -> Upload:
     if len(content) > limit:
-        raise LimitError(
-            f"{what} is larger than GitHub takes as an asset; nothing was uploaded",
-            expected=f"at most {limit} bytes",
-            found=f"{len(content)} bytes",
-            remedy="save into " + FOLDER_OR_BUCKET,
-        )
-    return Upload(name, len(content), lambda: iter(_pieces(content)))
+        raise _too_large(what, len(content), limit)
+    return Upload(name, len(content), lambda: _pieces(memoryview(content)))
 
 
-def _pieces(content: bytes) -> Iterator[Bytes]:
-    view = memoryview(content)
+def _pieces(view: memoryview) -> Iterator[memoryview]:
     return (view[start : start + _PIECE] for start in range(0, len(view), _PIECE))
+
+
+def _too_large(what: str, size: int, limit: int) -> LimitError:
+    return LimitError(
+        f"{what} is larger than GitHub takes as an asset; nothing was uploaded",
+        expected=f"at most {limit} bytes",
+        found=f"{size} bytes",
+        remedy="save into " + FOLDER_OR_BUCKET,
+    )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import quote
 
 from mlstate.errors import AccessError, FormatError, MlstateError, OfflineError, TransportError
@@ -36,11 +37,12 @@ from mlstate.stores.github.assets import (
 )
 from mlstate.stores.github.releases import UPLOADED, Release, Releases
 from mlstate.stores.remote_entries import without_local_mirrors
-from mlstate.transport import retrying
+from mlstate.transport import Resource, retrying
 
 __all__ = ["ReleaseCatalog", "ReleasePlace"]
 
 _CHUNK = 1 << 20
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -187,23 +189,26 @@ class ReleaseCatalog(Catalog):
             next(releases.all(), None)
 
     def _has_checkpoint(self, key: StateKey) -> bool:
-        url = self.place.url(key, LEGACY)
-        try:
-            with self._fetcher.transports() as transports:
-                retrying(transports.open(url), self._fetcher.retries).size()
-        except TransportError as error:
-            if error.status != 404:
-                raise
-            return False
-        return True
+        def ask(resource: Resource) -> bool:
+            resource.size()
+            return True
+
+        return self._asked(self.place.url(key, LEGACY), ask) is not None
 
     def _read(self, url: str, most: int) -> bytes | None:
         """The first `most` + 1 bytes of a file, or None if there is none."""
+
+        def read(resource: Resource) -> bytes:
+            with resource.read() as stream:
+                return read_exactly(stream, most + 1)
+
+        return self._asked(url, read)
+
+    def _asked(self, url: str, ask: Callable[[Resource], _T]) -> _T | None:
+        """The result of a request for a file, or None if there is no such file."""
         try:
             with self._fetcher.transports() as transports:
-                resource = retrying(transports.open(url), self._fetcher.retries)
-                with resource.read() as stream:
-                    data = read_exactly(stream, most + 1)
+                return ask(retrying(transports.open(url), self._fetcher.retries))
         except OfflineError as error:
             error.remedy = "unset MLSTATE_OFFLINE, or load by digest= or through a manifest"
             raise
@@ -211,4 +216,3 @@ class ReleaseCatalog(Catalog):
             if error.status != 404:
                 raise
             return None
-        return data

@@ -143,13 +143,9 @@ class StateWriter:
             upload(self._releases, self._release, file, replace=True)
 
     def repair(self, plan: Plan, assets: StateAssets, stored: StateEntry, *, verify: bool) -> None:
-        """Upload what is missing of a state that is there, and finish an interrupted save.
+        """Upload what is missing of a stored state, and finish an interrupted save.
 
-        Args:
-            plan: What would be uploaded if the state were saved now.
-            assets: The assets.
-            stored: The entry that the pointer has.
-            verify: As for `upload_data`.
+        The plan is that of a save of the same state, `stored` the entry of its pointer.
 
         Raises:
             MlstateError: Something cannot be uploaded.
