@@ -1,4 +1,4 @@
-"""What a model is to mlstate, and what a load reports. No torch here: protocols and values."""
+"""The protocols of models, their state types, and the result of a load. Needs no torch."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class LoadResult(_Keys):
         cast_keys: Iterable[str] = (),
         digest: Digest | None = None,
     ) -> LoadResult:
-        """Make the pair, and hang the rest on it."""
+        """Make the pair, and set the other attributes."""
         self = super().__new__(cls, list(missing_keys), list(unexpected_keys))
         self.mismatched_keys = list(mismatched_keys)
         self.cast_keys = list(cast_keys)
