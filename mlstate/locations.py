@@ -120,11 +120,7 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine, with ``~`` for the home folder.
-
-    Raises:
-        FormatError: It is an address, of which a path would only make a folder of that name.
-    """
+    """A path on this machine, with ``~`` for the home folder; a FormatError for an address."""
     text = os.fspath(path)
     if _SCHEME.match(text):
         raise FormatError(

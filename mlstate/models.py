@@ -37,11 +37,7 @@ class BytesModel(Protocol):
 
 
 def state_type_of(model: object) -> StateType:
-    """The state type of a model.
-
-    Raises:
-        IncompatibleStateError: The model has none.
-    """
+    """The state type of a model; an IncompatibleStateError if it has none."""
     found = getattr(model, "state_type", None)
     if not isinstance(found, StateType):
         raise IncompatibleStateError(

@@ -188,11 +188,7 @@ class StateKey:
 
 
 def check_key(key: object) -> None:
-    """Refuse anything but a key, for instance its text form.
-
-    Raises:
-        FormatError: It is not a `StateKey`.
-    """
+    """Refuse, by a FormatError, anything but a key, for instance its text form."""
     if not isinstance(key, StateKey):
         raise FormatError(
             "a state is named by a StateKey",
@@ -202,11 +198,7 @@ def check_key(key: object) -> None:
 
 
 def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
-    """Refuse anything but a list of keys.
-
-    Raises:
-        FormatError: It is a single key, or one of it is no `StateKey`.
-    """
+    """Refuse, by a FormatError, anything but a list of keys, for instance a single key."""
     if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
         raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
     listed = list(keys)
@@ -216,11 +208,7 @@ def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
 
 
 def check_state_type(state_type: object) -> None:
-    """Refuse anything but a type, for instance a model.
-
-    Raises:
-        FormatError: It is not a `StateType`.
-    """
+    """Refuse, by a FormatError, anything but a type, for instance a model."""
     if not isinstance(state_type, StateType):
         raise FormatError(
             "states are listed by a StateType",

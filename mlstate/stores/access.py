@@ -38,12 +38,7 @@ class Access:
     def mend(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> bool:
         """Set aside damaged objects in the cache, fetch them again, and warn of them.
 
-        Returns:
-            Whether something was replaced, so that the state can be read again.
-
-        Raises:
-            IntegrityError: Something is damaged and no mirror is listed; it stays where it is.
-            MlstateError: As `Fetcher.fetch`.
+        Returns whether there were any. Without a mirror they stay, and an IntegrityError is raised.
         """
         if self._fetcher is None:
             return False
@@ -63,14 +58,7 @@ class Access:
         *,
         files: bool = True,
     ) -> _Result:
-        """Call `read`, which reads a state; and again after damaged objects have been replaced.
-
-        Returns:
-            What `read` returns.
-
-        Raises:
-            MlstateError: As `read`, where nothing could be replaced.
-        """
+        """The result of `read`, which is called again after damaged objects have been replaced."""
         for _ in range(_TRIES if self._fetcher is not None else 0):
             try:
                 return read()

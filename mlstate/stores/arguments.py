@@ -21,23 +21,14 @@ _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
 def check_list(
     names: Sequence[str] | None, argument: str = "names", what: str = "names"
 ) -> Sequence[str] | None:
-    """Refuse a single text where an argument is a list of texts, for instance of names.
-
-    Raises:
-        FormatError: It is a text.
-    """
+    """Refuse, by a FormatError, a single text where an argument is a list of texts."""
     if isinstance(names, str):
         raise FormatError(f"{argument} is a list of {what}", expected=[names], found=repr(names))
     return names
 
 
 def check_compatible(model: object, key: StateKey) -> None:
-    """Refuse a state of another type than a model's.
-
-    Raises:
-        IncompatibleStateError: Backend or architecture differ, or the model has no state type.
-        FormatError: The key is not a `StateKey`.
-    """
+    """Refuse, by an IncompatibleStateError, a state of another type than a model's."""
     check_key(key)
     own = state_type_of(model)
     if not own.is_compatible_with(key.state_type):
@@ -62,12 +53,7 @@ def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> State
 
 
 def check_pin(found: Digest, wanted: str | None) -> None:
-    """Refuse a state that has another digest than the caller wants, if the caller gives one.
-
-    Raises:
-        IntegrityError: It has another digest.
-        FormatError: The caller's text is no digest.
-    """
+    """Refuse, by an IntegrityError, a state without the digest that the caller wants, if any."""
     if wanted is not None and Digest(wanted) != found:
         raise IntegrityError(
             "the state under this key is not the one that digest= asks for",
@@ -77,12 +63,7 @@ def check_pin(found: Digest, wanted: str | None) -> None:
 
 
 def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[str] | None:
-    """Refuse names that a state does not have.
-
-    Raises:
-        StateNotFoundError: The state lacks one; the error names similar names.
-        FormatError: A single text instead of a list.
-    """
+    """Refuse, by a StateNotFoundError, names that a state does not have."""
     for name in check_list(names) or ():
         if name not in having:
             near = get_close_matches(name, having, n=3)

@@ -178,11 +178,7 @@ class BucketCheckpoints(Checkpoints):
         return Found(self._pinned[known], self._fetcher.cache)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint, or None without one.
-
-        Raises:
-            FormatError: It is larger than what may be fetched.
-        """
+        """The content of a checkpoint, or None without one; a FormatError if it is too large."""
         most = self._fetcher.max_size
         found = self.place.client.read_small(self._path(key), most)
         if found is not None and len(found[0]) > most:

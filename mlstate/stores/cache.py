@@ -23,11 +23,7 @@ CacheLike = PathLike | StateStore | ObjectStore
 
 
 def open_cache(cache: CacheLike | None) -> Cache:
-    """The cache in a folder, of a store or of an object store; by default that of the settings.
-
-    Raises:
-        FormatError: A folder is no store, or one of a newer version.
-    """
+    """The cache in a folder, of a store or of an object store; by default that of the settings."""
     if isinstance(cache, str | os.PathLike):
         return Cache([FolderObjectStore(local_path(cache))])
     if isinstance(cache, Cache):

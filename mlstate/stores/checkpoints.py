@@ -127,11 +127,7 @@ class FolderCheckpoints(Checkpoints):
         return self._path(key).read_bytes() if self.exists(key) else None
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory.
-
-        Raises:
-            FormatError: It is not a flat mapping of plain tensors.
-        """
+        """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory."""
         data = self.checkpoint_bytes(key)
         if data is None:
             return None

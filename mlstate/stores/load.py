@@ -16,12 +16,7 @@ __all__ = ["load_into"]
 def load_into(
     model: Any, found: Found, *, strict: bool, assign: bool, ignore_mismatched_sizes: bool
 ) -> LoadResult:
-    """Load a state whose bytes are there; see `StateStore.load`.
-
-    Raises:
-        IncompatibleStateError: The state does not fit the model.
-        IntegrityError: Bytes are damaged or missing.
-    """
+    """Load a state whose bytes are there; see `StateStore.load`."""
     digest = found.entry.pinned_digest
     state = read_state(*found)
     if BYTES_NAME in state.specs and isinstance(model, BytesModel):

@@ -104,9 +104,7 @@ def open_store(
 def _is_manifest(path: Path) -> bool:
     """Whether a path is that of a manifest, or of a folder of some that is no store.
 
-    Raises:
-        StoreNotFoundError: It would be that of a manifest, and there is none.
-        FormatError: It is another file.
+    A missing manifest and any other file are errors.
     """
     if path.is_dir():
         return not _is_store(path) and bool(manifest_files(path))

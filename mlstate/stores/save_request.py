@@ -66,8 +66,7 @@ class SaveRequest:
         """The entry of the state, without digest and size, as it will be read back.
 
         Raises:
-            FormatError: Files or meta are of the wrong kind, a file's name leaves its bounds, or
-                meta holds something that TOML cannot.
+            FormatError: Files, their names or meta are not valid, or not possible in TOML.
         """
         _check_kinds(self.files, self.meta)
         check_file_names(self.files)
@@ -122,11 +121,7 @@ def is_same(stored: StateEntry, digest: Digest, wanted: StateEntry) -> bool:
 
 
 def check_same(stored: StateEntry, digest: Digest, wanted: StateEntry) -> None:
-    """Refuse to save a state under the key of another.
-
-    Raises:
-        StateExistsError: The stored state has other weights or files.
-    """
+    """Refuse, by a StateExistsError, to save a state under the key of another."""
     if is_same(stored, digest, wanted):
         return
     what, yours, theirs = "weights", str(digest), str(stored.digest)

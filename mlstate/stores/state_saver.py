@@ -5,7 +5,7 @@ So a crash at any point leaves the complete state or none, and at most objects t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -68,11 +68,8 @@ class StateSaver:
             # Before anything is written: meta that TOML cannot hold is refused here.
             wanted = request.entry(key)
             check_sources(sources)
-            existing, is_saved = self._existing(key, overwrite=request.overwrite)
-            if existing is not None:
-                encoded = encode_state(sources)
-                if self._stays(existing, encoded, wanted, request, is_saved=is_saved):
-                    return
+            if self._is_settled(wanted, request, lambda: encode_state(sources)):
+                return
             saver = self._object_saver(verify=request.verify)
             with saver.settled():
                 encoded = encode_state(sources, threads=self.threads, store=saver.store)
@@ -85,10 +82,7 @@ class StateSaver:
     def receive(self, encoded: EncodedState, wanted: StateEntry, request: SaveRequest) -> bool:
         """Save a state of another store; see `Saver.receive`."""
         with concerning(wanted.key):
-            existing, is_saved = self._existing(wanted.key, overwrite=request.overwrite)
-            if existing is not None and self._stays(
-                existing, encoded, wanted, request, is_saved=is_saved
-            ):
+            if self._is_settled(wanted, request, lambda: encoded):
                 return False
             saver = self._object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
@@ -96,40 +90,34 @@ class StateSaver:
         return True
 
     def stored(self, key: StateKey) -> tuple[StateEntry | None, bool]:
-        """The entry of a key, and whether it was saved: otherwise it is that of a checkpoint.
-
-        Raises:
-            ManifestError: The state file cannot be read.
-        """
+        """The entry of a key, and whether it was saved: otherwise it is that of a checkpoint."""
         entry = self._catalog.recorded(key)
         if entry is not None:
             return entry, True
         found = self._catalog.checkpoint(key)
         return (None if found is None else found.entry), False
 
-    def _existing(self, key: StateKey, *, overwrite: bool) -> tuple[StateEntry | None, bool]:
-        """The same as `stored`, but a state file that cannot be read may be overwritten."""
+    def _is_settled(
+        self, wanted: StateEntry, request: SaveRequest, encode: Callable[[], EncodedState]
+    ) -> bool:
+        """Whether the state is stored already, and stays; then objects that it lacks are put again.
+
+        Raises:
+            StateExistsError: Another state has the key, or one that differs from it in case only.
+            ManifestError: The state file cannot be read, and is not to be overwritten.
+        """
         try:
-            existing, is_saved = self.stored(key)
+            existing, is_saved = self.stored(wanted.key)
         except ManifestError as error:
-            if not overwrite:
+            if not request.overwrite:
                 error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
             existing, is_saved = None, False
-        if existing is None and (variant := self.files.case_variant(key)):
-            raise case_variant_exists(variant)
-        return existing, is_saved
-
-    def _stays(
-        self,
-        existing: StateEntry,
-        encoded: EncodedState,
-        wanted: StateEntry,
-        request: SaveRequest,
-        *,
-        is_saved: bool,
-    ) -> bool:
-        """Whether the stored state stays as it is; then objects that it lacks are put again."""
+        if existing is None:
+            if variant := self.files.case_variant(wanted.key):
+                raise case_variant_exists(variant)
+            return False
+        encoded = encode()
         if not request.stays(existing, encoded.digest, wanted, is_saved=is_saved):
             return False
         needed = _sizes(encoded, wanted)

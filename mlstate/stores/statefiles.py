@@ -34,22 +34,14 @@ __all__ = [
 
 
 def format_state_file(entry: StateEntry) -> bytes:
-    """The content of a state file: a manifest with exactly this state.
-
-    Raises:
-        FormatError: The meta holds something that TOML cannot.
-    """
+    """The content of a state file: a manifest with exactly this state."""
     from mlstate.manifests.write import format_manifest
 
     return format_manifest(ManifestContent({entry.key: entry}, entry.objects)).encode()
 
 
 def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
-    """The one entry of a state file.
-
-    Raises:
-        ManifestError: It cannot be read, or does not have exactly this state.
-    """
+    """The entry of a state file; a ManifestError if it does not have exactly this state."""
     states = parse_manifest(data, origin).states
     if states.keys() != {key}:
         raise ManifestError(
@@ -229,9 +221,7 @@ class MemoryStateFiles(StateFiles):
 def find_case_variant(key: StateKey, names: Callable[[str], list[str]]) -> StateKey | None:
     """A key with a state file whose path differs from that of this key in case only, or None.
 
-    Args:
-        key: The key.
-        names: Lists what is directly in a folder of the store.
+    `names` gives the names in a folder of the store.
     """
     states, *parts = layout.state_path(key).split("/")
     found = [states]

@@ -91,11 +91,7 @@ def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
 
 
 def parse_pointer(data: bytes, key: StateKey, where: str) -> StateEntry:
-    """The entry of a pointer.
-
-    Raises:
-        ManifestError: It cannot be read, or is larger than it can be.
-    """
+    """The entry of a pointer; a ManifestError if it cannot be read, or is too large."""
     if len(data) > MAX_POINTER:
         raise ManifestError(
             "this is larger than a pointer can be",

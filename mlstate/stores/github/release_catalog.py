@@ -126,11 +126,7 @@ class ReleaseCatalog(Catalog):
         return Found(self._pinned[key], self._fetcher.cache)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint of the predecessor, unpacked; None without one.
-
-        Raises:
-            FormatError: It is damaged, or larger than what may be fetched.
-        """
+        """The content of a checkpoint of the predecessor, unpacked; None without one."""
         url, most = self.place.url(key, LEGACY), self._fetcher.max_size
         data = self._read(url, most)
         if data is None:

@@ -88,11 +88,7 @@ class StateWriter:
         return StateAssets.of(self._releases.assets(self._release), self.key)
 
     def poll_assets(self) -> Iterator[StateAssets]:
-        """The assets, listed again and again with pauses, while others change them.
-
-        Raises:
-            TransportError: They change all the time.
-        """
+        """The assets, listed again and again with pauses; a TransportError after many times."""
         for attempt in range(1, _MOST_LISTINGS):
             yield self.list_assets()
             time.sleep(self._releases.retries.delay(attempt, None))
@@ -103,12 +99,7 @@ class StateWriter:
         )
 
     def read_pointer(self, pointer: Asset) -> StateEntry | None:
-        """The entry that a pointer has; None if the asset is gone: then the list is out of date.
-
-        Raises:
-            ManifestError: It cannot be read.
-            MlstateError: It cannot be downloaded.
-        """
+        """The entry that a pointer has; None if the asset is gone: then the list is out of date."""
         data = self._releases.read(pointer, MAX_POINTER)
         where = f"{self._releases.repository}, tag {self._release.tag}, {pointer.name}"
         return None if data is None else parse_pointer(data, self.key, where)
@@ -146,9 +137,6 @@ class StateWriter:
         """Upload what is missing of a stored state, and finish an interrupted save.
 
         The plan is that of a save of the same state, `stored` the entry of its pointer.
-
-        Raises:
-            MlstateError: Something cannot be uploaded.
         """
         needed = named(stored)
         there = {name for name, asset in assets.data.items() if asset.state == UPLOADED}
