@@ -41,8 +41,8 @@ class Mirror:
         format: ``"safetensors"``, ``"torch"`` or ``"torch-gzip"``.
         sha256: The file's SHA-256, whole or its leading hex digits, or None.
         select: The dotted path of the state dict inside a torch checkpoint, or None.
-        strip_prefix: What to take off the front of every name.
-        add_prefix: What to put in front of every name.
+        strip_prefix: A prefix to remove from every name.
+        add_prefix: A prefix to add to every name.
         rename: Pairs of literal texts, replaced in every name, in order.
         parts: Mirrors whose tensors together are the state.
         toml: The value as the manifest has it.

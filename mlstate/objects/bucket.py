@@ -74,7 +74,7 @@ class BucketPresence:
 _FRESH_SECONDS = GRACE_SECONDS / 14
 """Objects younger than this need no freshening when they are reused."""
 LARGE_AT_ONCE = 2
-"""How many objects go up in parts at once."""
+"""How many objects are uploaded in parts at once."""
 PARTS_EACH = PARTS_AT_ONCE + 2
 """How many parts of one of them are in memory: being sent, held back, and being copied."""
 _BUFFER = 1 << 20

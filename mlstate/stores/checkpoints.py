@@ -24,7 +24,7 @@ class Checkpoints(Catalog):
     """The checkpoints in a folder or a bucket: read, never written, and without entries."""
 
     remedy: str
-    """How to remove one."""
+    """How a user removes one."""
 
     @abc.abstractmethod
     def locate(self, key: StateKey) -> str:

@@ -82,22 +82,22 @@ class LocalStateStore(SavingStore):
         return Phrase(f"LocalStateStore({str(self.folder)!r})", str(self.folder))
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
-        """Take away objects that no state names; safe while others save and load.
+        """Remove objects that no state names; other processes may save and load meanwhile.
 
-        What is taken away goes to trash/ first; the next pruning deletes it. Objects of a state
-        that was deleted within the grace period are spared.
+        Objects are moved to trash/ first; the next pruning deletes them. Objects of a state that
+        was deleted within the grace period are spared.
 
         Args:
-            grace_seconds: What is younger is spared. 14 days by default; shorten it only if no
-                save beside it takes longer.
-            dry_run: Change nothing, say what would be done.
+            grace_seconds: Younger objects are spared. 14 days by default; a shorter period must
+                be longer than any save that runs meanwhile.
+            dry_run: Change nothing, and report what would be done.
 
         Returns:
-            What was done.
+            The objects that were moved, deleted or put back.
 
         Raises:
-            MlstateError: A state cannot be read, so nobody knows what it needs: restore or delete
-                it first. Nothing was removed.
+            MlstateError: A state cannot be read, so that its objects are unknown: restore or
+                delete it first. Nothing was removed.
         """
         files, objects = self._files, self._objects
         return prune_folder(files, objects, grace_seconds=grace_seconds, dry_run=dry_run)

@@ -39,9 +39,9 @@ class ManifestStore(StateStore):
 
     Args:
         path: A manifest, or a folder of manifests; or a `Manifest` that was read or made already.
-        cache: Where the bytes are, and where fetched ones go: the folder of a store or cache, a
-            store, or an object store. By default the folders of MLSTATE_READONLY_CACHES, which are
-            only read, and then MLSTATE_CACHE.
+        cache: The cache that has the bytes, and takes fetched ones: a folder, a store, or an
+            object store. By default the folders of MLSTATE_READONLY_CACHES, which are only read,
+            and then MLSTATE_CACHE.
         offline: Open no socket, whatever is missing. By default as MLSTATE_OFFLINE says.
         progress: Called with a `mlstate.fetch.Progress` now and then while something is fetched;
             or True, for a bar on the terminal.
@@ -86,23 +86,23 @@ class ManifestStore(StateStore):
     ) -> CachePruneReport:
         """Make room in the cache: whole states, those first that were not used for longest.
 
-        What is taken away is fetched again when it is needed, as long as a mirror has it. States
-        that somebody saved in the folder are not touched, nor what they need.
+        Removed states are fetched again when they are needed, as long as a mirror has them. States
+        that were saved in the folder stay, and so do their objects.
 
         Args:
             max_size: The bytes that the fetched states that stay may need in all. No limit by
                 default.
             older_than: The seconds since its last use after which a state goes. No limit by
                 default.
-            dry_run: Change nothing, say what would be done.
+            dry_run: Change nothing, and report what would be done.
 
         Returns:
-            What was taken away.
+            The states and objects that were removed.
 
         Raises:
             ReadOnlyStoreError: The cache is no folder.
-            MlstateError: A state that was saved in the folder cannot be read, so nobody knows what
-                it needs. Nothing was removed.
+            MlstateError: A state that was saved in the folder cannot be read, so that its objects
+                are unknown. Nothing was removed.
         """
         own = self.fetcher.cache.own
         if own is None:

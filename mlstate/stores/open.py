@@ -46,14 +46,14 @@ def open_store(
 
     Args:
         where: The store.
-        cache: Where fetched bytes go; as for `ManifestStore`. A folder that is a store needs none.
+        cache: The cache; as for `ManifestStore`. A folder that is a store needs none.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
-        create: Whether a folder that is missing or empty will do, since something is to be saved.
+        create: Accept a folder that is missing or empty, in order to save into it.
 
     Raises:
         StoreNotFoundError: There is no store here.
-        FormatError: The text names no store, or the folder is none of this version.
+        FormatError: The text names no store, or the folder is a store of a newer version.
         ManifestError: A manifest cannot be read.
 
     Example:

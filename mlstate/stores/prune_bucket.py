@@ -38,7 +38,7 @@ def prune_bucket(
 
     Raises:
         MlstateError: The prefix is no store of this version, the bucket cannot be asked, or a
-            state cannot be read, so that nobody knows what it names. Nothing was removed.
+            state cannot be read, so that its objects are unknown. Nothing was removed.
     """
     if not objects.place.check():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else

@@ -43,7 +43,7 @@ def prune_folder(
 
     Raises:
         MlstateError: The folder is no store of this version, or a state cannot be read, so that
-            nobody knows what it names. Nothing was removed.
+            its objects are unknown. Nothing was removed.
     """
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():

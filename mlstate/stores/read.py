@@ -48,14 +48,14 @@ class StateStore(AbstractStateStore[Any]):
 
     Args:
         catalog: Which states there are.
-        objects: Where their bytes are; of a store with a fetcher, its cache.
+        objects: The object store with their bytes; of a store with a fetcher, its cache.
         fetcher: Brings missing objects into the cache; None where all bytes are at hand.
 
     Attributes:
         own: The object store that saved states go to, where the store has one; else None.
         folder: The folder that the store is, or None.
         manifest: The manifest that lists its states, or None.
-        place: Where on the network it is, or None.
+        place: Its place on the network, or None.
         clients: The clients of the buckets that it is in, by their addresses.
         threads: How many objects are looked at, hashed and moved at once.
     """
@@ -108,7 +108,7 @@ class StateStore(AbstractStateStore[Any]):
             Its entry and where its bytes are; None if this store has no such state.
 
         Raises:
-            ManifestError: What the store says of the state cannot be read.
+            ManifestError: The entry of the state cannot be read.
         """
         entry = self.catalog.recorded(key)
         return self.catalog.checkpoint(key) if entry is None else Found(entry, self.objects)
@@ -118,7 +118,7 @@ class StateStore(AbstractStateStore[Any]):
 
         Raises:
             StateNotFoundError: It is not; near misses are named.
-            ManifestError: What this store says of the state cannot be read.
+            ManifestError: The entry of the state cannot be read.
         """
         check_key(key)
         found = self.find(key)
@@ -136,7 +136,7 @@ class StateStore(AbstractStateStore[Any]):
         return self.get(key).entry.pinned_digest
 
     def meta(self, key: StateKey) -> Mapping[str, Any]:
-        """What was noted with a state: licence, description, metrics. Not authenticated.
+        """The free information of a state: licence, description, metrics. Not authenticated.
 
         Raises:
             StateNotFoundError: There is no such state.
@@ -220,9 +220,9 @@ class StateStore(AbstractStateStore[Any]):
     ) -> LoadResult:
         """Load a state into a model: all of it verified before the first value changes.
 
-        A refused or failed load leaves the model exactly as it was; one that is stopped by Ctrl-C,
-        as it was or, if all was verified by then, loaded. (A model whose own load hooks
-        rename or raise gets its tensors back, but what else a hook did is beyond this.)
+        A refused or failed load leaves the model exactly as it was. After Ctrl-C the model is as it
+        was or, if all was verified by then, loaded. (A model whose own load hooks rename or raise
+        gets its tensors back, but other effects of a hook remain.)
 
         Args:
             model: A ``torch.nn.Module`` with a ``state_type``, or another model.
@@ -281,8 +281,8 @@ class StateStore(AbstractStateStore[Any]):
 
         Args:
             key: The state.
-            names: Those to load; nothing else is read or verified. All by default.
-            device: Where to put them: a ``torch.device`` or what names one.
+            names: The tensors to load; no others are read or verified. All by default.
+            device: The device for them: a ``torch.device`` or its name.
 
         Returns:
             Name -> tensor, verified. On the CPU they are mapped where that is safe, private and

@@ -30,10 +30,10 @@ __all__ = ["S3StateStore"]
 class S3StateStore(SavingStore):
     """A bucket of states: the same layout as a `LocalStateStore` has, under a prefix.
 
-    What ``aws s3 sync`` makes of a `LocalStateStore` is one of these, and the other way round.
-    States load by way of the local cache: what is there is not asked for again, and with
-    ``digest=`` the bucket is asked for nothing at all. Several processes may save, load and
-    delete at once. Checkpoints of the predecessor
+    ``aws s3 sync`` makes one of a `LocalStateStore`, and the other way round. States load by way
+    of the local cache: objects that are there are not requested again, and with ``digest=`` the
+    bucket is not asked at all. Several processes may save, load and delete at once. Checkpoints of
+    the predecessor
     (``backend/architecture.extra.training_id.pt``) list and load too.
 
     Needs ``pip install 'mlstate[s3]'``. Not for use on both sides of a fork: a process that is
@@ -41,17 +41,17 @@ class S3StateStore(SavingStore):
 
     Args:
         bucket: The name of the bucket. It must exist.
-        session_kwargs: What ``boto3.session.Session`` takes: ``profile_name``, ``region_name``,
-            keys. By default as the environment says.
+        session_kwargs: Arguments of ``boto3.session.Session``: ``profile_name``,
+            ``region_name``, keys. By default those of the environment.
         s3_endpoint_url: The URL of a service other than AWS that speaks S3. By default as
             AWS_ENDPOINT_URL or the profile says.
         base_path: The prefix; by default the whole bucket is the store.
-        cache: Where what is loaded goes; as for `ManifestStore`.
+        cache: The cache for fetched objects; as for `ManifestStore`.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
 
     Raises:
-        FormatError: A name is none that S3 has, or the cache is no store.
+        FormatError: A name is not valid in S3, or the cache is no store.
         TransportError: obstore is not installed.
     """
 
@@ -92,23 +92,23 @@ class S3StateStore(SavingStore):
         return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
-        """Take away objects that no state names; safe while others save and load.
+        """Remove objects that no state names; other processes may save and load meanwhile.
 
-        What is taken away is copied to trash/ first; the next pruning deletes it. Objects of a
-        state that was deleted within the grace period are spared. Uploads that were never finished
-        are given up after it. A load of a state that is saved at the very moment when its objects
-        are taken away may find one missing; a moment later it is back.
+        Objects are copied to trash/ first; the next pruning deletes them. Objects of a state that
+        was deleted within the grace period are spared; unfinished uploads are given up after it. A
+        load of a state that is saved while its objects are removed may find one missing; a moment
+        later it is back.
 
         Args:
             grace_seconds: As for `LocalStateStore.prune`.
-            dry_run: Change nothing, say what would be done.
+            dry_run: Change nothing, and report what would be done.
 
         Returns:
-            What was done.
+            The objects that were moved, deleted or put back.
 
         Raises:
-            MlstateError: The bucket cannot be asked, or a state cannot be read, so nobody knows
-                what it needs: restore or delete it first. Nothing was removed.
+            MlstateError: The bucket cannot be asked, or a state cannot be read, so that its
+                objects are unknown: restore or delete it first. Nothing was removed.
         """
         return prune_bucket(
             self._files,

@@ -65,15 +65,15 @@ class SavingStore(StateStore):
     ) -> StateKey:
         """Save a model's state under its ``state_type`` and a training id.
 
-        What the store has already is not written again, whichever state it came with. Saving the
-        same weights and files again changes nothing.
+        Objects that the store has already, of any state, are not written again. Saving the same
+        weights and files again changes nothing.
 
         Args:
             model: A ``torch.nn.Module`` with a ``state_type``, or another model.
             training_id: What made this state, for instance ``"2022-01-01-finetuned-imagenet"``.
             files: Files to keep with it: name -> bytes, or the path of a file.
-            meta: Free information: licence, description, metrics. Of an unchanged state the
-                stored one stays, and a warning says so.
+            meta: Free information: licence, description, metrics. That of an unchanged state
+                stays as it is stored, with a warning.
             overwrite: Replace another state that has this key.
             verify: Read objects that are reused, and write those that are damaged again.
 

@@ -88,7 +88,7 @@ class StateFiles(Catalog):
 
     @abc.abstractmethod
     def locate(self, key: StateKey) -> str:
-        """Where the state file is, or would be: for people."""
+        """The place of the state file, whether it is there or not; for people."""
 
 
 class FolderStateFiles(StateFiles):

@@ -72,7 +72,7 @@ class ReleasePlace:
         return f"{self.github.server}/{self.repository}/releases/download/{tag}"
 
     def url(self, key: StateKey, suffix: str) -> str:
-        """Where an asset of a state is downloaded."""
+        """The address of an asset of a state."""
         return f"{self.folder(key)}/{quote(stem_of(key) + suffix)}"
 
 
