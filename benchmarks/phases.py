@@ -25,7 +25,7 @@ from benchmarks.states import MODELS, Model
 from mlstate import LocalStateStore
 from mlstate.digests import Hasher
 from mlstate.objects import durable, mapped
-from mlstate.stores import read as stores_read
+from mlstate.stores import load as stores_load
 from mlstate.tensors import encode, fit, load, read
 
 PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -33,7 +33,7 @@ PHASES: dict[str, tuple[tuple[Any, str], ...]] = {
     "open, map or read files": ((read.OpenedObject, "open"), (read, "read_tensor")),
     "write to the page cache": ((mapped, "_write_block"), (mapped, "write_all")),
     "flush and name files": ((durable.NewFile, "flush"), (durable.NewFile, "publish")),
-    "read the state object": ((stores_read, "read_state"),),
+    "read the state object": ((stores_load, "read_state"),),
     "compare names and shapes": ((load, "compare"), (fit, "stand_apart")),
     "look at the tensors": ((encode, "_source"),),
     "copy or assign": ((load, "assignable"), (load, "set_entries")),

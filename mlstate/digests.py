@@ -1,4 +1,4 @@
-"""The one hash of mlstate: BLAKE3, 256 bit, written as exactly 64 lower-case hex digits."""
+"""Digests: BLAKE3 hashes of 256 bits, written as exactly 64 lower-case hex digits."""
 
 from __future__ import annotations
 
@@ -49,11 +49,7 @@ class Digest(str):
 
 
 class Hasher:
-    """Takes bytes as they come and gives their digest.
-
-    Args:
-        threads: How many threads hash together; more than one pays for updates of megabytes.
-    """
+    """A digest under way; more than one thread pays for updates of megabytes."""
 
     def __init__(self, threads: int = 1) -> None:
         self._state = blake3(max_threads=threads)

@@ -1,7 +1,7 @@
-"""Public names that are imported when they are first asked for (PEP 562): starting is quick.
+"""Public names of packages that are imported at their first use (PEP 562).
 
-Python runs `mlstate/__init__.py` before anything else of the package: what it imported, every
-command would pay for.
+Python runs `mlstate/__init__.py` first for every module of the package, so that each of its imports
+would delay every command.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ __all__ = ["exports"]
 def exports(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package.
-
-    Args:
-        package: Its name.
-        homes: Public name -> the module that has it.
-    """
+    """The ``__getattr__`` and ``__dir__`` of a package whose public names are in other modules."""
 
     def get(name: str) -> Any:
         if name not in homes:

@@ -1,11 +1,11 @@
-"""Where bytes can be had: mirrors and file names, as validated values. Nothing is opened here."""
+"""Mirrors, addresses and names of files, as validated values. Nothing is opened here."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,25 +28,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHA256 = re.compile(r"[0-9a-f]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_KEYS = frozenset(
-    [
-        "url",
-        "urls",
-        "state",
-        "format",
-        "sha256",
-        "select",
-        "strip_prefix",
-        "add_prefix",
-        "rename",
-        "parts",
-    ]
-)
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A file, or several, that together hold a state's tensors. Never trusted.
+    """A file, or several, that together hold a state's tensors. Their bytes are always verified.
 
     Attributes:
         urls: One address, or those of all shards. An address without a scheme is a path relative
@@ -55,8 +41,8 @@ class Mirror:
         format: ``"safetensors"``, ``"torch"`` or ``"torch-gzip"``.
         sha256: The file's SHA-256, whole or its leading hex digits, or None.
         select: The dotted path of the state dict inside a torch checkpoint, or None.
-        strip_prefix: What to take off the front of every name.
-        add_prefix: What to put in front of every name.
+        strip_prefix: A prefix to remove from every name.
+        add_prefix: A prefix to add to every name.
         rename: Pairs of literal texts, replaced in every name, in order.
         parts: Mirrors whose tensors together are the state.
         toml: The value as the manifest has it.
@@ -76,15 +62,16 @@ class Mirror:
 
 @dataclass(frozen=True)
 class UnusableMirror:
-    """A mirror that this version cannot use: passed over, reported, and kept when written.
+    """A mirror that this version cannot use, the reason, and its value in the manifest.
 
-    Attributes:
-        reason: Why.
-        toml: The value as the manifest has it.
+    It is passed over when a state is fetched, and kept when the manifest is written.
     """
 
     reason: str
     toml: Any
+
+
+_KEYS = frozenset({"url", *(each.name for each in fields(Mirror))} - {"toml"})
 
 
 def parse_mirror(value: object) -> Mirror | UnusableMirror:
@@ -101,7 +88,7 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
     if not isinstance(table, Mapping):
         raise FormatError("a mirror is an address or a table", found=repr(value))
     for address in _addresses(table):
-        check_url(address)  # whatever else it is, a credential does not belong into a manifest
+        check_url(address)  # a mirror that cannot be used must not have a credential, either
     if unknown := sorted(set(table) - _KEYS):
         return UnusableMirror(f"unknown key {', '.join(unknown)}", value)
     parts = [parse_mirror(part) for part in _list(table, "parts")]
@@ -133,11 +120,7 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine, with ``~`` for the home folder.
-
-    Raises:
-        FormatError: It is an address, of which a path would only make a folder of that name.
-    """
+    """A path on this machine, with ``~`` for the home folder; a FormatError for an address."""
     text = os.fspath(path)
     if _SCHEME.match(text):
         raise FormatError(
@@ -149,10 +132,7 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_url(address: str) -> str | None:
-    """Look at an address without using it.
-
-    Returns:
-        Why this version cannot use it, or None if it can.
+    """The reason for which this version cannot use an address, or None if it can.
 
     Raises:
         FormatError: It is empty, has a control character, or carries a password.

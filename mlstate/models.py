@@ -1,4 +1,4 @@
-"""What a model is to mlstate, and what a load reports. No torch here: protocols and values."""
+"""The protocols of models, their state types, and the result of a load. Needs no torch."""
 
 from __future__ import annotations
 
@@ -37,11 +37,7 @@ class BytesModel(Protocol):
 
 
 def state_type_of(model: object) -> StateType:
-    """The state type of a model.
-
-    Raises:
-        IncompatibleStateError: The model has none.
-    """
+    """The state type of a model; an IncompatibleStateError if it has none."""
     found = getattr(model, "state_type", None)
     if not isinstance(found, StateType):
         raise IncompatibleStateError(
@@ -112,7 +108,7 @@ class LoadResult(_Keys):
         cast_keys: Iterable[str] = (),
         digest: Digest | None = None,
     ) -> LoadResult:
-        """Make the pair, and hang the rest on it."""
+        """Make the pair, and set the other attributes."""
         self = super().__new__(cls, list(missing_keys), list(unexpected_keys))
         self.mismatched_keys = list(mismatched_keys)
         self.cast_keys = list(cast_keys)

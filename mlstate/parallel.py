@@ -1,4 +1,4 @@
-"""Work spread over a few threads. Hashing and copying release the GIL, so threads do."""
+"""Work on several threads. Hashing and copying release the GIL, so that threads suffice."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _T = TypeVar("_T")
 
 
 def for_each(work: Callable[[_T], None], items: Iterable[_T], threads: int = THREADS) -> None:
-    """Call ``work`` on every item, on several threads that take the next item as they come free.
+    """Call ``work`` on every item, on several threads; the calling thread is one of them.
 
-    A future for each of many small tensors costs more than the tensor (measured: a third of the
-    speed at 64 KB), a shared iterator does not. It is asked for the next item by one thread at a
-    time. This thread works, too.
+    The threads share an iterator: a future for each of many small tensors costs more than the
+    tensor (measured: a third of the speed at 64 KB).
 
     Raises:
         BaseException: The first error of any call; items not yet begun are then left out.
@@ -41,14 +40,13 @@ def begun(
     *,
     cancel: Callable[[], object] = lambda: None,
 ) -> Iterator[Callable[[], None]]:
-    """Like `for_each`, with time for something else: the other threads begin at once.
-
-    ``cancel`` is called at the end, whatever it was: it wakes a thread that waits for an item.
+    """Like `for_each`, but the calling thread can do something else while the others work.
 
     Yields:
-        A call that takes part in the work, and returns when all of it is done, or raises the first
-        error of any thread. Without that call, or after an error, items not yet begun are left out
-        when the context ends. No thread is at work after that: not after Ctrl-C, either.
+        A function that takes part in the work, and returns when all of it is done, or raises the
+        first error of any thread. When the context ends, ``cancel`` is called, which wakes a thread
+        that waits for an item; items not yet begun are left out, and all threads have ended, even
+        after Ctrl-C.
     """
     end: Any = object()
     remaining = iter(items)
@@ -88,11 +86,11 @@ def begun(
 
 
 class _Helper:
-    """A thread whose end can be waited for again after the waiting was interrupted.
+    """A thread for whose end one can wait again after an interruption of the first wait.
 
-    ``Thread.join`` cannot: once interrupted, it takes the thread to have ended. Nor can events and
-    semaphores, which an interruption may leave locked; locks themselves and simple queues can.
-    If ``run`` begins late, after somebody gave up, it must find nothing to do.
+    After an interrupted ``Thread.join``, Python takes the thread to have ended; events and
+    semaphores may stay locked. Locks and simple queues are safe. If ``run`` begins late, after the
+    caller has given up, it must find nothing to do.
     """
 
     def __init__(self, run: Callable[[], None]) -> None:
@@ -103,7 +101,7 @@ class _Helper:
         self._at_work.acquire()
 
     def start(self) -> None:
-        """Start it; a RuntimeError if there can be no more threads."""
+        """Start the thread; a RuntimeError if there can be no more threads."""
         self._asked = True
         try:
             threading.Thread(target=self._until_the_end, daemon=True).start()
@@ -113,10 +111,10 @@ class _Helper:
         self._started = True
 
     def wait(self) -> None:
-        """Wait for its end, if it was started."""
+        """Wait until the thread has ended, if it was started."""
         if not self._asked:
             return
-        # If Ctrl-C came while it was being started, nobody knows whether it was.
+        # After Ctrl-C during `start`, it is unknown whether the thread was started.
         if self._started or self._not_begun.acquire(timeout=_MOMENT):
             self._started = True
             with self._at_work:
@@ -131,10 +129,10 @@ class _Helper:
 
 
 class Background:
-    """Work that mostly waits, for a disk say, on threads of its own while the caller goes on.
+    """Work that mostly waits, for instance for a disk, on threads beside that of the caller.
 
-    At most ``most`` pieces are under way: a caller with more waits. A thread is added where all
-    have work. At the end of a program, where none can be started, the caller works.
+    At most ``most`` calls are under way: a caller with more waits. A thread is added while all are
+    busy. At the end of a program, when none can be started, the caller works itself.
     """
 
     def __init__(self, threads: int, *, most: int) -> None:
@@ -148,7 +146,7 @@ class Background:
         self._errors: list[BaseException] = []
 
     def do(self, work: Callable[[], object]) -> None:
-        """Take some work, from several threads; raises the error of earlier work instead."""
+        """Do some work, for any thread; raises the error of earlier work instead."""
         if self._errors:
             raise self._errors[0]
         self._room.get()
@@ -167,7 +165,7 @@ class Background:
         self._run(work)
 
     def wait(self) -> None:
-        """Wait until all of it is done, let the threads end, and raise the first error."""
+        """Wait until all work is done, let the threads end, and raise the first error."""
         with self._lock:
             helpers = self._helpers
             for _ in helpers:
@@ -193,14 +191,14 @@ class Background:
 
 
 class OneFirst:
-    """Lets one thread find something out while the others wait; if it fails, they try at once."""
+    """Lets one thread look something up while others wait; if it fails, they all try at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait while another thread has its turn; then it may be known what was to be found out."""
+        """Enter at once, or wait until the thread that entered has left; it may know by then."""
         if self._lock.acquire(blocking=False):
             try:
                 yield

@@ -1,7 +1,6 @@
-"""Settings from the environment, read when they are needed, so that a test or a job can set them.
+"""Settings from the environment, read each time they are needed.
 
-`SETTINGS` lists those of mlstate itself; what other tools share (tokens, proxies) is told in
-`OTHERS`. What shows settings to people takes them from here.
+`SETTINGS` lists those of mlstate itself, `OTHERS` those that other tools share (tokens, proxies).
 """
 
 from __future__ import annotations
@@ -24,13 +23,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """A variable of the environment.
+    """A variable of the environment, its meaning, and its default.
 
-    Attributes:
-        name: Its name; of a family of variables up to what varies, then ``<...>``.
-        meaning: What it says.
-        default: What holds without it.
-        secret: Whether its value is for nobody's eyes.
+    The name of a family of variables ends in ``<...>``. The value of a secret is not shown.
     """
 
     name: str
@@ -39,7 +34,7 @@ class Setting:
     secret: bool = False
 
     def values(self) -> dict[str, str]:
-        """The variables of the environment that are meant, with their values; secrets hidden."""
+        """The variables that are set, with their values; those of secrets are hidden."""
         start, family, _ = self.name.partition("<")
         named = [name for name in os.environ if name.startswith(start)] if family else [self.name]
         found = {name: os.environ[name] for name in sorted(named) if os.environ.get(name)}

@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write and read them."""
+"""Numbers of bytes as texts for people, such as "5 GB"."""
 
 from __future__ import annotations
 

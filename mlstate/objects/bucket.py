@@ -1,4 +1,4 @@
-"""Objects in a bucket, in the store layout: reading, saving, and which of them are there."""
+"""Objects in a bucket, in the layout of stores: how to find, read and write them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 ONE_BY_ONE = 16
-"""So many are asked about alone. Then a list is tried: it costs as much as a few dozen of them."""
+"""The number of objects to ask for one by one before a list, which costs as much as dozens."""
 PAGE = 1000
-"""What one request lists. If there is more in the bucket, a list of it all may not pay."""
+"""The objects that one request lists. To list a larger bucket may cost too much."""
 _ALL = "\U0010ffff"
 
 
 class BucketPresence:
-    """The objects of a store in a bucket, as they were when this was made, or later."""
+    """The presence of the objects of a store; see `Survey`."""
 
     def __init__(self, place: BucketPlace) -> None:
         self._place = place
@@ -52,7 +52,7 @@ class BucketPresence:
     def item(self, digest: Digest) -> Item | None:
         """An object, or None if it is not here."""
         path = self._place.path(layout.object_path(digest))
-        with self._lock:  # other threads wait while it is listed
+        with self._lock:  # other threads wait for the list
             self._asked += 1
             if self._asked > ONE_BY_ONE and self._listed is None:
                 self._listed = self._list()
@@ -61,7 +61,7 @@ class BucketPresence:
         return self._place.client.head(path)
 
     def _list(self) -> dict[str, Item]:
-        """The first page of the objects; `_until` says how far it goes."""
+        """The first page of the objects, by their paths; `_until` is the last of these."""
         items = self._place.client.items(self._place.path(layout.OBJECTS))
         listed = {item.path: item for item in islice(items, PAGE)}
         if len(listed) < PAGE:
@@ -74,9 +74,9 @@ class BucketPresence:
 _FRESH_SECONDS = GRACE_SECONDS / 14
 """Objects younger than this need no freshening when they are reused."""
 LARGE_AT_ONCE = 2
-"""How many objects go up in parts at once."""
+"""How many objects are uploaded in parts at once."""
 PARTS_EACH = PARTS_AT_ONCE + 2
-"""How many parts of one of them are in memory: on their way, held back, and being copied."""
+"""How many parts of one of them are in memory: being sent, held back, and being copied."""
 _BUFFER = 1 << 20
 
 
@@ -99,11 +99,7 @@ class BucketObjectStore:
         return None if item is None else item.size
 
     def open(self, digest: Digest) -> BinaryIO:
-        """Open an object for reading; its bytes come as they are read.
-
-        Raises:
-            ObjectNotFoundError: It is not here.
-        """
+        """Open an object for reading; its bytes are requested as they are read."""
         item = self.place.client.head(self.path(digest))
         if item is None:
             raise ObjectNotFoundError(
@@ -127,7 +123,7 @@ class BucketObjectStore:
         return BucketPresence(self.place)
 
     def writer(self) -> BucketObjectWriter:
-        """Begin to save; makes the prefix a store if it is none yet."""
+        """Begin an act of saving, after making the prefix a store."""
         self.place.prepare()
         return BucketObjectWriter(self)
 
@@ -167,12 +163,12 @@ class BucketObjectWriter:
             uploads.put_large(path, lambda: self._verified(digest, whole))
 
     def flush(self) -> None:
-        """Nothing to do: a bucket says that it has something when it is durable."""
+        """Do nothing: a write to a bucket is durable once it has returned."""
 
     def _verified(self, digest: Digest, parts: list[Bytes]) -> Iterator[Bytes]:
-        """Copies of the bytes; the last one only if all of them are right.
+        """Copies of the bytes, the last one only if they are right: another thread may change them.
 
-        Another thread can change a tensor at any time. An unfinished upload is never seen.
+        Nobody sees an upload without its last bytes.
         """
         hasher = Hasher()
         before: Bytes | None = None
@@ -197,7 +193,7 @@ class BucketObjectWriter:
 
 
 class _BucketFile(io.RawIOBase):
-    """An object as a file: one request for each place that is read on from."""
+    """An object as a file, with a new request after each seek."""
 
     def __init__(self, client: BucketClient, path: str, size: int) -> None:
         self._client = client
@@ -222,7 +218,6 @@ class _BucketFile(io.RawIOBase):
             self._position = position
         return position
 
-    # Of what `RawIOBase` takes, this needs something that can be sliced.
     def readinto(self, buffer: Any) -> int:
         if self._position >= self._size:
             return 0

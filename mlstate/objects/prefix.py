@@ -1,4 +1,4 @@
-"""The prefix of a bucket that is a store: its settings, and what the server promises there."""
+"""The prefix of a bucket that is a store: its paths, its settings, and tests of the server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ __all__ = ["BucketPlace"]
 
 
 class BucketPlace:
-    """The prefix of a bucket that is a store, or may become one.
-
-    Args:
-        client: The bucket.
-        base: The prefix, with slashes between its parts; the empty one is the whole bucket.
-    """
+    """A prefix of a bucket that is a store or may become one; the empty one is the whole bucket."""
 
     def __init__(self, client: BucketClient, base: str = "") -> None:
         self.client = client
@@ -34,11 +29,11 @@ class BucketPlace:
 
     @property
     def address(self) -> str:
-        """Where it is: ``s3://bucket/base``, as an object mirror of a manifest has it."""
+        """The address of the store, ``s3://bucket/base``, as in an object mirror of a manifest."""
         return self.client.locate(self.base).rstrip("/")
 
     def path(self, name: str) -> str:
-        """The path in the bucket of something in the store."""
+        """The path in the bucket of an item with this name in the store."""
         return f"{self.base}/{name}" if self.base else name
 
     def name(self, path: str) -> str:
@@ -46,18 +41,13 @@ class BucketPlace:
         return path.removeprefix(f"{self.base}/") if self.base else path
 
     def locate(self, name: str) -> str:
-        """The address of something in the store."""
+        """The address of an item with this name in the store."""
         return self.client.locate(self.path(name))
 
     def read(
         self, name: str, error: type[FormatError] = FormatError
     ) -> tuple[bytes, str | None] | None:
-        """A text of the store and its ETag, or None if it is not there.
-
-        Raises:
-            FormatError: It is too large to be such a text; or rather the type that is given.
-            BucketError: The bucket cannot be asked.
-        """
+        """A small text of the store and its ETag, or None; raises `error` if it is too large."""
         found = self.client.read_small(self.path(name), SMALL)
         if found is not None and len(found[0]) > SMALL:
             raise error(
@@ -69,13 +59,10 @@ class BucketPlace:
         return found
 
     def check(self) -> bool:
-        """Look whether the prefix is a store; reads only, and only once.
-
-        Returns:
-            False if nothing of a store is there yet.
+        """Whether the prefix is a store already; once it is, no request is made.
 
         Raises:
-            FormatError: It is no store, or one of a newer version.
+            FormatError: The prefix has other contents, or is a store of a newer version.
             BucketError: The bucket cannot be asked.
         """
         if self._settings is not None or self._read_settings():
@@ -92,21 +79,16 @@ class BucketPlace:
         return self._settings is not None
 
     def prepare(self) -> None:
-        """Make the prefix a store, if it is not one yet; before anything else is written.
-
-        Raises:
-            FormatError: As `check`.
-            BucketError: The bucket cannot be written.
-        """
+        """Make the prefix a store before anything else is written; raises what `check` does."""
         if not self.check():
             self.uploads.create(self.path(layout.SETTINGS), layout.NEW_SETTINGS)
             self._read_settings()
 
     def honours_conditions(self) -> bool:
-        """Whether the server refuses to create what is there; found out once, without harm.
+        """Whether the server honours conditional writes; tested once, with a warning if not.
 
-        The settings are written again, exactly as they are, on the condition that they are not
-        there. A warning says so if the server does not care.
+        For the test, the settings are written again, unchanged, on the condition that they are not
+        there.
         """
         with self._lock:
             if self._honours is None:
@@ -124,14 +106,14 @@ class BucketPlace:
             return self._honours
 
     def verifies_uploads(self) -> bool:
-        """Whether the server refuses what was damaged on its way; found out once, without harm.
+        """Whether the server refuses data that was damaged on its way; tested once.
 
-        The settings are written again, exactly as they are, in a request that is signed over other
-        bytes. A server that looks refuses it.
+        For the test, the settings are written again, unchanged, in a request that is signed over
+        other bytes. A server that compares the two refuses it.
         """
         with self._verifying:
             if self._verifies is None:
-                self._verifies = False  # for what is written while this is found out
+                self._verifies = False  # for writes during the test
                 self.prepare()
                 self._verifies = self._refuses_damage()
             return self._verifies
@@ -142,11 +124,11 @@ class BucketPlace:
         try:
             control = self.client.control
         except BucketError:
-            return False  # no boto3, or not S3: nobody knows
+            return False  # no boto3, or not S3
         if control.refuses_damage(path, settings):
             return True
         found = self.client.read_small(path, SMALL)
-        if found is not None and found[0] != settings:  # it was damaged on its way, this time
+        if found is not None and found[0] != settings:  # the request of the test was damaged
             self.uploads.put(path, settings)
         return False
 

@@ -39,8 +39,8 @@ from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore, Found
 from mlstate.stores.cache import CacheLike, PathLike
 from mlstate.stores.manifest import ManifestStore
-from mlstate.stores.request import Content, SaveRequest, is_same
 from mlstate.stores.save import SavingStore
+from mlstate.stores.save_request import Content, SaveRequest, is_same
 from mlstate.weights.files import sources_of_file
 
 __all__ = ["adopt"]

@@ -17,7 +17,11 @@ from mlstate.phrases import LOCK, OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.manifest import ManifestStore
-from mlstate.stores.request import Content, case_variant_exists, is_same, other_exists, warn_of_meta
+from mlstate.stores.save_request import (
+    Content,
+    case_variant_exists,
+    check_same,
+)
 
 __all__ = ["adopt_into_manifest"]
 
@@ -52,10 +56,8 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     if known is not None and not request.overwrite:
         if not (adoption.by_caller or pinned.files):  # the source has none, and none were given
             pinned = replace(pinned, files=known.files)
-        if not is_same(known, digest, pinned):
-            raise other_exists(known, digest, pinned)
-        if request.other_meta(known, wanted):
-            warn_of_meta(key)
+        check_same(known, digest, pinned)
+        request.warn_of_other_meta(known, wanted)
         for mirror in pinned.mirrors:
             if isinstance(mirror, Mirror) and not _has_mirror(known, mirror, folder):
                 # If the entry was changed meanwhile, it has a mirror, which is enough.

@@ -11,7 +11,7 @@ from mlstate.format.state_object import StateObject
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.states import StateKey
-from mlstate.stores.request import SaveRequest
+from mlstate.stores.save_request import SaveRequest
 
 __all__ = ["AdoptReport", "Adoption", "ByteCounter", "digests_in", "spared_of"]
 

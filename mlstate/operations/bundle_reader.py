@@ -30,7 +30,7 @@ from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.request import is_same
+from mlstate.stores.save_request import is_same
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import parse_state_file
 

@@ -24,8 +24,8 @@ from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.custom import saver_of, state_store
 from mlstate.stores.read import StateStore
-from mlstate.stores.request import SaveRequest
 from mlstate.stores.save import Saver
+from mlstate.stores.save_request import SaveRequest
 
 __all__ = ["CopyReport", "copy"]
 

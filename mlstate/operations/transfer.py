@@ -23,8 +23,8 @@ from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Found
 from mlstate.stores.read import StateStore
-from mlstate.stores.request import SaveRequest
 from mlstate.stores.save import Saver
+from mlstate.stores.save_request import SaveRequest
 
 __all__ = ["ObjectCounter", "StateTransfer"]
 
@@ -57,7 +57,7 @@ class ObjectCounter:
 
 
 class StateTransfer:
-    """A state that another store takes in; see `mlstate.stores.request.Source`.
+    """A state that another store takes in; see `mlstate.stores.save_request.Source`.
 
     The sources of `encoded` read from the store when their bytes are asked for. Raises an
     `MlstateError` if the state object cannot be had or is damaged.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlstate.stores.local import LocalStateStore, MemoryStateStore
     from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model, manifest_of
     from mlstate.stores.open import open_store
-    from mlstate.stores.prune_folder import PruneReport
+    from mlstate.stores.prune import PruneReport
     from mlstate.stores.s3 import S3StateStore
 
 __all__ = [
@@ -40,7 +40,7 @@ _HOMES = {
     "LocalStateStore": "mlstate.stores.local",
     "ManifestStore": "mlstate.stores.manifest",
     "MemoryStateStore": "mlstate.stores.local",
-    "PruneReport": "mlstate.stores.prune_folder",
+    "PruneReport": "mlstate.stores.prune",
     "S3StateStore": "mlstate.stores.s3",
     "Store": "mlstate.stores.manifest",
     "load_pretrained_model": "mlstate.stores.manifest",

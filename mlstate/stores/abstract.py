@@ -1,4 +1,4 @@
-"""What a store is: three methods, and `exists` for free; and what a store says of a state."""
+"""The base of every store, protocols of what some can do, and values that describe states."""
 
 from __future__ import annotations
 
@@ -119,13 +119,12 @@ class Found(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A state, as far as a listing tells.
+    """A state in a listing.
 
     Attributes:
         key: Its key.
-        modified: When it was saved, in seconds since the epoch; or None.
-        size: The bytes of a thing of its own that it is, such as a checkpoint of the predecessor;
-            None for what is made of objects.
+        modified: The time at which it was saved, in seconds since the epoch; or None.
+        size: The bytes of a state that is not made of objects, such as a checkpoint; else None.
     """
 
     key: StateKey
@@ -134,12 +133,12 @@ class Listing(NamedTuple):
 
 
 class RemotePlace(NamedTuple):
-    """Where on the network a store is.
+    """The place of a store on the network.
 
     Attributes:
-        name: What people call it.
-        address: What is asked to find out whether it answers.
-        lacking: What it means if nothing is at that address; None if something has to be.
+        name: Its name, for people.
+        address: An address that is read to find out whether the server answers.
+        lacking: The meaning of an empty address; None if something has to be there.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How a store comes by the bytes of a state: they are there, or are fetched into a cache first."""
+"""Access to the bytes of states: they are there, or are fetched into a cache first."""
 
 from __future__ import annotations
 
@@ -17,47 +17,28 @@ __all__ = ["Access"]
 
 _Result = TypeVar("_Result")
 _TRIES = 3
-"""Other processes may be mending the same, and set aside what this one has just brought."""
+"""Other processes may repair the same state, and set aside what this one has just fetched."""
 
 
 class Access:
-    """The way to the bytes of states.
+    """The bytes of states, which a fetcher brings into the cache; without one, they are there.
 
-    Args:
-        fetcher: Brings missing objects into the cache; None for a store whose bytes are its own.
+    Each method takes the entry of a state and the names of the tensors that are needed: by default
+    all; and, unless `files` is False, the files of the state.
     """
 
     def __init__(self, fetcher: Fetcher | None) -> None:
         self._fetcher = fetcher
 
     def bring(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> None:
-        """Fetch what is missing of a state, if it can be fetched.
-
-        Args:
-            entry: The state.
-            names: The tensors that are needed; all by default.
-            files: Whether the state's files are needed, too.
-
-        Raises:
-            MlstateError: As `Fetcher.fetch`.
-        """
+        """Fetch what is missing of a state, if there is a fetcher; raises what that raises."""
         if self._fetcher is not None:
             self._fetcher.fetch(entry, names, files=files)
 
     def mend(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> bool:
-        """Set aside what is damaged of a state in the cache, and fetch it again; warn if it was so.
+        """Set aside damaged objects in the cache, fetch them again, and warn of them.
 
-        Args:
-            entry: The state.
-            names: The tensors to look at; all by default.
-            files: Whether to look at the state's files, too.
-
-        Returns:
-            Whether something was replaced, so that it is worth to read again.
-
-        Raises:
-            IntegrityError: Something is damaged and no mirror is listed; it stays where it is.
-            MlstateError: As `Fetcher.fetch`.
+        Returns whether there were any. Without a mirror they stay, and an IntegrityError is raised.
         """
         if self._fetcher is None:
             return False
@@ -77,20 +58,7 @@ class Access:
         *,
         files: bool = True,
     ) -> _Result:
-        """Read a state; again once what is damaged of it in the cache has been fetched anew.
-
-        Args:
-            entry: The state.
-            read: Brings and reads it, perhaps several times.
-            names: The tensors that it reads; all by default.
-            files: Whether it reads the state's files, too.
-
-        Returns:
-            What `read` returns.
-
-        Raises:
-            MlstateError: What `read` raises, where it cannot be mended.
-        """
+        """The result of `read`, which is called again after damaged objects have been replaced."""
         for _ in range(_TRIES if self._fetcher is not None else 0):
             try:
                 return read()
@@ -100,8 +68,8 @@ class Access:
                 except (FetchError, OfflineError) as failure:
                     error.remedy = f"fetch it again when that is possible; now: {failure.message}"
                     raise error from failure
-                # What is gone another process has just set aside; reading brings it first. If
-                # nothing is damaged any more, another one was faster: once more will tell.
+                # Another process has just set aside a missing object: the next read fetches it. If
+                # nothing is damaged any more, another process has replaced it: read once more.
                 if not mended and not isinstance(error, ObjectNotFoundError):
                     break
         return read()

@@ -1,13 +1,14 @@
-"""What a bucket holds below a prefix: state files, and checkpoints of the predecessor.
+"""State files in a bucket, and checkpoints of the predecessor.
 
-Creating is one request, on the condition that nothing is there; replacing another, on the
-condition that what is there has been kept in trash/. Servers that ignore conditions cannot
-promise that; see `BucketPlace.honours_conditions`.
+A state file is created by one request on the condition that there is none, and replaced by one on
+the condition that the old one, which is in trash/ by then, is unchanged. Some servers ignore
+conditions; see `BucketPlace.honours_conditions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Lock
 
 from mlstate.buckets.values import Item
@@ -19,35 +20,43 @@ from mlstate.manifests import StateEntry
 from mlstate.objects.prefix import BucketPlace
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
-from mlstate.stores.statefiles import trash_name
+from mlstate.stores.checkpoints import SUFFIX, Checkpoints, key_of_checkpoint
+from mlstate.stores.remote_entries import without_local_mirrors
+from mlstate.stores.statefiles import StateFiles, find_case_variant, trash_name
 
 __all__ = ["BucketCheckpoints", "BucketStateFiles"]
 
-_SUFFIX = ".pt"
 _OURS = frozenset({layout.OBJECTS, layout.STATES, layout.TEMPORARIES, layout.TRASH, layout.ROOTS})
 
 
-class BucketStateFiles:
-    """State files in a bucket; see `StateFiles`.
+class BucketStateFiles(StateFiles):
+    """State files below a prefix of a bucket; see `StateFiles`."""
 
-    Args:
-        place: The prefix.
-    """
+    remote = True
 
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
         self._lock = Lock()
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, by path alone; of one type, only its own are listed."""
-        if self.place.check():
-            folder = layout.STATES if state_type is None else layout.state_folder(state_type)
-            yield from sorted(key for key, _ in self._dated(folder))
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are here, from the paths alone; of one type, only its own are listed."""
+        if not self.place.check():
+            return []
+        folder = layout.STATES if state_type is None else layout.state_folder(state_type)
+        return sorted(listing.key for listing in self._list(folder))
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+    def listing(self) -> Iterator[Listing]:
         """All keys, each with when it was written, by the server's clock."""
         if self.place.check():
-            yield from self._dated(layout.STATES)
+            yield from self._list(layout.STATES)
+
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """The entry of the state file, with the bucket as its first object mirror."""
+        entry = super().recorded(key)
+        if entry is None:
+            return None
+        entry = without_local_mirrors(entry)
+        return replace(entry, objects=(self.place.address, *entry.objects))
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -79,8 +88,7 @@ class BucketStateFiles:
                 continue
             content, etag = old
             if content is not None:
-                # What it names lives on for the grace period: somebody may just be reading it.
-                self._bury(key, content)
+                self._keep_in_trash(key, content)
             if etag is None:
                 self.place.uploads.put(path, data)
                 return
@@ -92,7 +100,7 @@ class BucketStateFiles:
         found = self._read(key) if self.place.check() else None
         if found is None:
             return False
-        self._bury(key, found[0])
+        self._keep_in_trash(key, found[0])
         self.place.client.delete(self.place.path(layout.state_path(key)))
         return True
 
@@ -100,54 +108,38 @@ class BucketStateFiles:
         """A key that is here and differs in case only: a copy on a disk may not tell them apart."""
         if not self.place.check():
             return None
-        *folders, name = layout.state_path(key).split("/")
-        found = [folders[0]]
-        for part in folders[1:]:
-            found = [
-                f"{folder}/{child}"
-                for folder in found
-                for child in self.place.client.children(self.place.path(folder))[0]
-                if child.lower() == part.lower()
-            ]
-        for folder in found:
-            for item in self.place.client.items(self.place.path(folder)):
-                path = self.place.name(item.path)
-                if path.lower() == f"{folder}/{name}".lower():
-                    other = layout.key_of_state_path(path)
-                    if other not in (None, key):
-                        return other
-        return None
+        return find_case_variant(key, self._names)
 
     def locate(self, key: StateKey) -> str:
         """The address of the state file."""
         return self.place.locate(layout.state_path(key))
 
-    def _dated(self, folder: str) -> Iterator[tuple[StateKey, float | None]]:
+    def _list(self, folder: str) -> Iterator[Listing]:
         for item in self.place.client.items(self.place.path(folder)):
             if key := layout.key_of_state_path(self.place.name(item.path)):
-                yield key, item.modified
+                yield Listing(key, item.modified)
+
+    def _names(self, folder: str) -> list[str]:
+        folders, items = self.place.client.children(self.place.path(folder))
+        return [*folders, *(item.path.rpartition("/")[2] for item in items)]
 
     def _read(self, key: StateKey) -> tuple[bytes, str | None] | None:
         return self.place.read(layout.state_path(key), ManifestError)
 
     def _old(self, key: StateKey) -> tuple[bytes | None, str | None] | None:
-        """What is to be replaced; of what cannot be a state file, only that it is there."""
+        """The state file and its ETag; without both where the item is too large for one."""
         try:
             return self._read(key)
         except ManifestError:
             return None, None
 
-    def _bury(self, key: StateKey, data: bytes) -> None:
+    def _keep_in_trash(self, key: StateKey, data: bytes) -> None:
+        """What the state file names lives on for the grace period: a load may be under way."""
         self.place.uploads.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)
 
 
-class BucketCheckpoints:
-    """Checkpoints of the predecessor below a prefix of a bucket.
-
-    Args:
-        place: The prefix.
-        fetcher: Brings a checkpoint into the cache.
-    """
+class BucketCheckpoints(Checkpoints):
+    """Checkpoints of the predecessor below a prefix; the fetcher brings them into the cache."""
 
     remedy = "remove it from the bucket"
 
@@ -156,13 +148,13 @@ class BucketCheckpoints:
         self._fetcher = fetcher
         self._pinned: dict[tuple[StateKey, str | None], StateEntry] = {}
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are compatible with a type, or all; other things are none of ours."""
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are compatible with a type, or all; other items are passed over."""
         if state_type is None:
             found = self._all()
         else:
             found = self._named(state_type.backend, f"{state_type.architecture}.")
-        return (key for key, _ in found)
+        return sorted(key for key, _ in found)
 
     def listing(self) -> Iterator[Listing]:
         """All of them, with their sizes and times."""
@@ -172,11 +164,8 @@ class BucketCheckpoints:
         """Whether there is a checkpoint for a key."""
         return self._item(key) is not None
 
-    def find(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state, in the cache; None without one.
-
-        It is downloaded and unpickled as plain tensors only, once for each store object.
-        """
+    def checkpoint(self, key: StateKey) -> Found | None:
+        """A checkpoint as a state, downloaded into the cache once for each store object."""
         item = self._item(key)
         if item is None:
             return None
@@ -188,12 +177,8 @@ class BucketCheckpoints:
             self._pinned[known] = self._fetcher.pin(entry)
         return Found(self._pinned[known], self._fetcher.cache)
 
-    def read(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint, or None without one.
-
-        Raises:
-            FormatError: It is larger than what may be fetched.
-        """
+    def checkpoint_bytes(self, key: StateKey) -> bytes | None:
+        """The content of a checkpoint, or None without one; a FormatError if it is too large."""
         most = self._fetcher.max_size
         found = self.place.client.read_small(self._path(key), most)
         if found is not None and len(found[0]) > most:
@@ -209,7 +194,7 @@ class BucketCheckpoints:
 
     def _path(self, key: StateKey) -> str:
         backend, _, rest = str(key).partition(".")
-        return self.place.path(f"{backend}/{rest}{_SUFFIX}")
+        return self.place.path(f"{backend}/{rest}{SUFFIX}")
 
     def _all(self) -> Iterator[tuple[StateKey, Item]]:
         folders, _ = self.place.client.children(self.place.base)
@@ -218,16 +203,12 @@ class BucketCheckpoints:
                 yield from self._named(backend, "")
 
     def _named(self, backend: str, begin: str) -> Iterator[tuple[StateKey, Item]]:
-        """Those of a backend whose names begin so: buckets list by name, and can begin anywhere."""
+        """Checkpoints of a backend whose names begin so; buckets list in the order of names."""
         folder = self.place.path(backend)
         after = f"{folder}/{begin}" if begin else None
         for item in self.place.client.items(folder, after):
             name = item.path.removeprefix(f"{folder}/")
             if not name.startswith(begin):
                 return
-            if "/" not in name and name.endswith(_SUFFIX):
-                try:
-                    key = StateKey.parse(f"{backend}.{name.removesuffix(_SUFFIX)}")
-                except FormatError:
-                    continue
+            if "/" not in name and (key := key_of_checkpoint(f"{backend}.{name}")):
                 yield key, item

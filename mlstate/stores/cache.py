@@ -1,4 +1,4 @@
-"""Which cache, and what fetches into it: what the caller gave, or the settings say."""
+"""The cache of a store, and the fetcher that fills it, from arguments or from the settings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ CacheLike = PathLike | StateStore | ObjectStore
 
 
 def open_cache(cache: CacheLike | None) -> Cache:
-    """A cache: the folder of one or of a store, a store, an object store; or that of the settings.
-
-    Raises:
-        FormatError: A folder is no store, or one of a newer version.
-    """
+    """The cache in a folder, of a store or of an object store; by default that of the settings."""
     if isinstance(cache, str | os.PathLike):
         return Cache([FolderObjectStore(local_path(cache))])
     if isinstance(cache, Cache):
@@ -46,13 +42,13 @@ def make_fetcher(
     max_size: int = MAX_SIZE,
     buckets: Mapping[str, BucketClient] | None = None,
 ) -> Fetcher:
-    """What brings missing objects into a cache.
+    """The fetcher of a cache.
 
     Args:
-        cache: Where to.
-        offline: Whether sockets are forbidden; None: as the settings say.
-        progress: Whom to tell; True: a bar on the terminal.
-        max_size: The most bytes of tensor data to take of a state whose size nobody gives.
+        cache: The cache.
+        offline: Open no socket; by default as the settings say.
+        progress: Called while something is fetched; True: a bar on the terminal.
+        max_size: The most bytes of tensor data to fetch of a state whose entry has no size.
         buckets: As for `Transports`.
     """
     forbidden = settings.offline() if offline is None else offline

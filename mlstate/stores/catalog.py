@@ -1,52 +1,37 @@
 """Catalogs: which keys a store has, and the entry behind each.
 
 A store is a catalog, an object store, and perhaps a fetcher. What differs between a folder, a
-bucket, a manifest and a release is the catalog. Checkpoints of the predecessor stand beside one.
+bucket, a manifest and a release is the catalog.
 """
 
 from __future__ import annotations
 
 import abc
-import contextlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable, Iterator
 
-from mlstate.errors import FormatError, MlstateError, ReadOnlyStoreError, StateNotFoundError
+from mlstate.errors import MlstateError, ReadOnlyStoreError, StateNotFoundError
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
-from mlstate.stores.checks import not_found
-from mlstate.stores.statefiles import StateFiles, parse_state_file
+from mlstate.stores.arguments import not_found
 
-__all__ = [
-    "Catalog",
-    "Checkpoints",
-    "FileCatalog",
-    "FolderCheckpoints",
-    "ManifestCatalog",
-    "WithCheckpoints",
-]
-
-_SUFFIX = ".pt"
+__all__ = ["Catalog", "ManifestCatalog", "compatible_keys"]
 
 
 class Catalog(abc.ABC):
-    """The states of a store: their keys, and what is said of each."""
+    """The states of a store: their keys, and the entry of each."""
 
     remote = False
     """Whether each look at an entry is a request over the network."""
     compares = False
-    """Whether `checkpoint` compares what it reads with a digest that is known beforehand."""
+    """Whether `checkpoint` compares what it reads with a digest that the store gives."""
 
     @abc.abstractmethod
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are compatible with a type, or all; sorted by fields."""
 
     def listing(self) -> Iterator[Listing]:
-        """All states with what listing them tells, in no order."""
+        """All states with their times and sizes, where listing them gives these; in no order."""
         return map(Listing, self.keys())
 
     def exists(self, key: StateKey) -> bool:
@@ -55,16 +40,12 @@ class Catalog(abc.ABC):
 
     @abc.abstractmethod
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """The entry of a state, or None without one. No bytes of the state are read for it.
-
-        Raises:
-            ManifestError: The entry cannot be read.
-        """
+        """The entry of a state, or None without one; a ManifestError if it cannot be read."""
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """The state that a file of another layout holds, where a key has no entry.
+        """A state without an entry, encoded in memory or fetched into the cache; None without one.
 
-        It has no digest until it is read: this reads and encodes it, or fetches it into the cache.
+        It is a checkpoint of the predecessor, or a state of a user's own store.
 
         Raises:
             MlstateError: It cannot be read, or is no mapping of plain tensors.
@@ -72,66 +53,20 @@ class Catalog(abc.ABC):
         return None
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """The content of such a file, for a model that reads it itself; None without one."""
+        """The content of a checkpoint, for a model that reads it itself; None without one."""
         return None
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
-        """The error that a key is not this package's to delete; None where it is."""
+        """The error that a state cannot be deleted because of a checkpoint, or None."""
         return None
 
     def absent(self, key: StateKey, store: object) -> MlstateError:
-        """The error that a store has no such state; near misses are named."""
+        """The error that a store has no such state; it names similar keys."""
         return not_found(key, store, self.keys(key.state_type))
 
 
-class FileCatalog(Catalog):
-    """The state files of a folder, a bucket or memory.
-
-    Args:
-        files: The state files.
-        remote: As for `Catalog`.
-        adapt: Makes of what a state file says what holds for whoever reads it here.
-    """
-
-    def __init__(
-        self,
-        files: StateFiles,
-        *,
-        remote: bool = False,
-        adapt: Callable[[StateEntry], StateEntry] | None = None,
-    ) -> None:
-        self.files = files
-        self.remote = remote
-        self._adapt = adapt
-
-    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys that have a state file."""
-        return list(self.files.keys(state_type))
-
-    def listing(self) -> Iterator[Listing]:
-        """All state files, each with its time."""
-        return (Listing(key, modified) for key, modified in self.files.dated())
-
-    def exists(self, key: StateKey) -> bool:
-        """Whether there is a state file, readable or not."""
-        return self.files.read(key) is not None
-
-    def recorded(self, key: StateKey) -> StateEntry | None:
-        """What the state file says."""
-        data = self.files.read(key)
-        if data is None:
-            return None
-        entry = parse_state_file(data, key, self.files.locate(key))
-        return entry if self._adapt is None else self._adapt(entry)
-
-
 class ManifestCatalog(Catalog):
-    """The states that a manifest lists.
-
-    Args:
-        manifest: The manifest.
-        hint: What to add to the remedy when a state is not there.
-    """
+    """The states that a manifest lists; the hint is added to the remedy of a missing state."""
 
     def __init__(self, manifest: Manifest, hint: str = "") -> None:
         self.manifest = manifest
@@ -139,14 +74,10 @@ class ManifestCatalog(Catalog):
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are listed, unpinned ones too."""
-        return sorted(
-            key
-            for key in self.manifest.states
-            if state_type is None or key.state_type.is_compatible_with(state_type)
-        )
+        return compatible_keys(self.manifest.states, state_type)
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """What the manifest says."""
+        """The entry that the manifest has."""
         return self.manifest.states.get(key)
 
     def absent(self, key: StateKey, store: object) -> StateNotFoundError:
@@ -157,160 +88,8 @@ class ManifestCatalog(Catalog):
         return error
 
 
-class Checkpoints(Protocol):
-    """Checkpoints of the predecessor, in a folder or a bucket: read, never written."""
-
-    remedy: str
-    """How to remove one."""
-
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are compatible with a type, or all."""
-
-    def listing(self) -> Iterator[Listing]:
-        """All of them, with their sizes and times."""
-
-    def exists(self, key: StateKey) -> bool:
-        """Whether there is a checkpoint for a key."""
-
-    def locate(self, key: StateKey) -> str:
-        """Where the checkpoint of a key is, or would be."""
-
-    def find(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state, with a digest; see `Catalog.checkpoint`."""
-
-    def read(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint, or None without one."""
-
-
-class WithCheckpoints(Catalog):
-    """A catalog beside checkpoints of the predecessor: these list, load, and stay as they are.
-
-    Args:
-        catalog: The catalog; its states hide checkpoints of the same keys.
-        checkpoints: The checkpoints.
-    """
-
-    def __init__(self, catalog: Catalog, checkpoints: Checkpoints) -> None:
-        self._catalog = catalog
-        self._checkpoints = checkpoints
-        self.remote = catalog.remote
-
-    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys of both."""
-        keys = self._catalog.keys(state_type)
-        legacy = set(self._checkpoints.keys(state_type))
-        return sorted(legacy.union(keys)) if legacy else keys
-
-    def listing(self) -> Iterator[Listing]:
-        """The states of both."""
-        found = {state.key: state for state in self._catalog.listing()}
-        for checkpoint in self._checkpoints.listing():
-            found.setdefault(checkpoint.key, checkpoint)
-        return iter(found.values())
-
-    def exists(self, key: StateKey) -> bool:
-        """Whether one of both has the key."""
-        return self._catalog.exists(key) or self._checkpoints.exists(key)
-
-    def recorded(self, key: StateKey) -> StateEntry | None:
-        """The entry of the catalog; a checkpoint has none."""
-        return self._catalog.recorded(key)
-
-    def checkpoint(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state."""
-        return self._checkpoints.find(key)
-
-    def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint."""
-        return self._checkpoints.read(key)
-
-    def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
-        """The error that a key has a checkpoint, which would take the place of a deleted state."""
-        if not self._checkpoints.exists(key):
-            return None
-        return ReadOnlyStoreError(
-            "a checkpoint of the older layout has this key, and mlstate does not delete it",
-            key=key,
-            path=self._checkpoints.locate(key),
-            remedy=self._checkpoints.remedy,
-        )
-
-    def absent(self, key: StateKey, store: object) -> MlstateError:
-        """The error that neither has the key."""
-        return not_found(key, store, self.keys(key.state_type))
-
-
-class FolderCheckpoints:
-    """Checkpoints of the predecessor, directly in a folder.
-
-    Args:
-        root: The folder; it may be missing.
-    """
-
-    remedy = "remove the file"
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are compatible with a type, or all; other files are none of ours."""
-        try:
-            names = os.listdir(self.root)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for name in names:
-            if name.endswith(_SUFFIX):
-                try:
-                    key = StateKey.parse(name.removesuffix(_SUFFIX))
-                except FormatError:
-                    continue
-                if state_type is None or key.state_type.is_compatible_with(state_type):
-                    yield key
-
-    def listing(self) -> Iterator[Listing]:
-        """All of them, with the sizes and times of their files."""
-        for key in self.keys():
-            with contextlib.suppress(FileNotFoundError):
-                found = self.path(key).stat()
-                yield Listing(key, found.st_mtime, found.st_size)
-
-    def path(self, key: StateKey) -> Path:
-        """Where a state's checkpoint is, or would be."""
-        return self.root / f"{key}{_SUFFIX}"
-
-    def locate(self, key: StateKey) -> str:
-        """The path of a state's checkpoint, for people."""
-        return str(self.path(key))
-
-    def exists(self, key: StateKey) -> bool:
-        """Whether there is a checkpoint for a key."""
-        return self.path(key).is_file()
-
-    def read(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint, for a model that reads it itself; None without one."""
-        return self.path(key).read_bytes() if self.exists(key) else None
-
-    def find(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory.
-
-        So a checkpoint has a digest and loads by the same rules as every state.
-
-        Raises:
-            FormatError: It is not a flat mapping of plain tensors.
-        """
-        data = self.read(key)
-        if data is None:
-            return None
-        from mlstate.tensors import encode_tensors, load_checkpoint
-
-        path = self.locate(key)
-        state_dict = load_checkpoint(data, path)
-        objects = MemoryObjectStore()
-        try:
-            encoded = encode_tensors(state_dict, objects.put)
-        except FormatError as error:
-            error.message = "this checkpoint is no flat mapping from names to plain tensors"
-            error.path = path
-            raise
-        objects.put(encoded.digest, [encoded.data])
-        return Found(StateEntry(key, encoded.digest, encoded.state.nbytes, origin=path), objects)
+def compatible_keys(keys: Iterable[StateKey], state_type: StateType | None) -> list[StateKey]:
+    """The keys that are compatible with a type, or all; sorted."""
+    return sorted(
+        key for key in keys if state_type is None or key.state_type.is_compatible_with(state_type)
+    )

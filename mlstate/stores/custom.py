@@ -1,8 +1,8 @@
-"""Stores that users write themselves, as the operations of mlstate read and write them.
+"""Views of the stores that users write themselves, for the operations of mlstate.
 
-Three methods make a store: `get_state_keys`, `load` and `save`. What an operation needs beyond them
-is asked for by name: `load_state_dict(key)` to read a state, `digest(key)` to know it without
-reading, `save_state_dict(state_dict, key)` to copy into the store.
+A store has three methods: `get_state_keys`, `load` and `save`. Operations use others where they are
+there: `load_state_dict(key)` to read a state, `digest(key)` to identify it without reading it, and
+`save_state_dict(state_dict, key)` to copy into the store.
 """
 
 from __future__ import annotations
@@ -27,24 +27,19 @@ from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
-from mlstate.stores.request import SaveRequest, content_of
 from mlstate.stores.save import Saver, SavingStore
+from mlstate.stores.save_request import SaveRequest, content_of
 
 __all__ = ["saver_of", "state_store", "unsupported"]
 
 
 def state_store(store: object) -> StateStore:
-    """A store with all that operations ask for: a store of mlstate itself, or a view of another.
+    """A store of mlstate, or a view of a user's own store that operations can use like one.
 
-    States of a user's own store are loaded by its `load_state_dict` and encoded in memory, so that
-    they are read, compared and copied as all others are.
-
-    Args:
-        store: A store of mlstate, or one with `load_state_dict` or `digest` beside the three
-            methods.
+    The view loads states by the store's `load_state_dict`, and encodes them in memory.
 
     Raises:
-        UnsupportedStoreError: It has neither; `expected` names what is missing.
+        UnsupportedStoreError: The store has neither `load_state_dict` nor `digest`.
     """
     if isinstance(store, StateStore):
         return store
@@ -54,13 +49,10 @@ def state_store(store: object) -> StateStore:
 
 
 def saver_of(store: object) -> Saver:
-    """What saves states whose digests are known into a store.
-
-    Args:
-        store: A store of mlstate that saves, or one with `save_state_dict`.
+    """The saver of a store of mlstate, or one that calls `save_state_dict` of a user's own store.
 
     Raises:
-        ReadOnlyStoreError: It has no such method; `expected` names it.
+        ReadOnlyStoreError: The store does not save, or has no such method; `expected` names it.
     """
     if isinstance(store, SavingStore):
         return store.saver
@@ -74,12 +66,7 @@ def saver_of(store: object) -> Saver:
 
 
 def unsupported(store: object, method: str) -> UnsupportedStoreError:
-    """The error that a store lacks a method.
-
-    Args:
-        store: The store.
-        method: How the method would be called.
-    """
+    """The error that a store lacks a method, which is given as it would be called."""
     name = type(store).__name__
     return UnsupportedStoreError(
         f"{name} has no {method.partition('(')[0]}, which this needs",
@@ -106,14 +93,17 @@ class _CustomStore(StateStore):
 
 
 class _CustomCatalog(Catalog):
-    """The states of a user's own store, each encoded when it is asked for."""
+    """The states of a user's own store.
+
+    The entry of a state has the digest of a store that gives no tensors; otherwise the state is
+    loaded and encoded in memory, as a checkpoint is.
+    """
 
     def __init__(self, store: AbstractStateStore[Any]) -> None:
         self._store: Any = store
         self.compares = hasattr(store, "digest") and hasattr(store, "load_state_dict")
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys of a type; all only if the store lists all, or has a list of them."""
         if state_type is not None:
             return sorted(self._store.get_state_keys(state_type))
         listed: Iterable[StateKey] | None = getattr(self._store, "available_state_keys", None)
@@ -128,22 +118,14 @@ class _CustomCatalog(Catalog):
         return sorted(get_state_keys())
 
     def exists(self, key: StateKey) -> bool:
-        """Whether the store has a state; one that cannot say is asked for the state itself."""
         return not hasattr(self._store, "exists") or bool(self._store.exists(key))
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """The digest that the store gives, where it cannot give the tensors."""
         if hasattr(self._store, "load_state_dict") or not self.exists(key):
             return None
         return StateEntry(key, Digest(self._store.digest(key)))
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """The state, loaded by the store and encoded in memory.
-
-        Raises:
-            IntegrityError: Its digest is not the one that the store gives.
-            FormatError: An entry of its state dict cannot be stored.
-        """
         if not hasattr(self._store, "load_state_dict") or not self.exists(key):
             return None
         from mlstate.tensors import encode_tensors
@@ -174,7 +156,7 @@ def _needs_argument(method: Callable[..., Any]) -> bool:
 
 
 class _NoObjects(ObjectStore):
-    """The objects of a store that gives digests and no tensors: asking for one is an error."""
+    """The objects of a store that gives digests and no tensors: to read one is an error."""
 
     def __init__(self, store: object) -> None:
         self._store = store
@@ -223,11 +205,7 @@ class _CustomSaver:
         raise unsupported(self._store, "delete(key)")
 
     def _options(self, request: SaveRequest) -> dict[str, Any]:
-        """Files, meta and `overwrite`, as far as there are any and the method takes them.
-
-        Raises:
-            UnsupportedStoreError: There are files or meta, and it does not take them.
-        """
+        """The arguments of `save_state_dict`; an error if it takes no files, or no meta."""
         parameters = inspect.signature(self._store.save_state_dict).parameters
         options: dict[str, Any] = {}
         if request.files:
@@ -242,7 +220,7 @@ class _CustomSaver:
 
 
 def _tensors_of(encoded: EncodedState) -> dict[str, Any]:
-    """The tensors of a state, verified, from the sources that have their bytes."""
+    """The tensors of a state, verified."""
     from mlstate.tensors import places_on, read_tensors
 
     objects = MemoryObjectStore()

@@ -1,4 +1,4 @@
-"""Stores with a fixed list of states, for weights that a provider gives in a way of its own."""
+"""Stores with a fixed list of states, for providers that deliver weights in their own way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from mlstate.models import LoadResult
 from mlstate.phrases import FOLDER
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import AbstractStateStore, ModelT
-from mlstate.stores.checks import check_compatible
+from mlstate.stores.arguments import check_compatible
+from mlstate.stores.catalog import compatible_keys
 
 __all__ = ["AbstractListStateStore"]
 
@@ -55,11 +56,7 @@ class AbstractListStateStore(AbstractStateStore[ModelT], Generic[ModelT]):
 
     def get_state_keys(self, state_type: StateType) -> list[StateKey]:
         """The states of the list that are compatible with a type, sorted."""
-        return sorted(
-            key
-            for key in self.available_state_keys
-            if key.state_type.is_compatible_with(state_type)
-        )
+        return compatible_keys(self.available_state_keys, state_type)
 
     def load(self, model: ModelT, state_key: StateKey) -> LoadResult | None:
         """Load a state of the list into a model.
@@ -78,7 +75,7 @@ class AbstractListStateStore(AbstractStateStore[ModelT], Generic[ModelT]):
         return self.state_downloader(model, state_key)
 
     def save(self, model: ModelT, training_id: str) -> NoReturn:
-        """Not possible here.
+        """Refuse to save, since the list is fixed.
 
         Raises:
             ReadOnlyStoreError: Always.

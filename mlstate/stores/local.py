@@ -1,4 +1,4 @@
-"""Stores on this machine: a folder of states, and states in memory."""
+"""Stores on this machine: of states in a folder, and of states in memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from mlstate.locations import local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
-from mlstate.stores.catalog import FileCatalog, FolderCheckpoints, WithCheckpoints
-from mlstate.stores.prune_folder import PruneReport, prune_folder
+from mlstate.stores.checkpoints import FolderCheckpoints, WithCheckpoints
+from mlstate.stores.prune import PruneReport
+from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.save import SavingStore
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
@@ -19,7 +20,7 @@ __all__ = ["LocalStateStore", "MemoryStateStore"]
 
 
 class MemoryStateStore(SavingStore):
-    """States in dictionaries of this process, encoded and verified as everywhere.
+    """States in the memory of this process, encoded and verified as in every store.
 
     Example:
         >>> import torch
@@ -33,8 +34,7 @@ class MemoryStateStore(SavingStore):
 
     def __init__(self) -> None:
         files, objects = MemoryStateFiles(), MemoryObjectStore()
-        catalog = FileCatalog(files)
-        super().__init__(catalog, objects, StateSaver(files, objects, catalog))
+        super().__init__(files, objects, StateSaver(files, objects, files))
         self.own = objects
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class LocalStateStore(SavingStore):
         self.folder = local_path(folder)
         self._files = FolderStateFiles(self.folder)
         self._objects = FolderObjectStore(self.folder)
-        catalog = WithCheckpoints(FileCatalog(self._files), FolderCheckpoints(self.folder))
+        catalog = WithCheckpoints(self._files, FolderCheckpoints(self.folder))
         super().__init__(catalog, self._objects, StateSaver(self._files, self._objects, catalog))
         self.own = self._objects
 
@@ -82,23 +82,22 @@ class LocalStateStore(SavingStore):
         return Phrase(f"LocalStateStore({str(self.folder)!r})", str(self.folder))
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
-        """Take away objects that no state names; safe while others save and load.
+        """Remove objects that no state names; other processes may save and load meanwhile.
 
-        What is taken away goes to trash/ first; the next pruning deletes it. Objects of a state
-        that was deleted within the grace period are spared.
+        Objects are moved to trash/ first; the next pruning deletes them. Objects of a state that
+        was deleted within the grace period are spared.
 
         Args:
-            grace_seconds: What is younger is spared. 14 days by default; shorten it only if no
-                save beside it takes longer.
-            dry_run: Change nothing, say what would be done.
+            grace_seconds: Younger objects are spared. 14 days by default; a shorter period must
+                be longer than any save that runs meanwhile.
+            dry_run: Change nothing, and report what would be done.
 
         Returns:
-            What was done.
+            The objects that were moved, deleted or put back.
 
         Raises:
-            MlstateError: A state cannot be read, so nobody knows what it needs: restore or delete
-                it first. Nothing was removed.
+            MlstateError: A state cannot be read, so that its objects are unknown: restore or
+                delete it first. Nothing was removed.
         """
-        return prune_folder(
-            self._files, self._objects, grace_seconds=grace_seconds, dry_run=dry_run
-        )
+        files, objects = self._files, self._objects
+        return prune_folder(files, objects, grace_seconds=grace_seconds, dry_run=dry_run)

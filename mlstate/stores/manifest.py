@@ -1,11 +1,11 @@
-"""States that manifests list, and `Store()`, the default."""
+"""Stores of the states that manifests list, `Store()` among them, which is the default."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 from mlstate import settings
 from mlstate.errors import ReadOnlyStoreError
@@ -13,14 +13,14 @@ from mlstate.fetch import Fetcher, OnProgress
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest
 from mlstate.models import state_type_of
-from mlstate.phrases import FOLDER, Phrase
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
+from mlstate.stores.arguments import check_list
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
-from mlstate.stores.cache_prune import CachePruneReport, prune_cache
 from mlstate.stores.catalog import ManifestCatalog
-from mlstate.stores.checks import check_list
 from mlstate.stores.custom import state_store
+from mlstate.stores.prune_cache import CachePruneReport, prune_cache
 from mlstate.stores.read import StateStore
 
 __all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
@@ -32,16 +32,16 @@ _DEFAULT = Phrase("Store()", "the default store")
 
 
 class ManifestStore(StateStore):
-    """A read-only view over the states that a manifest lists.
+    """A read-only view of the states that a manifest lists.
 
-    The manifest says which state a key is, by digest. The bytes come from the cache; what is
-    missing there is fetched from the mirrors that the manifest lists, once, and verified.
+    The manifest gives the digest of each state. The bytes come from the cache; what is missing
+    there is fetched from the mirrors that the manifest lists, once, and verified.
 
     Args:
         path: A manifest, or a folder of manifests; or a `Manifest` that was read or made already.
-        cache: Where the bytes are, and where fetched ones go: the folder of a store or cache, a
-            store, or an object store. By default the folders of MLSTATE_READONLY_CACHES, which are
-            only read, and then MLSTATE_CACHE.
+        cache: The cache that has the bytes, and takes fetched ones: a folder, a store, or an
+            object store. By default the folders of MLSTATE_READONLY_CACHES, which are only read,
+            and then MLSTATE_CACHE.
         offline: Open no socket, whatever is missing. By default as MLSTATE_OFFLINE says.
         progress: Called with a `mlstate.fetch.Progress` now and then while something is fetched;
             or True, for a bar on the terminal.
@@ -55,6 +55,7 @@ class ManifestStore(StateStore):
     manifest: Manifest
     path: Path | None = None
     """The file or folder that was read; None for a `Manifest`, and for several together."""
+    _read_only = "a manifest is a read-only view"
 
     def __init__(
         self,
@@ -65,26 +66,13 @@ class ManifestStore(StateStore):
         progress: OnProgress | bool | None = None,
     ) -> None:
         if isinstance(path, Manifest):
-            manifest, name = path, f"ManifestStore(<{len(path.states)} states>)"
+            self.manifest = path
+            self._name = f"ManifestStore(<{len(path.states)} states>)"
         else:
-            manifest, name = Manifest.read(path), Phrase(f"ManifestStore({str(path)!r})", str(path))
-            self.path = local_path(path)
-        self._init(ManifestCatalog(manifest), cache, name, offline=offline, progress=progress)
-
-    def _init(
-        self,
-        catalog: ManifestCatalog,
-        cache: CacheLike | None,
-        name: str,
-        *,
-        offline: bool | None,
-        progress: OnProgress | bool | None,
-    ) -> None:
+            self.manifest, self.path = Manifest.read(path), local_path(path)
+            self._name = Phrase(f"ManifestStore({str(path)!r})", str(path))
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
-        super().__init__(catalog, fetcher.cache, fetcher)
-        self.fetcher = fetcher
-        self.manifest = catalog.manifest
-        self._name = name
+        super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)
 
     def __repr__(self) -> str:
         return self._name
@@ -98,38 +86,28 @@ class ManifestStore(StateStore):
     ) -> CachePruneReport:
         """Make room in the cache: whole states, those first that were not used for longest.
 
-        What is taken away is fetched again when it is needed, as long as a mirror has it. States
-        that somebody saved in the folder are not touched, nor what they need.
+        Removed states are fetched again when they are needed, as long as a mirror has them. States
+        that were saved in the folder stay, and so do their objects.
 
         Args:
             max_size: The bytes that the fetched states that stay may need in all. No limit by
                 default.
             older_than: The seconds since its last use after which a state goes. No limit by
                 default.
-            dry_run: Change nothing, say what would be done.
+            dry_run: Change nothing, and report what would be done.
 
         Returns:
-            What was taken away.
+            The states and objects that were removed.
 
         Raises:
             ReadOnlyStoreError: The cache is no folder.
-            MlstateError: A state that was saved in the folder cannot be read, so nobody knows what
-                it needs. Nothing was removed.
+            MlstateError: A state that was saved in the folder cannot be read, so that its objects
+                are unknown. Nothing was removed.
         """
         own = self.fetcher.cache.own
         if own is None:
             raise ReadOnlyStoreError("this cache is no folder that can be pruned", path=self)
         return prune_cache(own, max_size=max_size, older_than=older_than, dry_run=dry_run)
-
-    def save(self, model: Any, training_id: str) -> NoReturn:
-        """Not possible here.
-
-        Raises:
-            ReadOnlyStoreError: Always.
-        """
-        raise ReadOnlyStoreError(
-            "a manifest is a read-only view", path=self, remedy="save into " + FOLDER
-        )
 
 
 def manifest_of(
@@ -192,11 +170,10 @@ class Store(ManifestStore):
         progress: OnProgress | bool | None = None,
     ) -> None:
         manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
-        hint = _DEFAULT + (
-            " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
-        )
-        catalog = ManifestCatalog(manifest, hint)
-        self._init(catalog, cache, _DEFAULT, offline=offline, progress=progress)
+        super().__init__(manifest, cache, offline=offline, progress=progress)
+        hint = " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
+        self.catalog = ManifestCatalog(manifest, _DEFAULT + hint)
+        self._name = _DEFAULT
 
 
 def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:

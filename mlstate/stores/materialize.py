@@ -1,4 +1,4 @@
-"""Writing a state as a plain folder, which `from_pretrained` and stock safetensors open."""
+"""Writing a state as a plain folder, which `from_pretrained` and safetensors open."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def materialize_state(
                     output.name: write_output(output, objects, run / str(number))
                     for number, output in enumerate(new)
                 }
-                # From here on nothing can turn out to be damaged any more.
+                # All bytes are verified by now.
                 _write_record(target, run, intent)
                 _publish(target, written, plan)
                 _write_record(target, run, final)
@@ -70,11 +70,7 @@ def materialize_state(
 
 
 def _outputs(entry: StateEntry, state: StateObject, most: int | None) -> list[Output]:
-    """The files to write, in the order in which they are published: an index is the last.
-
-    Raises:
-        FormatError: The state is none that tools could read, or a file of it has a name of ours.
-    """
+    """The files to write, in the order in which they get their names: an index is the last."""
     weights = weights_of(state, most)
     check_file_names(entry.files)
     outputs: list[Output] = []
@@ -96,7 +92,7 @@ def _publish(folder: Path, written: dict[str, Path], plan: FolderPlan) -> None:
     for name, temporary in written.items():
         os.replace(temporary, folder / name)
     _sync({folder, *((folder / name).parent for name in written)})
-    # An index first: nobody is to find one whose shards are gone.
+    # The index first, so that no index is there without its shards.
     for name in sorted(plan.stale, key=lambda name: name != INDEX_NAME):
         (folder / name).unlink(missing_ok=True)
     _sync({(folder / name).parent for name in plan.stale})
@@ -108,7 +104,7 @@ def _sync(folders: Iterable[Path]) -> None:
 
 
 def _recorded(wanted: dict[str, Digest], old: Recorded) -> Recorded:
-    """The record of files of this state, and of what was recorded and may still be there."""
+    """The record of the files of this state, and of recorded ones that may still be there."""
     recorded = dict(old)
     for name, digest in wanted.items():
         recorded[name] = tuple(dict.fromkeys((*recorded.get(name, ()), digest)))

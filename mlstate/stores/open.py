@@ -1,4 +1,4 @@
-"""`open_store`: from a text, as people write it on a command line, to a store."""
+"""`open_store`, which opens a store by a text, as on a command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from mlstate.errors import FormatError, StoreNotFoundError
 from mlstate.fetch.progress import OnProgress
@@ -45,14 +46,14 @@ def open_store(
 
     Args:
         where: The store.
-        cache: Where fetched bytes go; as for `ManifestStore`. A folder that is a store needs none.
+        cache: The cache; as for `ManifestStore`. A folder that is a store needs none.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
-        create: Whether a folder that is missing or empty will do, since something is to be saved.
+        create: Accept a folder that is missing or empty, in order to save into it.
 
     Raises:
         StoreNotFoundError: There is no store here.
-        FormatError: The text names no store, or the folder is none of this version.
+        FormatError: The text names no store, or the folder is a store of a newer version.
         ManifestError: A manifest cannot be read.
 
     Example:
@@ -61,21 +62,19 @@ def open_store(
         []
     """
     text = "" if where is None else str(where)
+    options: dict[str, Any] = {"cache": cache, "offline": offline, "progress": progress}
     if not text:
         from mlstate.stores.manifest import Store
 
-        return Store(cache, offline=offline, progress=progress)
+        return Store(**options)
     if bucket := _BUCKET.fullmatch(text):
         from mlstate.stores.s3 import S3StateStore
 
-        name, prefix = bucket.groups()
-        base = prefix.strip("/")
-        return S3StateStore(name, base_path=base, cache=cache, offline=offline, progress=progress)
+        return S3StateStore(bucket[1], base_path=bucket[2].strip("/"), **options)
     if repository := _REPOSITORY.fullmatch(text):
         from mlstate.stores.github.store import GitHubReleaseStore
 
-        owner, name = repository.groups()
-        return GitHubReleaseStore(owner, name, cache=cache, offline=offline, progress=progress)
+        return GitHubReleaseStore(*repository.groups(), **options)
     if "://" in text or text.startswith(("s3:", "github:")):
         web = text.startswith(("http://", "https://"))
         raise FormatError(
@@ -84,58 +83,55 @@ def open_store(
             expected=_EXPECTED,
             remedy=_ON_THE_WEB if web else None,
         )
-    folder = local_path(text)
-    if not folder.is_dir() and (folder.exists() or folder.suffix == ".toml"):
-        if not folder.exists():
-            raise StoreNotFoundError(
-                "there is no manifest here", path=folder, expected=_EXPECTED, remedy=_near(folder)
-            )
-        if folder.suffix != ".toml":
-            raise FormatError(
-                "this file is no store, and no manifest", path=folder, expected=_EXPECTED
-            )
-        return _manifest_store(folder, cache, offline, progress)
-    if not _is_store(folder) and _has_manifests(folder):
-        return _manifest_store(folder, cache, offline, progress)
-    if not create and not _is_store(folder):
+    path = local_path(text)
+    if _is_manifest(path):
+        from mlstate.stores.manifest import ManifestStore
+
+        return ManifestStore(path, **options)
+    if not create and not _is_store(path):
         raise StoreNotFoundError(
             "there is no store here",
-            path=folder,
+            path=path,
             expected=_EXPECTED,
-            found=_found(folder),
-            remedy=_near(folder),
+            found=_found(path),
+            remedy=_near(path),
         )
     from mlstate.stores.local import LocalStateStore
 
-    return LocalStateStore(folder)
+    return LocalStateStore(path)
 
 
-def _has_manifests(folder: Path) -> bool:
-    return folder.is_dir() and bool(manifest_files(folder))
+def _is_manifest(path: Path) -> bool:
+    """Whether a path is that of a manifest, or of a folder of some that is no store.
 
-
-def _manifest_store(
-    path: Path,
-    cache: str | os.PathLike[str] | None,
-    offline: bool | None,
-    progress: OnProgress | bool | None,
-) -> StateStore:
-    from mlstate.stores.manifest import ManifestStore
-
-    return ManifestStore(path, cache, offline=offline, progress=progress)
+    A missing manifest and any other file are errors.
+    """
+    if path.is_dir():
+        return not _is_store(path) and bool(manifest_files(path))
+    if path.suffix != ".toml":
+        if path.exists():
+            raise FormatError(
+                "this file is no store, and no manifest", path=path, expected=_EXPECTED
+            )
+        return False
+    if not path.exists():
+        raise StoreNotFoundError(
+            "there is no manifest here", path=path, expected=_EXPECTED, remedy=_near(path)
+        )
+    return True
 
 
 def _is_store(folder: Path) -> bool:
     """Whether a folder is a store, a cache, or a folder of the predecessor."""
     if any((folder / name).exists() for name in (layout.SETTINGS, layout.STATES, layout.OBJECTS)):
         return True
-    from mlstate.stores.catalog import FolderCheckpoints
+    from mlstate.stores.checkpoints import FolderCheckpoints
 
-    return next(FolderCheckpoints(folder).keys(), None) is not None
+    return bool(FolderCheckpoints(folder).keys())
 
 
 def _near(path: Path) -> str | None:
-    """What is there and is called nearly so."""
+    """A remedy that gives similar names in the same folder."""
     try:
         names = os.listdir(path.parent)
     except OSError:

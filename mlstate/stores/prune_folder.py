@@ -1,4 +1,4 @@
-"""Taking away the objects of a folder that no state names, safely beside racing saves."""
+"""Pruning of a folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
 from mlstate.objects.durable import create_exclusively, make_folders, sync_path, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
-from mlstate.stores.prune_base import TRASHED_OBJECT, TRASHED_STATE, PruneReport, Pruning
+from mlstate.stores.prune import PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
 
-__all__ = ["PruneReport", "prune_folder"]
+__all__ = ["prune_folder"]
 
 _DAMAGED = re.compile(rf"[0-9a-f]{{64}}{layout.DAMAGED_SUFFIX}\.[0-9a-f]{{32}}")
 _FETCHED = "|".join(
@@ -39,71 +39,40 @@ def prune_folder(
     dry_run: bool = False,
     forgotten: Collection[Digest] = (),
 ) -> PruneReport:
-    """Prune a store's folder.
-
-    Args:
-        states: Its state files.
-        objects: Its objects.
-        grace_seconds: What is younger is spared, named or not.
-        dry_run: Change nothing, say what would be done.
-        forgotten: Fetched states that a cache need not keep.
+    """Prune a folder; whatever is younger than the grace period is spared, named or not.
 
     Raises:
         MlstateError: The folder is no store of this version, or a state cannot be read, so that
-            nobody knows what it names. Nothing was removed.
+            its objects are unknown. Nothing was removed.
     """
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
-        return PruneReport()  # no store yet: whatever is there is somebody else's
-    return _FolderPruning(
-        states, objects, grace_seconds=grace_seconds, dry_run=dry_run, forgotten=forgotten
-    ).run()
+        return PruneReport()  # no store yet: whatever is there belongs to somebody else
+    limit = (time.time() if dry_run else _file_time(objects.root)) - grace_seconds
+    return _FolderPruning(states, objects, limit, dry_run, forgotten).run()
 
 
-class _FolderPruning(Pruning[Path]):
-    def __init__(
-        self,
-        states: FolderStateFiles,
-        objects: FolderObjectStore,
-        *,
-        grace_seconds: float,
-        dry_run: bool,
-        forgotten: Collection[Digest],
-    ) -> None:
-        super().__init__(states, objects, dry_run=dry_run, forgotten=forgotten)
-        self.folder = objects
-        self.root = objects.root
-        self.trash = objects.root / layout.TRASH
-        self.limit = self._now() - grace_seconds
+def _file_time(root: Path) -> float:
+    """The time by the clock that dates the files: that of the file server."""
+    name = f"{layout.TEMPORARIES}/{uuid.uuid4().hex}"
+    write_in_store(root, name, [b""], sync_parent=False)
+    path = root / name
+    try:
+        return path.stat().st_mtime
+    finally:
+        path.unlink()
 
-    def _now(self) -> float:
-        """The time by the clock that dates the files: that of the file server."""
-        if self.dry_run:
-            return time.time()
-        name = f"{layout.TEMPORARIES}/{uuid.uuid4().hex}"
-        write_in_store(self.root, name, [b""], sync_parent=False)
-        path = self.root / name
-        try:
-            return path.stat().st_mtime
-        finally:
-            path.unlink()
 
+class _FolderPruning(Pruning[FolderObjectStore, Path]):
     def roots(self) -> Iterator[Root]:
-        return read_roots(self.root)
+        return read_roots(self.objects.root)
 
     def all_objects(self) -> Iterator[tuple[Path, Digest]]:
-        for digest in self.folder.digests():
-            yield self.folder.path(digest), digest
+        for digest in self.objects.digests():
+            yield self.objects.path(digest), digest
 
-    def trashed_objects(self) -> Iterator[tuple[Path, Digest]]:
-        for path in _files(self.trash):
-            if match := TRASHED_OBJECT.fullmatch(path.name):
-                yield path, Digest(match[1])
-
-    def trashed_states(self) -> Iterator[tuple[Path, str]]:
-        for path in _files(self.trash):
-            if match := TRASHED_STATE.fullmatch(path.name):
-                yield path, match[1]
+    def trash(self) -> Iterator[tuple[Path, str]]:
+        return ((path, path.name) for path in _files(self.objects.root / layout.TRASH))
 
     def is_fresh(self, place: Path) -> bool:
         try:
@@ -124,8 +93,9 @@ class _FolderPruning(Pruning[Path]):
             return None
 
     def move(self, place: Path, digest: Digest) -> Path | None:
-        self.trash.mkdir(exist_ok=True)
-        target = self.trash / f"{digest}.{uuid.uuid4().hex}"
+        trash = self.objects.root / layout.TRASH
+        trash.mkdir(exist_ok=True)
+        target = trash / f"{digest}.{uuid.uuid4().hex}"
         try:
             os.rename(place, target)
         except FileNotFoundError:  # another pruning was first
@@ -136,8 +106,8 @@ class _FolderPruning(Pruning[Path]):
         return target
 
     def move_back(self, place: Path, digest: Digest) -> None:
-        target = self.folder.path(digest)
-        make_folders(self.root, target.parent)
+        target = self.objects.path(digest)
+        make_folders(self.objects.root, target.parent)
         with contextlib.suppress(FileNotFoundError):
             create_exclusively(place, target)
             place.unlink(missing_ok=True)
@@ -146,30 +116,21 @@ class _FolderPruning(Pruning[Path]):
     def delete(self, place: Path) -> None:
         place.unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        temporaries = _files(self.root / layout.TEMPORARIES)
-        leftovers = [path for path in temporaries if _TEMPORARY.fullmatch(path.name)]
-        leftovers += [
-            path
-            for path in _files(self.trash)
-            if TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name)
-        ]
-        for path in leftovers:
-            if not self.is_fresh(path):
-                self.report.swept.append(str(path))
-                if not self.dry_run:
-                    self.delete(path)
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    def leftovers(self) -> Iterator[Path]:
+        for path in _files(self.objects.root / layout.TEMPORARIES):
+            if _TEMPORARY.fullmatch(path.name):
+                yield path
+        yield from super().leftovers()
+        yield from (path for path, name in self.trash() if _DAMAGED.fullmatch(name))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in _entries(folder):
+    """The files that are directly in a folder, which may be missing."""
+    try:
+        paths = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISREG(path.lstat().st_mode):
                 yield path

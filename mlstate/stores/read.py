@@ -1,4 +1,4 @@
-"""Reading states: a catalog says which state a key is, an object store has its bytes."""
+"""The store that reads: a catalog has the entries of states, an object store their bytes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlstate.digests import Digest
 from mlstate.errors import (
     FetchError,
-    IncompatibleStateError,
     IntegrityError,
     ObjectNotFoundError,
     ReadOnlyStoreError,
     concerning,
 )
-from mlstate.format.state_object import BYTES_NAME
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.parallel import THREADS
 from mlstate.phrases import FOLDER
-from mlstate.reading import Names, Only, VerifiedFiles, needs_of, read_bytes_state, read_state
+from mlstate.reading import Names, Only, VerifiedFiles, needs_of, read_state
 from mlstate.states import StateKey, StateType, check_key, check_state_type
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
 from mlstate.stores.access import Access
+from mlstate.stores.arguments import check_compatible, check_list, check_names, check_pin
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.checks import check_compatible, check_list, check_names, check_pin
+from mlstate.stores.load import load_into
 from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:
@@ -49,14 +48,14 @@ class StateStore(AbstractStateStore[Any]):
 
     Args:
         catalog: Which states there are.
-        objects: Where their bytes are; of a store with a fetcher, its cache.
+        objects: The object store with their bytes; of a store with a fetcher, its cache.
         fetcher: Brings missing objects into the cache; None where all bytes are at hand.
 
     Attributes:
         own: The object store that saved states go to, where the store has one; else None.
         folder: The folder that the store is, or None.
         manifest: The manifest that lists its states, or None.
-        place: Where on the network it is, or None.
+        place: Its place on the network, or None.
         clients: The clients of the buckets that it is in, by their addresses.
         threads: How many objects are looked at, hashed and moved at once.
     """
@@ -67,6 +66,7 @@ class StateStore(AbstractStateStore[Any]):
     place: RemotePlace | None = None
     threads = THREADS
     clients: Mapping[str, BucketClient] = MappingProxyType({})
+    _read_only = "this store is only read"
 
     def __init__(
         self, catalog: Catalog, objects: ObjectStore, fetcher: Fetcher | None = None
@@ -75,8 +75,6 @@ class StateStore(AbstractStateStore[Any]):
         self.objects = objects
         self.fetcher = fetcher
         self.access = Access(fetcher)
-
-    # Which states there are.
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all; sorted by fields.
@@ -110,7 +108,7 @@ class StateStore(AbstractStateStore[Any]):
             Its entry and where its bytes are; None if this store has no such state.
 
         Raises:
-            ManifestError: What the store says of the state cannot be read.
+            ManifestError: The entry of the state cannot be read.
         """
         entry = self.catalog.recorded(key)
         return self.catalog.checkpoint(key) if entry is None else Found(entry, self.objects)
@@ -120,7 +118,7 @@ class StateStore(AbstractStateStore[Any]):
 
         Raises:
             StateNotFoundError: It is not; near misses are named.
-            ManifestError: What this store says of the state cannot be read.
+            ManifestError: The entry of the state cannot be read.
         """
         check_key(key)
         found = self.find(key)
@@ -138,14 +136,12 @@ class StateStore(AbstractStateStore[Any]):
         return self.get(key).entry.pinned_digest
 
     def meta(self, key: StateKey) -> Mapping[str, Any]:
-        """What was noted with a state: licence, description, metrics. Not authenticated.
+        """The free information of a state: licence, description, metrics. Not authenticated.
 
         Raises:
             StateNotFoundError: There is no such state.
         """
         return self.get(key).entry.meta
-
-    # What they hold.
 
     def fetch(self, key: StateKey, *, names: Sequence[str] | None = None) -> FetchReport:
         """Bring what is missing of a state into the cache, without loading it.
@@ -155,7 +151,7 @@ class StateStore(AbstractStateStore[Any]):
 
         Args:
             key: The state.
-            names: The tensors that are needed; all by default, and the state's files.
+            names: The tensors that are needed; by default all, and the state's files.
 
         Returns:
             How many bytes came, and how many were there already.
@@ -192,7 +188,7 @@ class StateStore(AbstractStateStore[Any]):
 
         Returns:
             Name -> content. A file is read and verified when it is looked up; the names cost
-            nothing. What is done to the bytes does not reach the store.
+            nothing. Changes to the bytes do not reach the store.
 
         Raises:
             StateNotFoundError: There is no such state.
@@ -224,9 +220,9 @@ class StateStore(AbstractStateStore[Any]):
     ) -> LoadResult:
         """Load a state into a model: all of it verified before the first value changes.
 
-        A refused or failed load leaves the model exactly as it was; one that is stopped by Ctrl-C,
-        as it was or, if all was verified by then, loaded. (A model whose own load hooks
-        rename or raise gets its tensors back, but what else a hook did is beyond this.)
+        A refused or failed load leaves the model exactly as it was. After Ctrl-C the model is as it
+        was or, if all was verified by then, loaded. (A model whose own load hooks rename or raise
+        gets its tensors back, but other effects of a hook remain.)
 
         Args:
             model: A ``torch.nn.Module`` with a ``state_type``, or another model.
@@ -255,7 +251,7 @@ class StateStore(AbstractStateStore[Any]):
         def load(found: Found) -> LoadResult:
             check_pin(found.entry.pinned_digest, digest)
             self.access.bring(found.entry)
-            return _load_into(
+            return load_into(
                 model,
                 found,
                 strict=strict,
@@ -264,12 +260,12 @@ class StateStore(AbstractStateStore[Any]):
             )
 
         if digest is not None and (cached := self._cached(state_key, Digest(digest))):
-            # What is damaged in the cache needs the mirrors that the entry names.
+            # To replace damaged objects takes the mirrors that the entry names.
             with suppress(IntegrityError), concerning(state_key):
                 return load(cached)
         found = None
         if isinstance(model, BytesModel) and not isinstance(model, TensorModel):
-            # Its checkpoints need not be mappings of tensors, which `get` takes them to be.
+            # Its checkpoints need not be mappings of tensors, which `get` requires.
             entry = self.catalog.recorded(state_key)
             if entry is not None:
                 found = Found(entry, self.objects)
@@ -285,8 +281,8 @@ class StateStore(AbstractStateStore[Any]):
 
         Args:
             key: The state.
-            names: Those to load; nothing else is read or verified. All by default.
-            device: Where to put them: a ``torch.device`` or what names one.
+            names: The tensors to load; no others are read or verified. All by default.
+            device: The device for them: a ``torch.device`` or its name.
 
         Returns:
             Name -> tensor, verified. On the CPU they are mapped where that is safe, private and
@@ -352,12 +348,12 @@ class StateStore(AbstractStateStore[Any]):
         return self.reading(key, write)
 
     def save(self, model: Any, training_id: str) -> StateKey:
-        """Not possible in a store that is only read.
+        """Refuse to save, since this store is only read.
 
         Raises:
             ReadOnlyStoreError: Always.
         """
-        raise ReadOnlyStoreError("this store is only read", path=self, remedy="save into " + FOLDER)
+        raise ReadOnlyStoreError(self._read_only, path=self, remedy="save into " + FOLDER)
 
     def reading(
         self,
@@ -368,15 +364,10 @@ class StateStore(AbstractStateStore[Any]):
         files: bool = True,
         found: Found | None = None,
     ) -> _Result:
-        """Find a state and work on it; again where its bytes were damaged, or it was replaced.
+        """Find a state, unless `found` has it, and call `work`, which fetches and reads it.
 
-        Args:
-            key: The state.
-            work: Brings and reads what it needs; called once more after something was mended, or
-                if the state was overwritten between the look at its entry and the fetch.
-            names: The tensors that it needs; all by default.
-            files: Whether it needs the state's files, too.
-            found: The state, where it was found already.
+        `work` is called again after damaged objects of the tensors named, and of the files, have
+        been replaced, or if the state was overwritten between the look at its entry and the fetch.
 
         Returns:
             What `work` returns.
@@ -385,60 +376,25 @@ class StateStore(AbstractStateStore[Any]):
             StateNotFoundError: There is no such state.
             MlstateError: As `work`.
         """
+
+        def repaired(state: Found) -> _Result:
+            return self.access.repaired(state.entry, lambda: work(state), names, files=files)
+
         found = self.get(key) if found is None else found
         with concerning(key):
             try:
-                return self._working(found, work, names, files=files)
+                return repaired(found)
             except FetchError:
                 now = self.find(key) if self.catalog.remote else None
                 if now is None or now.entry.digest == found.entry.digest:
                     raise
-                return self._working(now, work, names, files=files)
-
-    def _working(
-        self,
-        found: Found,
-        work: Callable[[Found], _Result],
-        names: Names,
-        *,
-        files: bool,
-    ) -> _Result:
-        return self.access.repaired(found.entry, lambda: work(found), names, files=files)
+                return repaired(now)
 
     def _cached(self, key: StateKey, digest: Digest) -> Found | None:
-        """A state that is in the cache, by its digest alone, where a look at its entry is dear."""
+        """A state of a remote store that is in the cache, found by its digest alone."""
         if self.catalog.remote:
             entry = StateEntry(key, digest)
             with suppress(IntegrityError):
                 if not needs_of(entry, self.objects, None, files=False):
                     return Found(entry, self.objects)
         return None
-
-
-def _load_into(
-    model: Any, found: Found, *, strict: bool, assign: bool, ignore_mismatched_sizes: bool
-) -> LoadResult:
-    """Load a state whose bytes are at hand."""
-    digest = found.entry.pinned_digest
-    state = read_state(*found)
-    if BYTES_NAME in state.specs and isinstance(model, BytesModel):
-        model.set_state(read_bytes_state(state, found.objects))
-        return LoadResult(digest=digest)
-    if not isinstance(model, TensorModel):
-        raise IncompatibleStateError(
-            f"this {type(model).__name__} takes no tensors",
-            expected="state_dict() and load_state_dict()",
-        )
-    from mlstate.tensors import load_tensors, places_of, reading
-
-    places = places_of(model, state.specs)
-    with reading(found.objects, state, shared=True, places=places) as read:
-        return load_tensors(
-            model,
-            state.specs,
-            read,
-            strict=strict,
-            assign=assign,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            digest=digest,
-        )

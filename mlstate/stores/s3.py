@@ -1,9 +1,8 @@
-"""States in a bucket of S3, or of what speaks its language."""
+"""The store of states in a bucket of S3, or of another service that speaks its protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from mlstate import settings
@@ -12,18 +11,16 @@ from mlstate.errors import FormatError
 from mlstate.fetch import Fetcher, OnProgress
 from mlstate.format import layout
 from mlstate.locations import check_url
-from mlstate.manifests import StateEntry
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.bucket_catalog import BucketCheckpoints, BucketStateFiles
-from mlstate.stores.bucket_prune import prune_bucket
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
-from mlstate.stores.catalog import FileCatalog, WithCheckpoints
-from mlstate.stores.prune_base import PruneReport
-from mlstate.stores.remote import without_local_places
+from mlstate.stores.checkpoints import WithCheckpoints
+from mlstate.stores.prune import PruneReport
+from mlstate.stores.prune_bucket import prune_bucket
 from mlstate.stores.save import SavingStore
 from mlstate.stores.state_saver import StateSaver
 
@@ -33,10 +30,10 @@ __all__ = ["S3StateStore"]
 class S3StateStore(SavingStore):
     """A bucket of states: the same layout as a `LocalStateStore` has, under a prefix.
 
-    What ``aws s3 sync`` makes of a `LocalStateStore` is one of these, and the other way round.
-    States load by way of the local cache: what is there is not asked for again, and with
-    ``digest=`` the bucket is asked for nothing at all. Several processes may save, load and
-    delete at once. Checkpoints of the predecessor
+    ``aws s3 sync`` makes one of a `LocalStateStore`, and the other way round. States load by way
+    of the local cache: objects that are there are not requested again, and with ``digest=`` the
+    bucket is not asked at all. Several processes may save, load and delete at once. Checkpoints of
+    the predecessor
     (``backend/architecture.extra.training_id.pt``) list and load too.
 
     Needs ``pip install 'mlstate[s3]'``. Not for use on both sides of a fork: a process that is
@@ -44,17 +41,17 @@ class S3StateStore(SavingStore):
 
     Args:
         bucket: The name of the bucket. It must exist.
-        session_kwargs: What ``boto3.session.Session`` takes: ``profile_name``, ``region_name``,
-            keys. By default as the environment says.
+        session_kwargs: Arguments of ``boto3.session.Session``: ``profile_name``,
+            ``region_name``, keys. By default those of the environment.
         s3_endpoint_url: The URL of a service other than AWS that speaks S3. By default as
             AWS_ENDPOINT_URL or the profile says.
         base_path: The prefix; by default the whole bucket is the store.
-        cache: Where what is loaded goes; as for `ManifestStore`.
+        cache: The cache for fetched objects; as for `ManifestStore`.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
 
     Raises:
-        FormatError: A name is none that S3 has, or the cache is no store.
+        FormatError: A name is not valid in S3, or the cache is no store.
         TransportError: obstore is not installed.
     """
 
@@ -84,10 +81,7 @@ class S3StateStore(SavingStore):
         self._place = BucketPlace(client, base)
         self._files = BucketStateFiles(self._place)
         self._objects = BucketObjectStore(self._place)
-        catalog = WithCheckpoints(
-            FileCatalog(self._files, remote=True, adapt=self._adapted),
-            BucketCheckpoints(self._place, fetcher),
-        )
+        catalog = WithCheckpoints(self._files, BucketCheckpoints(self._place, fetcher))
         saver = StateSaver(self._files, self._objects, catalog, self.threads)
         super().__init__(catalog, fetcher.cache, saver, fetcher)
         self.own = self._objects
@@ -97,30 +91,24 @@ class S3StateStore(SavingStore):
     def __repr__(self) -> str:
         return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
 
-    def _adapted(self, entry: StateEntry) -> StateEntry:
-        """An entry of this store: its objects are in the bucket, and not on this machine."""
-        entry = without_local_places(entry)
-        return replace(entry, objects=(self._place.address, *entry.objects))
-
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
-        """Take away objects that no state names; safe while others save and load.
+        """Remove objects that no state names; other processes may save and load meanwhile.
 
-        What is taken away is copied to trash/ first; the next pruning deletes it. Objects of a
-        state that was deleted within the grace period are spared. Uploads that were never finished
-        are given up after it. A load of a state that is saved at the very moment when its objects
-        are taken away may find one missing; a moment later it is back.
+        Objects are copied to trash/ first; the next pruning deletes them. Objects of a state that
+        was deleted within the grace period are spared; unfinished uploads are given up after it. A
+        load of a state that is saved while its objects are removed may find one missing; a moment
+        later it is back.
 
         Args:
-            grace_seconds: What is younger is spared. 14 days by default; shorten it only if no
-                save beside it takes longer.
-            dry_run: Change nothing, say what would be done.
+            grace_seconds: As for `LocalStateStore.prune`.
+            dry_run: Change nothing, and report what would be done.
 
         Returns:
-            What was done.
+            The objects that were moved, deleted or put back.
 
         Raises:
-            MlstateError: The bucket cannot be asked, or a state cannot be read, so nobody knows
-                what it needs: restore or delete it first. Nothing was removed.
+            MlstateError: The bucket cannot be asked, or a state cannot be read, so that its
+                objects are unknown: restore or delete it first. Nothing was removed.
         """
         return prune_bucket(
             self._files,
@@ -132,11 +120,7 @@ class S3StateStore(SavingStore):
 
 
 def _check(address: str, base_path: str, endpoint: str | None) -> str:
-    """The prefix, without slashes around it.
-
-    Raises:
-        FormatError: A name is none that a bucket, a prefix or an endpoint has.
-    """
+    """Check the names of a bucket, a prefix and an endpoint; the prefix, without outer slashes."""
     if parse_bucket_address(address)[2]:
         raise FormatError(
             "a bucket has a name without slashes",

@@ -1,4 +1,4 @@
-"""Stores that save: the public methods, and the protocol of the part that does the work."""
+"""Stores that save: their public methods, and the protocol of the part that writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlstate.objects import ObjectStore
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
-from mlstate.stores.request import Content, SaveRequest
+from mlstate.stores.save_request import Content, SaveRequest
 
 if TYPE_CHECKING:
     from mlstate.fetch import Fetcher
@@ -28,37 +28,20 @@ class Saver(Protocol):
         """Save the tensors that these sources give under a key."""
 
     def receive(self, encoded: EncodedState, wanted: StateEntry, request: SaveRequest) -> bool:
-        """Save a state whose digests are known already. Its bytes are verified on the way.
+        """Save a state whose digests are known already; its bytes are verified on the way.
 
-        Args:
-            encoded: The state.
-            wanted: What is to be said of it, without digest and size.
-            request: As for `save`.
-
-        Returns:
-            False if it was there.
+        `wanted` is its entry, without digest and size. Returns False if it was there.
         """
 
     def is_taken(self, key: StateKey) -> bool:
         """Whether there is a state of this key, or of one that differs in case only."""
 
     def delete(self, key: StateKey) -> bool:
-        """Remove a state.
-
-        Returns:
-            False if there was none.
-        """
+        """Remove a state; False if there was none."""
 
 
 class SavingStore(StateStore):
-    """A store that saves, too.
-
-    Args:
-        catalog: As for `StateStore`.
-        objects: As for `StateStore`.
-        saver: Saves and deletes.
-        fetcher: As for `StateStore`.
-    """
+    """A `StateStore` with a saver, which saves and deletes."""
 
     def __init__(
         self,
@@ -82,15 +65,15 @@ class SavingStore(StateStore):
     ) -> StateKey:
         """Save a model's state under its ``state_type`` and a training id.
 
-        What the store has already is not written again, whichever state it came with. Saving the
-        same weights and files again changes nothing.
+        Objects that the store has already, of any state, are not written again. Saving the same
+        weights and files again changes nothing.
 
         Args:
             model: A ``torch.nn.Module`` with a ``state_type``, or another model.
             training_id: What made this state, for instance ``"2022-01-01-finetuned-imagenet"``.
             files: Files to keep with it: name -> bytes, or the path of a file.
-            meta: Free information: licence, description, metrics. Of an unchanged state the
-                stored one stays, and a warning says so.
+            meta: Free information: licence, description, metrics. That of an unchanged state
+                stays as it is stored, with a warning.
             overwrite: Replace another state that has this key.
             verify: Read objects that are reused, and write those that are damaged again.
 

@@ -5,24 +5,15 @@ So a crash at any point leaves the complete state or none, and at most objects t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import (
-    ManifestError,
-    concerning,
-)
+from mlstate.errors import ManifestError, concerning
 from mlstate.format import tensor_object
-from mlstate.format.encode import (
-    EncodedState,
-    TensorSource,
-    check_sources,
-    encode_state,
-)
+from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import WritableObjectStore
 from mlstate.objects.saving import ObjectSaver, absent
@@ -30,19 +21,14 @@ from mlstate.parallel import THREADS, for_each
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.request import (
+from mlstate.stores.save_request import (
     Content,
     SaveRequest,
     case_variant_exists,
+    check_same,
     content_of,
-    is_same,
-    other_exists,
-    warn_of_meta,
 )
 from mlstate.stores.statefiles import StateFiles, format_state_file
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["StateSaver"]
 
@@ -50,13 +36,10 @@ _LARGE = 1 << 24
 
 
 class StateSaver:
-    """Saves into state files, and an object store beside them; see `Saver`.
+    """Saves into state files and an object store; see `Saver`.
 
-    Args:
-        files: The state files.
-        objects: Where objects go.
-        catalog: The store's catalog, which may know states that have no state file.
-        threads: How many objects are looked at, hashed and written at once.
+    The catalog is that of the store, which may have states without state files. So many threads
+    hash and write objects at once.
     """
 
     def __init__(
@@ -85,152 +68,123 @@ class StateSaver:
             # Before anything is written: meta that TOML cannot hold is refused here.
             wanted = request.entry(key)
             check_sources(sources)
-            existing = self._existing(key, overwrite=request.overwrite)
-            if existing is not None:
-                encoded = encode_state(sources)
-                if self._is_settled(existing, encoded, wanted, request):
-                    if request.other_meta(existing.entry, wanted):
-                        warn_of_meta(key)
-                    return
-            act = self._act(verify=request.verify)
-            with act.settled():
-                encoded = encode_state(sources, threads=self.threads, store=act.store)
+            if self._is_settled(wanted, request, lambda: encode_state(sources)):
+                return
+            saver = self._object_saver(verify=request.verify)
+            with saver.settled():
+                encoded = encode_state(sources, threads=self.threads, store=saver.store)
                 for name, entry in wanted.files.items():
-                    act.take(entry.digest, [content_of(request.files[name])])
-            with act.settled():
-                act.take(encoded.digest, [encoded.data])
-                self._complete(act, encoded, wanted, request)
+                    saver.take(entry.digest, [content_of(request.files[name])])
+            with saver.settled():
+                saver.take(encoded.digest, [encoded.data])
+                self._complete(saver, encoded, wanted, request)
 
     def receive(self, encoded: EncodedState, wanted: StateEntry, request: SaveRequest) -> bool:
         """Save a state of another store; see `Saver.receive`."""
-        key = wanted.key
-        with concerning(key):
-            existing = self._existing(key, overwrite=request.overwrite)
-            if existing is not None and self._is_settled(existing, encoded, wanted, request):
-                if request.other_meta(existing.entry, wanted):
-                    warn_of_meta(key)
+        with concerning(wanted.key):
+            if self._is_settled(wanted, request, lambda: encoded):
                 return False
-            act = self._act(verify=request.verify)
-            self._put_all(act, encoded, wanted, request)
-            self._complete(act, encoded, wanted, request)
+            saver = self._object_saver(verify=request.verify)
+            self._put_all(saver, encoded, wanted, request)
+            self._complete(saver, encoded, wanted, request)
         return True
 
     def stored(self, key: StateKey) -> tuple[StateEntry | None, bool]:
-        """The entry of what has the key, and whether it was saved: else it is a checkpoint.
-
-        Raises:
-            ManifestError: The state file cannot be read.
-        """
+        """The entry of a key, and whether it was saved: otherwise it is that of a checkpoint."""
         entry = self._catalog.recorded(key)
         if entry is not None:
             return entry, True
         found = self._catalog.checkpoint(key)
         return (None if found is None else found.entry), False
 
-    def _existing(self, key: StateKey, *, overwrite: bool) -> _Existing | None:
-        try:
-            entry, is_saved = self.stored(key)
-        except ManifestError as error:
-            if not overwrite:
-                error.remedy = "save with " + OVERWRITE + " to replace it"
-                raise
-            entry, is_saved = None, False  # what cannot be read is replaced
-        if entry is None:
-            if variant := self.files.case_variant(key):
-                raise case_variant_exists(variant)
-            return None
-        return _Existing(entry, is_saved)
-
     def _is_settled(
-        self, existing: _Existing, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self, wanted: StateEntry, request: SaveRequest, encode: Callable[[], EncodedState]
     ) -> bool:
-        """Whether the state is there and stays as it is; then what is missing of it is mended.
+        """Whether the state is stored already, and stays; then objects that it lacks are put again.
 
         Raises:
-            StateExistsError: Another is there.
+            StateExistsError: Another state has the key, or one that differs from it in case only.
+            ManifestError: The state file cannot be read, and is not to be overwritten.
         """
-        other_meta = request.other_meta(existing.entry, wanted)
-        renew = request.overwrite and (other_meta or not existing.is_saved)
-        if is_same(existing.entry, encoded.digest, wanted) and not renew:
-            if existing.is_saved:
-                self._keep(encoded, wanted, request)
-            return True
-        if not request.overwrite:
-            raise other_exists(existing.entry, encoded.digest, wanted)
-        return False
-
-    def _keep(self, encoded: EncodedState, wanted: StateEntry, request: SaveRequest) -> None:
-        """The same weights and files again: mend what is missing of them."""
-        if absent(self.objects, _sizes(encoded, wanted), self.threads) or request.verify:
-            act = self._act(verify=request.verify)
-            self._put_all(act, encoded, wanted, request)
+        try:
+            existing, is_saved = self.stored(wanted.key)
+        except ManifestError as error:
+            if not request.overwrite:
+                error.remedy = "save with " + OVERWRITE + " to replace it"
+                raise
+            existing, is_saved = None, False
+        if existing is None:
+            if variant := self.files.case_variant(wanted.key):
+                raise case_variant_exists(variant)
+            return False
+        encoded = encode()
+        if not request.stays(existing, encoded.digest, wanted, is_saved=is_saved):
+            return False
+        needed = _sizes(encoded, wanted)
+        if is_saved and (request.verify or absent(self.objects, needed, self.threads)):
+            saver = self._object_saver(verify=request.verify)
+            self._put_all(saver, encoded, wanted, request)
+        request.warn_of_other_meta(existing, wanted)
+        return True
 
     def _complete(
-        self, act: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
     ) -> None:
-        """All objects were taken: publish the state."""
-        act.flush()
-        self._publish(replace(wanted, digest=encoded.digest, size=encoded.state.nbytes), request)
+        """Write the state file, once all objects have been taken."""
+        saver.flush()
+        entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
+        self._write_state_file(entry, overwrite=request.overwrite)
         # Pruning may have taken a reused object before the state file named it: put it again.
-        if act.lost():
-            again = self._act(verify=False)
-            self._put_all(again, encoded, wanted, request)
+        if saver.lost():
+            self._put_all(self._object_saver(verify=False), encoded, wanted, request)
         if request.reused is not None:
             tensors = encoded.sources.items()
-            request.reused.update({d: s.spec.nbytes for d, s in tensors if d in act.reused})
+            request.reused.update({d: s.spec.nbytes for d, s in tensors if d in saver.reused})
 
-    def _publish(self, entry: StateEntry, request: SaveRequest) -> None:
+    def _write_state_file(self, entry: StateEntry, *, overwrite: bool) -> None:
         data = format_state_file(entry)
-        if request.overwrite:
+        if overwrite:
             self.files.replace(entry.key, data)
             return
         while not self.files.create(entry.key, data):
             winner = self._catalog.recorded(entry.key)
             if winner is None:
                 continue  # it was deleted since: the key is free again
-            if not is_same(winner, entry.pinned_digest, entry):
-                raise other_exists(winner, entry.pinned_digest, entry)
+            check_same(winner, entry.pinned_digest, entry)
             return
 
-    def _act(self, *, verify: bool) -> ObjectSaver:
+    def _object_saver(self, *, verify: bool) -> ObjectSaver:
         return ObjectSaver(self.objects, verify=verify, threads=self.threads)
 
     def _put_all(
-        self, act: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
     ) -> None:
-        """Put what is not there, the state object last, and make it durable."""
+        """Put the objects that are not there, the state object last, and make them durable."""
         sizes = encoded.sizes()
         if request.source is not None:
             needed = _sizes(encoded, wanted)
             request.source.bring(lambda: absent(self.objects, needed, self.threads))
 
         def put(digest: Digest) -> None:
-            act.take_if_needed(digest, sizes[digest], partial(_parts, encoded.sources[digest]))
+            saver.take_if_needed(digest, sizes[digest], partial(_parts, encoded.sources[digest]))
             if request.source is not None:
                 request.source.passed(digest, sizes[digest])
 
         # Few large ones at once: a store may have to hold all of one in memory.
-        with act.settled():
+        with saver.settled():
             for large, threads in ((True, min(THREADS, self.threads)), (False, self.threads)):
                 chosen = [digest for digest in encoded.sources if (sizes[digest] > _LARGE) is large]
                 for_each(put, sorted(chosen, key=lambda digest: -sizes[digest]), threads)
             for name, file in wanted.files.items():
-                act.take_if_needed(file.digest, None, partial(_content_parts, request.files, name))
-        with act.settled():
-            act.take(encoded.digest, [encoded.data])
-            act.flush()
-
-
-@dataclass(frozen=True)
-class _Existing:
-    """What has the key already: its entry, and whether it was saved here or is a checkpoint."""
-
-    entry: StateEntry
-    is_saved: bool
+                content = partial(_content_parts, request.files, name)
+                saver.take_if_needed(file.digest, None, content)
+        with saver.settled():
+            saver.take(encoded.digest, [encoded.data])
+            saver.flush()
 
 
 def _sizes(encoded: EncodedState, wanted: StateEntry) -> dict[Digest, int | None]:
-    """All objects of a state; the size of a file is not known without its bytes."""
+    """All objects of a state with their sizes; None for files, whose sizes no entry gives."""
     sizes: dict[Digest, int | None] = {file.digest: None for file in wanted.files.values()}
     sizes.update(encoded.sizes())
     return sizes

@@ -1,18 +1,15 @@
-"""State files: which keys a store has, and the few bytes of TOML behind each.
-
-A state file knows nothing of tensors; of several savers of one key exactly one creates it.
-"""
+"""State files of folders and of memory: which keys a store has, and a short TOML text for each."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 from mlstate.errors import FormatError, ManifestError
 from mlstate.format import layout
@@ -22,11 +19,14 @@ from mlstate.objects.durable import Publish, make_folders, read_small, sync_path
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import Listing
+from mlstate.stores.catalog import Catalog, compatible_keys
 
 __all__ = [
     "FolderStateFiles",
     "MemoryStateFiles",
     "StateFiles",
+    "find_case_variant",
     "format_state_file",
     "parse_state_file",
     "trash_name",
@@ -34,22 +34,14 @@ __all__ = [
 
 
 def format_state_file(entry: StateEntry) -> bytes:
-    """The content of a state file: a manifest with exactly this state.
-
-    Raises:
-        FormatError: The meta holds something that TOML cannot.
-    """
+    """The content of a state file: a manifest with exactly this state."""
     from mlstate.manifests.write import format_manifest
 
     return format_manifest(ManifestContent({entry.key: entry}, entry.objects)).encode()
 
 
 def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
-    """The one entry of a state file.
-
-    Raises:
-        ManifestError: It cannot be read, or does not have exactly this state.
-    """
+    """The entry of a state file; a ManifestError if it does not have exactly this state."""
     states = parse_manifest(data, origin).states
     if states.keys() != {key}:
         raise ManifestError(
@@ -62,64 +54,62 @@ def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
     return states[key]
 
 
-class StateFiles(Protocol):
-    """The state files of a store."""
+class StateFiles(Catalog):
+    """A catalog of state files, one for each key."""
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, sorted by fields; those compatible with a type, or all."""
+    def exists(self, key: StateKey) -> bool:
+        """Whether there is a state file, readable or not."""
+        return self.read(key) is not None
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
-        """All keys, each with when it was written, in seconds since the epoch; None if unknown."""
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """The entry of the state file."""
+        data = self.read(key)
+        return None if data is None else parse_state_file(data, key, self.locate(key))
 
+    @abc.abstractmethod
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
 
+    @abc.abstractmethod
     def create(self, key: StateKey, data: bytes) -> bool:
-        """Write a state file that is not there yet.
+        """Write a state file; False if there is one already, which stays as it is."""
 
-        Returns:
-            False if another was first; it stays as it is.
-        """
-
+    @abc.abstractmethod
     def replace(self, key: StateKey, data: bytes) -> None:
         """Write a state file, whatever is there."""
 
+    @abc.abstractmethod
     def remove(self, key: StateKey) -> bool:
-        """Take a state file away.
+        """Remove a state file; False if there was none."""
 
-        Returns:
-            False if there was none.
-        """
-
+    @abc.abstractmethod
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs from this one in case only, or None."""
 
+    @abc.abstractmethod
     def locate(self, key: StateKey) -> str:
-        """Where the state file is, or would be: for people."""
+        """The place of the state file, whether it is there or not; for people."""
 
 
-class FolderStateFiles:
-    """State files in a folder: ``states/<backend>/<architecture>/...toml``.
-
-    Args:
-        root: The store's folder; it may be missing.
-    """
+class FolderStateFiles(StateFiles):
+    """State files in a store's folder, which may be missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
-        """The keys that are here, by path alone: a damaged file fails at its own load only."""
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are here, from the paths alone: a damaged file only fails to load."""
         folders = [layout.state_folder(state_type)] if state_type else self._folders()
-        return chain.from_iterable(
+        keys = (
             layout.keys_in_state_folder(folder, _names(self.root / folder)) for folder in folders
         )
+        return list(chain.from_iterable(keys))
 
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
+    def listing(self) -> Iterator[Listing]:
         """All keys, each with the time of its file."""
         for key in self.keys():
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
-                yield key, self._path(key).stat().st_mtime
+                yield Listing(key, self._path(key).stat().st_mtime)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -141,8 +131,7 @@ class FolderStateFiles:
         except (OSError, FormatError):  # nothing there, or nothing that names objects
             old = None
         if old is not None:
-            # What it names lives on for the grace period: somebody may just be reading it.
-            self._bury(key, old)
+            self._keep_in_trash(key, old)
         write_in_store(self.root, layout.state_path(key), [data])
 
     def remove(self, key: StateKey) -> bool:
@@ -156,8 +145,8 @@ class FolderStateFiles:
         try:
             try:
                 os.utime(path)  # its age in the trash counts from now
-            except PermissionError:  # another member's file: bury a copy of our own
-                self._bury(key, path.read_bytes())
+            except PermissionError:  # another user's file: its age cannot be changed
+                self._keep_in_trash(key, path.read_bytes())
                 path.unlink()
             else:
                 os.rename(path, trash / trash_name(key))
@@ -167,22 +156,13 @@ class FolderStateFiles:
         sync_path(path.parent)
         return True
 
-    def _bury(self, key: StateKey, data: bytes) -> None:
+    def _keep_in_trash(self, key: StateKey, data: bytes) -> None:
+        """What the state file names lives on for the grace period: a load may be under way."""
         write_in_store(self.root, f"{layout.TRASH}/{trash_name(key)}", [data])
 
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs in case only: one file where names ignore case."""
-        own = layout.state_path(key)
-        found = [""]
-        for part in own.split("/"):
-            found = [
-                f"{folder}{name}/"
-                for folder in found
-                for name in _names(self.root / folder)
-                if name.lower() == part.lower()
-            ]
-        keys = (layout.key_of_state_path(path.rstrip("/")) for path in found)
-        return next((other for other in keys if other not in (None, key)), None)
+        return find_case_variant(key, lambda folder: _names(self.root / folder))
 
     def locate(self, key: StateKey) -> str:
         """The path of the state file."""
@@ -197,22 +177,16 @@ class FolderStateFiles:
                 yield f"{layout.STATES}/{backend}/{architecture}"
 
 
-class MemoryStateFiles:
-    """State files in a dictionary of this process."""
+class MemoryStateFiles(StateFiles):
+    """State files in memory."""
 
     def __init__(self) -> None:
         self._files: dict[StateKey, bytes] = {}
         self._lock = Lock()
 
-    def keys(self, state_type: StateType | None = None) -> Iterator[StateKey]:
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here."""
-        for key in sorted(self._files):
-            if state_type is None or key.state_type.is_compatible_with(state_type):
-                yield key
-
-    def dated(self) -> Iterator[tuple[StateKey, float | None]]:
-        """All keys; nobody notes when."""
-        return ((key, None) for key in self.keys())
+        return compatible_keys(self._files, state_type)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
@@ -244,8 +218,26 @@ class MemoryStateFiles:
         return f"memory:{key}"
 
 
+def find_case_variant(key: StateKey, names: Callable[[str], list[str]]) -> StateKey | None:
+    """A key with a state file whose path differs from that of this key in case only, or None.
+
+    `names` gives the names in a folder of the store.
+    """
+    states, *parts = layout.state_path(key).split("/")
+    found = [states]
+    for part in parts:
+        found = [
+            f"{folder}/{name}"
+            for folder in found
+            for name in names(folder)
+            if name.lower() == part.lower()
+        ]
+    keys = map(layout.key_of_state_path, found)
+    return next((other for other in keys if other not in (None, key)), None)
+
+
 def trash_name(key: StateKey) -> str:
-    """A name in trash/ for a state file that is taken away."""
+    """A new name in trash/ for the state file of a key."""
     return f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
 
 

@@ -429,7 +429,7 @@ def test_overwriting_replaces_exactly_the_version_that_it_kept(request, name):
     bucket = server.new_bucket()
     store, other = (bucket_store(server, bucket) for _ in range(2))
     key = store.save(net(1), "a")
-    bury, versions = store.saver.files._bury, []
+    bury, versions = store.saver.files._keep_in_trash, []
 
     def bury_late(key, data):
         versions.append(data)
@@ -437,7 +437,7 @@ def test_overwriting_replaces_exactly_the_version_that_it_kept(request, name):
         if len(versions) == 1:
             other.save(net(2), "a", overwrite=True)
 
-    store.saver.files._bury = bury_late
+    store.saver.files._keep_in_trash = bury_late
     store.save(net(3), "a", overwrite=True)
     assert len(versions) == 2  # the one that came in between is kept, too
     assert len(set(versions)) == 2

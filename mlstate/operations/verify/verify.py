@@ -30,8 +30,8 @@ from mlstate.phrases import flag
 from mlstate.reading import state_object_limit
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
+from mlstate.stores.arguments import not_found
 from mlstate.stores.cache import make_fetcher
-from mlstate.stores.checks import not_found
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 

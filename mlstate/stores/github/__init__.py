@@ -1,4 +1,4 @@
-"""The store of states in the releases of a GitHub repository, and what it is made of."""
+"""States in the releases of a GitHub repository: the store, and its parts."""
 
 from __future__ import annotations
 

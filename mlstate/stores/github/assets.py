@@ -1,7 +1,7 @@
-"""From a state to the assets of a release: their names, and the bytes of each.
+"""The assets of a state in a release: their names, and the bytes of each.
 
-``{extra...}.{training_id}.toml`` is the pointer: a manifest of this one state. While another takes
-its place it is called ``....toml.old``. The data has the digest in its name:
+``{extra...}.{training_id}.toml`` is the pointer: a manifest of this one state. While a new one is
+uploaded, it is called ``....toml.old``. The data has the digest in its name:
 ``....{digest}.safetensors`` (or ``....{digest}-00001-of-00002.safetensors``, and so on), the
 state object ``....{digest}.mlstate``, and each file of the state ``....{its digest}.file``.
 ``....state.gzip`` is a checkpoint of the predecessor.
@@ -28,7 +28,7 @@ from mlstate.states import StateKey
 from mlstate.stores.abstract import Listing
 from mlstate.stores.github.releases import Asset
 from mlstate.stores.github.upload import Upload
-from mlstate.stores.request import Content, content_of
+from mlstate.stores.save_request import Content, content_of
 from mlstate.stores.statefiles import parse_state_file
 
 __all__ = [
@@ -57,16 +57,14 @@ _DATA = re.compile(r"[0-9a-f]{64}((-\d+-of-\d+)?\.safetensors|\.mlstate|\.file)"
 
 
 def stem_of(key: StateKey) -> str:
-    """What the names of all assets of a state begin with, before a dot."""
+    """The beginning, before a dot, of the names of all assets of a state."""
     return ".".join((*key.state_type.extra, key.training_id))
 
 
 def key_of(tag: str, name: str) -> StateKey | None:
-    """The key of which an asset is a pointer or an old checkpoint, or None.
+    """The key of a pointer or an old checkpoint; None for other names.
 
-    Args:
-        tag: The release's tag without its prefix: ``backend.architecture``.
-        name: The asset's name.
+    The tag is without its prefix: ``backend.architecture``.
     """
     suffix = next((end for end in (OLD, POINTER, LEGACY) if name.endswith(end)), None)
     if suffix is None or tag.count(".") != 1:
@@ -78,12 +76,7 @@ def key_of(tag: str, name: str) -> StateKey | None:
 
 
 def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
-    """The states of a release, each with the bytes of its data and when it was uploaded.
-
-    Args:
-        tag: The release's tag without its prefix.
-        assets: The assets of the release.
-    """
+    """The states of a release with this tag, each with its size and the time of its upload."""
     sizes: dict[str, int] = {}
     pointers: dict[StateKey, Asset] = {}
     for asset in assets:
@@ -98,11 +91,7 @@ def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
 
 
 def parse_pointer(data: bytes, key: StateKey, where: str) -> StateEntry:
-    """What a pointer says.
-
-    Raises:
-        ManifestError: It cannot be read, or is larger than it can be.
-    """
+    """The entry of a pointer; a ManifestError if it cannot be read, or is too large."""
     if len(data) > MAX_POINTER:
         raise ManifestError(
             "this is larger than a pointer can be",
@@ -129,13 +118,7 @@ def named(entry: StateEntry) -> set[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be uploaded.
-
-    Attributes:
-        entry: What the pointer says of the state.
-        data: Everything else.
-        pointer: The pointer.
-    """
+    """The files to upload for a state: its data, and the pointer with its entry."""
 
     entry: StateEntry
     data: list[Upload]
@@ -149,18 +132,14 @@ def make_plan(
     folder: str,
     limit: int,
 ) -> Plan:
-    """Which assets a state becomes.
+    """The files to upload for a state, each of at most `limit` bytes.
 
-    Args:
-        encoded: The state.
-        wanted: What is to be said of it, without digest, size and mirrors.
-        contents: Its files.
-        folder: The address that all assets of the release have in front.
-        limit: The most bytes of an asset.
+    `wanted` is its entry, without digest, size and mirrors; `folder` the address in front of the
+    names of all assets of the release.
 
     Raises:
         LimitError: A tensor, or something else that cannot be split, is too large.
-        IntegrityError: A file is not any more what it was.
+        IntegrityError: A file has changed since the entry was made.
     """
     stem = stem_of(wanted.key)
     head = f"{stem}.{encoded.digest}"
@@ -210,7 +189,7 @@ def _mirror(value: object) -> Mirror:
 
 
 def _shards(encoded: EncodedState, limit: int) -> list[PlainFile]:
-    """The plain files that hold the tensors, whole ones, none larger than the limit."""
+    """The plain files that together hold the tensors, none larger than the limit."""
     specs = encoded.state.specs
     whole = PlainFile.lay_out(specs)
     if whole.size <= limit:
@@ -221,22 +200,15 @@ def _shards(encoded: EncodedState, limit: int) -> list[PlainFile]:
     for shard in shards:
         if shard.size > limit:
             largest = max(shard.specs, key=lambda name: shard.specs[name].nbytes)
-            raise LimitError(
-                "this tensor is larger than GitHub takes as an asset; nothing was uploaded",
-                tensor=largest,
-                expected=f"at most {limit} bytes",
-                found=f"{shard.size} bytes",
-                remedy="save into " + FOLDER_OR_BUCKET + ", or split the tensor",
-            )
+            error = _too_large("this tensor", shard.size, limit)
+            error.tensor = largest
+            error.remedy = "save into " + FOLDER_OR_BUCKET + ", or split the tensor"
+            raise error
     return shards
 
 
 def _plain_parts(encoded: EncodedState, layout: PlainFile) -> Iterator[Bytes]:
-    """A plain file, piece by piece; a tensor that must be copied is there only while it goes out.
-
-    Raises:
-        IntegrityError: A tensor is not any more what it was when it was hashed.
-    """
+    """The bytes of a plain file; a tensor that must be copied is in memory while it is sent."""
     state = encoded.state
     yield layout.header
     for name in layout.specs:
@@ -251,11 +223,12 @@ def _plain_parts(encoded: EncodedState, layout: PlainFile) -> Iterator[Bytes]:
 def _checked(name: str, data: memoryview, header: bytes, digest: Digest) -> Iterator[Bytes]:
     hasher = Hasher()
     hasher.update(header)
-    for start in range(0, len(data), _PIECE):
-        piece = data[start : start + _PIECE]
+    left = len(data)
+    for piece in _pieces(data):
         hasher.update(piece)
-        # Before the last piece goes out: what is not complete is no asset.
-        if start + len(piece) == len(data) and hasher.digest() != digest:
+        left -= len(piece)
+        # Before the last piece is sent: GitHub makes no asset of an incomplete upload.
+        if not left and hasher.digest() != digest:
             raise IntegrityError(
                 "a tensor changed while it was saved",
                 tensor=name,
@@ -268,15 +241,18 @@ def _checked(name: str, data: memoryview, header: bytes, digest: Digest) -> Iter
 
 def _whole(name: str, content: bytes, limit: int, what: str) -> Upload:
     if len(content) > limit:
-        raise LimitError(
-            f"{what} is larger than GitHub takes as an asset; nothing was uploaded",
-            expected=f"at most {limit} bytes",
-            found=f"{len(content)} bytes",
-            remedy="save into " + FOLDER_OR_BUCKET,
-        )
-    return Upload(name, len(content), lambda: iter(_pieces(content)))
+        raise _too_large(what, len(content), limit)
+    return Upload(name, len(content), lambda: _pieces(memoryview(content)))
 
 
-def _pieces(content: bytes) -> Iterator[Bytes]:
-    view = memoryview(content)
+def _pieces(view: memoryview) -> Iterator[memoryview]:
     return (view[start : start + _PIECE] for start in range(0, len(view), _PIECE))
+
+
+def _too_large(what: str, size: int, limit: int) -> LimitError:
+    return LimitError(
+        f"{what} is larger than GitHub takes as an asset; nothing was uploaded",
+        expected=f"at most {limit} bytes",
+        found=f"{size} bytes",
+        remedy="save into " + FOLDER_OR_BUCKET,
+    )

@@ -1,7 +1,7 @@
-"""What the releases of a repository hold: listed by the API, looked up without it.
+"""The catalog of the states in the releases of a repository.
 
-Every asset has an address that is a convention, so that a public state is found and loaded without
-a token and without a request to the API.
+GitHub's API lists them. The address of an asset follows from its name, so that a public state is
+loaded without a token and without a request to the API.
 """
 
 from __future__ import annotations
@@ -9,26 +9,21 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import quote
 
-from mlstate.errors import (
-    AccessError,
-    FormatError,
-    MlstateError,
-    OfflineError,
-    TransportError,
-)
+from mlstate.errors import AccessError, FormatError, MlstateError, OfflineError, TransportError
 from mlstate.fetch import Fetcher
 from mlstate.fetch.reader import read_exactly
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
+from mlstate.stores.arguments import not_found
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.checks import not_found
 from mlstate.stores.github.api import GitHub, GitHubApi
 from mlstate.stores.github.assets import (
     LEGACY,
@@ -41,24 +36,20 @@ from mlstate.stores.github.assets import (
     stem_of,
 )
 from mlstate.stores.github.releases import UPLOADED, Release, Releases
-from mlstate.stores.remote import without_local_places
-from mlstate.transport import Retries, retrying
+from mlstate.stores.remote_entries import without_local_mirrors
+from mlstate.transport import Resource, retrying
 
 __all__ = ["ReleaseCatalog", "ReleasePlace"]
 
 _CHUNK = 1 << 20
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class ReleasePlace:
-    """Where the releases of a store are.
+    """The server, the repository, and the prefix of the tags of a store's releases.
 
-    Attributes:
-        github: The server, and in whose name it is asked.
-        repository: ``owner/name``.
-        branch: The branch on which new releases put their tags.
-        prefix: What the tags of all releases of the store begin with.
-        offline: Whether sockets are forbidden.
+    New releases put their tags on the branch. No socket is opened if `offline` is set.
     """
 
     github: GitHub
@@ -72,52 +63,42 @@ class ReleasePlace:
         return f"{self.prefix}.{state_type.backend}.{state_type.architecture}"
 
     def type_of(self, release: Release) -> str:
-        """What a release's tag says beside the prefix: ``backend.architecture``."""
+        """The tag of a release without the prefix: ``backend.architecture``."""
         return release.tag.removeprefix(f"{self.prefix}.")
 
     def folder(self, key: StateKey) -> str:
-        """The address that all assets of a key's release have in front."""
+        """The address in front of the names of all assets of a key's release."""
         tag = self.tag(key.state_type)
         return f"{self.github.server}/{self.repository}/releases/download/{tag}"
 
     def url(self, key: StateKey, suffix: str) -> str:
-        """Where an asset of a state is downloaded."""
+        """The address of an asset of a state."""
         return f"{self.folder(key)}/{quote(stem_of(key) + suffix)}"
-
-    @contextmanager
-    def releases(self, retries: Retries) -> Iterator[Releases]:
-        """The releases, by way of the API; good within the context."""
-        with GitHubApi(self.github, offline=self.offline, retries=retries) as api:
-            yield Releases(api, self.repository)
 
 
 class ReleaseCatalog(Catalog):
-    """The states in the releases of a repository.
-
-    Args:
-        place: Where the releases are.
-        fetcher: Has the way to the network, and the cache.
-    """
+    """The states in the releases of a repository, downloaded by the fetcher into its cache."""
 
     remote = True
 
     def __init__(self, place: ReleasePlace, fetcher: Fetcher) -> None:
-        self._place = place
+        self.place = place
         self._fetcher = fetcher
         self._pinned: dict[StateKey, StateEntry] = {}
 
-    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys that are compatible with a type, or all. Uses the API.
+    @contextmanager
+    def releases(self) -> Iterator[Releases]:
+        """The releases, by way of the API, within the context."""
+        place, retries = self.place, self._fetcher.retries
+        with GitHubApi(place.github, offline=place.offline, retries=retries) as api:
+            yield Releases(api, place.repository)
 
-        Raises:
-            AccessError: There is no such repository, or it is not for this caller.
-            RateLimitError: GitHub allows no more requests for now.
-            OfflineError: Sockets are not allowed.
-        """
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are compatible with a type, or all. Uses the API."""
         return sorted({listing.key for listing in self._listings(state_type)})
 
     def listing(self) -> Iterator[Listing]:
-        """All states, each with its bytes in the release, and since when. Uses the API."""
+        """All states, each with its size in the release and its time. Uses the API."""
         return self._listings(None)
 
     def exists(self, key: StateKey) -> bool:
@@ -125,12 +106,12 @@ class ReleaseCatalog(Catalog):
         return self.recorded(key) is not None or self._has_checkpoint(key)
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """What the pointer says; the old one while another takes its place. None without one."""
-        for suffix in (POINTER, OLD, POINTER):  # it may change between the first and the second
-            url = self._place.url(key, suffix)
+        """The entry of the pointer, or of the old one while a new one is uploaded."""
+        for suffix in (POINTER, OLD, POINTER):  # it may be replaced between the first two requests
+            url = self.place.url(key, suffix)
             data = self._read(url, MAX_POINTER)
             if data is not None:
-                return without_local_places(parse_pointer(data, key, url))
+                return without_local_mirrors(parse_pointer(data, key, url))
         return None
 
     def checkpoint(self, key: StateKey) -> Found | None:
@@ -138,19 +119,15 @@ class ReleaseCatalog(Catalog):
         if key not in self._pinned:
             if not self._has_checkpoint(key):
                 return None
-            url = self._place.url(key, LEGACY)
+            url = self.place.url(key, LEGACY)
             mirror = parse_mirror({"url": url, "format": "torch-gzip"})
             entry = StateEntry(key, None, None, (mirror,), origin=url)
             self._pinned[key] = self._fetcher.pin(entry)
         return Found(self._pinned[key], self._fetcher.cache)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """What is in a checkpoint of the predecessor, unpacked; None without one.
-
-        Raises:
-            FormatError: It is damaged, or larger than what may be fetched.
-        """
-        url, most = self._place.url(key, LEGACY), self._fetcher.max_size
+        """The content of a checkpoint of the predecessor, unpacked; None without one."""
+        url, most = self.place.url(key, LEGACY), self._fetcher.max_size
         data = self._read(url, most)
         if data is None:
             return None
@@ -170,7 +147,7 @@ class ReleaseCatalog(Catalog):
         return bytes(content)
 
     def absent(self, key: StateKey, store: object) -> MlstateError:
-        """The error that a state is not there, or that it is, and cannot be downloaded."""
+        """The error that a state is not there, or is there and cannot be downloaded."""
         near: list[StateKey] = []
         # The API may be out of reach; the state is not there all the same.
         with suppress(TransportError, AccessError):
@@ -179,7 +156,7 @@ class ReleaseCatalog(Catalog):
             return AccessError(
                 "this state is there, and cannot be downloaded",
                 key=key,
-                path=self._place.url(key, POINTER),
+                path=self.place.url(key, POINTER),
                 remedy="states load from public repositories; was it saved just now, try again",
             )
         return not_found(key, store, near)
@@ -187,44 +164,47 @@ class ReleaseCatalog(Catalog):
     def all_keys(self, releases: Releases) -> Iterator[StateKey]:
         """The keys of all releases of the store, those without data too."""
         for release in self._releases_of(releases, None):
-            tag = self._place.type_of(release)
+            tag = self.place.type_of(release)
             keys = (key_of(tag, asset.name) for asset in releases.assets(release))
             yield from (key for key in keys if key is not None)
 
     def _listings(self, state_type: StateType | None) -> Iterator[Listing]:
-        with self._place.releases(self._fetcher.retries) as releases:
+        with self.releases() as releases:
             for release in self._releases_of(releases, state_type):
                 assets = (a for a in releases.assets(release) if a.state == UPLOADED)
-                yield from listings(self._place.type_of(release), assets)
+                yield from listings(self.place.type_of(release), assets)
 
     def _releases_of(self, releases: Releases, state_type: StateType | None) -> Iterator[Release]:
         """The release of a type, or all of this store; an unknown repository is an error."""
         if state_type is None:
-            prefix = f"{self._place.prefix}."
+            prefix = f"{self.place.prefix}."
             yield from (release for release in releases.all() if release.tag.startswith(prefix))
-        elif release := releases.find(self._place.tag(state_type)):
+        elif release := releases.find(self.place.tag(state_type)):
             yield release
         else:
             next(releases.all(), None)
 
     def _has_checkpoint(self, key: StateKey) -> bool:
-        url = self._place.url(key, LEGACY)
-        try:
-            with self._fetcher.transports() as transports:
-                retrying(transports.open(url), self._fetcher.retries).size()
-        except TransportError as error:
-            if error.status != 404:
-                raise
-            return False
-        return True
+        def ask(resource: Resource) -> bool:
+            resource.size()
+            return True
+
+        return self._asked(self.place.url(key, LEGACY), ask) is not None
 
     def _read(self, url: str, most: int) -> bytes | None:
-        """A file, or the first bytes of a larger one: one more than `most`. None without one."""
+        """The first `most` + 1 bytes of a file, or None if there is none."""
+
+        def read(resource: Resource) -> bytes:
+            with resource.read() as stream:
+                return read_exactly(stream, most + 1)
+
+        return self._asked(url, read)
+
+    def _asked(self, url: str, ask: Callable[[Resource], _T]) -> _T | None:
+        """The result of a request for a file, or None if there is no such file."""
         try:
             with self._fetcher.transports() as transports:
-                resource = retrying(transports.open(url), self._fetcher.retries)
-                with resource.read() as stream:
-                    data = read_exactly(stream, most + 1)
+                return ask(retrying(transports.open(url), self._fetcher.retries))
         except OfflineError as error:
             error.remedy = "unset MLSTATE_OFFLINE, or load by digest= or through a manifest"
             raise
@@ -232,4 +212,3 @@ class ReleaseCatalog(Catalog):
             if error.status != 404:
                 raise
             return None
-        return data

@@ -1,4 +1,4 @@
-"""The releases of a repository on GitHub and their assets: finding, changing, reading."""
+"""The releases of a repository on GitHub, and their assets: how to find, read and change them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlstate.stores.github.api import GitHubApi
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, GitHubError
 from mlstate.transport import retried
 
-__all__ = ["UPLOADED", "Asset", "Release", "Releases", "immutable"]
+__all__ = ["UPLOADED", "Asset", "Release", "Releases", "immutable", "sha256_of"]
 
 UPLOADED = "uploaded"
 _T = TypeVar("_T")
@@ -35,15 +35,9 @@ class Release:
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of a release.
+    """A file of a release. Its state is ``"uploaded"`` once it is complete.
 
-    Attributes:
-        id: GitHub's number for it, whatever its name.
-        name: Its name.
-        size: Its size in bytes.
-        state: ``"uploaded"``, or what it is before that.
-        sha256: Its SHA-256, or None where GitHub does not say.
-        created: When it came, in seconds since the epoch.
+    The SHA-256 is None where GitHub gives none; the time is in seconds since the epoch.
     """
 
     id: int
@@ -55,12 +49,7 @@ class Asset:
 
 
 class Releases:
-    """The releases of a repository. Each method raises what `GitHubApi` does, too.
-
-    Args:
-        api: The way to GitHub.
-        repository: ``owner/name``.
-    """
+    """The releases of a repository ``owner/name``; its methods also raise what `GitHubApi` does."""
 
     def __init__(self, api: GitHubApi, repository: str) -> None:
         self._api = api
@@ -78,11 +67,7 @@ class Releases:
         return None if said is None else _release(said)
 
     def all(self) -> Iterator[Release]:
-        """All releases, a page at a time.
-
-        Raises:
-            AccessError: There is no such repository, or it is not for this caller.
-        """
+        """All releases, a page at a time; an AccessError if the repository is not found."""
         try:
             for said in self._api.pages(self._path):
                 yield _release(said)
@@ -126,45 +111,26 @@ class Releases:
         return next((asset for asset in self.assets(release) if asset.name == name), None)
 
     def read(self, asset: Asset, most: int) -> bytes | None:
-        """The bytes of a small asset, or the first of a larger one: one more than `most`.
-
-        Returns:
-            None if it is gone.
-        """
+        """The first `most` + 1 bytes of an asset; None if it is gone."""
         return self._download(asset, lambda chunks: read_limited(chunks, most))
 
     def holds(self, asset: Asset, size: int, sha256: str) -> bool:
-        """Whether an asset has these bytes, as GitHub says, or as they are read."""
+        """Whether an asset has these bytes: GitHub gives their SHA-256, or they are read."""
         if asset.state != UPLOADED or asset.size != size:
             return False
         if asset.sha256 is not None:
             return asset.sha256 == sha256
-
-        def digest(chunks: Iterator[Bytes]) -> str:
-            hasher = hashlib.sha256()
-            for chunk in chunks:
-                hasher.update(chunk)
-            return hasher.hexdigest()
-
-        return self._download(asset, digest) == sha256
+        return self._download(asset, sha256_of) == sha256
 
     def send(self, release: Release, name: str, size: int, parts: Iterable[Bytes]) -> Asset:
-        """Upload an asset, once; it may have come even if this raises an error.
-
-        Raises:
-            GitHubError: GitHub refuses it, or has a problem.
-        """
+        """Upload an asset, once. After a GitHubError it may be there all the same."""
         self.need_credential("uploading")
         address = f"{release.upload_url.partition('{')[0]}?name={quote(name)}"
         kind = "application/toml" if name.endswith(".toml") else "application/octet-stream"
         return _asset(self._api.upload(address, size, kind, parts))
 
     def rename(self, asset: Asset, name: str) -> bool:
-        """Give an asset another name.
-
-        Returns:
-            False if it is gone, or the name is taken.
-        """
+        """Rename an asset; False if it is gone, or the name is taken."""
         try:
             return self._change(asset, "PATCH", {"name": name})
         except GitHubError as error:
@@ -173,11 +139,7 @@ class Releases:
             raise
 
     def delete(self, asset: Asset) -> bool:
-        """Remove an asset.
-
-        Returns:
-            False if it was gone.
-        """
+        """Remove an asset; False if it was gone."""
         return self._change(asset, "DELETE")
 
     def _change(self, asset: Asset, method: str, body: Mapping[str, Any] | None = None) -> bool:
@@ -202,7 +164,7 @@ class Releases:
         return True
 
     def _download(self, asset: Asset, read: Callable[[Iterator[Bytes]], _T]) -> _T | None:
-        """Read an asset, from the start again if that breaks; None if it is gone."""
+        """Read an asset, again from its start after an interruption; None if it is gone."""
         path = f"{self._path}/assets/{asset.id}"
         return self._or_none(lambda: retried(lambda: read(self._api.download(path)), self.retries))
 
@@ -213,6 +175,14 @@ class Releases:
             if error.status != 404:
                 raise
             return None
+
+
+def sha256_of(chunks: Iterable[Bytes]) -> str:
+    """The SHA-256 of some bytes, in hex digits."""
+    hasher = hashlib.sha256()
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def _release(said: Any) -> Release:

@@ -1,4 +1,4 @@
-"""States in the releases of a GitHub repository."""
+"""The store of states in the releases of a GitHub repository."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class GitHubReleaseStore(SavingStore):
     Old states (``.state.gzip``) list and load, too.
 
     A public state loads without a token and without a request to the API, through the cache: of a
-    fine-tune of something that is there only what differs is downloaded. Listing and saving use
-    the API, with the token of GH_TOKEN or GITHUB_TOKEN, or the login of GH_API_BASIC_AUTH. Of an
-    Enterprise server GITHUB_API_URL gives the address.
+    fine-tune of a state that is there, only the difference is downloaded. Listing and saving use
+    the API, with the token of GH_TOKEN or GITHUB_TOKEN, or the login of GH_API_BASIC_AUTH.
+    GITHUB_API_URL gives the address of an Enterprise server.
 
     Args:
-        repository_owner: Who the repository belongs to.
+        repository_owner: The owner of the repository.
         repository_name: The repository.
         branch_name: The branch on which new releases put their tags.
-        release_name_prefix: What the tags of all releases of this store begin with.
-        cache: Where fetched bytes go; as for `ManifestStore`.
+        release_name_prefix: The beginning of the tags of all releases of this store.
+        cache: The cache for fetched objects; as for `ManifestStore`.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
 
     Raises:
-        FormatError: A name is none that GitHub has, or the cache is no store.
+        FormatError: A name is not valid on GitHub, or the cache is no store.
     """
 
     fetcher: Fetcher
@@ -72,7 +72,7 @@ class GitHubReleaseStore(SavingStore):
             self._github, self.repository, branch_name, release_name_prefix, forbidden
         )
         catalog = ReleaseCatalog(place, fetcher)
-        super().__init__(catalog, fetcher.cache, ReleaseSaver(place, catalog, fetcher), fetcher)
+        super().__init__(catalog, fetcher.cache, ReleaseSaver(catalog), fetcher)
         self.place = RemotePlace(f"github:{self.repository}", f"github:{self.repository}")
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Uploads of assets, repeated until GitHub has their very bytes, or it is clear why not."""
+"""Uploads of assets, repeated until GitHub has exactly their bytes, or refuses them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mlstate.digests import Bytes
 from mlstate.errors import IntegrityError, LimitError, MlstateError, TransportError
 from mlstate.phrases import FOLDER_OR_BUCKET
 from mlstate.stores.github.api_errors import GitHubError
-from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases, immutable
+from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases, immutable, sha256_of
 
 __all__ = ["Upload", "full", "upload"]
 
-PATIENCE = 10.0  # seconds that another's upload of the same name is waited for...
-YOUNG = 600.0  # ...if it began within so many
+PATIENCE = 10.0  # seconds to wait for another process that uploads the same name...
+_YOUNG = 600.0  # ...if it began at most so many seconds ago
 _PAUSE = 0.2
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file to upload: its name and size, and its bytes, which can be had again and again."""
+    """A file to upload: its name, its size, and a function that gives its bytes each time."""
 
     name: str
     size: int
@@ -30,31 +30,22 @@ class Upload:
 
     def sha256(self) -> str:
         """The SHA-256 of its bytes."""
-        hasher = hashlib.sha256()
-        for part in self.parts():
-            hasher.update(part)
-        return hasher.hexdigest()
+        return sha256_of(self.parts())
 
 
 def upload(releases: Releases, release: Release, file: Upload, *, replace: bool) -> Asset | None:
-    """Upload a file, and make sure that GitHub has its very bytes.
+    """Upload a file to a release, and make sure that GitHub has exactly its bytes.
 
-    Another may be doing the same, or have done it: that is as good. What a cut upload left under
-    the name is removed.
-
-    Args:
-        releases: The releases of the repository.
-        release: The one to upload to.
-        file: The file.
-        replace: Whether a complete asset of this name with other bytes is replaced.
+    If another process uploads the same file, its asset is as good. An incomplete asset of this name
+    is removed; a complete one with other bytes, if `replace` is set.
 
     Returns:
         The asset; None if there is another of this name, and it stays.
 
     Raises:
-        IntegrityError: GitHub has other bytes, again and again.
+        IntegrityError: GitHub has other bytes, after all attempts.
         ReadOnlyStoreError: The release is immutable.
-        LimitError: It is too large for GitHub, or the release is full.
+        LimitError: The file is too large for GitHub, or the release is full.
     """
     failures = 0
     began = time.monotonic()
@@ -71,7 +62,7 @@ def upload(releases: Releases, release: Release, file: Upload, *, replace: bool)
             time.sleep(_PAUSE)
             continue
         if asset is not None:
-            releases.delete(asset)  # what a cut upload left, or wrong bytes
+            releases.delete(asset)  # it is incomplete, or has wrong bytes
         failures += 1
         if failures >= releases.retries.attempts:
             raise problem or _wrong(file, asset)
@@ -80,8 +71,8 @@ def upload(releases: Releases, release: Release, file: Upload, *, replace: bool)
 
 
 def _under_way(asset: Asset, began: float) -> bool:
-    """Whether another may still be uploading an asset, and is waited for."""
-    if asset.state == UPLOADED or time.time() - asset.created > YOUNG:
+    """Whether another process may still be uploading an asset, and is waited for."""
+    if asset.state == UPLOADED or time.time() - asset.created > _YOUNG:
         return False
     return time.monotonic() - began < PATIENCE
 
@@ -89,7 +80,7 @@ def _under_way(asset: Asset, began: float) -> bool:
 def _attempt(
     releases: Releases, release: Release, file: Upload
 ) -> tuple[str | None, Asset | None, TransportError | None]:
-    """Upload once; the SHA-256 if all was sent, the asset, or what may pass."""
+    """Upload once; returns the SHA-256 if all was sent, and the asset or a transient error."""
     hasher = hashlib.sha256()
     sent = 0
 
@@ -119,7 +110,6 @@ def _attempt(
 
 
 def _refusal(release: Release, file: Upload, error: TransportError) -> MlstateError:
-    """The error of a refused upload."""
     said = error.said if isinstance(error, GitHubError) else ""
     if "immutable" in said:
         return immutable(release.tag, error.found)

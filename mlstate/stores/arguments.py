@@ -1,4 +1,4 @@
-"""Checks of what callers give to a store: models, names, pins; errors name what is near."""
+"""Checks of the arguments that stores take: models, keys, names of tensors, digests."""
 
 from __future__ import annotations
 
@@ -7,23 +7,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from mlstate.digests import Digest
-from mlstate.errors import (
-    FormatError,
-    IncompatibleStateError,
-    IntegrityError,
-    StateNotFoundError,
-)
+from mlstate.errors import FormatError, IncompatibleStateError, IntegrityError, StateNotFoundError
 from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 
-__all__ = [
-    "check_compatible",
-    "check_list",
-    "check_names",
-    "check_pin",
-    "not_found",
-]
+__all__ = ["check_compatible", "check_list", "check_names", "check_pin", "not_found"]
 
 
 _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
@@ -32,28 +21,14 @@ _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
 def check_list(
     names: Sequence[str] | None, argument: str = "names", what: str = "names"
 ) -> Sequence[str] | None:
-    """Refuse a single text where a list of them is needed.
-
-    Args:
-        names: What was given.
-        argument: What the argument is called.
-        what: What it is a list of.
-
-    Raises:
-        FormatError: It is a text.
-    """
+    """Refuse, by a FormatError, a single text where an argument is a list of texts."""
     if isinstance(names, str):
         raise FormatError(f"{argument} is a list of {what}", expected=[names], found=repr(names))
     return names
 
 
 def check_compatible(model: object, key: StateKey) -> None:
-    """Refuse a state of another type than a model's.
-
-    Raises:
-        IncompatibleStateError: Backend or architecture differ, or the model has no state type.
-        FormatError: The key is not a `StateKey`.
-    """
+    """Refuse, by an IncompatibleStateError, a state of another type than a model's."""
     check_key(key)
     own = state_type_of(model)
     if not own.is_compatible_with(key.state_type):
@@ -66,13 +41,7 @@ def check_compatible(model: object, key: StateKey) -> None:
 
 
 def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> StateNotFoundError:
-    """The error that a store has no such state.
-
-    Args:
-        key: The state.
-        store: The store.
-        having: The states of this type that are there.
-    """
+    """The error that a store has no such state; it names similar keys among those it has."""
     names = [str(other) for other in having]
     near = get_close_matches(str(key), names, n=3, cutoff=0.85)
     return StateNotFoundError(
@@ -84,12 +53,7 @@ def not_found(key: StateKey, store: object, having: Iterable[StateKey]) -> State
 
 
 def check_pin(found: Digest, wanted: str | None) -> None:
-    """Refuse a state that is not exactly the one asked for.
-
-    Raises:
-        IntegrityError: It has another digest.
-        FormatError: What was asked for is no digest.
-    """
+    """Refuse, by an IntegrityError, a state without the digest that the caller wants, if any."""
     if wanted is not None and Digest(wanted) != found:
         raise IntegrityError(
             "the state under this key is not the one that digest= asks for",
@@ -99,12 +63,7 @@ def check_pin(found: Digest, wanted: str | None) -> None:
 
 
 def check_names(names: Sequence[str] | None, having: Mapping[str, Any]) -> list[str] | None:
-    """Refuse names that a state does not have.
-
-    Raises:
-        StateNotFoundError: One is not there; near misses are named.
-        FormatError: A single text instead of a list.
-    """
+    """Refuse, by a StateNotFoundError, names that a state does not have."""
     for name in check_list(names) or ():
         if name not in having:
             near = get_close_matches(name, having, n=3)

@@ -1,8 +1,8 @@
-"""What pruning decides, wherever a store is: what is live, what goes, what comes back.
+"""Pruning: the removal of objects that no state names, in the same steps for all stores.
 
-An object goes to trash/ first, then everything is looked at again, and what turned out to be named
-or fresh is put back; only the next pruning deletes. A save keeps its side of the bargain: it
-freshens what it reuses, and looks at it again once its state file is written.
+An object is moved to trash/ first. Then all states are read again, and objects that turn out to be
+named or fresh are put back; only the next pruning deletes. A save, for its part, makes the objects
+young that it reuses, and looks at them again once its state file is written.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["TRASHED_OBJECT", "TRASHED_STATE", "PruneReport", "Pruning"]
+__all__ = ["PruneReport", "Pruning", "objects_of_root"]
 
-TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
-TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+_TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
+_TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 
+_Objects = TypeVar("_Objects", bound=ObjectStore)
 _Place = TypeVar("_Place")
 
 
@@ -49,59 +50,44 @@ class PruneReport:
     swept: list[str] = field(default_factory=list)
 
 
-class Pruning(abc.ABC, Generic[_Place]):
-    """One pruning; a subclass for each kind of place says how things are found and moved.
+@dataclass
+class Pruning(abc.ABC, Generic[_Objects, _Place]):
+    """One pruning; a subclass for each kind of store says how things are found and moved.
 
-    Args:
-        states: The state files of the store.
-        objects: Its objects.
-        dry_run: Change nothing, say what would be done.
-        forgotten: Fetched states that a cache need not keep.
-        threads: How many states to read at once.
+    Everything younger than `limit`, in seconds since the epoch, is spared. The objects of fetched
+    states that are `forgotten` are not.
     """
 
-    def __init__(
-        self,
-        states: StateFiles,
-        objects: ObjectStore,
-        *,
-        dry_run: bool,
-        forgotten: Collection[Digest] = (),
-        threads: int = THREADS,
-    ) -> None:
-        self.states = states
-        self.objects = objects
-        self.dry_run = dry_run
-        self.forgotten = forgotten
-        self.threads = threads
-        self.report = PruneReport()
-        self._refs: dict[Digest, tuple[Digest, ...]] = {}
-        # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
-        self._digests: dict[Digest, Digest] = {}
+    states: StateFiles
+    objects: _Objects
+    limit: float
+    dry_run: bool
+    forgotten: Collection[Digest] = ()
+    threads: int = THREADS
+    report: PruneReport = field(default_factory=PruneReport, init=False)
+    _refs: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict, init=False)
+    # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
+    _digests: dict[Digest, Digest] = field(default_factory=dict, init=False)
 
-    @abc.abstractmethod
     def roots(self) -> Iterator[Root]:
-        """What a cache keeps."""
+        """The fetched states that a cache keeps; other stores have none."""
+        return iter(())
 
     @abc.abstractmethod
     def all_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Everything under objects/ that has an object's name; other things are left alone."""
 
     @abc.abstractmethod
-    def trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
-        """Objects that an earlier pruning moved to trash/."""
-
-    @abc.abstractmethod
-    def trashed_states(self) -> Iterator[tuple[_Place, str]]:
-        """State files in trash/, each with the text of its key."""
+    def trash(self) -> Iterator[tuple[_Place, str]]:
+        """Everything in trash/, with its name there."""
 
     @abc.abstractmethod
     def is_fresh(self, place: _Place) -> bool:
-        """Whether something is younger than the grace period; what is gone is nobody's."""
+        """Whether something is younger than the grace period; what is gone is not."""
 
-    @abc.abstractmethod
     def comes_back(self, place: _Place) -> bool:
-        """Whether an object that an earlier pruning moved was in use when it was."""
+        """Whether an object in trash/ was in use when an earlier pruning moved it there."""
+        return False
 
     @abc.abstractmethod
     def read(self, place: _Place) -> bytes:
@@ -123,14 +109,14 @@ class Pruning(abc.ABC, Generic[_Place]):
     def delete(self, place: _Place) -> None:
         """Remove something for good; what is gone already is no error."""
 
-    @abc.abstractmethod
-    def sweep(self) -> None:
-        """Delete the leftovers of crashed writers, and state files deleted long ago."""
+    def leftovers(self) -> Iterator[_Place]:
+        """What crashed writers left, and state files in trash/, whatever their age."""
+        return (place for place, name in self.trash() if _TRASHED_STATE.fullmatch(name))
 
     def run(self) -> PruneReport:
         """Prune."""
         self._rescue_state_objects()
-        earlier = list(self.trashed_objects())
+        earlier = list(self._trashed_objects())
         live = self._live()
         moved = list(self._move_unnamed(live))
         if moved:
@@ -148,6 +134,14 @@ class Pruning(abc.ABC, Generic[_Place]):
         self.sweep()
         return self.report
 
+    def sweep(self) -> None:
+        """Delete the leftovers that are old."""
+        for place in list(self.leftovers()):
+            if not self.is_fresh(place):
+                self.report.swept.append(str(place))
+                if not self.dry_run:
+                    self.delete(place)
+
     def put_back(self, place: _Place, digest: Digest) -> None:
         """Put an object back from trash/."""
         if not self.dry_run:
@@ -156,7 +150,7 @@ class Pruning(abc.ABC, Generic[_Place]):
         self.report.restored.append(digest)
 
     def _live(self) -> set[Digest]:
-        """Every object that a state names, or named until it was deleted a short while ago."""
+        """Every object that a state names, or a state that was deleted a short while ago."""
         named: set[Digest] = set()
 
         def look(key: StateKey) -> None:
@@ -165,22 +159,25 @@ class Pruning(abc.ABC, Generic[_Place]):
                 with concerning(key):
                     named.update(self._named_by(data, key, self.states.locate(key)))
 
-        for_each(look, self.states.keys(None), self.threads)
+        for_each(look, self.states.keys(), self.threads)
         for root in self.roots():
-            if root.digest in self.forgotten:
-                continue
-            named |= {root.digest, *root.files}
-            with contextlib.suppress(MlstateError):  # a cache need not be whole
-                state = read_state_object(root.digest, self.objects)
-                named |= {ref.digest for ref in state.refs.values()}
-        for place, text in self.trashed_states():
-            if self.is_fresh(place):
+            if root.digest not in self.forgotten:
+                named |= objects_of_root(root, self.objects)
+        for place, name in self.trash():
+            if (match := _TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
                 with contextlib.suppress(MlstateError):  # it is deleted, it need not be whole
-                    named |= self._named_by(self.read(place), StateKey.parse(text), str(place))
+                    key = StateKey.parse(match[1])
+                    named |= self._named_by(self.read(place), key, str(place))
         return named
 
+    def _trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
+        """Objects that an earlier pruning moved to trash/."""
+        for place, name in self.trash():
+            if match := _TRASHED_OBJECT.fullmatch(name):
+                yield place, Digest(match[1])
+
     def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:
-        """The objects that a state file names, itself and by way of the state object."""
+        """The objects that a state file names, and those that its state object names."""
         entry = parse_state_file(data, key, origin)
         digest = entry.pinned_digest
         if digest not in self._refs:
@@ -202,11 +199,20 @@ class Pruning(abc.ABC, Generic[_Place]):
                     yield target, digest
 
     def _rescue_state_objects(self) -> None:
-        """Put back state objects that a pruning took and was killed: they say what is needed."""
-        trashed = {digest: place for place, digest in self.trashed_objects()}
-        for key in self.states.keys(None) if trashed else ():
+        """Put back state objects of live states, which an interrupted pruning left in trash/."""
+        trashed = {digest: place for place, digest in self._trashed_objects()}
+        for key in self.states.keys() if trashed else ():
             data = self.states.read(key)
             if data is not None:
                 digest = parse_state_file(data, key, self.states.locate(key)).digest
                 if digest in trashed and self.objects.size(digest) is None:
                     self.put_back(trashed.pop(digest), digest)
+
+
+def objects_of_root(root: Root, objects: ObjectStore) -> set[Digest]:
+    """The objects of a fetched state, as far as its state object can be read."""
+    named = {root.digest, *root.files}
+    with contextlib.suppress(MlstateError):  # a cache need not be whole
+        state = read_state_object(root.digest, objects)
+        named |= {ref.digest for ref in state.refs.values()}
+    return named

@@ -1,4 +1,4 @@
-"""Save requests: what a caller of `save` or `copy` asks for, compared with what is stored."""
+"""Requests to save: the arguments of `save` and `copy`, compared with what is stored."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ __all__ = [
     "SaveRequest",
     "Source",
     "case_variant_exists",
+    "check_same",
     "content_of",
     "is_same",
-    "other_exists",
-    "warn_of_meta",
 ]
 
 Content = bytes | str | os.PathLike[str]
@@ -33,14 +32,10 @@ Content = bytes | str | os.PathLike[str]
 
 
 class Source(Protocol):
-    """Where a state comes from that another store has."""
+    """The other store from which a state is copied."""
 
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
-        """Make sure that the bytes of some objects are at hand; others come when they are read.
-
-        Args:
-            missing: Says of which objects; not asked where all are at hand.
-        """
+        """Fetch the objects that `missing` returns; it is not called where nothing is fetched."""
 
     def passed(self, digest: Digest, size: int) -> None:
         """Note that an object has been stored, or was there."""
@@ -48,16 +43,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """What a caller of `save` or `copy` asked for beside the weights.
+    """The arguments of `save` or `copy` beside the weights.
 
     Attributes:
         files: The files to keep with the state.
-        meta: What to note with it; None: nothing in particular.
+        meta: Free information; None leaves that of a stored state.
         overwrite: Replace another state.
         verify: Read objects that are reused.
-        source: The store that the state comes from, if it comes from one.
-        reused: Filled with the tensor objects that were there already, each with the bytes of its
-            tensor, by stores that know.
+        source: The store from which the state is copied, if there is one.
+        reused: Filled, by some stores, with the tensor objects that were there already, each with
+            the bytes of its tensor.
     """
 
     files: Mapping[str, Content]
@@ -68,11 +63,10 @@ class SaveRequest:
     reused: dict[Digest, int] | None = None
 
     def entry(self, key: StateKey) -> StateEntry:
-        """What is to be said of the state, without digest and size, as it will be read back.
+        """The entry of the state, without digest and size, as it will be read back.
 
         Raises:
-            FormatError: Files or meta are of the wrong kind, a file's name leaves its bounds, or
-                meta holds something that TOML cannot.
+            FormatError: Files, their names or meta are not valid, or not possible in TOML.
         """
         _check_kinds(self.files, self.meta)
         check_file_names(self.files)
@@ -82,8 +76,31 @@ class SaveRequest:
             return entry  # nothing that TOML might refuse or change
         return parse_state_file(format_state_file(entry), key, "the new state file")
 
-    def other_meta(self, stored: StateEntry, wanted: StateEntry) -> bool:
-        """Whether the caller gave meta, and other meta is stored."""
+    def stays(
+        self, stored: StateEntry, digest: Digest, wanted: StateEntry, *, is_saved: bool
+    ) -> bool:
+        """Whether a stored state stays: it is the one to save, and nothing of it is replaced.
+
+        `is_saved` is False of a checkpoint of the predecessor.
+
+        Raises:
+            StateExistsError: It is another state, and the caller does not overwrite it.
+        """
+        if not self.overwrite:
+            check_same(stored, digest, wanted)
+            return True
+        renews = self._has_other_meta(stored, wanted) or not is_saved
+        return is_same(stored, digest, wanted) and not renews
+
+    def warn_of_other_meta(self, stored: StateEntry, wanted: StateEntry) -> None:
+        """Warn a caller who gave meta that other meta is stored, and stays."""
+        if self._has_other_meta(stored, wanted):
+            warn(
+                f"{stored.key} is stored already with the same weights and other meta: the stored "
+                "meta stays; " + OVERWRITE + " replaces it"
+            )
+
+    def _has_other_meta(self, stored: StateEntry, wanted: StateEntry) -> bool:
         return self.meta is not None and wanted.meta != stored.meta
 
 
@@ -103,12 +120,14 @@ def is_same(stored: StateEntry, digest: Digest, wanted: StateEntry) -> bool:
     return stored.digest == digest and _digests(stored) == _digests(wanted)
 
 
-def other_exists(stored: StateEntry, digest: Digest, wanted: StateEntry) -> StateExistsError:
-    """The error that another state has the key."""
+def check_same(stored: StateEntry, digest: Digest, wanted: StateEntry) -> None:
+    """Refuse, by a StateExistsError, to save a state under the key of another."""
+    if is_same(stored, digest, wanted):
+        return
     what, yours, theirs = "weights", str(digest), str(stored.digest)
     if stored.digest == digest:
         what, yours, theirs = "files", str(_digests(wanted)), str(_digests(stored))
-    return StateExistsError(
+    raise StateExistsError(
         f"this key has other {what} already; nothing was changed",
         key=stored.key,
         path=stored.origin,
@@ -127,21 +146,11 @@ def case_variant_exists(variant: StateKey) -> StateExistsError:
     )
 
 
-def warn_of_meta(key: StateKey) -> None:
-    """Warn the caller that other meta is stored, and stays."""
-    warn(
-        f"{key} is stored already with the same weights and other meta: the stored meta stays; "
-        + OVERWRITE
-        + " replaces it"
-    )
-
-
 def _digests(entry: StateEntry) -> dict[str, Digest]:
     return {name: file.digest for name, file in entry.files.items()}
 
 
 def _check_kinds(files: object, meta: object) -> None:
-    """Refuse files and meta of the wrong kind, before anything is looked at."""
     if not isinstance(files, Mapping) or not all(
         isinstance(name, str) and isinstance(value, bytes | str | os.PathLike)
         for name, value in files.items()

@@ -1,4 +1,4 @@
-"""Entries from elsewhere: what a manifest written in another place may name."""
+"""Entries of manifests that come from other machines."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from dataclasses import replace
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
 
-__all__ = ["without_local_places"]
+__all__ = ["without_local_mirrors"]
 
 _Mirrors = tuple[Mirror | UnusableMirror, ...]
 
 
-def without_local_places(entry: StateEntry) -> StateEntry:
-    """An entry from elsewhere, whose mirrors on this machine are passed over.
-
-    Args:
-        entry: What a manifest that somebody else wrote, in another place, says of a state.
-    """
+def without_local_mirrors(entry: StateEntry) -> StateEntry:
+    """An entry from another machine, without mirrors that would be read on this one."""
     files = {
         name: FileEntry(file.digest, _elsewhere(file.mirrors), file.unknown)
         for name, file in entry.files.items()

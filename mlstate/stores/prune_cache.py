@@ -1,4 +1,4 @@
-"""Making room in a cache: whole states, those first that were not used for longest."""
+"""Pruning of a cache: whole states, those first that were not used for longest."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import time
 from dataclasses import dataclass
 
 from mlstate.digests import Digest
-from mlstate.errors import MlstateError
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, forget_root, read_roots
 from mlstate.objects.folder import GRACE_SECONDS
-from mlstate.reading import read_state_object
+from mlstate.stores.prune import objects_of_root
 from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
 
 __all__ = ["CachePruneReport", "prune_cache"]
 
 CACHE_GRACE_SECONDS = 3600.0
-"""How long objects of a mere cache are spared: a fetch that takes longer fetches some again."""
+"""The grace period of a folder without saved states; longer fetches fetch some objects again."""
 
 
 @dataclass(frozen=True)
 class CachePruneReport:
-    """What was taken away from a cache, or would be.
+    """What was removed from a cache, or with ``dry_run`` would be.
 
     Attributes:
         states: The states that are no longer kept, by digest, each with the key that it was
@@ -41,22 +40,16 @@ def prune_cache(
     older_than: float | None = None,
     dry_run: bool = False,
 ) -> CachePruneReport:
-    """Forget fetched states, and take away what nothing needs any more.
+    """Forget fetched states, and remove the objects that only they need.
 
-    States that somebody saved in the folder are not touched, nor what they need.
-
-    Args:
-        objects: The cache's folder.
-        max_size: The bytes that the fetched states that stay may need in all.
-        older_than: The seconds since its last use from which on a state is forgotten.
-        dry_run: Change nothing, say what would be done.
+    States that were saved in the folder stay, and so do their objects; see `ManifestStore.prune`.
 
     Raises:
         MlstateError: The folder is no store of this version, or a state that was saved there
             cannot be read. Nothing was removed.
     """
     states = FolderStateFiles(objects.root)
-    saved = next(states.keys(), None) is not None
+    saved = bool(states.keys())
     grace = GRACE_SECONDS if saved else CACHE_GRACE_SECONDS
     leaving = _leaving(objects, max_size, older_than)
     forgotten = {root.digest for root in leaving}
@@ -67,7 +60,7 @@ def prune_cache(
     if not dry_run:
         for digest in forgotten:
             forget_root(objects.root, digest)
-        if not saved:  # nobody saves here, so what is in trash/ need not wait for the next time
+        if not saved:  # nobody saves here: trash/ need not wait for the next pruning
             prune_folder(states, objects, grace_seconds=grace)
     return CachePruneReport({root.digest: root.key for root in leaving}, taken)
 
@@ -75,12 +68,12 @@ def prune_cache(
 def _leaving(
     objects: FolderObjectStore, max_size: int | None, older_than: float | None
 ) -> list[Root]:
-    """The states that have to go."""
+    """The states to forget."""
     leaving, now = [], time.time()
     counted: set[Digest] = set()
     total = 0
     for root in sorted(read_roots(objects.root), key=lambda root: -root.used):
-        new = _objects_of(root, objects) - counted
+        new = objects_of_root(root, objects) - counted
         size = sum(objects.size(digest) or 0 for digest in new)
         too_old = older_than is not None and now - root.used > older_than
         if too_old or (max_size is not None and total + size > max_size):
@@ -89,11 +82,3 @@ def _leaving(
             counted |= new
             total += size
     return leaving
-
-
-def _objects_of(root: Root, objects: FolderObjectStore) -> set[Digest]:
-    try:
-        refs = read_state_object(root.digest, objects).refs.values()
-    except MlstateError:  # it is not whole, and can be fetched again
-        refs = {}.values()
-    return {root.digest, *root.files, *(ref.digest for ref in refs)}

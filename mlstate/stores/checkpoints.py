@@ -1,0 +1,156 @@
+"""Checkpoints of the predecessor: files that stand beside the states of a folder or a bucket."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlstate.errors import FormatError, ReadOnlyStoreError
+from mlstate.manifests import StateEntry
+from mlstate.objects import MemoryObjectStore
+from mlstate.states import StateKey, StateType
+from mlstate.stores.abstract import Found, Listing
+from mlstate.stores.catalog import Catalog, compatible_keys
+
+__all__ = ["SUFFIX", "Checkpoints", "FolderCheckpoints", "WithCheckpoints", "key_of_checkpoint"]
+
+SUFFIX = ".pt"
+
+
+class Checkpoints(Catalog):
+    """The checkpoints in a folder or a bucket: read, never written, and without entries."""
+
+    remedy: str
+    """How a user removes one."""
+
+    @abc.abstractmethod
+    def locate(self, key: StateKey) -> str:
+        """The place of the checkpoint of a key, whether it is there or not."""
+
+    def recorded(self, key: StateKey) -> None:
+        """None: a checkpoint has no entry."""
+
+    def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
+        """The error that a key has a checkpoint, which would replace a deleted state."""
+        if not self.exists(key):
+            return None
+        return ReadOnlyStoreError(
+            "a checkpoint of the older layout has this key, and mlstate does not delete it",
+            key=key,
+            path=self.locate(key),
+            remedy=self.remedy,
+        )
+
+
+class WithCheckpoints(Catalog):
+    """A catalog together with checkpoints, which its states hide where they have the same keys."""
+
+    def __init__(self, catalog: Catalog, checkpoints: Checkpoints) -> None:
+        self._catalog = catalog
+        self._checkpoints = checkpoints
+        self.remote = catalog.remote
+
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys of both."""
+        keys = self._catalog.keys(state_type)
+        legacy = self._checkpoints.keys(state_type)
+        return sorted({*keys, *legacy}) if legacy else keys
+
+    def listing(self) -> Iterator[Listing]:
+        """The states of both."""
+        found = {state.key: state for state in self._catalog.listing()}
+        for checkpoint in self._checkpoints.listing():
+            found.setdefault(checkpoint.key, checkpoint)
+        return iter(found.values())
+
+    def exists(self, key: StateKey) -> bool:
+        """Whether one of both has the key."""
+        return self._catalog.exists(key) or self._checkpoints.exists(key)
+
+    def recorded(self, key: StateKey) -> StateEntry | None:
+        """The entry of the catalog; a checkpoint has none."""
+        return self._catalog.recorded(key)
+
+    def checkpoint(self, key: StateKey) -> Found | None:
+        """A checkpoint as a state."""
+        return self._checkpoints.checkpoint(key)
+
+    def checkpoint_bytes(self, key: StateKey) -> bytes | None:
+        """The content of a checkpoint."""
+        return self._checkpoints.checkpoint_bytes(key)
+
+    def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
+        """The error that a key has a checkpoint."""
+        return self._checkpoints.undeletable(key)
+
+
+class FolderCheckpoints(Checkpoints):
+    """Checkpoints of the predecessor, directly in a folder, which may be missing."""
+
+    remedy = "remove the file"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
+        """The keys that are compatible with a type, or all; other files are passed over."""
+        try:
+            names = os.listdir(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        keys = (key_of_checkpoint(name) for name in names)
+        return compatible_keys((key for key in keys if key is not None), state_type)
+
+    def listing(self) -> Iterator[Listing]:
+        """All of them, with the sizes and times of their files."""
+        for key in self.keys():
+            with contextlib.suppress(FileNotFoundError):
+                found = self._path(key).stat()
+                yield Listing(key, found.st_mtime, found.st_size)
+
+    def _path(self, key: StateKey) -> Path:
+        return self.root / f"{key}{SUFFIX}"
+
+    def locate(self, key: StateKey) -> str:
+        """The path of a state's checkpoint, for people."""
+        return str(self._path(key))
+
+    def exists(self, key: StateKey) -> bool:
+        """Whether there is a checkpoint for a key."""
+        return self._path(key).is_file()
+
+    def checkpoint_bytes(self, key: StateKey) -> bytes | None:
+        """The content of a checkpoint, or None without one."""
+        return self._path(key).read_bytes() if self.exists(key) else None
+
+    def checkpoint(self, key: StateKey) -> Found | None:
+        """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory."""
+        data = self.checkpoint_bytes(key)
+        if data is None:
+            return None
+        from mlstate.tensors import encode_tensors, load_checkpoint
+
+        path = self.locate(key)
+        state_dict = load_checkpoint(data, path)
+        objects = MemoryObjectStore()
+        try:
+            encoded = encode_tensors(state_dict, objects.put)
+        except FormatError as error:
+            error.message = "this checkpoint is no flat mapping from names to plain tensors"
+            error.path = path
+            raise
+        objects.put(encoded.digest, [encoded.data])
+        return Found(StateEntry(key, encoded.digest, encoded.state.nbytes, origin=path), objects)
+
+
+def key_of_checkpoint(name: str) -> StateKey | None:
+    """The key of the file name of a checkpoint; None for other names."""
+    if not name.endswith(SUFFIX):
+        return None
+    try:
+        return StateKey.parse(name.removesuffix(SUFFIX))
+    except FormatError:
+        return None

@@ -1,0 +1,42 @@
+"""Loading a state into a model: the last step of `StateStore.load`, once all bytes are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlstate.errors import IncompatibleStateError
+from mlstate.format.state_object import BYTES_NAME
+from mlstate.models import BytesModel, LoadResult, TensorModel
+from mlstate.reading import read_bytes_state, read_state
+from mlstate.stores.abstract import Found
+
+__all__ = ["load_into"]
+
+
+def load_into(
+    model: Any, found: Found, *, strict: bool, assign: bool, ignore_mismatched_sizes: bool
+) -> LoadResult:
+    """Load a state whose bytes are there; see `StateStore.load`."""
+    digest = found.entry.pinned_digest
+    state = read_state(*found)
+    if BYTES_NAME in state.specs and isinstance(model, BytesModel):
+        model.set_state(read_bytes_state(state, found.objects))
+        return LoadResult(digest=digest)
+    if not isinstance(model, TensorModel):
+        raise IncompatibleStateError(
+            f"this {type(model).__name__} takes no tensors",
+            expected="state_dict() and load_state_dict()",
+        )
+    from mlstate.tensors import load_tensors, places_of, reading
+
+    places = places_of(model, state.specs)
+    with reading(found.objects, state, shared=True, places=places) as read:
+        return load_tensors(
+            model,
+            state.specs,
+            read,
+            strict=strict,
+            assign=assign,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            digest=digest,
+        )
