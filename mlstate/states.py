@@ -220,7 +220,8 @@ def check_state_type(state_type: object) -> None:
 def keys_of(state_type: StateType, training_ids: Iterable[str]) -> list[StateKey]:
     """The keys of one type with these training ids, sorted, without those that are not valid.
 
-    This takes a quarter of the time of `StateKey` for each: all ids are checked at once.
+    All ids are checked at once: listing 10,000 states takes 0.6 of the time that it takes with a
+    `StateKey` made for each (docs/performance.md).
     """
     ids = sorted(training_ids)
     if not _all_valid(state_type, ids):

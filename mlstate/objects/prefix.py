@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import warnings
 
 from mlstate.buckets.client import BucketClient
 from mlstate.buckets.upload import BucketUploads
 from mlstate.errors import BucketError, FormatError
 from mlstate.format import layout
 from mlstate.objects.durable import SMALL
+from mlstate.warn import warn
 
 __all__ = ["BucketPlace"]
 
@@ -97,11 +97,10 @@ class BucketPlace:
                 written = self.uploads.create(self.path(layout.SETTINGS), self._settings)
                 self._honours = not written
                 if written:
-                    warnings.warn(
+                    warn(
                         f"the server of {self.client.address} ignores conditional writes: if two "
                         "save different states under one key at the same moment, either may "
-                        "replace the other's",
-                        stacklevel=2,
+                        "replace the other's"
                     )
             return self._honours
 
