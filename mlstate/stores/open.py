@@ -6,14 +6,16 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlstate.errors import FormatError, StoreNotFoundError
-from mlstate.fetch.progress import OnProgress
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests import manifest_files
 from mlstate.stores.read import StateStore
+
+if TYPE_CHECKING:
+    from mlstate.fetch.progress import OnProgress
 
 __all__ = ["open_store"]
 

@@ -29,7 +29,6 @@ from mlstate.stores.access import Access
 from mlstate.stores.arguments import check_compatible, check_list, check_names, check_pin
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.load import load_into
-from mlstate.stores.materialize import materialize_state
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
@@ -338,6 +337,7 @@ class StateStore(AbstractStateStore[Any]):
             FormatError: The state holds no tensors, or a file of it has the name of a weights file.
             StateNotFoundError: There is no such state.
         """
+        from mlstate.stores.materialize import materialize_state
 
         def write(found: Found) -> Path:
             self.access.bring(found.entry)

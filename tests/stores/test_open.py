@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -117,3 +121,15 @@ def test_a_folder_of_another_version_is_refused(weights):
     path.write_text("version = 99\n")
     with pytest.raises(MlstateError, match="newer"):
         open_store(weights.folder).load_state_dict(KEY)
+
+
+def test_a_folder_is_opened_and_listed_without_the_parts_that_fetch(tmp_path):
+    code = """
+        import sys
+        from mlstate import open_store
+        open_store(sys.argv[1], create=True).get_state_keys()
+        parts = ("mlstate.fetch", "mlstate.transport", "requests", "tomlkit", "torch")
+        print([name for name in sys.modules if name.startswith(parts)])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
