@@ -12,6 +12,7 @@ from mlstate.errors import ReadOnlyStoreError
 from mlstate.fetch import Fetcher, OnProgress
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest
+from mlstate.manifests.required import RequiredSignature, read_required, refuse_unsigned
 from mlstate.models import state_type_of
 from mlstate.phrases import FOLDER, Phrase
 from mlstate.states import StateKey, check_keys
@@ -45,8 +46,13 @@ class ManifestStore(StateStore):
         offline: Open no socket, whatever is missing. By default as MLSTATE_OFFLINE says.
         progress: Called with a `mlstate.fetch.Progress` now and then while something is fetched;
             or True, for a bar on the terminal.
+        require_signature: The path of an allowed-signers file, or a
+            `mlstate.signatures.SignaturePolicy`: each manifest file needs a good signature of one
+            of these signers. By default as MLSTATE_REQUIRE_SIGNATURE says; False: none is needed,
+            whatever that says.
 
     Raises:
+        SignatureError: A manifest has no good signature, or is older than one that was seen.
         ManifestError: A manifest cannot be read, or two contradict each other.
         FormatError: The cache is no store, or one of a newer version.
     """
@@ -63,11 +69,14 @@ class ManifestStore(StateStore):
         *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
+        require_signature: RequiredSignature = None,
     ) -> None:
         if isinstance(path, Manifest):
+            refuse_unsigned(path, require_signature)
             manifest, name = path, f"ManifestStore(<{len(path.states)} states>)"
         else:
-            manifest, name = Manifest.read(path), Phrase(f"ManifestStore({str(path)!r})", str(path))
+            manifest = read_required([path], require_signature)
+            name = Phrase(f"ManifestStore({str(path)!r})", str(path))
             self.path = local_path(path)
         self._init(ManifestCatalog(manifest), cache, name, offline=offline, progress=progress)
 
@@ -179,8 +188,11 @@ class Store(ManifestStore):
         cache: As for `ManifestStore`.
         offline: As for `ManifestStore`.
         progress: As for `ManifestStore`.
+        require_signature: As for `ManifestStore`. The manifests that mlstate ships need none: they
+            are a part of the program.
 
     Raises:
+        SignatureError: A manifest has no good signature, or is older than one that was seen.
         ManifestError: A manifest cannot be read, or two contradict each other.
     """
 
@@ -190,8 +202,11 @@ class Store(ManifestStore):
         *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
+        require_signature: RequiredSignature = None,
     ) -> None:
-        manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
+        manifest = read_required(
+            settings.extra_manifests(), require_signature, shipped=_shipped_manifests()
+        )
         hint = _DEFAULT + (
             " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
         )
