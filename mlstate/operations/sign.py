@@ -63,14 +63,15 @@ def sign(manifest: _PathLike, key: _PathLike) -> list[ManifestSignature]:
 
 def _signed(content: bytes, key: Path, path: Path) -> bytes:
     """The signature file for some bytes, as ssh-keygen writes it."""
-    command = ["ssh-keygen", "-q", "-Y", "sign", "-n", NAMESPACE, "-f", str(key)]
+    # On a terminal it says when a hardware key is to be touched, so it may speak there.
     terminal = sys.stderr is not None and sys.stderr.isatty()
+    quiet = [] if terminal else ["-q"]
+    command = ["ssh-keygen", *quiet, "-Y", "sign", "-n", NAMESPACE, "-f", str(key)]
     try:
         done = subprocess.run(
             command,
             input=content,
             stdout=subprocess.PIPE,
-            # On a terminal it says when a hardware key is to be touched.
             stderr=None if terminal else subprocess.PIPE,
             check=False,
         )

@@ -11,7 +11,7 @@ import pytest
 from mlstate import Manifest, ManifestStore, sign, verify_signature
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError, SignatureError
 from mlstate.operations import sign as sign_module
-from tests.support.commands import Shell
+from tests.support.commands import PROGRAM, Shell
 from tests.support.signing import KINDS, Key, needs_ssh_keygen, ssh_accepts
 
 pytestmark = needs_ssh_keygen
@@ -172,6 +172,21 @@ def test_the_commands(shell, manifest, key, allowed):
     manifest.write_text(TEXT + "#\n")
     assert "not what was signed" in shell.complaint(*check, code=4)
     assert "--allowed-signers FILE" in shell.complaint("verify-signature", "weights.toml", code=2)
+
+
+def test_on_a_terminal_ssh_keygen_speaks_for_itself(manifest, key, allowed):
+    ours, theirs = os.openpty()
+    try:
+        command = [PROGRAM, "sign", manifest, "--key", key.path]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
+        said = os.read(ours, 10_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0
+    assert done.stdout == f"{manifest}.sig\n".encode()
+    assert "Signing" in said
+    assert verify_signature(manifest, allowed_signers=allowed)
 
 
 def test_commands_refuse_what_is_not_signed_where_it_has_to_be(tmp_path, manifest, allowed, key):
