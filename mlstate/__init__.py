@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlstate.operations.enlist import enlist, unlist
     from mlstate.operations.export import export
     from mlstate.operations.lock import lock
+    from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
     from mlstate.operations.verify.verify import verify
     from mlstate.states import StateKey, StateType
@@ -71,11 +72,13 @@ __all__ = [
     "lock",
     "manifest_of",
     "open_store",
+    "sign",
     "state_digest",
     "unbundle",
     "unlist",
     "usage",
     "verify",
+    "verify_signature",
     "with_state_type",
 ]
 
@@ -107,11 +110,13 @@ _HOMES = {
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
+    "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",
     "unlist": "mlstate.operations.enlist",
     "usage": "mlstate.operations.usage",
     "verify": "mlstate.operations.verify.verify",
+    "verify_signature": "mlstate.operations.sign",
     "with_state_type": "mlstate.models",
 }
 

@@ -28,6 +28,7 @@ __all__ = [
     "OfflineError",
     "RateLimitError",
     "ReadOnlyStoreError",
+    "SignatureError",
     "StateExistsError",
     "StateNotFoundError",
     "StoreNotFoundError",
@@ -286,6 +287,24 @@ class CopyError(_Detailed):
         """The error with all that it knows; see `MlstateError.text`."""
         failed = [f"  {_brief(str(key))}: {_brief(error.message)}" for key, error in self.failures]
         return "\n".join([super().text(say), *failed])
+
+
+class SignatureError(_Detailed):
+    """A manifest has no good signature where one is required; nothing was read from it.
+
+    Attributes:
+        signer: Whose key signed, as the allowed-signers file has it; None if it is not known.
+        fingerprint: The fingerprint of that key, as ``ssh-keygen -l`` prints it; or None.
+    """
+
+    signer: str | None = None
+    fingerprint: str | None = None
+
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The error with all that it knows; see `MlstateError.text`."""
+        names = [name for name in (self.signer, self.fingerprint) if name is not None]
+        by = f"\n  signed by: {_brief(' '.join(names))}" if names else ""
+        return super().text(say) + by
 
 
 @contextmanager

@@ -18,6 +18,9 @@ __all__ = [
     "extra_manifests",
     "offline",
     "readonly_caches",
+    "required_signature",
+    "revoked_keys",
+    "state_folder",
 ]
 
 
@@ -47,6 +50,12 @@ SETTINGS = (
     Setting("MLSTATE_READONLY_CACHES", "folders that are looked at before it", "none"),
     Setting("MLSTATE_MANIFESTS", "manifests that Store() reads beside its own", "none"),
     Setting("MLSTATE_OFFLINE", "1: open no socket", "online"),
+    Setting(
+        "MLSTATE_REQUIRE_SIGNATURE",
+        "an allowed-signers file: manifests need a signature of one of them",
+        "none is needed",
+    ),
+    Setting("MLSTATE_REVOKED_KEYS", "public keys whose signatures are good no more", "none"),
     Setting("MLSTATE_CONFIG", "a TOML file with tokens", "config.toml in the user's config folder"),
     Setting("MLSTATE_TOKEN_<HOST>", "the token for a host", "none", secret=True),
 )
@@ -98,6 +107,28 @@ def extra_manifests() -> list[Path]:
 def offline() -> bool:
     """MLSTATE_OFFLINE: unset, empty, 0, false and no mean online."""
     return os.environ.get("MLSTATE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def required_signature() -> Path | None:
+    """MLSTATE_REQUIRE_SIGNATURE: the allowed-signers file; None: no signature is required."""
+    return _path("MLSTATE_REQUIRE_SIGNATURE")
+
+
+def revoked_keys() -> Path | None:
+    """MLSTATE_REVOKED_KEYS: the file of revoked public keys; None without one."""
+    return _path("MLSTATE_REVOKED_KEYS")
+
+
+def state_folder() -> Path:
+    """Where mlstate keeps what it has seen: the user's state folder, by the platform's custom."""
+    from platformdirs import user_state_path
+
+    return user_state_path("mlstate", appauthor=False)
+
+
+def _path(variable: str) -> Path | None:
+    text = os.environ.get(variable)
+    return Path(text).expanduser() if text else None
 
 
 def _paths(variable: str) -> list[Path]:

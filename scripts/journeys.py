@@ -49,6 +49,7 @@ VALUES = (
     "phrases.py",
     "retries.py",
     "settings.py",
+    "signatures/",
     "states.py",
     "transport/urls.py",
     "units.py",

@@ -24,6 +24,7 @@ def own_environment(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MLSTATE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(home / "aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "aws-credentials"))

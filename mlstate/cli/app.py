@@ -19,6 +19,7 @@ from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.output import complain, note
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.rm_prune import prune, rm
+from mlstate.cli.sign import sign, verify_signature
 from mlstate.cli.verify_diff_digest import diff, digest, verify
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
@@ -72,6 +73,12 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
     ),
     (lock, "Pin the states of a manifest.", "lock manifests/torchvision.toml"),
     (verify, "Read every byte, and compare it with the digests.", "verify --all --store weights"),
+    (sign, "Sign a manifest with an SSH key.", "sign weights.toml --key ~/.ssh/id_ed25519"),
+    (
+        verify_signature,
+        "Check the signature of a manifest.",
+        "verify-signature weights.toml --allowed-signers allowed_signers",
+    ),
     (
         diff,
         "Compare two states, or files.",

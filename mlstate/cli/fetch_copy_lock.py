@@ -199,7 +199,7 @@ def _to_pin(manifest: str, texts: list[str]) -> tuple[list[StateKey], StateStore
     known = default = None
     if Path(manifest).exists():
         manifest_files(local_path(manifest))  # which refuses a store: its states are pinned
-        known = ManifestStore(manifest)
+        known = ManifestStore(manifest, require_signature=False)  # it is signed once it is pinned
     chosen: list[StateKey] = []
     for text in texts:
         if known is not None:

@@ -64,6 +64,7 @@ class FileDigest:
 
 def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     """Command -> the reports whose members it prints, with members that are in no report."""
+    from mlstate.manifests.signed import ManifestSignature
     from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
@@ -92,5 +93,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "verify": ({"ok": bool}, VerifyReport),
         "diff": ({"first": str, "second": str, "same_weights": bool}, StateDiff),
         "digest": ({"files": list[FileDigest]},),
+        "sign": ({"signatures": list[ManifestSignature]},),
+        "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
     }

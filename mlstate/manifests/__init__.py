@@ -17,9 +17,18 @@ from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.manifests.merge import merged_states
 from mlstate.manifests.parse import parse_manifest
+from mlstate.phrases import Phrase
 from mlstate.warn import warn
 
-__all__ = ["FileEntry", "Manifest", "StateEntry", "manifest_files"]
+__all__ = [
+    "FileEntry",
+    "Manifest",
+    "StateEntry",
+    "content_of",
+    "listed_files",
+    "manifest_files",
+    "signature_file",
+]
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,16 @@ class Manifest(ManifestContent):
             ManifestError: There is no such file or folder, one cannot be read, or two give a key
                 different digests.
         """
-        files = [file for path in paths for file in _listed(local_path(path))]
-        manifests = [cls.parse(_content(file), str(file)) for file in files]
+        files = [file for path in paths for file in listed_files(local_path(path))]
+        return cls.joined([cls.parse(content_of(file), str(file)) for file in files])
+
+    @classmethod
+    def joined(cls, manifests: list[Manifest]) -> Manifest:
+        """Several manifests as one; one alone stays as it is. See `read`.
+
+        Raises:
+            ManifestError: Two give a key different digests.
+        """
         _warn_of_misspelt(manifests)
         if len(manifests) == 1:
             return manifests[0]
@@ -109,7 +126,7 @@ class Manifest(ManifestContent):
 
         target = local_path(path).resolve()  # a link stays a link
         if target.exists():
-            old = _content(target)
+            old = content_of(target)
             new = edit_manifest(old, str(path), self._of_one_file())
             if new == old:
                 return
@@ -117,6 +134,7 @@ class Manifest(ManifestContent):
             new = self.format().encode()
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         write_file(target, [new], temporary=temporary, read_only=False)
+        _warn_of_stale_signature(path)
 
     def _of_one_file(self) -> Manifest:
         """Itself, with the object mirrors of its entries if it has none of its own."""
@@ -140,7 +158,31 @@ def _warn_of_misspelt(manifests: list[Manifest]) -> None:
                 )
 
 
-def _listed(path: Path) -> list[Path]:
+def signature_file(path: str | os.PathLike[str]) -> Path:
+    """Where the signature of a manifest file is, or would be: ``NAME.toml.sig`` beside it."""
+    file = local_path(path)
+    return file.with_name(f"{file.name}.sig")
+
+
+def _warn_of_stale_signature(path: str | os.PathLike[str]) -> None:
+    """Say that a manifest which was just written is not the one that its signature is of."""
+    if os.path.lexists(signature_file(path)):
+        warn(
+            Phrase(
+                f"{path} was changed, so its signature {path}.sig is not good any more: sign it "
+                "again, with mlstate.sign(manifest, key)",
+                f"{path} was changed, so its signature {path}.sig is not good any more: sign it "
+                "again, with mlstate sign FILE.toml --key KEY",
+            )
+        )
+
+
+def listed_files(path: Path) -> list[Path]:
+    """The files that `Manifest.read` reads of a path: those of a manifest, or of a store.
+
+    Raises:
+        ManifestError: There is no such file or folder.
+    """
     if _is_store(path):  # its state files can be read, but not edited: see `manifest_files`
         return sorted((path / layout.STATES).rglob("*.toml"))
     return manifest_files(path)
@@ -186,7 +228,12 @@ def _is_store(folder: Path) -> bool:
     )
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """The bytes of a manifest file.
+
+    Raises:
+        ManifestError: It cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:

@@ -12,6 +12,7 @@ from mlstate.errors import ReadOnlyStoreError
 from mlstate.fetch import Fetcher, OnProgress
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest
+from mlstate.manifests.required import RequiredSignature, read_required, refuse_unsigned
 from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
@@ -45,8 +46,13 @@ class ManifestStore(StateStore):
         offline: Open no socket, whatever is missing. By default as MLSTATE_OFFLINE says.
         progress: Called with a `mlstate.fetch.Progress` now and then while something is fetched;
             or True, for a bar on the terminal.
+        require_signature: The path of an allowed-signers file, or a
+            `mlstate.signatures.SignaturePolicy`: each manifest file needs a good signature of one
+            of these signers. By default as MLSTATE_REQUIRE_SIGNATURE says; False: none is needed,
+            whatever that says.
 
     Raises:
+        SignatureError: A manifest has no good signature, or is older than one that was seen.
         ManifestError: A manifest cannot be read, or two contradict each other.
         FormatError: The cache is no store, or one of a newer version.
     """
@@ -64,12 +70,15 @@ class ManifestStore(StateStore):
         *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
+        require_signature: RequiredSignature = None,
     ) -> None:
         if isinstance(path, Manifest):
+            refuse_unsigned(path, require_signature)
             self.manifest = path
             self._name = f"ManifestStore(<{len(path.states)} states>)"
         else:
-            self.manifest, self.path = Manifest.read(path), local_path(path)
+            self.manifest = read_required([path], require_signature)
+            self.path = local_path(path)
             self._name = Phrase(f"ManifestStore({str(path)!r})", str(path))
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
         super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)
@@ -157,8 +166,11 @@ class Store(ManifestStore):
         cache: As for `ManifestStore`.
         offline: As for `ManifestStore`.
         progress: As for `ManifestStore`.
+        require_signature: As for `ManifestStore`. The manifests that mlstate ships need none: they
+            are a part of the program.
 
     Raises:
+        SignatureError: A manifest has no good signature, or is older than one that was seen.
         ManifestError: A manifest cannot be read, or two contradict each other.
     """
 
@@ -168,9 +180,14 @@ class Store(ManifestStore):
         *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
+        require_signature: RequiredSignature = None,
     ) -> None:
-        manifest = Manifest.read(*settings.extra_manifests(), _shipped_manifests())
-        super().__init__(manifest, cache, offline=offline, progress=progress)
+        manifest = read_required(
+            settings.extra_manifests(), require_signature, shipped=_shipped_manifests()
+        )
+        super().__init__(
+            manifest, cache, offline=offline, progress=progress, require_signature=False
+        )
         hint = " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
         self.catalog = ManifestCatalog(manifest, _DEFAULT + hint)
         self._name = _DEFAULT

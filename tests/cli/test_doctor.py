@@ -39,8 +39,8 @@ def test_all_is_well(shell: Shell, published: Published, start_nginx: Callable[.
     lines = shell.lines("doctor", "--store", "m.toml")
     assert lines[0].split()[0] == "mlstate"
     assert f"torch            {torch.__version__}" in lines
-    assert "MLSTATE_OFFLINE          not set: online" in lines
-    assert f"MLSTATE_CACHE            {shell.folder / 'cache'}" in lines
+    assert "MLSTATE_OFFLINE            not set: online" in lines
+    assert f"MLSTATE_CACHE              {shell.folder / 'cache'}" in lines
     (mirror,) = [line for line in lines if f"http://{HOST}:{nginx.port}" in line]
     assert mirror.startswith("ok       ")
     assert " kB offered, ranges: yes, no token, " in mirror

@@ -1,0 +1,198 @@
+"""Manifests with their signatures: the files are read once, and nothing is parsed before its check.
+
+What is checked are the bytes that are parsed afterwards, so nobody can exchange them in between.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlstate import settings
+from mlstate.errors import FormatError, ManifestError, SignatureError, concerning
+from mlstate.locations import local_path
+from mlstate.manifests import Manifest, content_of, listed_files, signature_file
+from mlstate.manifests.serials import MAX_SERIAL, Sighting, check_serials, keep_serials
+from mlstate.objects.durable import read_small
+from mlstate.phrases import Phrase
+from mlstate.signatures.allowed import parse_allowed_signers
+from mlstate.signatures.check import Signers
+from mlstate.signatures.lines import MAX_FILE
+from mlstate.signatures.policy import SignaturePolicy
+from mlstate.signatures.revoked import parse_revoked_keys
+from mlstate.signatures.sshsig import MAX_SIGNATURE
+
+__all__ = ["ManifestSignature", "check_file", "read_signed", "signature_of", "signers_of"]
+
+
+@dataclass(frozen=True)
+class ManifestSignature:
+    """A signed manifest file.
+
+    Attributes:
+        path: The manifest.
+        signer: Who signed it, as the allowed-signers file has it; None right after signing.
+        fingerprint: The fingerprint of the key, as ``ssh-keygen -l`` prints it.
+        key_type: The type of the key, such as ``ED25519``.
+        states: The number of states that the manifest lists.
+        serial: Its serial number; None if it has none.
+    """
+
+    path: str
+    signer: str | None
+    fingerprint: str
+    key_type: str
+    states: int
+    serial: int | None
+
+
+def signers_of(policy: SignaturePolicy) -> Signers:
+    """Read the files of a policy.
+
+    Raises:
+        FormatError: One of them is not there, cannot be read, or says what is not supported.
+    """
+    path = local_path(policy.allowed_signers)
+    allowed = parse_allowed_signers(_key_file(path, "allowed signers"), str(path))
+    revoked_path = settings.revoked_keys() if policy.revoked_keys is None else policy.revoked_keys
+    if revoked_path is None:
+        return Signers(allowed, signer=policy.signer, origin=str(path))
+    revoked_path = local_path(revoked_path)
+    revoked = parse_revoked_keys(_key_file(revoked_path, "revoked keys"), str(revoked_path))
+    return Signers(allowed, revoked, policy.signer, str(path))
+
+
+def _key_file(path: Path, what: str) -> bytes:
+    try:
+        data = read_small(path)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise FormatError(
+            f"there is no file of {what} here" if missing else f"the {what} cannot be read",
+            path=path,
+            found=None if missing else error,
+            remedy="check the path" if missing else None,
+        ) from error
+    return data[: MAX_FILE + 1]
+
+
+def read_signed(
+    paths: Iterable[str | os.PathLike[str]],
+    policy: SignaturePolicy,
+    *,
+    unsigned: Iterable[Path] = (),
+) -> Manifest:
+    """Read manifests, as `Manifest.read` does, of which each file needs a good signature.
+
+    Args:
+        paths: Files and folders.
+        policy: Whose signatures are good.
+        unsigned: Files and folders that need none; they are read last.
+
+    Raises:
+        SignatureError: A file has no good signature, or a higher serial number was seen before.
+        ManifestError: As for `Manifest.read`.
+        FormatError: The files of the policy cannot be read.
+    """
+    signers = signers_of(policy)
+    manifests: list[Manifest] = []
+    sightings: list[Sighting] = []
+    for file in (file for path in paths for file in listed_files(local_path(path))):
+        manifest, signature = check_file(file, signers)
+        manifests.append(manifest)
+        sightings.append(
+            Sighting(
+                str(signature.signer),
+                _name(manifest, file),
+                os.path.realpath(file),
+                signature.serial,
+            )
+        )
+    check_serials(sightings)
+    others = [file for path in unsigned for file in listed_files(local_path(path))]
+    read = Manifest.joined(
+        [*manifests, *(Manifest.parse(content_of(file), str(file)) for file in others)]
+    )
+    keep_serials(sightings)
+    return read
+
+
+def check_file(file: Path, signers: Signers) -> tuple[Manifest, ManifestSignature]:
+    """Read a manifest file and check its signature; rollback is not looked at.
+
+    Raises:
+        SignatureError: It has no good signature.
+        ManifestError: It is signed, but no manifest.
+    """
+    content = content_of(file)
+    beside = signature_file(file)
+    with concerning(path=beside):
+        signer, key = signers.check(content, signature_of(file), str(beside))
+    manifest = Manifest.parse(content, str(file))
+    report = ManifestSignature(
+        path=str(file),
+        signer=signer,
+        fingerprint=key.fingerprint,
+        key_type=key.kind,
+        states=len(manifest.states),
+        serial=serial_of(manifest, file),
+    )
+    return manifest, report
+
+
+def signature_of(file: Path) -> bytes:
+    """The content of the signature file beside a manifest, or so much of it as shows it too large.
+
+    Raises:
+        SignatureError: There is none, or it cannot be read.
+    """
+    beside = signature_file(file)
+    try:
+        return read_small(beside)[: MAX_SIGNATURE + 1]
+    except FileNotFoundError:
+        raise SignatureError(
+            "this manifest is not signed, and a signature is required",
+            path=file,
+            expected=f"its signature, {beside.name}, beside it",
+            remedy="get the signature from the manifest's author, or, if that is you, "
+            + Phrase(
+                "sign it: mlstate.sign(manifest, key)", "sign it: mlstate sign FILE.toml --key KEY"
+            ),
+        ) from None
+    except (OSError, FormatError) as error:
+        raise SignatureError(
+            "the signature of a manifest cannot be read",
+            path=beside,
+            found=error.message if isinstance(error, FormatError) else error,
+        ) from error
+
+
+def serial_of(manifest: Manifest, file: Path) -> int | None:
+    """The serial number that a manifest file says at its top; None if it has none.
+
+    Raises:
+        ManifestError: It is no whole number from 0 to 2^63 - 1.
+    """
+    serial: Any = manifest.unknown.get("serial")
+    if serial is not None and (type(serial) is not int or not 0 <= serial <= MAX_SERIAL):
+        raise ManifestError(
+            "the serial number of a manifest is a whole number",
+            path=file,
+            key="serial",
+            expected="serial = 0 or higher, below 2^63",
+            found=type(serial).__name__ if type(serial) is not int else "another number",
+        )
+    return serial
+
+
+def _name(manifest: Manifest, file: Path) -> str | None:
+    """The name that a manifest file says at its top; None if it has none."""
+    name: Any = manifest.unknown.get("name")
+    if name is not None and (not isinstance(name, str) or not 0 < len(name) <= 200):
+        raise ManifestError(
+            "the name of a manifest is a text of 1 to 200 characters", path=file, key="name"
+        )
+    return name
