@@ -27,6 +27,7 @@ __all__ = [
     "open_own",
     "open_regular",
     "read_file",
+    "read_input",
 ]
 
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -95,23 +96,38 @@ def read_file(path: StrPath, most: int, *, follow: bool = True) -> bytes:
         UnfitFileError: It has more, too.
     """
     with os.fdopen(open_regular(path, follow=follow), "rb") as file:
-        data = file.read(most + 1)
+        return _read(file, most, path)
+
+
+def _read(file: BinaryIO, most: int, path: StrPath) -> bytes:
+    data = file.read(most + 1)
     if len(data) > most:
         raise UnfitFileError(f"one of more than {most} bytes", path)
     return data
 
 
 def open_input(path: StrPath) -> BinaryIO:
-    """Open a regular file, or a pipe that the shell has handed to this process, for reading.
+    """Open a file that the user names for reading, without waiting for anything.
 
-    ``<(command)`` of a shell is such a pipe, as ``/dev/fd/63``: its writer is there already.
+    It is a regular file, the null device, or a pipe that the shell has handed to this process:
+    ``<(command)``, which is ``/dev/fd/63`` say, has its writer already.
 
     Raises:
         UnfitFileError: Something else bears this name.
     """
-    if os.fspath(path).startswith(_HANDED_OVER):
-        return open(path, "rb")  # the caller closes it
+    if os.fspath(path) == os.devnull or os.fspath(path).startswith(_HANDED_OVER):
+        return open(path, "rb")
     return os.fdopen(open_regular(path), "rb")
+
+
+def read_input(path: StrPath, most: int) -> bytes:
+    """Read all that `open_input` opens; raises as it does.
+
+    Raises:
+        UnfitFileError: There are more bytes than ``most``, too.
+    """
+    with open_input(path) as file:
+        return _read(file, most, path)
 
 
 def open_own(path: StrPath, *, folder: int | None = None, mode: int = 0o666) -> int:

@@ -16,7 +16,7 @@ from mlstate.errors import ManifestError
 from mlstate.manifests import StateEntry, update
 from mlstate.manifests.update import change_manifest
 from mlstate.objects import durable
-from tests.support.planting import time_limit
+from tests.support.planting import Victim, plant, time_limit
 
 TEXT = b"# by hand\nversion = 1\n"
 
@@ -132,3 +132,20 @@ def test_a_link_stays_a_link(tmp_path: Path):
     add(link, 2)
     assert link.is_symlink()
     assert numbers(real) == {1, 2}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "socket", "loop", "folder"])
+def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str):
+    """Git can carry the link; the others are in folders that are shared."""
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    plant(kind, folder / "m.toml", Victim(tmp_path / "home"))
+    if kind != "folder":  # which is one of manifests
+        with time_limit(20), pytest.raises(ManifestError):
+            Manifest.read(folder)
+        with time_limit(20), pytest.raises(ManifestError):
+            Manifest.read(folder / "m.toml")
+    with time_limit(20), pytest.raises(ManifestError):
+        add(folder / "m.toml", 1)
+    with time_limit(20), pytest.raises(ManifestError):
+        Manifest({}).write(folder / "m.toml")
