@@ -23,6 +23,7 @@ __all__ = [
     "is_trusted_link",
     "kind_of",
     "open_folder",
+    "open_folder_of",
     "open_input",
     "open_own",
     "open_regular",
@@ -217,6 +218,51 @@ def open_folder(path: StrPath) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def open_folder_of(root: StrPath, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    """Hold the folder of a file below a root open, none of which below the root is a link.
+
+    Args:
+        root: The root, which may be a link itself.
+        name: The file's path below it, with slashes.
+        make: Make the folders that are missing.
+
+    Yields:
+        The descriptor of the folder, and the name of the file in it.
+
+    Raises:
+        FileNotFoundError: A folder is missing.
+        UnfitFileError: Something else bears the name of one.
+    """
+    *folders, last = name.split("/")
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    here = os.open(root, flags)
+    try:
+        for place, part in enumerate(folders):
+            below = _open_below(
+                here, part, flags | os.O_NOFOLLOW, make, [root, *folders[: place + 1]]
+            )
+            os.close(here)
+            here = below
+        yield here, last
+    finally:
+        os.close(here)
+
+
+def _open_below(folder: int, part: str, flags: int, make: bool, path: str) -> int:
+    try:
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, dir_fd=folder)
+                os.fsync(folder)
+        return os.open(part, flags, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        mode = os.stat(part, dir_fd=folder, follow_symlinks=False).st_mode
+        raise UnfitFileError(kind_of(mode), path) from None
 
 
 def is_trusted_link(path: StrPath) -> bool:
