@@ -240,10 +240,10 @@ def open_folder_of(root: StrPath, name: str, *, make: bool = False) -> Iterator[
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     here = os.open(root, flags)
     try:
-        for place, part in enumerate(folders):
-            below = _open_below(
-                here, part, flags | os.O_NOFOLLOW, make, [root, *folders[: place + 1]]
-            )
+        path = os.fspath(root)
+        for part in folders:
+            path = os.path.join(path, part)
+            below = _open_below(here, part, flags | os.O_NOFOLLOW, make, path)
             os.close(here)
             here = below
         yield here, last

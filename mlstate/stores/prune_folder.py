@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mlstate.digests import Digest
+from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
@@ -107,7 +108,7 @@ class _FolderPruning(Pruning[Path]):
 
     def is_fresh(self, place: Path) -> bool:
         try:
-            return place.stat().st_mtime > self.limit
+            return place.lstat().st_mtime > self.limit
         except FileNotFoundError:
             return False
 
@@ -124,7 +125,7 @@ class _FolderPruning(Pruning[Path]):
             return None
 
     def move(self, place: Path, digest: Digest) -> Path | None:
-        self.trash.mkdir(exist_ok=True)
+        make_folders(self.root, self.trash)
         target = self.trash / f"{digest}.{uuid.uuid4().hex}"
         try:
             os.rename(place, target)
@@ -147,11 +148,11 @@ class _FolderPruning(Pruning[Path]):
         place.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        temporaries = _files(self.root / layout.TEMPORARIES)
+        temporaries = _things(self.root / layout.TEMPORARIES)
         leftovers = [path for path in temporaries if _TEMPORARY.fullmatch(path.name)]
         leftovers += [
             path
-            for path in _files(self.trash)
+            for path in _things(self.trash)
             if TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name)
         ]
         for path in leftovers:
@@ -164,12 +165,22 @@ class _FolderPruning(Pruning[Path]):
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in _entries(folder):
+    for path in _things(folder):
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISREG(path.lstat().st_mode):
+                yield path
+
+
+def _things(folder: Path) -> Iterator[Path]:
+    """All but the folders in a folder: links, pipes and sockets too, which can be deleted."""
+    for path in _entries(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(path.lstat().st_mode):
                 yield path

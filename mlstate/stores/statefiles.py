@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Protocol
 
 from mlstate.errors import FormatError, ManifestError
+from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_manifest
@@ -119,13 +120,13 @@ class FolderStateFiles:
         """All keys, each with the time of its file."""
         for key in self.keys():
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
-                yield key, self._path(key).stat().st_mtime
+                yield key, self._path(key).lstat().st_mtime
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
         try:
             return read_small(self._path(key), ManifestError)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def create(self, key: StateKey, data: bytes) -> bool:
@@ -143,6 +144,9 @@ class FolderStateFiles:
         if old is not None:
             # What it names lives on for the grace period: somebody may just be reading it.
             self._bury(key, old)
+        elif self._path(key).is_dir():  # which no file could replace
+            make_folders(self.root, self.root / layout.TRASH)
+            os.rename(self._path(key), self.root / layout.TRASH / trash_name(key))
         write_in_store(self.root, layout.state_path(key), [data])
 
     def remove(self, key: StateKey) -> bool:
@@ -150,14 +154,15 @@ class FolderStateFiles:
         check_folder(self.root)
         trash = self.root / layout.TRASH
         path = self._path(key)
-        if not path.exists():
+        if not os.path.lexists(path):
             return False
         make_folders(self.root, trash)
         try:
             try:
-                os.utime(path)  # its age in the trash counts from now
+                os.utime(path, follow_symlinks=False)  # its age in the trash counts from now
             except PermissionError:  # another member's file: bury a copy of our own
-                self._bury(key, path.read_bytes())
+                with contextlib.suppress(FormatError):  # of what is no file there is none
+                    self._bury(key, read_small(path))
                 path.unlink()
             else:
                 os.rename(path, trash / trash_name(key))
@@ -252,5 +257,7 @@ def trash_name(key: StateKey) -> str:
 def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
