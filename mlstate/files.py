@@ -46,6 +46,8 @@ _NO_FILE = {errno.ELOOP: "a symbolic link", errno.ENXIO: "a socket", errno.ENODE
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe without a writer would be waited for
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
+_PIECE = 1 << 16
+
 StrPath = str | os.PathLike[str]
 
 
@@ -101,8 +103,11 @@ def read_file(path: StrPath, most: int, *, follow: bool = True) -> bytes:
 
 
 def _read(file: BinaryIO, most: int, path: StrPath) -> bytes:
-    data = file.read(most + 1)
-    if len(data) > most:
+    size = os.fstat(file.fileno()).st_size
+    data = file.read(size + 1) if size <= most else b""
+    while len(data) <= most and (more := file.read(_PIECE)):  # of a pipe, or a file that grew
+        data += more
+    if max(size, len(data)) > most:
         raise UnfitFileError(f"one of more than {most} bytes", path)
     return data
 
