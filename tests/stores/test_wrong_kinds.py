@@ -15,6 +15,8 @@ from mlstate import LocalStateStore, ManifestStore, StateKey
 from mlstate.errors import MlstateError
 from mlstate.format import layout
 from mlstate.objects.cache import read_roots
+from mlstate.objects.folder import prepare_folder
+from mlstate.reading import read_state
 from tests.support.fetching import KEY, Published, check_cache, manifest_store, write_manifest
 from tests.support.models import same
 from tests.support.planting import KINDS, Victim, plant, time_limit
@@ -34,6 +36,12 @@ def victim(tmp_path: Path) -> Iterator[Victim]:
     watched = Victim(tmp_path / "home")
     yield watched
     watched.check()
+
+
+@pytest.fixture
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small objects come in segments, too."""
+    monkeypatch.setattr("mlstate.fetch.object_mirror.LARGE", 1000)
 
 
 def fetched(tmp_path: Path, published: Published) -> ManifestStore:
@@ -113,6 +121,31 @@ def test_a_cache_with_the_wrong_kind_of_thing_in_it_is_used_and_mended(
     check_cache(cache)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ending", ["", layout.DONE_SUFFIX])
+@pytest.mark.usefixtures("small_is_large")
+def test_a_fetch_writes_a_large_object_into_no_file_of_others(
+    tmp_path: Path,
+    published: Published,
+    victim: Victim,
+    ending: str,
+    kind: str,
+):
+    """A member knows which state the others will fetch, and so the names of the partial objects."""
+    cache = tmp_path / "cache"
+    prepare_folder(cache)
+    (cache / layout.TEMPORARIES).mkdir(exist_ok=True)
+    ending = layout.PARTIAL_SUFFIX + ending
+    digests = refs_of(LocalStateStore(published.folder / "store"), KEY)
+    assert len(digests) > 1
+    for digest in digests:
+        plant(kind, cache / layout.TEMPORARIES / f"{digest}{ending}", victim)
+    view = fetched(tmp_path, published)
+    assert same(view.load_state_dict(KEY), published.tensors)
+    assert check_cache(cache) == len(digests) + 1 + len(published.entry.files)
+    assert len(os.listdir(cache / layout.TEMPORARIES)) == len(digests)
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "file"])
 @pytest.mark.parametrize(
     "place",
@@ -135,7 +168,7 @@ def test_a_store_with_the_wrong_kind_of_thing_in_it_says_so_and_the_rest_goes_on
     store.save_state_dict(OTHERS, other)
     digest = store.get(KEY).entry.pinned_digest
     state_file = store.folder / layout.state_path(KEY)
-    tensor = store.folder / layout.object_path(next(iter(mlstate_refs(store, KEY))))
+    tensor = store.folder / layout.object_path(next(iter(refs_of(store, KEY))))
     (store.folder / layout.TRASH).mkdir(exist_ok=True)
     path = {
         "state file": state_file,
@@ -169,7 +202,6 @@ def test_a_store_with_the_wrong_kind_of_thing_in_it_says_so_and_the_rest_goes_on
     assert sorted(os.listdir(victim.folder)) == ["bashrc"]
 
 
-def mlstate_refs(store: LocalStateStore, key: StateKey) -> set[str]:
-    from mlstate.reading import read_state
-
+def refs_of(store: LocalStateStore, key: StateKey) -> set[str]:
+    """The digests of a state's tensors."""
     return {ref.digest for ref in read_state(*store.get(key)).refs.values()}
