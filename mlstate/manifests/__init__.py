@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
+from mlstate.files import read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
@@ -29,6 +30,10 @@ __all__ = [
     "manifest_files",
     "signature_file",
 ]
+
+
+_LARGEST = 256 << 20
+"""The largest manifest that is read, in bytes: some hundred thousand states."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Manifest(ManifestContent):
         Raises:
             ManifestError: Two give a key different digests.
         """
-        _warn_of_misspelt(manifests)
+        warn_of_misspelt(manifests)
         if len(manifests) == 1:
             return manifests[0]
         return cls(merged_states(manifest.states for manifest in manifests))
@@ -121,20 +126,14 @@ class Manifest(ManifestContent):
             ManifestError: The file that is there cannot be read or edited; nothing was changed.
             FormatError: `meta` holds something that TOML cannot.
         """
-        from mlstate.manifests.edit import edit_manifest
         from mlstate.objects.durable import write_file
 
-        target = local_path(path).resolve()  # a link stays a link
-        if target.exists():
-            old = content_of(target)
-            new = edit_manifest(old, str(path), self._of_one_file())
-            if new == old:
-                return
-        else:
-            new = self.format().encode()
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        write_file(target, [new], temporary=temporary, read_only=False)
-        _warn_of_stale_signature(path)
+        target = resolved(path)
+        old = content_of(target) if target.exists() else None
+        new = edited(self, old, str(path))
+        if new != old:
+            write_file(target, [new], temporary=temporary_beside(target), read_only=False)
+            warn_of_stale_signature(path)
 
     def _of_one_file(self) -> Manifest:
         """Itself, with the object mirrors of its entries if it has none of its own."""
@@ -148,7 +147,44 @@ class Manifest(ManifestContent):
         return replace(self, objects=next(iter(objects), ()))
 
 
-def _warn_of_misspelt(manifests: list[Manifest]) -> None:
+def edited(manifest: Manifest, old: bytes | None, origin: str) -> bytes:
+    """The bytes of a manifest file once it says this; those that are there if it does already.
+
+    Args:
+        manifest: What it is to say.
+        old: What is in the file; None: it is not there.
+        origin: Where it is, for errors.
+
+    Raises:
+        ManifestError: The file that is there cannot be edited.
+        FormatError: `meta` holds something that TOML cannot.
+    """
+    from mlstate.manifests.edit import edit_manifest
+
+    if old is None:
+        return manifest.format().encode()
+    return edit_manifest(old, origin, manifest._of_one_file())
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The file that a path names in the end: where a link is written through, it stays a link.
+
+    Raises:
+        ManifestError: The links go round in a circle.
+    """
+    try:
+        return local_path(path).resolve()
+    except (RuntimeError, OSError) as error:
+        raise ManifestError("a manifest cannot be read", path=path, found=error) from None
+
+
+def temporary_beside(target: Path) -> Path:
+    """A new name for what is to replace a manifest."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+
+def warn_of_misspelt(manifests: list[Manifest]) -> None:
+    """Warn of names in entries that are most likely meant to be others."""
     for manifest in manifests:
         for entry in manifest.states.values():
             for name, meant in entry.misspelt.items():
@@ -164,7 +200,7 @@ def signature_file(path: str | os.PathLike[str]) -> Path:
     return file.with_name(f"{file.name}.sig")
 
 
-def _warn_of_stale_signature(path: str | os.PathLike[str]) -> None:
+def warn_of_stale_signature(path: str | os.PathLike[str]) -> None:
     """Say that a manifest which was just written is not the one that its signature is of."""
     if os.path.lexists(signature_file(path)):
         warn(
@@ -229,12 +265,12 @@ def _is_store(folder: Path) -> bool:
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a manifest file.
+    """The bytes of a manifest file; a pipe or a device, which may have no end, is refused.
 
     Raises:
         ManifestError: It cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_file(path, _LARGEST)
     except OSError as error:
         raise ManifestError("a manifest cannot be read", path=path, found=error) from error

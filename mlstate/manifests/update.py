@@ -8,34 +8,64 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mlstate.errors import ManifestError
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest
-from mlstate.objects.durable import try_lock
+from mlstate.manifests import (
+    Manifest,
+    content_of,
+    edited,
+    resolved,
+    temporary_beside,
+    warn_of_misspelt,
+    warn_of_stale_signature,
+)
+from mlstate.objects.durable import try_lock, write_over
 
 __all__ = ["change_manifest"]
 
 _POLL = 0.01
+_ATTEMPTS = 100
 _PATIENCE = 60.0
 """Seconds. A change takes far less: a process that holds the lock for longer is stopped."""
 
 
 def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], Manifest]) -> None:
-    """Read, change and write a manifest file, while no other call of this function does so.
+    """Read, change and write a manifest file; what others write meanwhile is not lost.
+
+    The file is written only if it still holds what was read; otherwise all is done again. A lock
+    keeps other calls from doing work in vain, and nothing depends on it: a process that holds it
+    may be stopped for minutes, and an editor knows nothing of it.
 
     Args:
         path: The file. If it is missing, it is made, and so are the folders above it.
         change: Takes the manifest as it is, empty if the file is missing, and returns the new one.
-            It has to be quick: what takes long, fetching say, is done before.
+            It has to be quick: what takes long, fetching say, is done before. It may be called
+            several times.
 
     Raises:
-        ManifestError: The file cannot be read or edited; it stays as it is.
+        ManifestError: The file cannot be read or edited, or others change it without an end; it
+            stays as it is.
     """
     file = local_path(path)
-    folder = file.resolve().parent  # of a link, that of the file which is written
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        now = Manifest.read(file) if file.exists() else Manifest({})
-        change(now).write(file)
+    target = resolved(path)  # of a link, the file which is written
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent):
+        for _ in range(_ATTEMPTS):
+            old = content_of(target) if target.exists() else None
+            now = Manifest({}) if old is None else Manifest.parse(old, str(file))
+            warn_of_misspelt([now])
+            new = edited(change(now), old, str(path))
+            temporary = temporary_beside(target)
+            if new == old:
+                return
+            if write_over(target, old, [new], temporary=temporary, read_only=False):
+                warn_of_stale_signature(path)
+                return
+    raise ManifestError(
+        "this manifest is changed again and again by others; nothing was changed",
+        path=path,
+        remedy="try again when they are done",
+    )
 
 
 @contextlib.contextmanager

@@ -7,8 +7,10 @@ fetched for and the digests of its files. The time of the last use is the file's
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import stat
 import time
 import tomllib
 import uuid
@@ -20,8 +22,9 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
+from mlstate.files import ABSENT, UnfitFileError, read_file
 from mlstate.format import layout
-from mlstate.objects.durable import make_folders, read_small, try_lock, write_in_store
+from mlstate.objects.durable import SMALL, make_folders, try_lock, write_over
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
 
@@ -178,11 +181,32 @@ def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) 
 
     The digests of its files are added to those of earlier notes.
     """
-    old = _read_root(_root_path(folder, digest))
-    named = sorted({*files, *(old.files if old else ())})
-    lines = [f"key = {_quoted(key)}", f"files = [{', '.join(map(_quoted, named))}]", ""]
-    data = "\n".join(lines).encode()
-    write_in_store(folder, f"{layout.ROOTS}/{digest}", [data], sync_parent=False)
+    path, temporaries = _root_path(folder, digest), folder / layout.TEMPORARIES
+    make_folders(folder, path.parent, sync=False)
+    make_folders(folder, temporaries)
+    while True:
+        said = _content(path)
+        old = None if said is None else _parsed(digest, said, 0.0)
+        named = sorted({*files, *(old.files if old else ())})
+        lines = [f"key = {_quoted(key)}", f"files = [{', '.join(map(_quoted, named))}]", ""]
+        data = "\n".join(lines).encode()
+        temporary = temporaries / uuid.uuid4().hex
+        if write_over(path, said, [data], temporary=temporary, sync_parent=False):
+            return
+
+
+def _content(path: Path) -> bytes | None:
+    """The bytes of a note; what is in the place of one and is no small file is moved away."""
+    try:
+        return read_file(path, SMALL, follow=False)
+    except FileNotFoundError:
+        return None
+    except (UnfitFileError, PermissionError):
+        trash = path.parent.parent / layout.TRASH
+        make_folders(trash.parent, trash)
+        with suppress(FileNotFoundError):
+            os.rename(path, trash / f"{path.name}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}")
+        return None
 
 
 def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> None:
@@ -192,10 +216,13 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
     again. Not so in a folder that somebody saves into: what is kept there is for its owner to say.
     """
     path = _root_path(folder, digest)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, FormatError):
         try:
-            if time.time() - path.stat().st_mtime > _NOTED:
-                os.utime(path)
+            noted = path.lstat()
+            if not stat.S_ISREG(noted.st_mode) or noted.st_nlink > 1:
+                write_root(folder, digest, key, files)  # no note, or not ours alone to touch
+            elif time.time() - noted.st_mtime > _NOTED:
+                os.utime(path, follow_symlinks=False)
         except FileNotFoundError:
             held = (folder / layout.object_path(digest)).exists()
             if held and not (folder / layout.STATES).exists():
@@ -203,35 +230,50 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
 
 
 def forget_root(folder: Path, digest: Digest) -> None:
-    """No longer keep a state."""
-    _root_path(folder, digest).unlink(missing_ok=True)
+    """No longer keep a state. A folder in the place of its note says nothing, and stays."""
+    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        _root_path(folder, digest).unlink()
 
 
 def last_use(folder: Path, digest: Digest) -> float | None:
     """When a state was last used, in seconds since the epoch; None if a cache does not keep it."""
     try:
-        return _root_path(folder, digest).stat().st_mtime
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        return _root_path(folder, digest).lstat().st_mtime
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
 
 
 def read_roots(folder: Path) -> Iterator[Root]:
     """The states that a cache keeps; files that cannot be read are passed over."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in sorted((folder / layout.ROOTS).iterdir()):
-            if root := _read_root(path):
-                yield root
+    try:
+        paths = sorted((folder / layout.ROOTS).iterdir())
+    except OSError as error:
+        if error.errno in ABSENT:
+            return
+        raise
+    for path in paths:
+        if root := _read_root(path):
+            yield root
 
 
 def _read_root(path: Path) -> Root | None:
     if not _NAME.fullmatch(path.name):
         return None
     try:
-        used = path.stat().st_mtime
-        said = tomllib.loads(read_small(path).decode())
+        used = path.lstat().st_mtime
+        return _parsed(Digest(path.name), read_file(path, SMALL, follow=False), used)
+    except OSError:
+        return None
+
+
+def _parsed(digest: Digest, data: bytes, used: float) -> Root | None:
+    try:
+        said = tomllib.loads(data.decode())
         files = frozenset(Digest(text) for text in said["files"])
-        return Root(Digest(path.name), str(said["key"]), files, used)
-    except (OSError, ValueError, KeyError, TypeError, FormatError):
+        return Root(digest, str(said["key"]), files, used)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -281,11 +323,30 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
 
 
 def _open_lock(path: Path) -> int | None:
-    """Open a lock file. Another member's may be there to read alone, or not at all."""
-    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
-        with contextlib.suppress(PermissionError, FileNotFoundError):
-            return os.open(path, flags | os.O_CLOEXEC, 0o666)
+    """Open a lock file, or make it; None if something else has its name, or it may not be opened.
+
+    It may be another member's, to read alone. A link is not followed: it would make a file
+    elsewhere.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    for way in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        try:
+            descriptor = os.open(path, flags | way, 0o666)
+        except (PermissionError, FileNotFoundError):
+            continue
+        except OSError as error:
+            if error.errno in _NO_LOCK:
+                return None
+            raise
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:  # its time is changed
+            return descriptor
+        os.close(descriptor)
+        return None
     return None
+
+
+_NO_LOCK = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.ENOTDIR}
 
 
 def _wait(descriptor: int, patience: float) -> None:

@@ -22,6 +22,7 @@ from types import TracebackType
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, IntegrityError
+from mlstate.files import ABSENT, UnfitFileError, is_trusted_link, kind_of, open_regular, read_file
 from mlstate.format import layout
 from mlstate.objects.mapped import libc, write_hashed
 
@@ -32,13 +33,16 @@ __all__ = [
     "check_written",
     "create_exclusively",
     "make_folders",
+    "move_to_trash",
     "read_small",
     "rename_exclusively",
     "seal",
+    "sync_open",
     "sync_path",
     "try_lock",
     "write_file",
     "write_in_store",
+    "write_over",
 ]
 
 SMALL = 16 << 20
@@ -100,7 +104,7 @@ class NewFile:
 
     def flush(self) -> None:
         """Make it durable."""
-        _sync(self.descriptor)
+        sync_open(self.descriptor)
 
     def publish(self, target: StrPath, how: Publish = Publish.REPLACE) -> bool:
         """Give it its name; returns False if `how` is CREATE and the name is taken.
@@ -113,6 +117,33 @@ class NewFile:
         os.replace(self._path, target)
         self._named = True
         return True
+
+    def exchange(self, target: StrPath, old: bytes) -> bool:
+        """Give it the name of a file with a certain content; returns False if that has another.
+
+        Raises:
+            IntegrityError: See `write_over`.
+        """
+        try:
+            _exchange(self._path, target)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            return self.publish(target)
+        if _content(self._path) == old:
+            return True  # and what was replaced is removed with the name of the temporary
+        _exchange(self._path, target)  # what came out was written since the last look
+        if os.path.samestat(os.fstat(self.descriptor), os.lstat(self._path)):
+            return False
+        self._named = True  # it is not ours to remove
+        raise IntegrityError(
+            "several processes wrote a file at the same moment",
+            path=target,
+            found=f"what one of them wrote is in {os.fspath(self._path)}",
+            remedy="compare the two files",
+        )
 
     def close(self) -> None:
         """Close it, and remove it unless it was published; once more does nothing."""
@@ -212,6 +243,57 @@ def write_file(
     return True
 
 
+def write_over(
+    target: Path,
+    old: bytes | None,
+    parts: Iterable[Bytes],
+    *,
+    temporary: Path,
+    read_only: bool = True,
+    sync_parent: bool = True,
+) -> bool:
+    """Write a file over exactly the content that it was made from: compare and swap.
+
+    Whoever was stopped between reading and writing, for minutes say, overwrites nothing that others
+    wrote meanwhile: no lock is needed for that. Where the system cannot exchange two files, this
+    holds but for the moment between a last look and the rename.
+
+    Args:
+        target: The file, in a folder that is there.
+        old: What it held when it was read; None: it was not there.
+        parts: The new content.
+        temporary: As for `NewFile`, as is ``read_only``.
+        read_only: See `NewFile`.
+        sync_parent: Flush the folder of the file, too.
+
+    Returns:
+        False if the file holds something else now; it stays as it is.
+
+    Raises:
+        IntegrityError: Three wrote at the same moment, and what one of them wrote is beside it.
+    """
+    with NewFile(temporary, read_only=read_only) as file:
+        file.write(parts)
+        file.flush()
+        if old is None:
+            written = file.publish(target, Publish.CREATE)
+        else:
+            written = _content(target) == old and file.exchange(target, old)
+    if written and sync_parent:
+        sync_path(target.parent)
+    return written
+
+
+def _content(path: StrPath) -> bytes | None:
+    """The content of a file, not of what a link names; None if there is no such file."""
+    try:
+        descriptor = open_regular(path, follow=False)
+    except (FileNotFoundError, UnfitFileError):
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
 def check_written(found: Digest, expected: Digest, target: str | Path) -> None:
     """Refuse, by an IntegrityError, bytes that changed while they were written."""
     if found != expected:
@@ -232,56 +314,85 @@ def read_small(path: Path, error: type[FormatError] = FormatError) -> bytes:
         FormatError: It is no file, a link that leads nowhere, or too large; of the type ``error``.
     """
     try:
-        # Without waiting for a writer, should a pipe be in its place.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return read_file(path, SMALL)
     except FileNotFoundError:
         if path.is_symlink():
             raise error("a link leads nowhere", path=path, found=os.readlink(path)) from None
         raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:
-        os.close(descriptor)
+    except UnfitFileError as unfit:
         raise error(
             "this is no text of a store",
             path=path,
             expected=f"a file of at most {SMALL} bytes",
-            found=f"{stat.filemode(found.st_mode)}, {found.st_size} bytes",
-        )
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(SMALL)
+            found=unfit.found,
+        ) from None
 
 
 def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
     """Make a folder of a store and its parents, each durable in the one that holds it.
 
     The store's own ``root`` is made durable always, those below it if ``sync`` says so.
+
+    Raises:
+        FormatError: Something else is in the place of one, a link that another user made say.
     """
     if folder == root:
         if not folder.is_dir():
             root.mkdir(parents=True, exist_ok=True)
             sync_path(root.parent)
         return
+    for above in folder.relative_to(root).parents[:-1]:
+        _check_own_folder(root / above)
     try:  # without a look first: most that are asked for are new, or there is nothing to do
         os.mkdir(folder)
     except FileExistsError:
+        _check_own_folder(folder)
         return
     except FileNotFoundError:
         make_folders(root, folder.parent, sync=sync)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-    except OSError:  # a network's server may refuse before it looks whether the folder is there
-        if folder.is_dir():
+    except OSError as error:
+        if error.errno in ABSENT:
+            make_folders(root, folder.parent, sync=sync)  # which says what is in the way
+        elif folder.is_dir():  # a network's server may refuse before it looks what is there
             return
         raise
     if sync:
         sync_path(folder.parent)
 
 
+def _check_own_folder(folder: Path) -> None:
+    """Refuse, by a FormatError, what has the name of a store's folder and is none to write into."""
+    with contextlib.suppress(FileNotFoundError):  # it was removed just now
+        mode = os.lstat(folder).st_mode
+        if stat.S_ISDIR(mode) or (
+            stat.S_ISLNK(mode) and folder.is_dir() and is_trusted_link(folder)
+        ):
+            return
+        raise FormatError(
+            "this is no folder that a store may write into",
+            path=folder,
+            expected="a folder",
+            found=kind_of(mode),
+            remedy="move it out of the way",
+        )
+
+
+def move_to_trash(root: Path, path: Path) -> None:
+    """Move what is in the way of an object, or of a folder of objects, to a store's trash/."""
+    trash = root / layout.TRASH
+    make_folders(root, trash)
+    with contextlib.suppress(FileNotFoundError):
+        name = "".join(path.relative_to(root / layout.OBJECTS).parts)
+        os.rename(path, trash / f"{name}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}")
+
+
 def seal(descriptor: int, *, sync: bool) -> None:
     """Make a complete file read-only, and durable if that is asked for."""
     os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o7777 & ~0o222)
     if sync:
-        _sync(descriptor)
+        sync_open(descriptor)
 
 
 def create_exclusively(temporary: StrPath, target: StrPath) -> bool:
@@ -310,11 +421,20 @@ def rename_exclusively(temporary: StrPath, target: StrPath) -> None:
 
     A taken name is a FileExistsError. Another OSError says that this system cannot.
     """
+    _renameat2(temporary, target, 1)
+
+
+def _exchange(first: StrPath, second: StrPath) -> None:
+    """Exchange two files by RENAME_EXCHANGE; raises as `rename_exclusively`."""
+    _renameat2(first, second, 2)
+
+
+def _renameat2(source: StrPath, target: StrPath, flags: int) -> None:
     renameat2 = getattr(libc(), "renameat2", None) if sys.platform.startswith("linux") else None
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    at_cwd, no_replace = -100, 1
-    if renameat2(at_cwd, os.fsencode(temporary), at_cwd, os.fsencode(target), no_replace):
+    at_cwd = -100
+    if renameat2(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), flags):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
 
 
@@ -353,12 +473,13 @@ def sync_path(path: Path) -> None:
     """Make durable what a file holds, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _sync(descriptor)
+        sync_open(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _sync(descriptor: int) -> None:
+def sync_open(descriptor: int) -> None:
+    """Make durable what an open file holds."""
     if sys.platform == "darwin":  # where fsync alone stops at the drive's own cache
         import fcntl
 

@@ -8,19 +8,21 @@ import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
+from mlstate.files import ABSENT, UnfitFileError, open_regular
 from mlstate.format import layout
 from mlstate.objects.durable import (
     NewFile,
     Publish,
     check_written,
     make_folders,
+    move_to_trash,
     read_small,
     sync_path,
     write_in_store,
@@ -109,21 +111,20 @@ class FolderObjectStore:
         """The size of an object in bytes, or None if it is not here."""
         try:
             found = os.stat(f"{self.root}/{layout.object_path(digest)}")
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno in ABSENT:
+                return None
+            raise
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object's file; ObjectNotFoundError if it is not here."""
         try:
-            # Without waiting for a writer, should a pipe be in an object's place.
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(f"{self.root}/{layout.object_path(digest)}", flags)
-        except FileNotFoundError:
-            raise missing(self, digest) from None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise missing(self, digest)
+            descriptor = open_regular(f"{self.root}/{layout.object_path(digest)}")
+        except OSError as error:
+            if error.errno in ABSENT or isinstance(error, UnfitFileError):
+                raise missing(self, digest) from None
+            raise
         return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
 
     def locate(self, digest: Digest) -> str:
@@ -133,6 +134,8 @@ class FolderObjectStore:
     def digests(self) -> Iterator[Digest]:
         """Every object that is here, in no order; things with other names are passed over."""
         for folder in _entries(self.root / layout.OBJECTS):
+            if not folder.is_dir(follow_symlinks=False):
+                continue  # by a link, an object of another name would be taken for one of this
             for entry in _entries(Path(folder.path)):
                 path = f"{layout.OBJECTS}/{folder.name}/{entry.name}"
                 digest = layout.digest_of_object_path(path)
@@ -162,20 +165,23 @@ class FolderObjectWriter:
         """Take an object that is here; see `ObjectWriter.reuse`."""
         path = self._path(digest)
         try:
-            found = os.stat(path)
+            found = os.lstat(path)  # what a link names is elsewhere, and not for pruning to spare
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return False
             if not -_FRESH_SECONDS < time.time() - found.st_mtime < _FRESH_SECONDS:
-                os.utime(path)
-        except (FileNotFoundError, PermissionError):
+                os.utime(path, follow_symlinks=False)
+        except OSError as error:
             # Another member's file cannot be freshened, but it can be replaced by an equal one.
-            return False
+            if error.errno in ABSENT or isinstance(error, PermissionError):
+                return False
+            raise
         self._touched.add(digest[:2])
         return True
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object; see `ObjectWriter.put`."""
         name = layout.object_path(digest)
+        self._free(digest)
         write_in_store(self._store.root, name, parts, digest=digest, sync_parent=False)
         self._touched.add(digest[:2])
 
@@ -201,7 +207,15 @@ class FolderObjectWriter:
                 folder = Path(self._objects, digest[:2])
                 make_folders(self._store.root, folder, sync=False)  # `flush` does it
                 self._touched.add(digest[:2])
+            self._free(digest)
             file.publish(self._path(digest))
+
+    def _free(self, digest: Digest) -> None:
+        """Move a folder to trash/ that has the name of an object: no file could replace it."""
+        path = self._path(digest)
+        with suppress(OSError):
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                move_to_trash(self._store.root, Path(path))
 
     def settle(self) -> None:
         """Wait until all that was added is on the disk; see `AddingWriter.settle`."""
@@ -226,8 +240,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
 
 
 def missing(store: FolderObjectStore, digest: Digest) -> ObjectNotFoundError:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import stat
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.files import UnfitFileError, open_folder, open_own
 from mlstate.format import layout
 from mlstate.objects.durable import try_lock
 from mlstate.parallel import THREADS
@@ -34,8 +35,8 @@ class Partial:
     """One large object of a known size that is being put together in a store's tmp/.
 
     A later run finds it by its name, 64 hex digits. Where another process is at work on the same
-    object, or the file system knows no locks, this one works on a copy of its own, which no later
-    run finds: slower, and right.
+    object, the file system knows no locks, or something else than a file of one's own has the name,
+    this one works on a copy of its own, which no later run finds: slower, and right.
 
     Attributes:
         resumed: Whether something of an earlier run is in it.
@@ -44,16 +45,15 @@ class Partial:
     def __init__(self, folder: Path, name: str, size: int) -> None:
         self.size = size
         self._lock = Lock()
-        self.path = folder / f"{name}{layout.PARTIAL_SUFFIX}"
-        own = _open_own(self.path)
-        found_again = own is not None
-        if own is None:
-            self.path = folder / uuid.uuid4().hex
-            own = os.open(self.path, _FLAGS | os.O_EXCL, 0o666)
-        self.descriptor = own
-        self._marks_path = self.path.with_name(f"{self.path.name}{layout.DONE_SUFFIX}")
-        self._remove: tuple[Path, ...] = () if found_again else (self._marks_path, self.path)
-        self._marks = os.open(self._marks_path, _FLAGS, 0o666)
+        with open_folder(folder) as place:
+            own = _open_found(f"{name}{layout.PARTIAL_SUFFIX}", place)
+            kept = own is not None
+            if own is None:
+                own = _open_private(uuid.uuid4().hex, place)
+        self.descriptor, self._marks = own.descriptor, own.marks
+        self.path = folder / own.name
+        self._marks_path = folder / _marks_name(own.name)
+        self._remove: tuple[Path, ...] = () if kept else (self._marks_path, self.path)
         count = -(-size // BLOCK)
         done = os.pread(self._marks, count, 0)
         found = os.fstat(self.descriptor).st_size
@@ -147,31 +147,67 @@ class Partial:
                 os.close(descriptor)
 
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+@dataclass(frozen=True)
+class _Files:
+    """The open files of a partial object, and the name of the first."""
+
+    name: str
+    descriptor: int
+    marks: int
 
 
-def _open_own(path: Path) -> int | None:
+_MODE = 0o644
+"""Nobody else may write: of a file that became shorter, the map that is hashed would be lost."""
+
+
+def _marks_name(name: str) -> str:
+    return f"{name}{layout.DONE_SUFFIX}"
+
+
+def _open_found(name: str, folder: int) -> _Files | None:
+    """Open the files of this name, to go on with them.
+
+    None if another process works on them, if nobody can tell, and if anything but files of one's
+    own has their names: then a private name is used.
+    """
+    descriptor = _open_unused(name, folder)
+    if descriptor is None:
+        return None
+    try:
+        return _Files(name, descriptor, open_own(_marks_name(name), folder=folder, mode=_MODE))
+    except BaseException as error:
+        if not os.fstat(descriptor).st_size:  # made just now, or of no use to anybody
+            os.unlink(name, dir_fd=folder)
+        os.close(descriptor)
+        if isinstance(error, UnfitFileError | PermissionError):
+            return None
+        raise
+
+
+def _open_private(name: str, folder: int) -> _Files:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(name, flags, _MODE, dir_fd=folder)
+    try:
+        return _Files(name, descriptor, os.open(_marks_name(name), flags, _MODE, dir_fd=folder))
+    except BaseException:
+        os.close(descriptor)
+        os.unlink(name, dir_fd=folder)
+        raise
+
+
+def _open_unused(name: str, folder: int) -> int | None:
     """Open a file that no other process works on; None if one does, or nobody can tell."""
     try:
-        descriptor = _open(path)
-    except PermissionError:  # another member's
+        descriptor = open_own(name, folder=folder, mode=_MODE)
+    except (UnfitFileError, PermissionError):  # another member's, or no file
         return None
     locked = try_lock(descriptor)
     # Who held the lock before may have published the file meanwhile: then it is an object.
     with contextlib.suppress(FileNotFoundError):
-        if locked and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if locked and os.path.samestat(os.fstat(descriptor), there):
             return descriptor
         if locked is None and not os.fstat(descriptor).st_size:
-            path.unlink()  # nobody can ever use it
+            os.unlink(name, dir_fd=folder)  # nobody can ever use it
     os.close(descriptor)
     return None
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, _FLAGS, 0o666)
-    except PermissionError:
-        # A run that was killed right before the end may have made it read-only already.
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(path, stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR)
-        return os.open(path, _FLAGS, 0o666)

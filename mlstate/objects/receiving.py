@@ -8,6 +8,7 @@ run finds it, until somebody decides.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import uuid
@@ -15,11 +16,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.errors import IntegrityError
+from mlstate.errors import FormatError, IntegrityError
+from mlstate.files import UnfitFileError, open_regular
 from mlstate.format import layout
-from mlstate.objects.durable import NewFile, make_folders, seal, sync_path
+from mlstate.objects.durable import (
+    NewFile,
+    make_folders,
+    move_to_trash,
+    seal,
+    sync_open,
+    sync_path,
+)
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
 from mlstate.objects.mapped import write_all
 from mlstate.objects.partial import Partial
@@ -65,28 +75,45 @@ class Receiver:
         return Partial(self._tmp, name, size)
 
     def place(self, digest: Digest) -> Path:
-        """The path of an object, in a folder that is there."""
-        target = self.store.path(digest)
+        """The path of an object, in a folder that is there.
+
+        What is no file and in the way, or no folder where one belongs, is moved to trash/.
+        """
+        target, root = self.store.path(digest), self.store.root
         if target.parent not in self._touched:
-            make_folders(self.store.root, target.parent, sync=False)  # `flush` does it, once
+            try:
+                make_folders(root, target.parent, sync=False)  # `flush` does it, once
+            except FormatError:
+                move_to_trash(root, target.parent)
+                make_folders(root, target.parent, sync=False)
             self._touched.add(target.parent)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(target.lstat().st_mode):
+                move_to_trash(root, target)
         return target
 
     def staged_path(self, name: str) -> Path:
         """The path of a staged object."""
         return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
 
+    def free_for_staging(self, name: str) -> Path:
+        """The path to stage an object at: a private one if a folder is in the way of its own."""
+        path = self.staged_path(name)
+        if path.is_dir() and not path.is_symlink():
+            return self.staged_path(uuid.uuid4().hex * 2)
+        return path
+
     def staged(self, name: str, size: int) -> Staged | None:
         """An object that an earlier run staged under a name, read again for its digest."""
         path = self.staged_path(name)
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-                return None
-            digest = _digest_of(path)
-        except FileNotFoundError:
+            with _opened(path) as file:
+                found = os.fstat(file.fileno())
+                if found.st_size != size or found.st_nlink > 1:
+                    return None
+                return Staged(path, _digest_of(file), _which(found))
+        except (FileNotFoundError, PermissionError, UnfitFileError):
             return None
-        return Staged(path, digest, _which(found))
 
     def sync_staged(self, staged: Staged) -> None:
         """Flush a staged object to the disk: the slow part of publishing it.
@@ -96,12 +123,12 @@ class Receiver:
                 other bytes in its place.
         """
         try:
-            found = staged.path.stat()
-            if _which(found) != staged.which:
-                check_arrived(_digest_of(staged.path), staged.digest)
-            if self.durable:
-                sync_path(staged.path)
-        except FileNotFoundError:
+            with _opened(staged.path) as file:
+                if _which(os.fstat(file.fileno())) != staged.which:
+                    check_arrived(_digest_of(file), staged.digest)
+                if self.durable:
+                    sync_open(file.fileno())
+        except (FileNotFoundError, UnfitFileError):
             self._check_published(staged)
 
     def publish_staged(self, staged: Staged) -> None:
@@ -120,10 +147,11 @@ class Receiver:
     def stage_partial(self, partial: Partial, name: str, digest: Digest) -> Staged:
         """Keep a complete partial object under a name for a later decision."""
         seal(partial.descriptor, sync=False)
-        staged = Staged(self.staged_path(name), digest, _which(os.fstat(partial.descriptor)))
-        os.replace(partial.path, staged.path)
+        which = _which(os.fstat(partial.descriptor))
+        path = self.free_for_staging(name)
+        os.replace(partial.path, path)
         partial.finished()
-        return staged
+        return Staged(path, digest, which)
 
     def flush(self) -> None:
         """Make the names of all that was published durable."""
@@ -175,7 +203,7 @@ class Arriving:
 
     def stage(self, name: str) -> Staged:
         """Keep the complete object in tmp/ under 64 hex digits, by which a later run finds it."""
-        path = self._receiver.staged_path(name)
+        path = self._receiver.free_for_staging(name)
         staged = Staged(path, self._hasher.digest(), _which(os.fstat(self._file.descriptor)))
         self._file.publish(path)
         return staged
@@ -194,9 +222,13 @@ def _which(found: os.stat_result) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def _digest_of(path: Path) -> Digest:
+def _opened(path: Path) -> BinaryIO:
+    """A file that lies under a name itself, not where a link there leads."""
+    return os.fdopen(open_regular(path, follow=False), "rb", buffering=0)
+
+
+def _digest_of(file: BinaryIO) -> Digest:
     hasher = Hasher()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            hasher.update(piece)
+    while piece := file.read(1 << 20):
+        hasher.update(piece)
     return hasher.digest()

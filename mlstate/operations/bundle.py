@@ -22,6 +22,7 @@ from mlstate import settings
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError, ReadOnlyStoreError, concerning
 from mlstate.fetch.progress import Meter, OnProgress, listener
+from mlstate.files import UnfitFileError, open_input
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
@@ -252,9 +253,22 @@ def unbundle(
         elif path == "-":
             tar = TarReader(sys.stdin.buffer, "standard input", seekable=False)
         else:
-            file = stack.enter_context(local_path(path).open("rb"))
+            file = stack.enter_context(_opened(local_path(path)))
             tar = TarReader(file, str(path), seekable=file.seekable())
         meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
         keys = BundleReader(tar, saver, meter, overwrite=overwrite).run()
     meter.end()
     return keys
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_input(path)
+    except UnfitFileError as unfit:
+        raise FormatError(
+            "this is no bundle",
+            path=path,
+            expected="a file",
+            found=unfit.found,
+            remedy='of a pipe give "-", and let the shell read it',
+        ) from None

@@ -50,7 +50,7 @@ def enlist(
 
     def join(old: Manifest) -> Manifest:
         _check_free(old, new, manifest, overwrite=overwrite)
-        changed.extend(key for key, entry in new.states.items() if old.states.get(key) != entry)
+        changed[:] = (key for key, entry in new.states.items() if old.states.get(key) != entry)
         objects_said = old.objects if old.states else new.objects
         return replace(old, states={**old.states, **new.states}, objects=objects_said)
 

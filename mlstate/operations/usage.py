@@ -233,6 +233,8 @@ def _unnamed(folder: Path, objects: ObjectStore, named: Container[bytes]) -> tup
 
 def _size_of_files(folder: Path) -> int:
     size = 0
+    if not folder.is_dir():  # or a loop of links, say
+        return size
     with suppress(FileNotFoundError, NotADirectoryError):
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from mlstate.format.state_object import StateObject
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.objects.durable import make_folders, sync_path, write_file
+from mlstate.objects.durable import read_small, sync_path, write_file
 from mlstate.reading import read_state
 from mlstate.units import parse_size
 from mlstate.weights.folder import (
     RECORD_NAME,
     FolderPlan,
     Recorded,
+    folder_of,
     format_record,
     is_own_name,
     plan_folder,
@@ -88,13 +90,16 @@ def _outputs(entry: StateEntry, state: StateObject, most: int | None) -> list[Ou
 
 def _publish(folder: Path, written: dict[str, Path], plan: FolderPlan) -> None:
     for name in written:
-        make_folders(folder, (folder / name).parent)
+        with folder_of(folder, name, make=True):
+            pass  # of all, before anything is replaced
     for name, temporary in written.items():
-        os.replace(temporary, folder / name)
+        with folder_of(folder, name) as (place, last):
+            os.replace(temporary, last, dst_dir_fd=place)
     _sync({folder, *((folder / name).parent for name in written)})
     # The index first, so that no index is there without its shards.
     for name in sorted(plan.stale, key=lambda name: name != INDEX_NAME):
-        (folder / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError), folder_of(folder, name) as (place, last):
+            os.unlink(last, dir_fd=place)
     _sync({(folder / name).parent for name in plan.stale})
 
 
@@ -117,6 +122,6 @@ def _write_record(folder: Path, run: Path, content: bytes) -> None:
 
 def _says(path: Path, content: bytes) -> bool:
     try:
-        return path.read_bytes() == content
-    except FileNotFoundError:
+        return read_small(path) == content
+    except (FileNotFoundError, FormatError):
         return False

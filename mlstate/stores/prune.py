@@ -23,10 +23,10 @@ from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["PruneReport", "Pruning", "objects_of_root"]
+__all__ = ["TRASHED_STATE", "PruneReport", "Pruning", "objects_of_root"]
 
 _TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
-_TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 
 _Objects = TypeVar("_Objects", bound=ObjectStore)
 _Place = TypeVar("_Place")
@@ -111,7 +111,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
 
     def leftovers(self) -> Iterator[_Place]:
         """What crashed writers left, and state files in trash/, whatever their age."""
-        return (place for place, name in self.trash() if _TRASHED_STATE.fullmatch(name))
+        return (place for place, name in self.trash() if TRASHED_STATE.fullmatch(name))
 
     def run(self) -> PruneReport:
         """Prune."""
@@ -164,7 +164,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             if root.digest not in self.forgotten:
                 named |= objects_of_root(root, self.objects)
         for place, name in self.trash():
-            if (match := _TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
+            if (match := TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
                 with contextlib.suppress(MlstateError):  # it is deleted, it need not be whole
                     key = StateKey.parse(match[1])
                     named |= self._named_by(self.read(place), key, str(place))

@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mlstate.digests import Digest
+from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
 from mlstate.objects.durable import create_exclusively, make_folders, sync_path, write_in_store
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
-from mlstate.stores.prune import PruneReport, Pruning
+from mlstate.stores.prune import TRASHED_STATE, PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
 
 __all__ = ["prune_folder"]
@@ -76,7 +77,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
 
     def is_fresh(self, place: Path) -> bool:
         try:
-            return place.stat().st_mtime > self.limit
+            return place.lstat().st_mtime > self.limit
         except FileNotFoundError:
             return False
 
@@ -94,7 +95,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
 
     def move(self, place: Path, digest: Digest) -> Path | None:
         trash = self.objects.root / layout.TRASH
-        trash.mkdir(exist_ok=True)
+        make_folders(self.objects.root, trash)
         target = trash / f"{digest}.{uuid.uuid4().hex}"
         try:
             os.rename(place, target)
@@ -117,20 +118,34 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
         place.unlink(missing_ok=True)
 
     def leftovers(self) -> Iterator[Path]:
-        for path in _files(self.objects.root / layout.TEMPORARIES):
+        for path in _things(self.objects.root / layout.TEMPORARIES):
             if _TEMPORARY.fullmatch(path.name):
                 yield path
-        yield from super().leftovers()
-        yield from (path for path, name in self.trash() if _DAMAGED.fullmatch(name))
+        for path in _things(self.objects.root / layout.TRASH):
+            if TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name):
+                yield path
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """The files that are directly in a folder, which may be missing."""
-    try:
-        paths = list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for path in paths:
+    for path in _things(folder):
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISREG(path.lstat().st_mode):
+                yield path
+
+
+def _things(folder: Path) -> Iterator[Path]:
+    """All but the folders in a folder: links, pipes and sockets too, which can be deleted."""
+    for path in _entries(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(path.lstat().st_mode):
                 yield path

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, StateExistsError
+from mlstate.files import read_file
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.phrases import OVERWRITE
@@ -109,7 +110,7 @@ def content_of(content: Content) -> bytes:
     if isinstance(content, bytes):
         return content
     try:
-        return Path(content).read_bytes()
+        return read_file(content, sys.maxsize)
     except OSError as error:
         error.add_note("in files=, a text is the path of a file; give its content as bytes")
         raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from mlstate.errors import FormatError, ManifestError
+from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_manifest
@@ -109,13 +110,13 @@ class FolderStateFiles(StateFiles):
         """All keys, each with the time of its file."""
         for key in self.keys():
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
-                yield Listing(key, self._path(key).stat().st_mtime)
+                yield Listing(key, self._path(key).lstat().st_mtime)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
         try:
             return read_small(self._path(key), ManifestError)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def create(self, key: StateKey, data: bytes) -> bool:
@@ -132,6 +133,9 @@ class FolderStateFiles(StateFiles):
             old = None
         if old is not None:
             self._keep_in_trash(key, old)
+        elif self._path(key).is_dir():  # which no file could replace
+            make_folders(self.root, self.root / layout.TRASH)
+            os.rename(self._path(key), self.root / layout.TRASH / trash_name(key))
         write_in_store(self.root, layout.state_path(key), [data])
 
     def remove(self, key: StateKey) -> bool:
@@ -139,14 +143,15 @@ class FolderStateFiles(StateFiles):
         check_folder(self.root)
         trash = self.root / layout.TRASH
         path = self._path(key)
-        if not path.exists():
+        if not os.path.lexists(path):
             return False
         make_folders(self.root, trash)
         try:
             try:
-                os.utime(path)  # its age in the trash counts from now
+                os.utime(path, follow_symlinks=False)  # its age in the trash counts from now
             except PermissionError:  # another user's file: its age cannot be changed
-                self._keep_in_trash(key, path.read_bytes())
+                with contextlib.suppress(FormatError):  # of what is no file there is no content
+                    self._keep_in_trash(key, read_small(path))
                 path.unlink()
             else:
                 os.rename(path, trash / trash_name(key))
@@ -244,5 +249,7 @@ def trash_name(key: StateKey) -> str:
 def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise

@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from mlstate.errors import FormatError
+from mlstate.files import UnfitFileError, open_input, read_input
 from mlstate.transport.urls import Url
 from mlstate.warn import warn
 
 __all__ = ["Credential", "Credentials", "hub_endpoint", "token_variable"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_LARGEST = 1 << 20
+"""The largest file with tokens or logins that is read, in bytes."""
 _LINE = re.compile(r"at line (\d+)")
 
 
@@ -158,11 +161,15 @@ def _config_path() -> Path:
 def _read_config() -> dict[str, str]:
     path = _config_path()
     try:
-        table: Any = tomllib.loads(path.read_text("utf-8"))
+        table: Any = tomllib.loads(read_input(path, _LARGEST).decode())
     except FileNotFoundError:
         if os.environ.get("MLSTATE_CONFIG"):
             raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
         return {}
+    except UnfitFileError as unfit:
+        raise FormatError(
+            "the config file cannot be read", path=path, expected="a file", found=unfit.found
+        ) from None
     except UnicodeDecodeError:
         raise FormatError("the config file is not UTF-8", path=path) from None
     except tomllib.TOMLDecodeError as error:
@@ -184,10 +191,23 @@ def _netrc_path() -> Path:
     return Path(os.environ.get("NETRC") or "~/.netrc")
 
 
+def _parse_netrc(path: Path) -> Mapping[str, tuple[str | None, str | None, str | None]]:
+    """The entries of a netrc file: the parser, which opens it itself, meets no pipe nobody fills.
+
+    Raises:
+        OSError: It is no file, or larger than any that a person has.
+        netrc.NetrcParseError: It cannot be understood.
+    """
+    with open_input(path) as file:
+        if os.fstat(file.fileno()).st_size > _LARGEST:
+            raise UnfitFileError(f"one of more than {_LARGEST} bytes", path)
+        return netrc.netrc(path).hosts
+
+
 def _read_netrc() -> dict[str, tuple[str, str]]:
     path = _netrc_path()
     try:
-        hosts = netrc.netrc(path.expanduser()).hosts
+        hosts = _parse_netrc(path.expanduser())
     except (FileNotFoundError, NotADirectoryError, RuntimeError):  # RuntimeError: no home folder
         return {}
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
 from mlstate.errors import TransportError
+from mlstate.files import UnfitFileError, open_regular
 from mlstate.transport.interface import Stream
 
 __all__ = ["LocalResource", "check_range", "file_path"]
@@ -81,15 +81,16 @@ class LocalResource:
     def _open(self) -> Iterator[tuple[int, int]]:
         """Open the file; gives its descriptor and its size."""
         try:
-            # O_NONBLOCK: a fifo without a writer would be waited for.
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = open_regular(self._path)
+        except UnfitFileError as unfit:
+            raise TransportError(
+                "not a regular file", path=self.address, found=unfit.found
+            ) from None
         except (OSError, ValueError) as error:  # ValueError: a null character
             reason = getattr(error, "strerror", None) or "not a possible path"
             raise TransportError("a file cannot be read", path=self.address, found=reason) from None
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise TransportError("not a regular file", path=self.address)
             seen = (status.st_size, status.st_mtime_ns)
             if self._seen not in (None, seen):
                 raise TransportError("the file changed while it was read", path=self.address)

@@ -49,6 +49,7 @@ PIECE = 1 << 20
 """How many bytes are read and hashed at a time."""
 
 _USUAL_HEADER = 64 << 10
+_LARGEST_INDEX = 100_000_001
 
 
 def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> Digest:
@@ -128,11 +129,14 @@ def local_files(path: Path) -> list[tuple[Path, str]]:
     file = path / weights_in(path) if path.is_dir() else path
     # Every store imports this module, few need fetching: it is imported here.
     from mlstate.fetch.addresses import parse_index
+    from mlstate.fetch.reader import read_exactly
     from mlstate.transport.local import LocalResource
 
     files = [file]
     if file.name.endswith(INDEX):
-        files = [file.parent / name for name in parse_index(file.read_bytes(), str(file))]
+        with LocalResource(file).read() as stream:  # which is never a pipe or a device
+            index = read_exactly(stream, _LARGEST_INDEX)
+        files = [file.parent / name for name in parse_index(index, str(file))]
     found = []
     for file in files:
         with LocalResource(file).read() as stream:

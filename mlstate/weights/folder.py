@@ -12,13 +12,15 @@ import shutil
 import stat
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
+from mlstate.files import UnfitFileError, open_folder_of, open_regular
 from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
@@ -30,6 +32,7 @@ __all__ = [
     "RECORD_NAME",
     "FolderPlan",
     "Recorded",
+    "folder_of",
     "format_record",
     "is_own_name",
     "plan_folder",
@@ -82,7 +85,8 @@ def plan_folder(
     recorded = _read_record(folder / RECORD_NAME)
     write, stale = set(), []
     for name, digest in wanted.items():
-        found = _found(folder, name)
+        with _in_our_words():
+            found = _found(folder, name)
         if found == digest:
             continue
         if found is not None and not overwrite and found not in recorded.get(name, ()):
@@ -92,7 +96,10 @@ def plan_folder(
     if weights_only:
         others = set(filter(is_weights_name, others))
     for name in sorted(others - wanted.keys()):
-        found = _found(folder, name)
+        try:
+            found = _found(folder, name)
+        except UnfitFileError:
+            continue  # what is behind a link is not ours to remove
         if found in recorded.get(name, ()):
             stale.append(name)
         elif found is not None and is_weights_name(name):
@@ -116,26 +123,60 @@ _FOREIGN = "something else"
 
 
 def _found(folder: Path, name: str) -> str | None:
-    """The digest of a file; None if there is none, `_FOREIGN` if it cannot be ours."""
+    """The digest of a file; None if there is none, `_FOREIGN` if it cannot be ours.
+
+    Raises:
+        UnfitFileError: Its folder is a link, or no folder.
+    """
     path = folder / name
     try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if stat.S_ISDIR(mode):
-        raise StateExistsError("a folder is in the way of a file; nothing was changed", path=path)
-    if not stat.S_ISREG(mode):
-        return _FOREIGN
-    try:
-        with path.open("rb", buffering=0) as file:
-            if name.lower().endswith(".safetensors") and is_weights_name(name):
-                return _weights_digest(file, path) or _FOREIGN
-            hasher = Hasher()
-            while piece := file.read(PIECE):
-                hasher.update(piece)
-            return hasher.digest()
+        with open_folder_of(folder, name) as (place, last):
+            mode = os.stat(last, dir_fd=place, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                raise StateExistsError(
+                    "a folder is in the way of a file; nothing was changed", path=path
+                )
+            if not stat.S_ISREG(mode):
+                return _FOREIGN
+            descriptor = open_regular(last, folder=place, follow=False)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            return _digest_of(file, name, path)
     except FileNotFoundError:
-        return None  # another process removed it
+        return None  # or another process removed it
+
+
+def _digest_of(file: BinaryIO, name: str, path: Path) -> str:
+    if name.lower().endswith(".safetensors") and is_weights_name(name):
+        return _weights_digest(file, path) or _FOREIGN
+    hasher = Hasher()
+    while piece := file.read(PIECE):
+        hasher.update(piece)
+    return hasher.digest()
+
+
+@contextmanager
+def folder_of(folder: Path, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    """Hold the folder of a file that is written here open; see `open_folder_of`.
+
+    Raises:
+        StateExistsError: A link, through which files elsewhere would change, or a file is in the
+            place of a folder.
+    """
+    with _in_our_words(), open_folder_of(folder, name, make=make) as found:
+        yield found
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Turn an UnfitFileError into the StateExistsError of `folder_of`."""
+    try:
+        yield
+    except UnfitFileError as unfit:
+        raise StateExistsError(
+            f"{unfit.found} is in the way of a folder; what it leads to is as it was",
+            path=unfit.filename,
+            remedy="choose another folder, or move it away",
+        ) from None
 
 
 def _weights_digest(file: BinaryIO, path: Path) -> Digest | None:
@@ -210,7 +251,7 @@ def remove_abandoned(folder: Path) -> None:
             run = folder / name
             try:
                 newest = max(path.lstat().st_mtime for path in (run, *run.iterdir()))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
                 continue
             if newest < limit:
                 shutil.rmtree(run, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,17 @@ from mlstate import (
     file_digest,
     state_digest,
 )
-from mlstate.errors import FormatError, OfflineError, ReadOnlyStoreError, StateExistsError
+from mlstate.errors import (
+    FormatError,
+    MlstateError,
+    OfflineError,
+    ReadOnlyStoreError,
+    StateExistsError,
+)
 from mlstate.format import layout
 from tests.support.fetching import check_cache, leftovers
 from tests.support.models import net, same, values
+from tests.support.planting import Victim, plant, time_limit
 
 KEY, OTHER = StateKey.parse("pytorch.net.a"), StateKey.parse("pytorch.net.b")
 
@@ -334,3 +342,14 @@ def test_what_is_damaged_is_mended_from_elsewhere(tmp_path, store, start_nginx):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         adopt(url, KEY, store, verify=True, overwrite=overwrite)
         assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "socket", "loop", "folder"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_with_what_is_no_file_is_not_waited_for(tmp_path, store, kind, name):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file({"a": torch.ones(3)}, folder / "model.safetensors")
+    plant(kind, folder / name, Victim(tmp_path / "home"))
+    with time_limit(20), suppress(MlstateError, OSError):
+        adopt(folder, store, KEY)

@@ -30,6 +30,7 @@ from mlstate.errors import (
 from mlstate.manifests import StateEntry
 from mlstate.operations.bundle import bundle, unbundle
 from tests.support.models import BytesModel, same
+from tests.support.planting import Victim, plant, time_limit
 
 A = StateKey.parse("pytorch.net.a")
 B = StateKey.parse("pytorch.net.b")
@@ -641,3 +642,10 @@ def test_what_is_there_is_not_replaced_unless_asked_for(store, tmp_path):
     with pytest.raises(StateExistsError, match="a folder"):
         bundle(store, [A], tmp_path / "new", overwrite=True)
     bundle(store, [A], tmp_path / "deep" / "er" / "x.tar")  # folders are made
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "socket", "loop"])
+def test_a_bundle_that_is_no_file_is_not_waited_for(store, tmp_path, kind):
+    plant(kind, tmp_path / "x.tar", Victim(tmp_path / "home"))
+    with time_limit(20), pytest.raises(FormatError, match="no bundle"):
+        unbundle(tmp_path / "x.tar", store)

@@ -26,9 +26,11 @@ from mlstate.errors import FormatError, IntegrityError, StateExistsError, Unpinn
 from mlstate.format import tensor_object
 from mlstate.format.plain_file import BLOCK, PlainFile, is_weights_name, split
 from mlstate.format.tensor_object import BITS, TensorSpec
+from mlstate.stores import materialize
 from mlstate.units import parse_size
 from tests.support.machine import mounted
 from tests.support.models import BytesModel, same, values
+from tests.support.planting import Victim, plant, time_limit
 
 KEY = StateKey.parse("pytorch.net.a")
 OTHER = StateKey.parse("pytorch.net.b")
@@ -543,6 +545,91 @@ def test_a_link_is_replaced_only_when_asked_and_what_it_leads_to_never(store, fo
     store.materialize(OTHER, folder, overwrite=True)
     assert not (folder / "model.safetensors").is_symlink()
     assert blob.read_bytes() == content
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "file", "nowhere", "loop", "pipe"])
+def test_nothing_is_written_through_a_link_below_the_folder(
+    store, folder, tmp_path, kind, overwrite
+):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "vocab.txt").write_text("theirs")
+    folder.mkdir()
+    match kind:
+        case "folder":
+            (folder / "tokenizer").symlink_to(outside)
+        case "file":
+            (folder / "tokenizer").write_text("theirs")
+        case "nowhere":
+            (folder / "tokenizer").symlink_to(outside / "new")
+        case "loop":
+            (folder / "tokenizer").symlink_to("tokenizer")
+        case "pipe":
+            os.mkfifo(folder / "tokenizer")
+    with time_limit(20), pytest.raises(StateExistsError, match="in the way of a folder") as caught:
+        store.materialize(KEY, folder, overwrite=overwrite)
+    assert caught.value.path == str(folder / "tokenizer")
+    assert os.listdir(folder) == ["tokenizer"]
+    assert os.listdir(outside) == ["vocab.txt"]
+    assert (outside / "vocab.txt").read_text() == "theirs"
+
+
+def test_a_link_that_is_put_below_the_folder_meanwhile_is_not_written_through(
+    store, folder, tmp_path, monkeypatch
+):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "vocab.txt").write_text("theirs")
+    write_output = materialize.write_output
+
+    def and_plant(*arguments):
+        if not (folder / "tokenizer").exists():
+            (folder / "tokenizer").symlink_to(outside)
+        return write_output(*arguments)
+
+    monkeypatch.setattr(materialize, "write_output", and_plant)
+    with pytest.raises(StateExistsError, match="a symbolic link is in the way of a folder"):
+        store.materialize(KEY, folder)
+    assert (outside / "vocab.txt").read_text() == "theirs"
+    assert names(folder) == set()
+
+
+def test_what_is_behind_a_link_is_not_removed_as_stale(store, folder, tmp_path):
+    store.materialize(KEY, folder)
+    (folder / "tokenizer").rename(tmp_path / "outside")
+    (folder / "tokenizer").symlink_to(tmp_path / "outside")
+    store.save_state_dict(tensors(1), OTHER)
+    store.materialize(OTHER, folder)
+    assert os.listdir(tmp_path / "outside") == ["vocab.txt"]
+
+
+def test_the_folder_itself_may_be_a_link(store, folder, tmp_path):
+    (tmp_path / "disk").mkdir()
+    folder.symlink_to(tmp_path / "disk")
+    store.materialize(KEY, folder)
+    assert names(tmp_path / "disk") == {*FILES, "model.safetensors"}
+    store.save_state_dict(tensors(1), OTHER)
+    store.materialize(OTHER, folder)
+    assert names(tmp_path / "disk") == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "socket", "loop", "link"])
+@pytest.mark.parametrize("name", [".mlstate.toml", "model.safetensors", "config.json"])
+def test_what_is_no_file_is_neither_waited_for_nor_written_through(
+    store, folder, tmp_path, kind, name
+):
+    store.materialize(KEY, folder)
+    victim = Victim(tmp_path / "home")
+    plant(kind, folder / name, victim)
+    with time_limit(20):
+        if name != ".mlstate.toml":
+            with pytest.raises(StateExistsError, match="in the way"):
+                store.materialize(KEY, folder)
+        store.materialize(KEY, folder, overwrite=True)
+    assert not (folder / name).is_symlink()
+    assert names(folder) == {*FILES, "model.safetensors"}
+    victim.check()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -16,6 +16,7 @@ from mlstate.transport import Transports
 from mlstate.transport.credentials import Credentials, token_variable
 from mlstate.transport.urls import Url
 from tests.servers.recording import Reply, serve
+from tests.support.planting import Victim, plant, time_limit
 
 SECRET = "s3cret-t0ken"
 CONTENT = bytes(range(256)) * 20
@@ -147,6 +148,48 @@ def test_a_login_comes_from_netrc_and_only_from_a_hosts_own_entry():
     assert sent_to("https://EXAMPLE.org:8443/x") == basic("me", SECRET)
     for other in ("example.com", "default", "sub.example.org"):
         assert sent_to(f"https://{other}/x") is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "loop", "socket"])
+def test_a_netrc_or_config_that_is_no_file_is_not_waited_for(nobody, tmp_path, monkeypatch, kind):
+    path = tmp_path / "x"
+    plant(kind, path, Victim(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(path))
+    with time_limit(10), pytest.warns(UserWarning, match="cannot be read, so no login"):
+        assert sent_to("https://example.org") is None
+    monkeypatch.setenv("MLSTATE_CONFIG", str(path))
+    with time_limit(10), pytest.raises(FormatError, match="config file cannot be read") as caught:
+        sent_to("https://example.org")
+    assert caught.value.path == str(path)
+
+
+def test_a_netrc_or_config_of_any_size_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(b"")
+    os.truncate(path, 1 << 40)
+    monkeypatch.setenv("NETRC", str(path))
+    with time_limit(10), pytest.warns(UserWarning, match="cannot be read, so no login"):
+        assert sent_to("https://example.org") is None
+    monkeypatch.setenv("MLSTATE_CONFIG", str(path))
+    with time_limit(10), pytest.raises(FormatError, match="config file cannot be read"):
+        sent_to("https://example.org")
+
+
+def test_a_netrc_or_config_may_be_the_null_device_or_come_from_a_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("MLSTATE_CONFIG", os.devnull)
+    assert sent_to("https://example.org") is None
+    for variable, text, said in [
+        ("NETRC", "machine example.org login me password pass", basic("me", "pass")),
+        ("MLSTATE_CONFIG", f"[tokens]\n'example.org' = '{SECRET}'", f"Bearer {SECRET}"),
+    ]:
+        reading, writing = os.pipe()
+        os.write(writing, text.encode())
+        os.close(writing)
+        monkeypatch.setenv(variable, f"/dev/fd/{reading}")
+        with time_limit(10):
+            assert sent_to("https://example.org") == said
+        os.close(reading)
 
 
 def test_netrc_is_in_the_home_folder_by_default(nobody, monkeypatch):

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from mlstate import LocalStateStore, StateKey, file_digest, state_digest
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, TransportError
 from mlstate.weights.files import sources_of_file
 from tests.support.models import net, values
+from tests.support.planting import Victim, plant, time_limit
 
 
 def test_sources_give_names_specs_and_bytes(tmp_path):
@@ -104,3 +105,15 @@ def test_a_state_object_is_refused_and_not_taken_for_its_small_tensors(tmp_path)
     digest = store.digest(key)
     with pytest.raises(FormatError, match="this is a state object"):
         file_digest(tmp_path / "w" / "objects" / digest[:2] / digest[2:])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "zero", "socket", "loop"])
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.safetensors", "a.pth"])
+def test_weights_that_are_no_file_are_not_waited_for(tmp_path, kind, name):
+    plant(kind, tmp_path / name, Victim(tmp_path / "home"))
+    with time_limit(20), pytest.raises((TransportError, FormatError)):
+        file_digest(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    plant(kind, tmp_path / "folder" / name, Victim(tmp_path / "home2"))
+    with time_limit(20), pytest.raises((TransportError, FormatError)):
+        file_digest(tmp_path / "folder")
