@@ -9,7 +9,7 @@ from mlstate.pickled.constructors import understand
 from mlstate.pickled.interpreter import read_pickle
 from mlstate.pickled.source import Cursor, Source
 from mlstate.pickled.tensor import StorageClaim
-from mlstate.pickled.values import kind_of
+from mlstate.pickled.values import Call, Global, kind_of
 
 __all__ = ["read_legacy", "skip_storage"]
 
@@ -27,8 +27,7 @@ def read_legacy(source: Source) -> Checkpoint:
         FormatError: It is damaged, or its storages are not all there.
     """
     cursor = Cursor(source)
-    if read_pickle(cursor, understand) != _MAGIC:
-        raise FormatError("this file does not begin as what torch.save writes")
+    _check_magic(cursor)
     if read_pickle(cursor, understand) != _PROTOCOL:
         raise FormatError("this checkpoint is of an unknown version", expected=_PROTOCOL)
     read_pickle(cursor, understand)  # the machine: torch writes little-endian on all
@@ -45,6 +44,21 @@ def read_legacy(source: Source) -> Checkpoint:
             found=f"{len(keys)}, {len(set(keys) & claims.storages.keys())} of these",
         )
     return Checkpoint(root, {key: skip_storage(cursor, claims.storages[key]) for key in keys})
+
+
+def _check_magic(cursor: Cursor) -> None:
+    try:
+        magic = read_pickle(cursor, understand)
+    except FormatError:  # most likely no pickle at all: its opcodes would explain nothing
+        magic = None
+    if magic != _MAGIC:
+        raise FormatError(
+            "this file is not a checkpoint of plain tensors",
+            expected="what torch.save writes of tensors, whole",
+            found=kind_of(magic)
+            if isinstance(magic, Call | Global)
+            else "something else, or a part of it",
+        )
 
 
 def skip_storage(cursor: Cursor, claim: StorageClaim) -> Place:

@@ -63,8 +63,25 @@ def _no_tensor(found: Pairs, name: Value, value: Value) -> FormatError:
         tensor=name if isinstance(name, str) else _brief(name),
         expected="a mapping from names to tensors",
         found=_kind(value),
-        remedy=f"select the state dict inside: {', '.join(inside)}" if inside else None,
+        remedy=f"select the state dict inside: {', '.join(inside)}" if inside else _remedy(value),
     )
+
+
+def _remedy(value: Value) -> str | None:
+    return _REMEDIES.get(str(value.function)) if isinstance(value, Call) else None
+
+
+_REMEDIES = {
+    "torch._utils._rebuild_sparse_tensor": "store to_dense(), or indices and values under names "
+    "of their own",
+    "torch._utils._rebuild_nested_tensor": "store the tensors under names of their own",
+    "torch._utils._rebuild_qtensor": "convert it to a plain tensor first, by dequantising",
+    "torch._utils._rebuild_meta_tensor_no_storage": "it has no values: load or initialise the "
+    "model before it is saved",
+    "torch._tensor._rebuild_from_type_v2": "convert it to a plain tensor first",
+    "torch._utils._rebuild_wrapper_subclass": "convert it to a plain tensor first",
+}
+"""What to do about tensors that are not dense memory, by the function that makes them."""
 
 
 def _brief(name: Value) -> str:

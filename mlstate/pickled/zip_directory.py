@@ -25,6 +25,7 @@ _ENTRY, _ENTRY_SIGNATURE = struct.Struct("<4s6H3I5H2I"), b"PK\1\2"
 _LOCAL, _LOCAL_SIGNATURE = struct.Struct("<4s5H3I2H"), b"PK\3\4"
 _MOST_COMMENT = 0xFFFF
 _FULL = 0xFFFFFFFF
+_IS_FOLDER = 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def _entry(data: bytes, at: int) -> tuple[Entry, int]:
         raise _damaged("its directory ends too early")
     fields = _ENTRY.unpack_from(data, at)
     signature, _, _, flags, method, _, _, crc, packed, size, length, extra, comment = fields[:13]
-    header = fields[16]
+    attributes, header = fields[15:17]
     at += _ENTRY.size
     end = at + length + extra + comment
     if signature != _ENTRY_SIGNATURE or end > len(data):
@@ -155,6 +156,9 @@ def _entry(data: bytes, at: int) -> tuple[Entry, int]:
         )
     if flags & 1:
         raise FormatError("this archive has encrypted entries", found=name)
+    if size and (attributes & _IS_FOLDER or name.endswith("/")):
+        # Torch reads no byte of one, and gives memory that nobody wrote.
+        raise _damaged("it marks an entry with content as a folder", name)
     return Entry(name, header, size, crc), end
 
 
