@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, concerning
+from mlstate.pickled import FileSource, read_checkpoint
 from mlstate.pickled.gzipped import plain_file
 from mlstate.tensors.fit import some
 
@@ -102,6 +103,10 @@ def open_checkpoint(
         zipped = file.read(len(_ZIP)) == _ZIP
         if zipped:
             _check_zip(file, origin)
+        with concerning(path=origin):
+            # Torch allocates and rebuilds before it looks, and leaves memory that nobody wrote
+            # where storages are missing: what it is given was looked at before.
+            read_checkpoint(FileSource(file))
         file.seek(0)
         # Mapping needs a name. This one is the open file's, whatever the path has come to mean.
         name = f"/dev/fd/{file.fileno()}"
