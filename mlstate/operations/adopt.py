@@ -68,7 +68,7 @@ def adopt(
     ``….index.json``            the index of a sharded one; its shards are beside it
     a folder                    one of these or a checkpoint in it, with config and tokenizer
     ``resnet18.pth``            what ``torch.save`` wrote, compressed with gzip or not; read
-                                with ``weights_only=True``
+                                without torch, and nothing in it is run
     ``https://…``, ``s3://…``   any of the files above, elsewhere
     ``hf://org/repo@revision``  a repository of the Hugging Face hub, with config and
                                 tokenizer, or a file of one

@@ -17,6 +17,7 @@ from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
+from mlstate.weights.checkpoints import TensorInCheckpoint
 from mlstate.weights.files import LocalTensor, sources_of_file
 
 __all__ = ["ComparedWeights", "StateOrFile", "open_weights"]
@@ -120,7 +121,7 @@ class _FileWeights(ComparedWeights):
 
     def _pieces(self, name: str) -> Iterator[Bytes]:
         source = self._sources[name]
-        if isinstance(source, LocalTensor):
+        if isinstance(source, LocalTensor | TensorInCheckpoint):
             yield from source.pieces()
         else:
             with source.data() as data:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import gzip as gzips
 import io
 import os
 import re
-import tempfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, concerning
+from mlstate.pickled import FileSource, read_checkpoint
+from mlstate.pickled.gzipped import plain_file
 from mlstate.tensors.fit import some
 
 __all__ = ["load_checkpoint", "open_checkpoint", "write_checkpoint"]
@@ -57,7 +56,6 @@ def write_checkpoint(tensors: Mapping[str, torch.Tensor], file: BinaryIO) -> Non
         raise noting.failure from error
 
 
-_CHUNK = 1 << 20
 _ZIP = b"PK\x03\x04"
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,200})")
 
@@ -87,16 +85,21 @@ def open_checkpoint(
     Nothing is verified here. ``origin`` is where the file is from, for errors.
 
     ``select`` is the dotted path of the state dict inside. At each step the longest key that
-    matches is taken, so keys may have dots themselves.
+    matches is taken, so keys may have dots themselves. Without ``max_bytes`` the limit of
+    `plain_file` counts.
 
     Raises a `FormatError` for what is no checkpoint, holds more than plain data, is damaged, or is
     too large when decompressed; for nothing where ``select`` leads; for entries that are no
     tensors.
     """
-    with _plain_file(path, gzip, origin, max_bytes) as file:
+    with plain_file(path, gzip, origin, max_bytes) as file:
         zipped = file.read(len(_ZIP)) == _ZIP
         if zipped:
             _check_zip(file, origin)
+        with concerning(path=origin):
+            # Torch allocates and rebuilds before it looks, and leaves memory that nobody wrote
+            # where storages are missing: what it is given was looked at before.
+            read_checkpoint(FileSource(file))
         file.seek(0)
         # Mapping needs a name. This one is the open file's, whatever the path has come to mean.
         name = f"/dev/fd/{file.fileno()}"
@@ -105,40 +108,6 @@ def open_checkpoint(
     if select is not None:
         loaded = _selected(loaded, select, origin)
     return _tensors(_state_dict(loaded, origin), origin)
-
-
-@contextmanager
-def _plain_file(path: Path, gzip: bool, origin: str, max_bytes: int | None) -> Iterator[BinaryIO]:
-    """The open file, or the open temporary file with what is in it, at its start."""
-    if not gzip:
-        with path.open("rb") as file:
-            yield file
-        return
-    with tempfile.TemporaryFile(dir=path.parent) as temporary:
-        try:
-            with gzips.open(path) as compressed:
-                _copy(compressed, temporary, origin, max_bytes)
-        except (gzips.BadGzipFile, EOFError, zlib.error) as error:
-            raise FormatError(
-                "this file is damaged, or is not compressed with gzip", path=origin, found=error
-            ) from None
-        temporary.flush()
-        temporary.seek(0)
-        yield temporary
-
-
-def _copy(source: Any, target: Any, origin: str, max_bytes: int | None) -> None:
-    size = 0
-    while chunk := source.read(_CHUNK):
-        size += len(chunk)
-        if max_bytes is not None and size > max_bytes:
-            raise FormatError(
-                "this file is larger than it may be when decompressed",
-                path=origin,
-                expected=f"at most {max_bytes} bytes",
-                found="more",
-            )
-        target.write(chunk)
 
 
 def _check_zip(file: BinaryIO, origin: str) -> None:

@@ -1,20 +1,17 @@
 """Files of weights on this machine, whoever wrote them: their tensors, and the bytes of these.
 
-A safetensors file is read without torch, a torch checkpoint with ``weights_only=True``. No digest
-is checked: there is none. The header of a safetensors file is checked by `mlstate.fetch.header`,
+All are read without torch, and nothing that a torch checkpoint contains is run. No digest is
+checked: there is none. The header of a safetensors file is checked by `mlstate.fetch.header`,
 and more strictly than by safetensors: a name that is there twice is refused.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
@@ -22,9 +19,9 @@ from mlstate.format.encode import TensorSource, check_sources, encode_state
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef, is_state_object
 from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
-from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
+from mlstate.weights.checkpoints import TensorInCheckpoint, checkpoint_sources
 from mlstate.weights.containers import (
     FRONT,
     INDEX,
@@ -33,6 +30,7 @@ from mlstate.weights.containers import (
     container_of,
     weights_in,
 )
+from mlstate.weights.opened import PIECE, OpenFile, pieces_at
 
 __all__ = [
     "PIECE",
@@ -45,9 +43,6 @@ __all__ = [
     "sources_of_file",
 ]
 
-PIECE = 1 << 20
-"""How many bytes are read and hashed at a time."""
-
 _USUAL_HEADER = 64 << 10
 _LARGEST_INDEX = 100_000_001
 
@@ -56,7 +51,7 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
     """The state digest of a file of weights: are these the same weights?
 
     It is what `mlstate.Store.digest` gives of the same tensors under the same names, whichever
-    container they are in. Needs no torch, unless the file is a torch checkpoint. The file is read
+    container they are in. Needs no torch. The file is read
     once, a piece at a time, and nothing is stored.
 
     Args:
@@ -80,7 +75,7 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
         True
     """
     with sources_of_file(path, select=select) as sources:
-        tensors = [source for source in sources if isinstance(source, LocalTensor)]
+        tensors = [s for s in sources if isinstance(s, LocalTensor | TensorInCheckpoint)]
         if len(tensors) == len(sources):
             return digest_of_tensors(tensors)
         return encode_state(sources).digest
@@ -107,11 +102,8 @@ def sources_of_file(
                         )
                     sources += _safetensors(file, stack)
                 else:
-                    from mlstate.tensors import open_checkpoint, tensor_sources
-
                     gzip = container == TORCH_GZIP
-                    found = open_checkpoint(file, gzip=gzip, select=select, origin=str(file))
-                    sources += tensor_sources(found)
+                    sources += checkpoint_sources(file, stack, gzip=gzip, select=select)
         with concerning(path=path):
             check_sources(sources)
         yield sources
@@ -142,30 +134,6 @@ def local_files(path: Path) -> list[tuple[Path, str]]:
         with LocalResource(file).read() as stream:
             found.append((file, container_of(str(file), stream.read(FRONT))))
     return found
-
-
-@dataclass
-class OpenFile:
-    """An open file; any thread may read ranges of it."""
-
-    file: BinaryIO
-    path: str
-
-    def pieces(self, start: int, size: int) -> Iterator[Bytes]:
-        """A range, piece by piece; raises a FormatError if the file ends before."""
-        for piece in pieces_at(self.file.fileno(), start, size):
-            yield piece
-            size -= len(piece)
-        if size:
-            raise FormatError("a file became shorter while it was read", path=self.path)
-
-    @cached_property
-    def mapped(self) -> memoryview | None:
-        """The whole file, or None if it may not be mapped."""
-        size = os.fstat(self.file.fileno()).st_size
-        if size < MAP_FROM or not may_map(self.file):
-            return None
-        return memoryview(mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_READ))
 
 
 @dataclass(frozen=True)
@@ -203,14 +171,20 @@ class LocalTensor:
             yield mapped[self.start : self.start + self.spec.nbytes]
 
 
-def digest_of_tensors(tensors: Iterable[LocalTensor]) -> Digest:
+def digest_of_tensors(tensors: Iterable[LocalTensor | TensorInCheckpoint]) -> Digest:
     """The state digest of tensors in files, each read once, a piece at a time."""
     listed = list(tensors)
     headers = check_sources([*listed])
     inline: dict[str, InlineTensor] = {}
     refs: dict[str, TensorRef] = {}
+    tied: dict[Hashable, list[str]] = {}
+    for tensor in listed:
+        tied.setdefault((tensor.memory, tensor.spec), []).append(tensor.name)
 
-    def digest(tensor: LocalTensor) -> None:
+    def digest(tensor: LocalTensor | TensorInCheckpoint) -> None:
+        names = tied[tensor.memory, tensor.spec]
+        if tensor.name != names[0] and tensor.name in headers:
+            return  # read with the first
         if tensor.name not in headers:
             inline[tensor.name] = InlineTensor(tensor.spec, b"".join(tensor.pieces()))
             return
@@ -218,18 +192,11 @@ def digest_of_tensors(tensors: Iterable[LocalTensor]) -> Digest:
         hasher.update(headers[tensor.name])
         for piece in tensor.pieces():
             hasher.update(piece)
-        refs[tensor.name] = TensorRef(tensor.spec, hasher.digest())
+        refs.update(dict.fromkeys(names, TensorRef(tensor.spec, hasher.digest())))
 
     # The largest first, so that the threads end together.
     for_each(digest, sorted(listed, key=lambda tensor: -tensor.spec.nbytes))
     return Digest.of(StateObject(inline, refs).encode())
-
-
-def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
-    """A range of a file, piece by piece; fewer bytes if the file ends."""
-    while size and (piece := os.pread(descriptor, min(PIECE, size), start)):
-        yield piece
-        start, size = start + len(piece), size - len(piece)
 
 
 def _safetensors(path: Path, stack: ExitStack) -> list[TensorSource]:

@@ -21,6 +21,7 @@ from mlstate.errors import FormatError, IntegrityError
 from mlstate.fetch.download import check_sha256
 from mlstate.tensors import tensor_sources
 from mlstate.tensors.checkpoints import open_checkpoint
+from tests.pickled.crafted import legacy, state, storage, tensor
 from tests.support.models import net, same, values
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -323,6 +324,18 @@ def test_a_storage_that_claims_more_than_the_file_has_is_refused(tmp_path):
                 data = data.replace(b"M\xe8\x03", b"M\xff\xff")  # 1000 elements become 65535
             target.writestr(entry.filename, data)
     refused(forged)
+
+
+def test_storages_that_are_not_there_are_refused_and_not_made_up(tmp_path):
+    path = tmp_path / "net.pth"
+    path.write_bytes(legacy(state(tensor(storage(64, more=b"N"), (64,), (1,))), [], []))
+    assert torch.load(path, weights_only=True)["w"].shape == (64,)  # of whatever was in memory
+    assert "lists other storages" in refused(path).message
+
+
+def test_a_tensor_that_repeats_its_storage_too_often_is_refused(tmp_path):
+    path = save(tmp_path / "net.pth", {"w": torch.ones(1).expand(10**6, 10**4)})
+    assert "repeats its storage" in refused(path).message
 
 
 def test_a_bomb_is_refused_before_the_disk_is_spent(tmp_path):

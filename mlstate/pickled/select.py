@@ -1,0 +1,149 @@
+"""The one mapping of tensors that is looked for in a checkpoint."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from mlstate.errors import FormatError
+from mlstate.pickled.caps import MAX_REPEAT, SMALL
+from mlstate.pickled.tensor import CheckpointTensor
+from mlstate.pickled.values import Call, Global, Pairs, Value, kind_of
+
+__all__ = ["select_tensors"]
+
+_SHOWN = 8
+
+
+def select_tensors(
+    root: Value, size: int, select: str | None = None
+) -> dict[str, CheckpointTensor]:
+    """The tensors of the state dict of a checkpoint.
+
+    Args:
+        root: What the checkpoint holds.
+        size: The size of the file, which bounds how often its tensors may repeat it.
+        select: The dotted path of the state dict inside. At each step the longest key that
+            matches is taken, so keys may have dots themselves.
+
+    Raises:
+        FormatError: Nothing where `select` leads, or entries that are no tensors.
+    """
+    found = root if select is None else _selected(root, select)
+    if isinstance(found, Call | Global):
+        raise FormatError(
+            "this file is not a checkpoint of plain tensors",
+            expected="what torch.save writes of tensors, whole",
+            found=kind_of(found),
+        )
+    if not isinstance(found, Pairs):
+        raise FormatError(
+            "this checkpoint holds no state dict",
+            expected="a mapping from names to tensors",
+            found=_kind(found),
+        )
+    tensors = {}
+    for name, value in found.items():
+        if type(name) is not str or not isinstance(value, CheckpointTensor):
+            raise _no_tensor(found, name, value)
+        tensors[name] = value
+    _check_repeats(tensors.values(), size)
+    return tensors
+
+
+def _kind(value: Value) -> str:
+    return "Tensor" if isinstance(value, CheckpointTensor) else kind_of(value)
+
+
+def _no_tensor(found: Pairs, name: Value, value: Value) -> FormatError:
+    inside = _inside(found)
+    return FormatError(
+        "this entry of the checkpoint is no tensor",
+        tensor=name if isinstance(name, str) else _brief(name),
+        expected="a mapping from names to tensors",
+        found=_kind(value),
+        remedy=f"select the state dict inside: {', '.join(inside)}" if inside else _remedy(value),
+    )
+
+
+def _remedy(value: Value) -> str | None:
+    return _REMEDIES.get(str(value.function)) if isinstance(value, Call) else None
+
+
+_REMEDIES = {
+    "torch._utils._rebuild_sparse_tensor": "store to_dense(), or indices and values under names "
+    "of their own",
+    "torch._utils._rebuild_nested_tensor": "store the tensors under names of their own",
+    "torch._utils._rebuild_qtensor": "convert it to a plain tensor first, by dequantising",
+    "torch._utils._rebuild_meta_tensor_no_storage": "it has no values: load or initialise the "
+    "model before it is saved",
+    "torch._tensor._rebuild_from_type_v2": "convert it to a plain tensor first",
+    "torch._utils._rebuild_wrapper_subclass": "convert it to a plain tensor first",
+}
+"""What to do about tensors that are not dense memory, by the function that makes them."""
+
+
+def _brief(name: Value) -> str:
+    """A key for a message: of a container, which can be large, its kind."""
+    return repr(name)[:60] if isinstance(name, int | float | bytes | None) else kind_of(name)
+
+
+def _check_repeats(tensors: Iterable[CheckpointTensor], size: int) -> None:
+    # A tensor under many names is read once.
+    total = sum(tensor.nbytes for tensor in set(tensors))
+    most = max(SMALL, MAX_REPEAT * size)
+    if total > most:
+        raise FormatError(
+            "the tensors of this checkpoint repeat its storages too often",
+            expected=f"at most {most} bytes, {MAX_REPEAT} times the file",
+            found=f"{total} bytes",
+        )
+
+
+def _selected(root: Value, select: str) -> Value:
+    """The value under a dotted path."""
+    here, left = root, select
+    while True:
+        parts = left.split(".")
+        heads = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        head = next((h for h in heads if isinstance(here, Pairs) and h in here), None)
+        if head is None:
+            inside = _inside(root)
+            near = get_close_matches(select, inside, n=1) or inside
+            raise FormatError(
+                "the checkpoint has nothing where select leads",
+                expected=select,
+                found=_keys(here) if isinstance(here, Pairs) else _kind(here),
+                remedy=f"select one of: {', '.join(near)}" if near else None,
+            )
+        here = here.get(head)
+        if head == left:
+            return here
+        left = left[len(head) + 1 :]
+
+
+def _inside(root: Value, most: int = 5) -> list[str]:
+    """Dotted paths of mappings with a tensor in them: the first few, those further up first."""
+    paths: list[str] = []
+    queue = deque([("", root)])
+    seen = {id(root)}  # a pickle can put one mapping into another many times, or into itself
+    while queue and len(paths) < most:
+        path, mapping = queue.popleft()
+        if not isinstance(mapping, Pairs):
+            continue
+        if path and any(isinstance(value, CheckpointTensor) for _, value in mapping.items()):
+            paths.append(path)
+            continue
+        for key, value in mapping.items():
+            if isinstance(key, str) and isinstance(value, Pairs) and id(value) not in seen:
+                seen.add(id(value))
+                queue.append((f"{path}.{key}" if path else key, value))
+    return paths
+
+
+def _keys(pairs: Pairs) -> str:
+    names = [key if isinstance(key, str) else _brief(key) for key, _ in pairs.items()]
+    shown = ", ".join(names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return shown + more or "an empty mapping"

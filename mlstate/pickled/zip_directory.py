@@ -1,0 +1,194 @@
+"""The directory of a zip archive as torch.save writes it: entries stored as they are.
+
+It is read more strictly than by others, so that no two readers see different entries: one archive
+from the first byte to the last, entries that do not overlap, names that differ in more than case
+(torch looks names up without regard to it).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mlstate.errors import FormatError
+from mlstate.pickled.caps import MAX_DIRECTORY, MAX_ENTRIES, capped
+from mlstate.pickled.source import Source
+
+__all__ = ["Entry", "read_directory"]
+
+_END, _END_SIGNATURE = struct.Struct("<4s4H2IH"), b"PK\5\6"
+_LOCATOR, _LOCATOR_SIGNATURE = struct.Struct("<4sIQI"), b"PK\6\7"
+_END64, _END64_SIGNATURE = struct.Struct("<4sQ2H2I4Q"), b"PK\6\6"
+_ENTRY, _ENTRY_SIGNATURE = struct.Struct("<4s6H3I5H2I"), b"PK\1\2"
+_LOCAL, _LOCAL_SIGNATURE = struct.Struct("<4s5H3I2H"), b"PK\3\4"
+_MOST_COMMENT = 0xFFFF
+_FULL = 0xFFFFFFFF
+_IS_FOLDER = 0x10
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of the directory.
+
+    Attributes:
+        name: Its name.
+        header: Where its own header begins in the file.
+        size: The size of its content.
+        crc: The CRC-32 of its content, as the directory says.
+    """
+
+    name: str
+    header: int
+    size: int
+    crc: int
+
+    def start(self, source: Source) -> int:
+        """Where its content begins, by its own header, which agrees with the directory.
+
+        Raises:
+            FormatError: It does not.
+        """
+        fields = _LOCAL.unpack(source.read(self.header, _LOCAL.size))
+        name = self.name.encode()
+        if fields[0] != _LOCAL_SIGNATURE or fields[3] or fields[9] != len(name):
+            raise _damaged("an entry whose header is another's", self.name)
+        at = self.header + _LOCAL.size
+        if source.read(at, len(name)) != name:
+            raise _damaged("an entry whose header has another name", self.name)
+        return at + len(name) + int(fields[10])
+
+
+def _damaged(what: str, found: object = None) -> FormatError:
+    return FormatError(f"this file is a damaged or incomplete checkpoint: {what}", found=found)
+
+
+def read_directory(source: Source) -> Mapping[str, Entry]:
+    """Read the directory of an archive.
+
+    Returns:
+        Name -> entry, in the directory's order.
+
+    Raises:
+        FormatError: A damaged directory, one with compressed entries, or one that could be read
+            in two ways.
+    """
+    start, size, count = _find(source)
+    if count > MAX_ENTRIES:
+        raise capped("an archive with too many entries", MAX_ENTRIES, count)
+    if size > MAX_DIRECTORY:
+        raise capped("an archive whose directory is too long", MAX_DIRECTORY, f"{size} bytes")
+    data = source.read(start, size)
+    entries: dict[str, Entry] = {}
+    names: set[str] = set()
+    at = 0
+    for _ in range(count):
+        entry, at = _entry(data, at)
+        if entry.name.lower() in names:
+            raise _damaged("two entries have one name", entry.name)
+        names.add(entry.name.lower())
+        entries[entry.name] = entry
+    if at != size:
+        raise _damaged("its directory has another size")
+    _check_apart(list(entries.values()), start)
+    return entries
+
+
+def _find(source: Source) -> tuple[int, int, int]:
+    """Start, size and number of entries of the directory."""
+    length = min(source.size, _END.size + _MOST_COMMENT)
+    tail = source.read(source.size - length, length)
+    at = tail.rfind(_END_SIGNATURE)
+    if at < 0 or len(tail) - at < _END.size:
+        raise _damaged("its directory is missing")
+    _, disk, disk2, here, count, size, start, comment = _END.unpack_from(tail, at)
+    end = source.size - length + at
+    if end + _END.size + comment != source.size:
+        raise _damaged("something follows its directory")
+    disks = [disk, disk2]
+    if end >= _LOCATOR.size:
+        locator = _LOCATOR.unpack(source.read(end - _LOCATOR.size, _LOCATOR.size))
+        if locator[0] == _LOCATOR_SIGNATURE:
+            fields = _END64.unpack(source.read(locator[2], _END64.size))
+            if fields[0] != _END64_SIGNATURE or locator[2] + _END64.size != end - _LOCATOR.size:
+                raise _damaged("its 64-bit directory is missing")
+            disks += [fields[4], fields[5], locator[1]]
+            small = (here, count, size, start)
+            here, count, size, start = fields[6:10]
+            _check_small(small, (here, count, size, start))
+            end = locator[2]
+    if any(disks) or here != count:
+        raise _damaged("it is one of several parts")
+    if start + size != end:
+        raise _damaged("its directory is elsewhere")
+    return start, size, count
+
+
+def _check_small(small: tuple[int, ...], large: tuple[int, ...]) -> None:
+    """The fields of 16 and 32 bits are the same as those of 64, or say that they are too small."""
+    for field, value, full in zip(small, large, (0xFFFF, 0xFFFF, _FULL, _FULL), strict=True):
+        if field not in (value, full):
+            raise _damaged("it has two directories")
+
+
+def _entry(data: bytes, at: int) -> tuple[Entry, int]:
+    """The entry at a position, and the position of the next."""
+    if len(data) - at < _ENTRY.size:
+        raise _damaged("its directory ends too early")
+    fields = _ENTRY.unpack_from(data, at)
+    signature, _, _, flags, method, _, _, crc, packed, size, length, extra, comment = fields[:13]
+    attributes, header = fields[15:17]
+    at += _ENTRY.size
+    end = at + length + extra + comment
+    if signature != _ENTRY_SIGNATURE or end > len(data):
+        raise _damaged("its directory ends too early")
+    try:
+        name = data[at : at + length].decode()
+    except UnicodeDecodeError:
+        raise _damaged("an entry has a name that is no text") from None
+    if "\0" in name:
+        raise _damaged("an entry has a name that is no text", repr(name[:60]))
+    size, packed, header = _large(data[at + length : at + length + extra], size, packed, header)
+    if method or size != packed:
+        raise FormatError(
+            "this archive has compressed entries, which torch.save does not write", found=name
+        )
+    if flags & 1:
+        raise FormatError("this archive has encrypted entries", found=name)
+    if size and (attributes & _IS_FOLDER or name.endswith("/")):
+        # Torch reads no byte of one, and gives memory that nobody wrote.
+        raise _damaged("it marks an entry with content as a folder", name)
+    return Entry(name, header, size, crc), end
+
+
+def _large(extra: bytes, *fields: int) -> list[int]:
+    """Sizes and position, from the extra field of 64 bits where the others are too small."""
+    found = list(fields)
+    lacking = [index for index, field in enumerate(fields) if field == _FULL]
+    at = 0
+    while lacking and at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, at)
+        values = extra[at + 4 : at + 4 + size]
+        if kind == 1:
+            if len(values) < 8 * len(lacking):
+                break
+            for position, index in enumerate(lacking):
+                (found[index],) = struct.unpack_from("<Q", values, 8 * position)
+            lacking = []
+        at += 4 + size
+    if lacking:
+        raise _damaged("an entry's size is missing")
+    return found
+
+
+def _check_apart(entries: list[Entry], end: int) -> None:
+    """Refuse entries that overlap, judged by the least that their headers take."""
+    entries.sort(key=lambda entry: entry.header)
+    least = [entry.header + _LOCAL.size + len(entry.name.encode()) for entry in entries]
+    ends = [start + entry.size for start, entry in zip(least, entries, strict=True)]
+    if ends and ends[-1] > end:
+        raise _damaged("an entry is larger than the file", entries[-1].name)
+    for (_, first_end), (second, _) in pairwise(zip(entries, ends, strict=True)):
+        if first_end > second.header:
+            raise _damaged("two entries overlap", second.name)

@@ -1,0 +1,136 @@
+"""The tensors of a torch checkpoint on this machine, read without torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from mlstate.digests import Bytes
+from mlstate.errors import FormatError, concerning
+from mlstate.format.encode import TensorSource
+from mlstate.format.state_object import check_name
+from mlstate.format.tensor_object import TensorSpec
+from mlstate.pickled import (
+    Checkpoint,
+    CheckpointTensor,
+    FileSource,
+    is_contiguous,
+    read_checkpoint,
+    select_tensors,
+    tensor_pieces,
+)
+from mlstate.pickled.dtypes import FORMAT_NAMES
+from mlstate.pickled.gzipped import plain_file
+from mlstate.weights.opened import OpenFile
+
+__all__ = ["TensorInCheckpoint", "checkpoint_sources"]
+
+_ONE_COPY = threading.Lock()
+"""Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
+
+
+@dataclass(frozen=True)
+class TensorInCheckpoint:
+    """A tensor of a checkpoint: a `TensorSource`.
+
+    Attributes:
+        name: Its name.
+        spec: Its element type and shape, as the format counts it.
+        tensor: Where it lies.
+        checkpoint: What it is a part of.
+        file: The file.
+    """
+
+    name: str
+    spec: TensorSpec
+    tensor: CheckpointTensor = field(repr=False)
+    checkpoint: Checkpoint = field(repr=False)
+    file: OpenFile = field(repr=False)
+
+    @property
+    def memory(self) -> Hashable:
+        """See `TensorSource.memory`."""
+        return (id(self.checkpoint), self.tensor)
+
+    @cached_property
+    def _source(self) -> FileSource:
+        return FileSource(self.file.file)
+
+    def pieces(self) -> Iterator[Bytes]:
+        """Its bytes, piece by piece.
+
+        Raises:
+            FormatError: The storage is damaged, or the file became shorter.
+        """
+        from mlstate.fetch.gather import values
+
+        with concerning(tensor=self.name, path=self.file.path):
+            yield from values(self.spec, tensor_pieces(self.checkpoint, self._source, self.tensor))
+
+    @contextmanager
+    def data(self) -> Iterator[Bytes]:
+        """See `TensorSource.data`."""
+        plain = is_contiguous(self.tensor) and self.spec.dtype != "BOOL"
+        mapped = self.file.mapped if plain else None
+        if mapped is not None:
+            with concerning(tensor=self.name, path=self.file.path):
+                self.checkpoint.check(self._source, self.tensor.storage)
+            start = self.checkpoint.start(self.tensor.storage)
+            start += self.tensor.offset * self.tensor.itemsize
+            yield mapped[start : start + self.spec.nbytes]
+        elif plain:
+            yield b"".join(self.pieces())
+        else:
+            with _ONE_COPY:
+                yield b"".join(self.pieces())
+
+
+def checkpoint_sources(
+    path: Path, stack: ExitStack, *, gzip: bool = False, select: str | None = None
+) -> list[TensorSource]:
+    """The tensors of a checkpoint; nothing in it is run, and no torch is imported.
+
+    Args:
+        path: The file.
+        stack: Keeps it open.
+        gzip: Whether it is compressed; what it becomes has a limit, see `plain_file`.
+        select: The dotted path of the state dict inside.
+
+    Raises:
+        FormatError: See `read_checkpoint` and `select_tensors`; or a tensor that the format
+            cannot hold.
+    """
+    file = stack.enter_context(plain_file(path, gzip, str(path), None))
+    opened = OpenFile(file, str(path))
+    source = FileSource(file)
+    checkpoint = read_checkpoint(source)
+    tensors = select_tensors(checkpoint.root, source.size, select)
+    return [
+        TensorInCheckpoint(name, _spec(name, tensor), tensor, checkpoint, opened)
+        for name, tensor in tensors.items()
+    ]
+
+
+def _spec(name: str, tensor: CheckpointTensor) -> TensorSpec:
+    try:
+        check_name(name)
+        dtype, shape = FORMAT_NAMES.get(tensor.dtype), tensor.shape
+        if dtype is None:
+            raise FormatError(
+                "the format has no such element type",
+                expected=", ".join(FORMAT_NAMES.values()),
+                found=f"torch.{tensor.dtype}",
+            )
+        if dtype == "F4":  # torch counts pairs, the format counts elements
+            if not shape:
+                raise FormatError("a scalar of two 4-bit elements has no shape in the format")
+            shape = (*shape[:-1], 2 * shape[-1])
+        return TensorSpec(dtype, shape)
+    except FormatError as error:
+        error.tensor = name
+        error.message = f"this entry of the state dict cannot be stored: {error.message}"
+        raise
