@@ -90,13 +90,13 @@ class MlstateError(Exception):
         details = [
             (self._key_label, self.key),
             ("tensor", self.tensor),
-            ("where", None if self.path is None else say(self.path) + line),
+            ("where", None if self.path is None else _said(self.path, say) + line),
             ("expected", self.expected),
             ("found", self.found),
             ("what to do", self.remedy),
         ]
         known = [(label, value) for label, value in details if value is not None]
-        lines = [f"  {label}: {_brief(say(value))}" for label, value in known]
+        lines = [f"  {label}: {_said(value, say)}" for label, value in known]
         return "\n".join([say(self.message), *lines])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,6 +107,17 @@ class MlstateError(Exception):
 
 def _place(path: object | None) -> str | None:
     return path if path is None or isinstance(path, str) else str(path)
+
+
+def _said(value: object, say: Callable[[object], str]) -> str:
+    """A value as a text for a message; the name of its type if Python has no text for it.
+
+    It has none of a number with thousands of digits, or of lists within lists within lists.
+    """
+    try:
+        return _brief(say(value))
+    except (ValueError, RecursionError, MemoryError):
+        return f"a value of type {type(value).__name__} that is too large to be shown"
 
 
 def _brief(text: str) -> str:

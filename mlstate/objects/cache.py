@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import time
-import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from mlstate.format import layout
 from mlstate.objects.durable import make_folders, read_small, try_lock, write_in_store
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
+from mlstate.texts import load_toml
 
 __all__ = [
     "Cache",
@@ -228,7 +228,7 @@ def _read_root(path: Path) -> Root | None:
         return None
     try:
         used = path.stat().st_mtime
-        said = tomllib.loads(read_small(path).decode())
+        said = load_toml(read_small(path), "a root")
         files = frozenset(Digest(text) for text in said["files"])
         return Root(Digest(path.name), str(said["key"]), files, used)
     except (OSError, ValueError, KeyError, TypeError, FormatError):

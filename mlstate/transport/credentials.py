@@ -15,7 +15,6 @@ import base64
 import netrc
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from mlstate.errors import FormatError
+from mlstate.texts import load_toml
 from mlstate.transport.urls import Url
 from mlstate.warn import warn
 
 __all__ = ["Credential", "Credentials", "hub_endpoint", "token_variable"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-_LINE = re.compile(r"at line (\d+)")
 
 
 def hub_endpoint() -> str:
@@ -158,17 +157,16 @@ def _config_path() -> Path:
 def _read_config() -> dict[str, str]:
     path = _config_path()
     try:
-        table: Any = tomllib.loads(path.read_text("utf-8"))
+        table: Any = load_toml(path.read_text("utf-8"), "the config file")
     except FileNotFoundError:
         if os.environ.get("MLSTATE_CONFIG"):
             raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
         return {}
     except UnicodeDecodeError:
         raise FormatError("the config file is not UTF-8", path=path) from None
-    except tomllib.TOMLDecodeError as error:
-        line = _LINE.search(str(error))  # the rest of the message is not shown: it may quote
+    except FormatError as error:  # of which the rest is not shown: it may quote
         raise FormatError(
-            "the config file is not TOML", path=path, line=int(line[1]) if line else None
+            "the config file is not TOML", path=path, line=error.line, expected=error.expected
         ) from None
     tokens = table.get("tokens", {})
     if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
