@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mlstate.shown import without_queries
+
 __all__ = [
     "AccessError",
     "BucketAccessError",
@@ -97,7 +99,7 @@ class MlstateError(Exception):
         ]
         known = [(label, value) for label, value in details if value is not None]
         lines = [f"  {label}: {_said(value, say)}" for label, value in known]
-        return "\n".join([say(self.message), *lines])
+        return "\n".join([_said(self.message, say), *lines])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with its positional arguments alone and lose the
@@ -115,7 +117,7 @@ def _said(value: object, say: Callable[[object], str]) -> str:
     It has none of a number with thousands of digits, or of lists within lists within lists.
     """
     try:
-        return _brief(say(value))
+        return _brief(without_queries(say(value)))
     except (ValueError, RecursionError, MemoryError):
         return f"a value of type {type(value).__name__} that is too large to be shown"
 
@@ -251,8 +253,9 @@ class BucketError(TransportError):
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
-        while_ = "" if self.bucket is None else f"\n  while: {self.operation} in {self.bucket}"
-        return super().text(say) + while_
+        if self.bucket is None:
+            return super().text(say)
+        return f"{super().text(say)}\n  while: {_said(f'{self.operation} in {self.bucket}', say)}"
 
 
 class BucketAccessError(BucketError, AccessError):
@@ -274,7 +277,7 @@ class FetchError(_Detailed, ConnectionError):
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
-        tried = [f"  tried: {_brief(place)}: {_brief(why)}" for place, why in self.attempts]
+        tried = [f"  tried: {_said(place, say)}: {_said(why, say)}" for place, why in self.attempts]
         return "\n".join([super().text(say), *tried])
 
 
@@ -295,7 +298,9 @@ class CopyError(_Detailed):
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
-        failed = [f"  {_brief(str(key))}: {_brief(error.message)}" for key, error in self.failures]
+        failed = [
+            f"  {_said(key, say)}: {_said(error.message, say)}" for key, error in self.failures
+        ]
         return "\n".join([super().text(say), *failed])
 
 
