@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from mlstate.errors import FormatError
+from mlstate.locations import local_path
+from mlstate.settings import value_of
 from mlstate.texts import load_toml
 from mlstate.transport.urls import Url
 from mlstate.warn import warn
@@ -34,7 +36,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 def hub_endpoint() -> str:
     """The hub's address: HF_ENDPOINT, or the public one; without a slash at the end."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (value_of("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def token_variable(host: str) -> str:
@@ -147,15 +149,18 @@ def _hub_token(url: Url) -> Credential | None:
 
 
 def _config_path() -> Path:
-    if chosen := os.environ.get("MLSTATE_CONFIG"):
-        return Path(chosen).expanduser()
+    if chosen := value_of("MLSTATE_CONFIG"):
+        return local_path(chosen)
     from platformdirs import user_config_path
 
     return user_config_path("mlstate", appauthor=False) / "config.toml"
 
 
 def _read_config() -> dict[str, str]:
-    path = _config_path()
+    try:
+        path = _config_path()
+    except RuntimeError:  # there is no home folder
+        return {}
     try:
         table: Any = load_toml(path.read_text("utf-8"), "the config file")
     except FileNotFoundError:
@@ -179,7 +184,7 @@ def _read_config() -> dict[str, str]:
 
 
 def _netrc_path() -> Path:
-    return Path(os.environ.get("NETRC") or "~/.netrc")
+    return Path(value_of("NETRC") or "~/.netrc")
 
 
 def _read_netrc() -> dict[str, tuple[str, str]]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstate import StateKey
-from mlstate.errors import TransportError
+from mlstate.errors import ReadOnlyStoreError, TransportError
 from mlstate.fetch import reader as reading
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
@@ -125,3 +125,11 @@ def test_without_threads_a_state_is_fetched_all_the_same(tmp_path, monkeypatch):
     store = manifest_store(manifest, tmp_path / "cache")
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert same(store.load_state_dict(KEY), tensors)
+
+
+def test_a_cache_that_cannot_be_made_names_the_setting(tmp_path):
+    published = publish(tmp_path / "published", KEY, {"a": torch.rand(100, 100)})
+    mirrors = [str(published.folder / FILE)]
+    manifest = write_manifest(tmp_path / "a.toml", published, mirrors=mirrors)
+    with pytest.raises(ReadOnlyStoreError, match="MLSTATE_CACHE"):
+        manifest_store(manifest, "/proc/nobody/cache").load_state_dict(KEY)
