@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mlstate.shown import without_queries
+
 __all__ = [
     "AccessError",
     "BucketAccessError",
@@ -91,14 +93,14 @@ class MlstateError(Exception):
         details = [
             (self._key_label, self.key),
             ("tensor", self.tensor),
-            ("where", None if self.path is None else say(self.path) + line),
+            ("where", None if self.path is None else _said(self.path, say) + line),
             ("expected", self.expected),
             ("found", self.found),
             ("what to do", self.remedy),
         ]
         known = [(label, value) for label, value in details if value is not None]
-        lines = [f"  {label}: {_brief(say(value))}" for label, value in known]
-        return "\n".join([say(self.message), *lines])
+        lines = [f"  {label}: {_said(value, say)}" for label, value in known]
+        return "\n".join([_said(self.message, say), *lines])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with its positional arguments alone and lose the
@@ -108,6 +110,17 @@ class MlstateError(Exception):
 
 def _place(path: object | None) -> str | None:
     return path if path is None or isinstance(path, str) else str(path)
+
+
+def _said(value: object, say: Callable[[object], str]) -> str:
+    """A value as a text for a message; the name of its type if Python has no text for it.
+
+    It has none of a number with thousands of digits, or of lists within lists within lists.
+    """
+    try:
+        return _brief(without_queries(say(value)))
+    except (ValueError, RecursionError, MemoryError):
+        return f"a value of type {type(value).__name__} that is too large to be shown"
 
 
 def _brief(text: str) -> str:
@@ -241,8 +254,9 @@ class BucketError(TransportError):
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
-        while_ = "" if self.bucket is None else f"\n  while: {self.operation} in {self.bucket}"
-        return super().text(say) + while_
+        if self.bucket is None:
+            return super().text(say)
+        return f"{super().text(say)}\n  while: {_said(f'{self.operation} in {self.bucket}', say)}"
 
 
 class BucketAccessError(BucketError, AccessError):
@@ -264,7 +278,7 @@ class FetchError(_Detailed, ConnectionError):
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
-        tried = [f"  tried: {_brief(place)}: {_brief(why)}" for place, why in self.attempts]
+        tried = [f"  tried: {_said(place, say)}: {_said(why, say)}" for place, why in self.attempts]
         return "\n".join([super().text(say), *tried])
 
 
@@ -285,7 +299,9 @@ class CopyError(_Detailed):
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
-        failed = [f"  {_brief(str(key))}: {_brief(error.message)}" for key, error in self.failures]
+        failed = [
+            f"  {_said(key, say)}: {_said(error.message, say)}" for key, error in self.failures
+        ]
         return "\n".join([super().text(say), *failed])
 
 

@@ -128,7 +128,12 @@ def local_path(path: str | os.PathLike[str]) -> Path:
             found=text.partition("://")[0] + "://...",
             remedy="this version reads and writes local paths only",
         )
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise FormatError(
+            "there is no home folder that ~ could stand for", found=text[:200], remedy="set HOME"
+        ) from None
 
 
 def check_url(address: str) -> str | None:

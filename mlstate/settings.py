@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlstate.errors import FormatError
 
 __all__ = [
     "OTHERS",
     "SETTINGS",
     "Setting",
     "cache_folder",
+    "check_variables",
     "default_store",
     "extra_manifests",
     "offline",
@@ -21,7 +26,11 @@ __all__ = [
     "required_signature",
     "revoked_keys",
     "state_folder",
+    "value_of",
 ]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ADDRESS = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://|:[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -80,18 +89,62 @@ OTHERS = (
 )
 
 
+def value_of(variable: str) -> str:
+    """What a variable says, without the space around it; empty if it is not set.
+
+    A file that a secret or an address was read from ends with a line break, most often.
+
+    Raises:
+        FormatError: There is a line break or another control character within it.
+    """
+    value = os.environ.get(variable, "").strip()
+    if _CONTROL.search(value):
+        # Not repeated: it may be a secret.
+        raise FormatError(
+            f"{variable} has a line break or another control character in it",
+            remedy=f"set {variable} anew, or unset it",
+        )
+    return value
+
+
+def check_variables(*starts: str) -> None:
+    """Refuse variables that a library reads by itself, and that have white space around the value.
+
+    Args:
+        starts: How the names of these variables start.
+
+    Raises:
+        FormatError: There is such a variable. Libraries send it as it is, or end the program.
+    """
+    for variable in sorted(os.environ):
+        value = os.environ[variable]
+        if variable.startswith(starts) and (value != value.strip() or _CONTROL.search(value)):
+            raise FormatError(
+                f"{variable} has white space or a line break around its value, or in it",
+                remedy=f"set {variable} anew, without it",
+            )
+
+
 def default_store() -> str | None:
     """MLSTATE_STORE: the store of the command line; None: `Store()`."""
-    return os.environ.get("MLSTATE_STORE") or None
+    return value_of("MLSTATE_STORE") or None
 
 
 def cache_folder() -> Path:
-    """The cache: MLSTATE_CACHE, or the user's cache folder by the platform's convention."""
-    if chosen := os.environ.get("MLSTATE_CACHE"):
-        return Path(chosen).expanduser()
+    """The cache: MLSTATE_CACHE, or the user's cache folder by the platform's convention.
+
+    Raises:
+        FormatError: It is an address, or there is no home folder.
+    """
+    if chosen := value_of("MLSTATE_CACHE"):
+        return _path("MLSTATE_CACHE", chosen)
     from platformdirs import user_cache_path
 
-    return user_cache_path("mlstate", appauthor=False)
+    with suppress(RuntimeError):  # neither HOME nor an entry in the list of users
+        folder = user_cache_path("mlstate", appauthor=False)
+        if folder.is_absolute():  # older versions of platformdirs keep the ~
+            return folder
+    raise _no_home("MLSTATE_CACHE")
 
 
 def readonly_caches() -> list[Path]:
@@ -111,27 +164,55 @@ def offline() -> bool:
 
 def required_signature() -> Path | None:
     """MLSTATE_REQUIRE_SIGNATURE: the allowed-signers file; None: no signature is required."""
-    return _path("MLSTATE_REQUIRE_SIGNATURE")
+    return _optional_path("MLSTATE_REQUIRE_SIGNATURE")
 
 
 def revoked_keys() -> Path | None:
     """MLSTATE_REVOKED_KEYS: the file of revoked public keys; None without one."""
-    return _path("MLSTATE_REVOKED_KEYS")
+    return _optional_path("MLSTATE_REVOKED_KEYS")
 
 
 def state_folder() -> Path:
     """Where mlstate keeps what it has seen: the user's state folder, by the platform's custom."""
     from platformdirs import user_state_path
 
-    return user_state_path("mlstate", appauthor=False)
+    with suppress(RuntimeError):  # as in `cache_folder`
+        folder = user_state_path("mlstate", appauthor=False)
+        if folder.is_absolute():
+            return folder
+    raise _no_home("XDG_STATE_HOME")
 
 
-def _path(variable: str) -> Path | None:
-    text = os.environ.get(variable)
-    return Path(text).expanduser() if text else None
+def _optional_path(variable: str) -> Path | None:
+    value = value_of(variable)
+    return _path(variable, value) if value else None
 
 
 def _paths(variable: str) -> list[Path]:
-    return [
-        Path(part).expanduser() for part in os.environ.get(variable, "").split(os.pathsep) if part
-    ]
+    value = value_of(variable)
+    if _ADDRESS.search(value):  # before it is cut at its colon
+        raise _address(variable)
+    return [_path(variable, part.strip()) for part in value.split(os.pathsep) if part.strip()]
+
+
+def _path(variable: str, value: str) -> Path:
+    if _ADDRESS.search(value):
+        raise _address(variable)
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # of ~, where there is no home folder
+        raise _no_home(variable) from None
+
+
+def _address(variable: str) -> FormatError:
+    return FormatError(
+        f"{variable} is an address, and a folder or file of this machine is needed",
+        remedy=f"set {variable} to a path; a store elsewhere is given as --store, or to open_store",
+    )
+
+
+def _no_home(variable: str) -> FormatError:
+    return FormatError(
+        "there is no home folder: HOME is not set, and this user is not known to the system",
+        remedy=f"set {variable} to a path that begins with /, or set HOME",
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from mlstate.buckets.errors import translated_errors
 from mlstate.buckets.values import Connection
 from mlstate.errors import BucketAccessError, FormatError, TransportError
 from mlstate.limits import Limits
+from mlstate.settings import check_variables
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -29,6 +30,7 @@ __all__ = ["BucketOptions", "open_bucket", "parse_bucket_address"]
 
 _ADDRESS = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?", re.DOTALL)
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_READ_BY_LIBRARIES = ("AWS_", "GOOGLE_", "AZURE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _UPLOAD_SECONDS = 600
 """For one request of an upload; at most 64 MiB are under way at once, so 1 Mbit/s will do."""
 
@@ -67,6 +69,9 @@ def open_bucket(address: str, options: BucketOptions | None = None) -> BucketCli
     """
     scheme, bucket, _ = parse_bucket_address(address)
     options = BucketOptions() if options is None else options
+    check_variables(*_READ_BY_LIBRARIES)  # a line break in one is a panic in obstore
+    if options.endpoint is not None:
+        options = replace(options, endpoint=_checked_endpoint(options.endpoint))
     _require("obstore")
     connect = _connect_s3 if scheme == "s3" else partial(_connect_other, scheme)
     return BucketClient(
@@ -75,6 +80,16 @@ def open_bucket(address: str, options: BucketOptions | None = None) -> BucketCli
         offline=options.offline,
         limits=options.limits,
     )
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    endpoint = endpoint.strip()
+    if not endpoint.isprintable() or " " in endpoint:
+        raise FormatError(
+            "the address of a service has white space or a line break in it",
+            expected="an address such as https://host",
+        )
+    return endpoint
 
 
 def _require(package: str) -> None:

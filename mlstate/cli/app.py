@@ -16,7 +16,7 @@ from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.ls_show_du import du, ls, show
-from mlstate.cli.output import complain, note
+from mlstate.cli.output import complain, never_refuse, note
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.sign import sign, verify_signature
@@ -128,6 +128,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code; see `mlstate.cli.exit_codes.EXIT_CODES`.
     """
     _open_what_is_closed()
+    never_refuse()
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         # torch says so at its import. Nothing here needs NumPy.
@@ -148,8 +149,9 @@ def run(arguments: Sequence[str]) -> int:
             complain(error)
             return code
     if result == INTERRUPTED:  # typer makes this of Ctrl-C
+        note("")
         note(
-            f"\n{PROGRAM}: stopped. Nothing is half done. To go on, give the same command again: "
+            f"{PROGRAM}: stopped. Nothing is half done. To go on, give the same command again: "
             "what has come already is not fetched twice."
         )
     return result if isinstance(result, int) else OK
@@ -157,7 +159,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     text = message.args[0] if isinstance(message, Warning) and message.args else message
-    note(f"warning: {in_shell(text)}")
+    note("warning: " + in_shell(text))
 
 
 def _open_what_is_closed() -> None:

@@ -14,7 +14,6 @@ from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, Verify,
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
 from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
-from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
     from mlstate.manifests import StateEntry
@@ -125,7 +124,7 @@ def copy(
     except CopyError as error:
         done, code = error, exit_code(error)
         for key, failure in error.failures:
-            complain(f"{key}: {failure.text(in_shell)}")
+            complain(failure, key)
     there = [*done.copied, *done.present]
     if manifest is not None and there:
         objects = objects or own_objects(receiving, manifest)

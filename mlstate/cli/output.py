@@ -6,16 +6,17 @@ plain lines, with two spaces between columns and nothing cut off.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TextIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, TextIO
 
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
+from mlstate.shown import printable, without_queries
 from mlstate.states import StateKey
 from mlstate.units import format_size
 
@@ -27,41 +28,70 @@ __all__ = [
     "human_shape",
     "human_size",
     "is_lively",
+    "never_refuse",
     "note",
     "print_fields",
     "print_json",
     "print_table",
-    "printable",
     "put",
+    "put_lines",
     "put_written",
+    "said",
 ]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
 
 
-def printable(text: str) -> str:
-    """Return a text whose control characters show, and do nothing: names come from any file."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+class HasText(Protocol):
+    """What has a text of several lines: an error, or a finding."""
+
+    def text(self, say: Callable[[object], str] = str) -> str:
+        """The text, with each value in it as ``say`` has it."""
+
+
+def said(value: object) -> str:
+    """A value as part of a line: in the words of the command line, and as `mlstate.shown` has it.
+
+    All that is printed goes through here; JSON, which has escapes of its own, through `print_json`.
+    """
+    return printable(without_queries(in_shell(value)))
 
 
 def put(text: str = "") -> None:
     """Print a line of data."""
-    print(printable(text))
+    print(said(text))
+
+
+def put_lines(what: HasText) -> None:
+    """Print what has several lines."""
+    print(what.text(said))
 
 
 def note(text: str) -> None:
     """Print a line that is not data: what is going on, what was done."""
     sys.stdout.flush()
-    print(printable(text), file=sys.stderr, flush=True)
+    print(said(text), file=sys.stderr, flush=True)
 
 
-def complain(what: object) -> None:
-    """Print what went wrong, an error or a text, in the words of the command line."""
+def complain(what: object, about: object | None = None) -> None:
+    """Print what went wrong, an error or a text, in the words of the command line.
+
+    Args:
+        what: What went wrong.
+        about: What that is about, to be put in front.
+    """
     mark = "\x1b[1;31merror:\x1b[0m" if has_colour(sys.stderr) else "error:"
+    text = what.text(said) if isinstance(what, MlstateError) else said(what)
     sys.stdout.flush()
-    print(mark, end=" ", file=sys.stderr)
-    note(what.text(in_shell) if isinstance(what, MlstateError) else in_shell(what))
+    front = "" if about is None else f"{said(about)}: "
+    print(f"{mark} {front}{text}", file=sys.stderr, flush=True)
+
+
+def never_refuse() -> None:
+    """Let the standard streams escape what their encoding lacks, such as that of ``LANG=C``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(command: str, *reports: object) -> None:
@@ -77,7 +107,33 @@ def print_json(command: str, *reports: object) -> None:
     members: dict[str, Any] = {"schema": f"mlstate.{command}/1"}
     for report in reports:
         members |= to_json(report) | members
-    print(json.dumps(members, indent=2, ensure_ascii=False))
+    print(_json_text(_without_queries(members)))
+
+
+def _without_queries(value: Any) -> Any:
+    """JSON whose texts are as `mlstate.shown.without_queries` has them."""
+    if isinstance(value, str):
+        return without_queries(value)
+    if isinstance(value, dict):
+        return {without_queries(name): _without_queries(item) for name, item in value.items()}
+    return [_without_queries(item) for item in value] if isinstance(value, list) else value
+
+
+def _json_text(value: Any) -> str:
+    """JSON in UTF-8, or in ASCII; what does not print is escaped as JSON has it."""
+    ascii_only = (sys.stdout.encoding or "").lower().replace("_", "-") not in ("utf-8", "utf8")
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    return "\n".join(
+        line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n")
+    )
+
+
+def _escaped(character: str) -> str:
+    return (
+        character
+        if character.isprintable()
+        else json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
+    )
 
 
 def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json: bool) -> None:
@@ -106,7 +162,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             set to the right and never broken over lines.
         rows: The cells of each row.
     """
-    listed = [tuple(map(printable, row)) for row in rows]
+    listed = [tuple(map(said, row)) for row in rows]
     if not listed:
         return
     if sys.stdout.isatty():
@@ -148,7 +204,7 @@ def print_fields(fields: Iterable[tuple[str, str | None]]) -> None:
     listed = [(name, value) for name, value in fields if value is not None]
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
-        print(printable(f"{name.ljust(width)}  {value}"))
+        put(f"{name.ljust(width)}  {value}")
 
 
 def human_size(count: int | None) -> str:

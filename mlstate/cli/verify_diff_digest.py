@@ -19,9 +19,9 @@ from mlstate.cli.output import (
     print_json,
     print_table,
     put,
+    put_lines,
 )
 from mlstate.cli.printed import FileDigest
-from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
     from mlstate.operations.diff import Change, StateDiff
@@ -56,7 +56,7 @@ def verify(
         print_json("verify", {"ok": report.ok}, report)
     else:
         for finding in report.findings:
-            put(finding.text(in_shell))
+            put_lines(finding)
         _sum_up(report)
     return OK if report.ok else FINDING
 

@@ -7,12 +7,12 @@ import posixpath
 from dataclasses import replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, concerning
 from mlstate.fetch.attempts import Context
 from mlstate.fetch.reader import read_exactly
-from mlstate.format.tensor_object import parse_json
 from mlstate.locations import Mirror, check_file_names
 from mlstate.manifests import StateEntry
+from mlstate.texts import load_json
 from mlstate.transport.hub import HubAddress, parse_hub_address
 
 __all__ = [
@@ -91,11 +91,16 @@ _WEIGHTS = {
 }
 
 
-def addresses_of(mirror: Mirror, context: Context) -> list[str]:
+def addresses_of(mirror: Mirror, context: Context, most: int = _MAX_INDEX) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
 
     An address that ends in ``.safetensors.index.json`` stands for the shards that it lists, and
     one of a whole repository on the hub for the weights in it.
+
+    Args:
+        mirror: The mirror, or the part.
+        context: What the attempt shares.
+        most: How long an index may be, in bytes.
 
     Raises:
         TransportError: An index or a repository cannot be read.
@@ -109,7 +114,7 @@ def addresses_of(mirror: Mirror, context: Context) -> list[str]:
             name = hub_weights(listing.files, mirror.format, given)
             address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
         if _path(address).endswith(INDEX):
-            found.extend(_shards(address, context))
+            found.extend(_shards(address, context, most))
         else:
             found.append(address)
     return found
@@ -130,21 +135,21 @@ def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
     )
 
 
-def _shards(address: str, context: Context) -> list[str]:
+def _shards(address: str, context: Context, most: int) -> list[str]:
     with context.open(address).read() as stream:
-        text = read_exactly(stream, _MAX_INDEX + 1)
-    return [_beside(address, name) for name in parse_index(text, address)]
+        text = read_exactly(stream, most + 1)
+    return [_beside(address, name) for name in parse_index(text, address, most)]
 
 
-def parse_index(text: bytes, address: str) -> list[str]:
+def parse_index(text: bytes, address: str, most: int = _MAX_INDEX) -> list[str]:
     """The names of the shards that an index lists, sorted; ``address`` is for errors.
 
     Raises:
-        FormatError: It does not say what it should, or names something outside its folder.
+        FormatError: It is too long, does not say what it should, or names something outside its
+            folder.
     """
-    if len(text) > _MAX_INDEX:
-        raise FormatError("an index of shards is too long", path=address)
-    index = parse_json(text, "an index of shards")
+    with concerning(path=address):
+        index = load_json(text, "an index of shards", most=most)
     shards = index.get("weight_map")
     if (
         not isinstance(shards, dict)

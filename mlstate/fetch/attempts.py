@@ -20,6 +20,7 @@ from mlstate.fetch.reader import Reader
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.receiving import Receiver
+from mlstate.shown import without_queries
 from mlstate.transport import Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
 
@@ -154,8 +155,10 @@ def name_of(mirror: Mirror) -> str:
 
 
 def shown(address: str) -> str:
-    """An address without its query, which may be a signature."""
-    return address.partition("?")[0] if "://" in address else address
+    """An address without its query, which may be a signature; a path stays as it is."""
+    if "://" not in address:
+        return address
+    return without_queries(address.partition("?")[0])
 
 
 def _reason(error: MlstateError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from mlstate.reading import Names, Needs, Only, needs_of, read_state
 from mlstate.transport import Retries, Transports
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
+
+_CANNOT_BE_MADE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+"""Errors of a folder that is not there, where the one above it takes none."""
 
 
 def has_mirrors(entry: StateEntry) -> bool:
@@ -229,16 +233,14 @@ class Fetcher:
         """A run of this process alone, where locks work: others find what it has brought."""
         own = self.cache.own
         if own is None or (own.root.exists() and not os.access(own.root, os.W_OK)):
-            raise ReadOnlyStoreError(
-                "something is missing, and this cache does not take what is fetched",
-                path=self.cache.stores[-1].locate(identity) if own is None else own.root,
-                found=None if missing is None else f"missing: {missing}",
-                remedy=Phrase(
-                    "give a folder that can be written as cache= (or MLSTATE_CACHE)",
-                    "set MLSTATE_CACHE to a folder that can be written",
-                ),
-            )
-        receiver = Receiver(own, durable=self.durable)
+            place = self.cache.stores[-1].locate(identity) if own is None else own.root
+            raise _takes_nothing(place, missing)
+        try:
+            receiver = Receiver(own, durable=self.durable)
+        except OSError as error:
+            if error.errno not in _CANNOT_BE_MADE:
+                raise
+            raise _takes_nothing(own.root, missing) from error
         lock = own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
         with one_at_a_time(lock) as alive:
             meter = Meter(str(entry.key), self.on_progress, alive)
@@ -249,6 +251,18 @@ class Fetcher:
                     yield Run(attempts, self.cache)
             finally:
                 meter.end()
+
+
+def _takes_nothing(place: object, missing: str | None) -> ReadOnlyStoreError:
+    return ReadOnlyStoreError(
+        "something is missing, and this cache does not take what is fetched",
+        path=place,
+        found=None if missing is None else f"missing: {missing}",
+        remedy=Phrase(
+            "give a folder that can be written as cache= (or MLSTATE_CACHE)",
+            "set MLSTATE_CACHE to a folder that can be written",
+        ),
+    )
 
 
 def _no_mirrors(entry: StateEntry, needs: Needs, cache: Cache) -> ObjectNotFoundError:

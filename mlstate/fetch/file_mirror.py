@@ -13,7 +13,7 @@ from mlstate.fetch.addresses import addresses_of
 from mlstate.fetch.attempts import Context
 from mlstate.fetch.download import SummedStream, check_sha256, download, too_large
 from mlstate.fetch.gather import Gathering
-from mlstate.fetch.header import FileHeader, fetch_header, read_header
+from mlstate.fetch.header import FileHeader, HeaderRoom, fetch_header, read_header
 from mlstate.fetch.plan import LARGE, DamagedPartialError, Take
 from mlstate.locations import Mirror
 from mlstate.transport import Resource
@@ -62,10 +62,11 @@ USUAL_HEADER = 64 << 10
 class FileMirror:
     """Brings tensors from one mirror.
 
-    ``header`` is how long a header may well be, in bytes. ``beside`` is how many bytes were read
-    already beside those of tensors; they, too, count when ranges are joined at the cost of bytes
-    that nobody wants. ``check_sums`` says whether a file's SHA-256 is checked where the mirror
-    gives it: not where the state digest is known. That of a torch checkpoint always is.
+    ``header`` is how long a header may well be, in bytes, and ``size`` the bytes of the state's
+    tensor data, or None if nobody says. ``beside`` is how many bytes were read already beside those
+    of tensors; they, too, count when ranges are joined at the cost of bytes that nobody wants.
+    ``check_sums`` says whether a file's SHA-256 is checked where the mirror gives it: not where the
+    state digest is known. That of a torch checkpoint always is.
     """
 
     def __init__(
@@ -74,23 +75,27 @@ class FileMirror:
         context: Context,
         *,
         header: int = USUAL_HEADER,
+        size: int | None = None,
         beside: int = 0,
         check_sums: bool,
     ) -> None:
         self._mirror = mirror
         self._context = context
         self._header = header
+        self._size = size
+        self._room = HeaderRoom(size)
         self._beside = beside
         self._check_sums = check_sums
 
     def gather(self, gathering: Gathering) -> None:
         """Bring the tensors that the gathering wants, or raise an `MlstateError`."""
+        self._room = HeaderRoom(self._size)
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):
             kind = plain if part.format == "safetensors" else checkpoints
-            opened = (self._context.open(address) for address in addresses_of(part, self._context))
-            kind.extend((part, resource) for resource in opened)
+            addresses = addresses_of(part, self._context, self._room.most)
+            kind.extend((part, self._context.open(address)) for address in addresses)
         self._gather_plain(gathering, plain)
         for part, resource in checkpoints:
             self._gather_checkpoint(gathering, part, resource)
@@ -105,7 +110,7 @@ class FileMirror:
                 whole.append((part, resource))
                 return
             try:
-                headed[index] = _named(part, fetch_header(resource, self._header))
+                headed[index] = _named(part, fetch_header(resource, self._header, self._room))
             except NoRangesError:
                 whole.append((part, resource))
 
@@ -151,7 +156,7 @@ class FileMirror:
         reader = self._context.reader
         with resource.read() as raw:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
-            plain = _named(part, read_header(resource, stream))
+            plain = _named(part, read_header(resource, stream, self._room))
             names = set(gathering.expect(plain.specs, resource.address))
             nbytes = plain.size - plain.data_start
             if nbytes > self._context.max_bytes:  # of tensors that are not the state's

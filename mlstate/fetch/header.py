@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,24 @@ from typing import Any
 from mlstate.errors import FormatError, TransportError, concerning
 from mlstate.fetch.reader import read_exactly
 from mlstate.format.tensor_object import MAX_HEADER, TensorSpec, parse_spec
+from mlstate.texts import load_json
 from mlstate.transport import Resource, Stream
 
-__all__ = ["FileHeader", "FileTensor", "begins_with", "fetch_header", "parse_header", "read_header"]
+__all__ = [
+    "FileHeader",
+    "FileTensor",
+    "HeaderRoom",
+    "begins_with",
+    "fetch_header",
+    "parse_header",
+    "read_header",
+]
 
 _LENGTH = 8
 _METADATA = "__metadata__"
+_WHAT = "the header of a safetensors file"
+_USUAL = 8 << 20
+"""How long the headers of a small state's files may be: 80,000 tensors, or much metadata."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +58,86 @@ class FileHeader:
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
 
-def fetch_header(resource: Resource, expected_header: int) -> FileHeader:
+class HeaderRoom:
+    """What the headers of all files of one mirror may be together: they are not trusted.
+
+    A parsed header takes up to 26 times its length. One of the longest that safetensors reads
+    would take 2.6 GB, whatever the state is: so how long they may be depends on the state.
+
+    Args:
+        size: The bytes of the state's tensor data, or None if nobody says.
+
+    Attributes:
+        most: How long they may be, in bytes.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.most = MAX_HEADER if size is None else min(MAX_HEADER, _USUAL + size)
+        self._left = self.most
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def header(self, length: int, resource: Resource) -> Iterator[None]:
+        """Have room for one more header, which is given back after an error.
+
+        Raises:
+            FormatError: There is no room for so long a header.
+        """
+        with self._lock:
+            if length > self._left:
+                raise FormatError(
+                    "the headers of these files are too long for this state",
+                    path=resource.address,
+                    expected=f"at most {self.most} bytes in all",
+                    found=f"one of {length} bytes, where {self._left} are left",
+                )
+            self._left -= length
+        try:
+            yield
+        except BaseException as error:
+            with self._lock:
+                self._left += length
+            if isinstance(error, MemoryError):
+                raise FormatError(
+                    "there is not enough memory to read the header of a safetensors file",
+                    path=resource.address,
+                    found=f"a header of {length} bytes",
+                ) from None
+            raise
+
+    def parse(self, text: bytes, resource: Resource, total: int | None) -> FileHeader:
+        """Parse a header, one at a time; see `parse_header`."""
+        with self._lock:
+            return parse_header(text, resource, total)
+
+
+def fetch_header(
+    resource: Resource, expected_header: int, room: HeaderRoom | None = None
+) -> FileHeader:
     """Read a file's header by ranges; of so many bytes as it may well be long, the first.
+
+    Args:
+        resource: The file.
+        expected_header: How many bytes its header may well have.
+        room: What it may have at most; that of safetensors by default.
 
     Raises:
         NoRangesError: The server gives the whole file only.
-        FormatError: It is no safetensors file.
+        FormatError: It is no safetensors file, or its header is too long.
     """
-    with _front(resource, _LENGTH + expected_header) as stream:
-        head = read_exactly(stream, _LENGTH)
-        length = _header_length(head, resource, stream.total)
-        have = min(length, expected_header)
-        text = read_exactly(stream, have)
-        total = stream.total
-    if have < length:
-        with resource.read(_LENGTH + have, _LENGTH + length) as stream:
-            text += read_exactly(stream, length - have)
-    return parse_header(text, resource, total)
+    room = HeaderRoom() if room is None else room
+    with ExitStack() as stack:
+        with _front(resource, _LENGTH + expected_header) as stream:
+            head = read_exactly(stream, _LENGTH)
+            length = _header_length(head, resource, stream.total)
+            stack.enter_context(room.header(length, resource))
+            have = min(length, expected_header)
+            text = read_exactly(stream, have)
+            total = stream.total
+        if have < length:
+            with resource.read(_LENGTH + have, _LENGTH + length) as stream:
+                text += read_exactly(stream, length - have)
+        return room.parse(text, resource, total)
 
 
 @contextmanager
@@ -81,11 +157,13 @@ def _front(resource: Resource, stop: int) -> Iterator[Stream]:
         yield stream
 
 
-def read_header(resource: Resource, stream: Stream) -> FileHeader:
+def read_header(resource: Resource, stream: Stream, room: HeaderRoom | None = None) -> FileHeader:
     """Read the header from the front of a stream of the whole file; see `fetch_header`."""
+    room = HeaderRoom() if room is None else room
     head = read_exactly(stream, _LENGTH)
     length = _header_length(head, resource, stream.total)
-    return parse_header(read_exactly(stream, length), resource, stream.total)
+    with room.header(length, resource):
+        return room.parse(read_exactly(stream, length), resource, stream.total)
 
 
 def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
@@ -147,14 +225,14 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> FileHead
 
 def _entries(text: bytes) -> dict[str, Any]:
     try:
-        entries = json.loads(text.decode(), object_pairs_hook=_once)
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise FormatError("the header of a safetensors file is not JSON", found=error) from None
-    if not isinstance(entries, dict):
-        raise FormatError("the header of a safetensors file is not a JSON object")
-    return entries
+        if not json.detect_encoding(text).startswith("utf-8"):
+            raise ValueError("it is not UTF-8")
+        text.decode()  # for JSON in bytes may have lone surrogates
+        return load_json(text, _WHAT, most=MAX_HEADER, pairs=_once)
+    except ValueError as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{_WHAT} is not valid JSON", found=error) from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -183,9 +183,18 @@ class Reader:
             except BaseException as error:
                 errors.append(error)
 
+        self._run(do_all, limit)
+        if errors:
+            raise errors[0]
+
+    def _run(self, work: Callable[[], None], limit: StreamLimit) -> None:
         # This thread does nothing but wait, so that Ctrl-C finds it ready, whatever a server does.
-        waited_for = threading.Thread(target=do_all, daemon=True)
-        waited_for.start()
+        waited_for = threading.Thread(target=work, daemon=True)
+        try:
+            waited_for.start()
+        except RuntimeError:  # there can be no more threads
+            work()
+            return
         try:
             limit.watch(waited_for)
             waited_for.join()
@@ -194,8 +203,6 @@ class Reader:
             limit.give_all()
             waited_for.join(_PATIENCE)
             raise
-        if errors:
-            raise errors[0]
 
 
 class StoppedError(Exception):

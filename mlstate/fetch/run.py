@@ -72,7 +72,8 @@ class Run:
             gathering = StagedGathering(
                 self._receiver, fixed or uuid.uuid4().hex, None, self.entry.size, self._max_size
             )
-            self._gather(mirror, gathering, max_bytes=self._max_size, check_sums=True)
+            size = self.entry.size
+            self._gather(mirror, gathering, size=size, max_bytes=self._max_size, check_sums=True)
             if gathering.digest is not None and gathering.state is not None:
                 self._receiver.flush()
                 self._keep(gathering.digest, ())
@@ -147,7 +148,10 @@ class Run:
                 gathering = StagedGathering(self._receiver, digest, digest, size, most)
                 header = USUAL_HEADER
                 most = most if size is None else read_at_most(size)
-            self._gather(mirror, gathering, header=header, max_bytes=most, check_sums=False)
+            size = self.entry.size if needs.state is None else needs.state.nbytes
+            self._gather(
+                mirror, gathering, header=header, size=size, max_bytes=most, check_sums=False
+            )
             needs = self._needs(names)
 
     def _gather(
@@ -157,13 +161,19 @@ class Run:
         *,
         max_bytes: int,
         check_sums: bool,
+        size: int | None,
         header: int = USUAL_HEADER,
     ) -> None:
         """Gather tensors from a mirror of files; see `FileMirror`."""
 
         def gather(context: Context) -> None:
             files = FileMirror(
-                mirror, context, header=header, beside=self._beside, check_sums=check_sums
+                mirror,
+                context,
+                header=header,
+                size=size,
+                beside=self._beside,
+                check_sums=check_sums,
             )
             try:
                 files.gather(gathering)

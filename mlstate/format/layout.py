@@ -8,15 +8,14 @@ tmp/ trash/ roots/                temporaries, removed things, what a cache keep
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
-from typing import Any
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError
 from mlstate.states import StateKey, StateType, keys_of
+from mlstate.texts import load_toml
 
 __all__ = [
     "DAMAGED_SUFFIX",
@@ -131,9 +130,15 @@ def _stems(names: list[str]) -> list[str]:
 def check_settings(data: bytes, path: str) -> None:
     """Refuse, by a FormatError, the settings of a store of a newer version."""
     try:
-        settings: dict[str, Any] = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise FormatError("a store's settings cannot be read", path=path, found=error) from None
+        settings = load_toml(data, "a store's settings")
+    except FormatError as error:
+        raise FormatError(
+            "a store's settings cannot be read",
+            path=path,
+            line=error.line,
+            expected=error.expected,
+            found=error.found or error.message,
+        ) from None
     version, requires = settings.get("version"), settings.get("requires", [])
     if type(version) is not int or version < 1 or not isinstance(requires, list):
         raise FormatError(

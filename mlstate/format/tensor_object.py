@@ -6,7 +6,6 @@ too; state objects and plain files build on them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +15,7 @@ from typing import Any
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError
+from mlstate.texts import load_json
 
 __all__ = [
     "BITS",
@@ -190,13 +190,7 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 
     Whether the text was canonical is for the caller to check by encoding it again.
     """
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not valid JSON", found=str(error)) from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{what} is not a JSON object", found=type(value).__name__)
-    return value
+    return load_json(data, what, most=MAX_HEADER)
 
 
 def parse_spec(name: str, entry: Any) -> TensorSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -12,6 +11,7 @@ from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.states import StateKey
+from mlstate.texts import load_toml
 
 __all__ = ["VERSION", "parse_manifest"]
 
@@ -39,18 +39,16 @@ class _Parser:
     def __init__(self, data: bytes, origin: str) -> None:
         self.origin = origin
         try:
-            self.text = data.decode()
-            self.table = tomllib.loads(self.text)
-        except RecursionError:
-            raise ManifestError("a manifest is nested too deeply", path=origin) from None
-        except ValueError as error:
-            line = re.search(r"at line (\d+)", str(error))
+            self.table = load_toml(data, "a manifest")
+        except FormatError as error:
             raise ManifestError(
-                "a manifest is not valid TOML",
+                error.message,
                 path=origin,
-                line=int(line[1]) if line else None,
-                found=error,
+                line=error.line,
+                expected=error.expected,
+                found=error.found,
             ) from None
+        self.text = data.decode()
 
     def parse(self) -> ManifestContent:
         table = dict(self.table)
@@ -102,8 +100,8 @@ class _Parser:
         digest, size = table.pop("blake3", None), table.pop("size", None)
         if digest is not None:
             digest = self.digest(digest, text, "blake3")
-        if size is not None and (type(size) is not int or size < 0):
-            self.fail("size is a number of bytes", text, "size", found=size)
+        if size is not None and (type(size) is not int or not 0 <= size < 2**63):
+            self.fail("size is a number of bytes", text, "size", expected="below 2^63", found=size)
         mirrors = self.mirrors(table.pop("mirrors", []), text)
         files = self.files(table.pop("files", {}), text)
         meta = self.typed(dict, table.pop("meta", {}), "meta is a table", text, "meta")
@@ -169,7 +167,7 @@ class _Parser:
         for word in where:
             name = rf"""["']?{re.escape(word)}["']?"""
             says = re.compile(
-                rf"[ \t]*({name}[ \t]*[=.]|\[.*{name}[ \t]*[\].]|.*[{{,][ \t]*{name}[ \t]*=)"
+                rf"[ \t]*+({name}[ \t]*[=.]|\[.*{name}[ \t]*[\].]|.*[{{,][ \t]*{name}[ \t]*=)"
             )
             for number in range(position, len(lines)):
                 if says.match(lines[number]):

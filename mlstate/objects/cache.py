@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import time
-import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from mlstate.format import layout
 from mlstate.objects.durable import SMALL, make_folders, try_lock, write_over
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
+from mlstate.texts import load_toml
 
 __all__ = [
     "Cache",
@@ -270,7 +270,7 @@ def _read_root(path: Path) -> Root | None:
 
 def _parsed(digest: Digest, data: bytes, used: float) -> Root | None:
     try:
-        said = tomllib.loads(data.decode())
+        said = load_toml(data, "a root")
         files = frozenset(Digest(text) for text in said["files"])
         return Root(digest, str(said["key"]), files, used)
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -76,9 +76,13 @@ def lock(
         raise FetchError(
             f"{len(failed)} states could not be pinned; {len(pinned)} were",
             path=manifest,
-            attempts=tuple((str(key), str(error)) for key, error in failed),
+            attempts=tuple((str(key), _in_a_line(error)) for key, error in failed),
         )
     return pinned
+
+
+def _in_a_line(error: MlstateError) -> str:
+    return "; ".join(map(str.strip, str(error).splitlines()))
 
 
 def unpinned(manifest: PathLike) -> list[StateKey]:

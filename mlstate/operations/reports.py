@@ -8,9 +8,10 @@ is passed through that function first.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -40,6 +41,10 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Phrase):
         return in_shell(value)
     if isinstance(value, _TEXTS):
+        return str(value)
+    if isinstance(value, date | time):  # as TOML writes them, in meta
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has no such number
         return str(value)
     if fields := fields_of(type(value)):
         return {name: to_json(convert(getattr(value, field))) for name, field, convert in fields}

@@ -143,7 +143,7 @@ class Session:
             self._adapter.cert_verify(pool, root, verify, cert)
             proxy = select_proxy(root, proxies)
             absolute = proxy is not None and self._adapter.request_url(request, proxies) == root
-        except (requests.RequestException, problems.HTTPError, OSError, ValueError):
+        except (requests.RequestException, problems.HTTPError, OSError, ValueError, TypeError):
             # What they say is not repeated: a proxy's address may have a password in it.
             raise TransportError(
                 "the proxy or the certificates that the environment names cannot be used",

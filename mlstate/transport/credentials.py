@@ -15,7 +15,6 @@ import base64
 import netrc
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +24,9 @@ from typing import Any
 
 from mlstate.errors import FormatError
 from mlstate.files import UnfitFileError, open_input, read_input
+from mlstate.locations import local_path
+from mlstate.settings import value_of
+from mlstate.texts import load_toml
 from mlstate.transport.urls import Url
 from mlstate.warn import warn
 
@@ -33,12 +35,11 @@ __all__ = ["Credential", "Credentials", "hub_endpoint", "token_variable"]
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _LARGEST = 1 << 20
 """The largest file with tokens or logins that is read, in bytes."""
-_LINE = re.compile(r"at line (\d+)")
 
 
 def hub_endpoint() -> str:
     """The hub's address: HF_ENDPOINT, or the public one; without a slash at the end."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (value_of("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def token_variable(host: str) -> str:
@@ -151,17 +152,20 @@ def _hub_token(url: Url) -> Credential | None:
 
 
 def _config_path() -> Path:
-    if chosen := os.environ.get("MLSTATE_CONFIG"):
-        return Path(chosen).expanduser()
+    if chosen := value_of("MLSTATE_CONFIG"):
+        return local_path(chosen)
     from platformdirs import user_config_path
 
     return user_config_path("mlstate", appauthor=False) / "config.toml"
 
 
 def _read_config() -> dict[str, str]:
-    path = _config_path()
     try:
-        table: Any = tomllib.loads(read_input(path, _LARGEST).decode())
+        path = _config_path()
+    except RuntimeError:  # there is no home folder
+        return {}
+    try:
+        table: Any = load_toml(read_input(path, _LARGEST).decode(), "the config file")
     except FileNotFoundError:
         if os.environ.get("MLSTATE_CONFIG"):
             raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
@@ -172,10 +176,9 @@ def _read_config() -> dict[str, str]:
         ) from None
     except UnicodeDecodeError:
         raise FormatError("the config file is not UTF-8", path=path) from None
-    except tomllib.TOMLDecodeError as error:
-        line = _LINE.search(str(error))  # the rest of the message is not shown: it may quote
+    except FormatError as error:  # of which the rest is not shown: it may quote
         raise FormatError(
-            "the config file is not TOML", path=path, line=int(line[1]) if line else None
+            "the config file is not TOML", path=path, line=error.line, expected=error.expected
         ) from None
     tokens = table.get("tokens", {})
     if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
@@ -188,7 +191,7 @@ def _read_config() -> dict[str, str]:
 
 
 def _netrc_path() -> Path:
-    return Path(os.environ.get("NETRC") or "~/.netrc")
+    return Path(value_of("NETRC") or "~/.netrc")
 
 
 def _parse_netrc(path: Path) -> Mapping[str, tuple[str | None, str | None, str | None]]:

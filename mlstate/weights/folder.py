@@ -11,7 +11,6 @@ import re
 import shutil
 import stat
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
 from mlstate.objects.durable import read_small
 from mlstate.phrases import OVERWRITE
+from mlstate.texts import load_toml
 from mlstate.weights.files import PIECE, LocalTensor, OpenFile, digest_of_tensors, pieces_at
 
 __all__ = [
@@ -230,7 +230,7 @@ def _read_record(path: Path) -> Recorded:
     """A folder's record; empty if there is none, or none that can be understood."""
     missing = (FileNotFoundError, NotADirectoryError)
     try:
-        table = tomllib.loads(read_small(path).decode())
+        table = load_toml(read_small(path), "a record")
         files = {name: tuple(map(Digest, digests)) for name, digests in table["files"].items()}
         check_file_names(files)
     except (*missing, ValueError, LookupError, AttributeError, TypeError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstate import StateKey
-from mlstate.errors import TransportError
+from mlstate.errors import ReadOnlyStoreError, TransportError
 from mlstate.fetch import reader as reading
 from mlstate.fetch.plan import Piece
 from mlstate.fetch.progress import Meter
@@ -19,6 +20,7 @@ from mlstate.fetch.reader import Reader
 from mlstate.transport import Retries
 from mlstate.transport.interface import Stream
 from tests.support.fetching import FILE, manifest_store, publish, write_manifest
+from tests.support.models import same
 
 CONTENT = bytes(range(200))
 KEY = StateKey.parse("pytorch.small.test")
@@ -109,3 +111,25 @@ def test_after_a_stop_nothing_more_is_asked_for():
     one = reader()
     one.all(partial(work, item) for item in range(10))
     assert asked == [0, 1, 2, 3]
+
+
+def test_without_threads_a_state_is_fetched_all_the_same(tmp_path, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    tensors = {f"{i}": torch.rand(100, 100) for i in range(20)}
+    published = publish(tmp_path / "published", KEY, tensors)
+    manifest = write_manifest(
+        tmp_path / "a.toml", published, mirrors=[str(published.folder / FILE)]
+    )
+    store = manifest_store(manifest, tmp_path / "cache")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert same(store.load_state_dict(KEY), tensors)
+
+
+def test_a_cache_that_cannot_be_made_names_the_setting(tmp_path):
+    published = publish(tmp_path / "published", KEY, {"a": torch.rand(100, 100)})
+    mirrors = [str(published.folder / FILE)]
+    manifest = write_manifest(tmp_path / "a.toml", published, mirrors=mirrors)
+    with pytest.raises(ReadOnlyStoreError, match="MLSTATE_CACHE"):
+        manifest_store(manifest, "/proc/nobody/cache").load_state_dict(KEY)

@@ -1419,3 +1419,18 @@ def test_processes_that_change_a_manifest_at_once_lose_nothing(tmp_path):
         list(pool.map(_change, [path] * 24, range(24)))
     assert len(Manifest.read(path).states) == 24
     assert [file.name for file in path.parent.iterdir()] == ["m.toml"]
+
+
+@pytest.mark.parametrize("size", ["-1", "0x" + "f" * 90, str(2**63), "1.5", "true"])
+def test_a_size_is_a_number_of_bytes_below_2_to_the_63(size):
+    text = f'version = 1\n[states."pytorch.net.a"]\nsize = {size}\n'
+    with pytest.raises(ManifestError, match="size is a number of bytes"):
+        Manifest.parse(text.encode(), "a.toml")
+
+
+def test_an_error_finds_its_line_among_long_lines_in_no_time():
+    blank = " " * 100_000
+    text = f'version = 1\n{blank}\n[states."pytorch.net.a"]\n{blank}\nsize = -1\n'
+    with pytest.raises(ManifestError) as caught:
+        Manifest.parse(text.encode(), "a.toml")
+    assert caught.value.line == 5

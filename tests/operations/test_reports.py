@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,3 +99,15 @@ def test_the_shape_says_the_types():
 def test_of_two_members_with_one_name_the_first_stays():
     shape = shape_of({"schema": str, "first": int}, Pair)
     assert list(shape.items()) == [("schema", str), ("first", int), ("second", str)]
+
+
+def test_what_meta_may_hold_and_json_lacks_is_text() -> None:
+    meta = tomllib.loads(
+        "a = 1979-05-27T07:32:00Z\nb = 1979-05-27\nc = 07:32:00\nd = [inf, -inf, nan, 0.5]\n"
+    )
+    assert json.loads(json.dumps(to_json(meta), allow_nan=False)) == {
+        "a": "1979-05-27T07:32:00+00:00",
+        "b": "1979-05-27",
+        "c": "07:32:00",
+        "d": ["inf", "-inf", "nan", 0.5],
+    }

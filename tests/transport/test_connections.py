@@ -15,7 +15,10 @@ from itertools import repeat
 import pytest
 
 from mlstate.errors import TransportError
+from mlstate.limits import Limits
 from mlstate.transport import Transports
+from mlstate.transport.client import Session
+from mlstate.transport.urls import Url
 
 CONTENT = bytes(range(256)) * 800
 
@@ -159,3 +162,20 @@ def test_whatever_drips_ends_in_time(begin, secure, tls, monkeypatch):
         assert caught.value.transient
         assert time.monotonic() - began < 5
         thread.join(30)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://u:p@", "//:@", "http://", "http://[::1", "http://h:99999", "a b", "\n", "[", "x://y"],
+)
+def test_a_proxy_that_cannot_be_parsed_is_a_typed_error(monkeypatch, scheme, proxy):
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(f"{scheme}_proxy", proxy)
+    url = Url.parse(f"{scheme}://127.0.0.1:1/x")
+    session = Session(Limits(connect_timeout=1, read_timeout=1))
+    with pytest.raises(TransportError) as caught:
+        session.send("GET", url, {}, url.shown)
+    session.close()
+    assert caught.value.path == url.shown

@@ -179,3 +179,16 @@ def test_concerning_does_nothing_where_nothing_fails():
         done = True
     assert done
     assert value is None
+
+
+@pytest.mark.parametrize("field", ["expected", "found", "path", "remedy"])
+def test_an_error_has_a_text_for_values_that_have_none(field):
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (1 << 100_000, {"a": 1 << 100_000}, deep):
+        error = ManifestError("a manifest is odd")
+        error.__dict__[field] = value
+        assert "too large to be shown" in str(error)
+    while deep:  # piece by piece: a destructor that recurses needs more room than there is
+        deep = deep.pop()

@@ -256,3 +256,22 @@ def test_another_thread_is_begun_only_where_all_have_work():
     assert len(background._helpers) == 2
     go.set()
     background.wait()
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_where_threads_are_missing_those_there_are_do_the_work(monkeypatch, started):
+    real, left = threading.Thread.start, [started]
+
+    def refuse(thread):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[int] = []
+    for_each(done.append, range(100), 8)
+    assert sorted(done) == [*range(100)]
+    with begun(done.append, range(100, 200), 8) as finish:
+        finish()
+    assert sorted(done) == [*range(200)]

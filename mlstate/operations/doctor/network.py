@@ -62,8 +62,12 @@ def ask_all(
         # In a thread of its own, since nothing else can be left alone when it takes too long.
         all_ = partial(for_each, ask, asked, min(_THREADS, len(asked) or 1))
         waiter = threading.Thread(target=all_, daemon=True)
-        waiter.start()
-        waiter.join(seconds)
+        try:
+            waiter.start()
+        except RuntimeError:  # there can be no more threads
+            all_()
+        else:
+            waiter.join(seconds)
         late.set()
     if defects:
         raise defects[0]

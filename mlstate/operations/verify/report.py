@@ -62,7 +62,7 @@ class Finding:
             ("what was done" if self.repaired else "what to do", self.remedy),
         ]
         lines = [f"  {label}: {say(value)}" for label, value in details if value is not None]
-        return "\n".join([f"{state}: {self.what}{of}", *lines])
+        return "\n".join([say(f"{state}: {self.what}{of}"), *lines])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from urllib3 import BaseHTTPResponse
 from mlstate.digests import Bytes
 from mlstate.errors import AccessError, FormatError, OfflineError, TransportError
 from mlstate.limits import Limits, read_limited
+from mlstate.settings import value_of
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
 from mlstate.transport import Retries, retried
 from mlstate.transport.client import Session, Target, follow, release
@@ -46,8 +47,8 @@ class GitHub:
         Raises:
             TransportError: One is no http(s) address.
         """
-        api = os.environ.get("GITHUB_API_URL", "").rstrip("/")
-        server = os.environ.get("GITHUB_SERVER_URL", "").rstrip("/")
+        api = value_of("GITHUB_API_URL").rstrip("/")
+        server = value_of("GITHUB_SERVER_URL").rstrip("/")
         for address in filter(None, (api, server)):
             Url.parse(address)
         return cls(api or _api_of(server or _PUBLIC), server or _server_of(api))

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlstate.errors import BucketError, CopyError, FetchError, FormatError
+from mlstate.shown import printable, without_queries
+
+SIGNED = "https://host/a.bin?X-Amz-Signature=SECRET&x=1"
+
+
+@given(st.text(st.characters()))
+def test_whatever_is_printed_is_one_line_of_what_prints(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    shown.encode()
+    assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\tc\r", r"a\nb\tc\r"),
+        ("\x1b[2J\x9b2J\x7f", r"\x1b[2J\x9b2J\x7f"),
+        ("\u202ea\u2066b\u200f\u2028", r"\u202ea\u2066b\u200f\u2028"),
+        ("\udc80", r"\udc80"),
+        ("größer 模型 😀", "größer 模型 😀"),
+    ],
+)
+def test_what_does_not_print_is_escaped(text, shown):
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (SIGNED, "https://host/a.bin"),
+        (f"['{SIGNED}', \"{SIGNED}\"]", "['https://host/a.bin', \"https://host/a.bin\"]"),
+        (f"no {SIGNED}, and (s3://b/c?sig=SECRET): d", "no https://host/a.bin, and (s3://b/c): d"),
+        ("https://me:SECRET@host/b@c?token=SECRET", "https://...@host/b@c"),
+        ("hf://org/repo@main/a.bin", "hf://org/repo@main/a.bin"),
+        ("is it? yes: a?b=c", "is it? yes: a?b=c"),
+        ("https://host?sig=SECRET", "https://host"),
+        ("see https://host/a?sig=SE'CRET.", "see https://host/a."),
+    ],
+)
+def test_addresses_show_no_query_and_no_login(text, shown):
+    assert without_queries(text) == shown
+
+
+def test_many_addresses_take_little_time():
+    for text in ("://" * 200_000, "a://b" * 100_000 + "?", "://x?" * 100_000, "a" * 500_000):
+        without_queries(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FormatError(f"bad {SIGNED}", path=SIGNED, expected=SIGNED, found=[SIGNED], remedy=SIGNED),
+        FetchError("none", attempts=((SIGNED, f"failed at {SIGNED}"),)),
+        BucketError("none", bucket="s3://b?sig=SECRET", operation="read"),
+        CopyError("some", failures=(("a.b.c", FormatError(f"bad {SIGNED}")),)),
+    ],
+)
+def test_no_error_shows_a_query(error):
+    assert "SECRET" not in str(error)
+    forged = error.text(lambda value: printable(f"{value}\nforged"))
+    assert "\nforged" not in forged
+    assert json.dumps(forged)
