@@ -154,7 +154,20 @@ def run(arguments: Sequence[str]) -> int:
             f"{PROGRAM}: stopped. Nothing is half done. To go on, give the same command again: "
             "what has come already is not fetched twice."
         )
+    if not _flushed():
+        return WITHOUT_READER
     return result if isinstance(result, int) else OK
+
+
+def _flushed() -> bool:
+    """Whether all that was printed has gone out; if its reader has gone, the rest goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Else Python flushes once more at its exit, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -8,6 +8,7 @@ tmp/ trash/ roots/                temporaries, removed things, what a cache keep
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
@@ -31,6 +32,7 @@ __all__ = [
     "STATE_SUFFIX",
     "TEMPORARIES",
     "TRASH",
+    "TRASHED_OBJECT",
     "check_settings",
     "digest_of_object_path",
     "key_of_state_path",
@@ -53,6 +55,8 @@ STAGED_SUFFIX = ".staged"
 PARTIAL_SUFFIX = ".partial"
 DONE_SUFFIX = ".done"
 DAMAGED_SUFFIX = ".damaged"
+TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
+"""The name in trash/ of an object that pruning moved there."""
 LOCK_SUFFIX = ".lock"
 
 VERSION = 1

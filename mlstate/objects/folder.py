@@ -118,14 +118,34 @@ class FolderObjectStore:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def open(self, digest: Digest) -> BinaryIO:
-        """Open an object's file; ObjectNotFoundError if it is not here."""
+        """Open an object's file; ObjectNotFoundError if it is not here.
+
+        A pruning that races with a save moves an object to trash/ for a moment, and back: it is
+        read there meanwhile.
+        """
+        path = layout.object_path(digest)
+        opened = self._opened(path)
+        if opened is None:
+            trashed = map(self._opened, self._trashed(digest))
+            opened = next(filter(None, trashed), None) or self._opened(path)
+        if opened is None:
+            raise missing(self, digest)
+        return opened
+
+    def _opened(self, path: str) -> BinaryIO | None:
         try:
-            descriptor = open_regular(f"{self.root}/{layout.object_path(digest)}")
+            descriptor = open_regular(f"{self.root}/{path}")
         except OSError as error:
             if error.errno in ABSENT or isinstance(error, UnfitFileError):
-                raise missing(self, digest) from None
+                return None
             raise
         return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
+
+    def _trashed(self, digest: Digest) -> Iterator[str]:
+        """The paths of an object in trash/; what was set aside as damaged has another name."""
+        for entry in _entries(self.root / layout.TRASH):
+            if entry.name.startswith(digest) and layout.TRASHED_OBJECT.fullmatch(entry.name):
+                yield f"{layout.TRASH}/{entry.name}"
 
     def locate(self, digest: Digest) -> str:
         """The path of the object's file."""

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import MlstateError, concerning
+from mlstate.format import layout
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Root
 from mlstate.parallel import THREADS, for_each
@@ -25,7 +26,6 @@ from mlstate.stores.statefiles import StateFiles, parse_state_file
 
 __all__ = ["TRASHED_STATE", "PruneReport", "Pruning", "objects_of_root"]
 
-_TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
 TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 
 _Objects = TypeVar("_Objects", bound=ObjectStore)
@@ -173,7 +173,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def _trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Objects that an earlier pruning moved to trash/."""
         for place, name in self.trash():
-            if match := _TRASHED_OBJECT.fullmatch(name):
+            if match := layout.TRASHED_OBJECT.fullmatch(name):
                 yield place, Digest(match[1])
 
     def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:

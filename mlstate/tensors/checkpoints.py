@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from mlstate.errors import FormatError, concerning
-from mlstate.pickled import FileSource, read_checkpoint
+from mlstate.pickled import BytesSource, FileSource, read_checkpoint
 from mlstate.pickled.gzipped import plain_file
 from mlstate.tensors.fit import some
 
@@ -65,6 +65,8 @@ def load_checkpoint(data: bytes, path: str) -> dict[str, Any]:
 
     Anything but a mapping of plain data is a FormatError, which names ``path``.
     """
+    with concerning(path=path):
+        read_checkpoint(BytesSource(data))  # before torch allocates: see `open_checkpoint`
     return dict(_state_dict(_unpickle(io.BytesIO(data), path, mmap=False), path))
 
 

@@ -201,11 +201,15 @@ def test_a_reader_that_goes_early_is_no_error(shell):
     assert done.stderr == ""
 
 
-def test_a_reader_that_is_gone_is_told_by_the_exit_code_alone(shell):
+@pytest.mark.parametrize(
+    "command",
+    [("show", str(KEY), "--store", "weights", "--json"), ("ls", "weights"), ("--version",)],
+)
+def test_a_reader_that_is_gone_is_told_by_the_exit_code_alone(shell, command):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [PROGRAM, "show", str(KEY), "--store", "weights", "--json"],
+        [PROGRAM, *command],
         cwd=shell.folder,
         stdout=writer,
         stderr=subprocess.PIPE,

@@ -317,3 +317,19 @@ def test_a_store_on_a_read_only_mount_cannot_be_written_and_says_so(read_only):
     with pytest.raises(OSError, match="Read-only"):
         FolderStateFiles(read_only).remove(KEY)
     assert listing(read_only) == before
+
+
+def test_an_object_that_a_pruning_holds_in_the_trash_is_read(tmp_path):
+    """A pruning beside a save moves what it takes for unnamed away for a moment."""
+    put(tmp_path)
+    objects, trash = FolderObjectStore(tmp_path), tmp_path / layout.TRASH
+    trash.mkdir(exist_ok=True)
+    moved = trash / f"{NAME}.{'0' * 32}"
+    objects.path(NAME).rename(moved)
+    before = listing(tmp_path)
+    assert read_verified(objects, NAME, what="an object") == DATA
+    assert objects.size(NAME) is None  # a save puts it again
+    assert listing(tmp_path) == before
+    moved.rename(trash / f"{NAME}{layout.DAMAGED_SUFFIX}.{'0' * 32}")
+    with pytest.raises(ObjectNotFoundError):  # what was set aside as damaged is not read
+        objects.open(NAME)

@@ -14,6 +14,7 @@ from mlstate.errors import (
     ReadOnlyStoreError,
     StateExistsError,
 )
+from tests.pickled.crafted import legacy, state, storage, tensor
 from tests.support.models import LINEAR, BytesModel, net, same, values
 
 KEY = StateKey(StateType("pytorch", "net", ("cls10",)), "imagenet")
@@ -163,3 +164,11 @@ def test_a_model_of_both_protocols_is_loaded_by_names_and_tensors(folder):
     store.load(other, StateKey(Both.state_type, "old"))
     assert same(values(other), values(model))
     assert store.digest(store.save(model, "new")) == state_digest(model.state_dict())
+
+
+def test_a_legacy_file_without_its_storages_loads_nothing(tmp_path):
+    """Torch makes tensors of memory that nobody wrote, where the list of storages is empty."""
+    kept = tensor(storage(4, more=b"N"), (2, 2), (2, 1))
+    (tmp_path / "pytorch.net.old.pt").write_bytes(legacy(state(kept), [], []))
+    with pytest.raises(FormatError, match="storage"):
+        LocalStateStore(tmp_path).load_state_dict(StateKey.parse("pytorch.net.old"))

@@ -294,6 +294,7 @@ def _save_and_delete(folder, worker, seconds, failures):
     torch.set_num_threads(1)
     store = LocalStateStore(folder)
     models = [net(seed) for seed in range(4)]
+    own = [net(10 + 20 * worker + seed) for seed in range(20)]  # each is unnamed for a while
     end = time.monotonic() + seconds
     step = worker
     try:
@@ -305,10 +306,10 @@ def _save_and_delete(folder, worker, seconds, failures):
                 store.save(models[seed], name)
                 # Nobody else has this key: what was saved must load, whatever is pruned.
                 mine = StateKey(LINEAR, f"w{worker}")
-                store.save(models[seed], mine.training_id, overwrite=True)
+                store.save(own[step % 20], mine.training_id, overwrite=True)
                 model = net(9)
                 store.load(model, mine)
-                assert same(values(model), values(models[seed]))
+                assert same(values(model), values(own[step % 20]))
             except StateExistsError:
                 pass
             with contextlib.suppress(StateNotFoundError):
