@@ -135,9 +135,12 @@ class BucketObjectWriter:
         self._store = store
         self._present = store.survey()
         self._large = BoundedSemaphore(LARGE_AT_ONCE)
+        self._written: dict[Digest, int] = {}
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here; see `ObjectWriter.reuse`."""
+        if self._written.get(digest) == size:  # the list below may have been made before
+            return True
         client = self._store.place.client
         item = self._present.item(digest)
         if item is None or item.size != size:
@@ -154,13 +157,15 @@ class BucketObjectWriter:
         """Write an object; see `ObjectWriter.put`."""
         uploads, path = self._store.place.uploads, self._store.path(digest)
         whole = list(parts)
-        if sum(memoryview(part).nbytes for part in whole) <= PART:
+        size = sum(memoryview(part).nbytes for part in whole)
+        if size <= PART:
             data = copied(whole)  # what is hashed is what is written
             self._check(digest, Digest.of(data))
             uploads.put(path, data)
-            return
-        with self._large:
-            uploads.put_large(path, lambda: self._verified(digest, whole))
+        else:
+            with self._large:
+                uploads.put_large(path, lambda: self._verified(digest, whole))
+        self._written[digest] = size
 
     def flush(self) -> None:
         """Do nothing: a write to a bucket is durable once it has returned."""

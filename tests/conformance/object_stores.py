@@ -268,20 +268,15 @@ class ObjectStoreSuite:
         barrier, done = Barrier(writers + 1), Event()
 
         def write(seed):
-            own = kit.target.writer()
-            writer = shared if seed % 2 else own
-            barrier.wait(60)
+            writer = shared if seed % 2 else kit.target.writer()
+            barrier.wait(20)
             for data in random.Random(seed).sample(objects, len(objects)):
                 writer.put(Digest.of(data), [data[:5], data[5:]])
-                # Of a bucket, a writer that is asked often makes a list, which may be older.
-                assert own.reuse(Digest.of(data), len(data))
+                assert writer.reuse(Digest.of(data), len(data))
             writer.flush()
 
-        def reuse(_):
-            return [shared.reuse(Digest.of(data), len(data)) for data in objects]
-
         def read():
-            barrier.wait(60)
+            barrier.wait(20)
             seen = 0
             while not done.is_set():
                 for data in objects:
@@ -296,7 +291,6 @@ class ObjectStoreSuite:
             reader = pool.submit(read)
             try:
                 list(pool.map(write, range(writers)))
-                assert [*pool.map(reuse, range(3))] == [[True] * len(objects)] * 3
             finally:
                 done.set()
             reader.result()

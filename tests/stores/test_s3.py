@@ -346,6 +346,18 @@ def test_a_list_may_end_before_all_that_is_there(rclone, others):
     assert len(set(present)) == others + 43
 
 
+@pytest.mark.parametrize("size", [100, bucket_objects.PART + 1])
+def test_a_writer_knows_what_it_has_put_after_it_made_its_list(moto, size):
+    place = bucket_place(moto, moto.new_bucket(), "models")
+    writer = BucketObjectStore(place).writer()
+    for number in range(bucket_objects.ONE_BY_ONE + 1):  # the last one makes the list
+        assert not writer.reuse(Digest.of(b"%d" % number), 1)
+    data = bytes(size)
+    writer.put(Digest.of(data), [data])
+    assert writer.reuse(Digest.of(data), size)
+    assert not writer.reuse(Digest.of(data), size + 1)
+
+
 @pytest.fixture(params=[bucket_objects.ONE_BY_ONE, 0])
 def listed(request, monkeypatch):
     """Objects are asked about one by one, or listed at once."""
