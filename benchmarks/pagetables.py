@@ -28,7 +28,7 @@ def _by_model(file: str, what: str) -> str:
         [way, *(_ratio(rows[way]) for rows in having.values())]
         for way in next(iter(having.values()))
     ]
-    return _markdown(["", *having], lines)
+    return _markdown(["way", *having], lines)
 
 
 def _ways(file: str, columns: Mapping[str, str]) -> str:
@@ -40,7 +40,7 @@ def _ways(file: str, columns: Mapping[str, str]) -> str:
         [name, *(_ratio(rows[name]) if name in rows else "" for rows in having.values())]
         for name in names
     ]
-    return _markdown(["", *having], lines)
+    return _markdown(["way", *having], lines)
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
@@ -85,7 +85,7 @@ def _figures(file: str, title: str, form: str, *, goals: bool = False) -> str:
         name = f"{row['name']} {row['note']}".strip()
         goal = [f"{row['goal']:g}" if row["goal"] is not None else ""] if goals else []
         lines.append([name, value, *goal])
-    return _markdown(["", _unit(file, title), *(["goal"] if goals else [])], lines)
+    return _markdown(["what", _unit(file, title), *(["goal"] if goals else [])], lines)
 
 
 def _by_size(file: str, title: str, form: str, head: str) -> str:
@@ -105,7 +105,7 @@ def _profiles() -> str:
         shares = {row["name"]: row["value"] for row in rows}
         named = [f"{kind} {share:.0f}" for kind, share in shares.items() if share >= SMALL_SHARE]
         lines.append([job, ", ".join(named)])
-    return _markdown(["", "% of the processor's time"], lines)
+    return _markdown(["job", "% of the processor's time"], lines)
 
 
 def _checkpoints() -> str:
@@ -129,7 +129,7 @@ def _checkpoints() -> str:
         else:
             added = restored = ""
         lines.append([label, f"{row['value']:,.0f}", added, restored])
-    heads = ["", "disk, MB", "add one, times mlstate's", "restore one, times `load_state_dict`'s"]
+    heads = ["tool", "disk, MB", "add one, times mlstate's", "restore one, times `load_state_dict`'s"]
     return _markdown(heads, lines)
 
 

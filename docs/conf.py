@@ -1,4 +1,4 @@
-"""Sphinx configuration. Builds without a network: no intersphinx, no external theme."""
+"""Sphinx configuration. Builds without a network: no intersphinx, no fonts from elsewhere."""
 
 from mlstate.version import __version__
 
@@ -7,17 +7,31 @@ author = "the mlstate authors"
 copyright = "2026, the mlstate authors"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "PyTorch weights, each tensor once, always verified",
-    "fixed_sidebar": True,
-}
+html_theme = "furo"
+html_title = "mlstate"
+html_static_path = ["_static"]
+html_css_files = ["mlstate.css"]
 html_copy_source = False
+html_show_sphinx = False
+
+# `--option` is to stay two hyphens, and quotes are to be those that can be pasted.
+smartquotes = False
+
+# A button copies what is typed, without prompts and without what is printed.
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 myst_heading_anchors = 3
+# The notebook is committed with its output; a test runs it.
+nb_execution_mode = "off"
 
 # Docstrings put code in single backticks: names and values, not cross-references.
 default_role = "code"

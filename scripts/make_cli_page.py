@@ -61,7 +61,7 @@ def _commands() -> Iterator[str]:
         yield _paragraphs(command.help) + "\n"
         arguments = " ".join(_argument(p) for p in command.params if p.param_type_name != "option")
         yield f"    {PROGRAM} {name} [OPTIONS] {arguments}".rstrip() + "\n"
-        yield "| | |\n|---|---|"
+        yield "| argument or option | what it says |\n|---|---|"
         for parameter in command.params:
             yield f"| {_names(parameter)} | {_cell(parameter.help)} |"
         example = command.epilog.partition("Example:")[2].strip()
@@ -127,7 +127,7 @@ def _object(title: str, about: str, kinds: tuple[Any, ...], shown: set[type]) ->
     yield f"### {title}\n"
     yield about + "\n"
     more = any(said.values())
-    yield "| field | type | |\n|---|---|---|" if more else "| field | type |\n|---|---|"
+    yield "| field | type | what it says |\n|---|---|---|" if more else "| field | type |\n|---|---|"
     for name, hint in shape.items():
         yield f"| `{name}` | {_cell(_name(hint))} |" + f" {_cell(said.get(name))} |" * more
     yield ""

@@ -19,7 +19,16 @@ CONSOLE = re.compile(r"^```console\n(.*?)^```", re.M | re.S)
 TOML = re.compile(r"^```toml\n(.*?)^```", re.M | re.S)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/fetching.md"])
+RUN = [
+    "README.md",
+    "docs/guide.md",
+    "docs/fetching.md",
+    "docs/coming-from.md",
+    "docs/coming-from-mlmodule.md",
+]
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_every_block_runs(name, tmp_path):
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks
