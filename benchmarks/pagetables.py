@@ -129,7 +129,12 @@ def _checkpoints() -> str:
         else:
             added = restored = ""
         lines.append([label, f"{row['value']:,.0f}", added, restored])
-    heads = ["tool", "disk, MB", "add one, times mlstate's", "restore one, times `load_state_dict`'s"]
+    heads = [
+        "tool",
+        "disk, MB",
+        "add one, times mlstate's",
+        "restore one, times `load_state_dict`'s",
+    ]
     return _markdown(heads, lines)
 
 

@@ -127,7 +127,9 @@ def _object(title: str, about: str, kinds: tuple[Any, ...], shown: set[type]) ->
     yield f"### {title}\n"
     yield about + "\n"
     more = any(said.values())
-    yield "| field | type | what it says |\n|---|---|---|" if more else "| field | type |\n|---|---|"
+    yield (
+        "| field | type | what it says |\n|---|---|---|" if more else "| field | type |\n|---|---|"
+    )
     for name, hint in shape.items():
         yield f"| `{name}` | {_cell(_name(hint))} |" + f" {_cell(said.get(name))} |" * more
     yield ""

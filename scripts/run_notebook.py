@@ -1,7 +1,8 @@
-"""Run docs/tutorial.ipynb in an empty folder and keep what it prints: ``python scripts/run_notebook.py``.
+"""Run docs/tutorial.ipynb in an empty folder and keep what it prints.
 
-With ``--check`` nothing is written; the exit code says whether it runs and prints what is committed.
-Digests of weights that were trained differ from machine to machine, so they are not compared.
+With ``--check`` nothing is written; the exit code says whether it runs and prints what is
+committed. Digests of weights that were trained differ from machine to machine, so they are not
+compared.
 """
 
 from __future__ import annotations
