@@ -7,10 +7,15 @@ import signal
 import sys
 
 import pytest
+from hypothesis import settings
 
 from mlstate import LocalStateStore
 from tests.servers.fixtures import *  # noqa: F403
 from tests.support.fetching import FILES, KEY, TENSORS, publish
+
+# The machine may be busy: an example that takes long says nothing about the program.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
