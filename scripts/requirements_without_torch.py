@@ -1,4 +1,4 @@
-"""Print what the package and its tests need, but for torch: for Pythons that have no wheel of it."""
+"""Print what the package and its tests need but for torch: for Pythons without a wheel of it."""
 
 from __future__ import annotations
 
