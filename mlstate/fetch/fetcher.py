@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -146,10 +146,12 @@ class Fetcher:
         digest = entry.pinned_digest
         with concerning(entry.key):
             needs = needs_of(entry, self.cache, names, files=files)
+            while needs and self._restored(entry, needs):
+                needs = needs_of(entry, self.cache, names, files=files)
+            if not needs and self._note_use(entry):
+                # A pruning that had chosen this state may have taken something before the note.
+                needs = needs_of(entry, self.cache, names, files=files)
             if not needs:
-                if self.cache.own is not None:
-                    keys = [file.digest for file in entry.files.values()]
-                    note_use(self.cache.own.root, digest, str(entry.key), keys)
                 return FetchReport(digest, 0, needs.present)
             if not has_mirrors(entry):
                 raise _no_mirrors(entry, needs, self.cache)
@@ -225,6 +227,27 @@ class Fetcher:
                 again = entry.digest in damaged or any(map(self.cache.copies, damaged))
                 self.fetch(entry, names, files=files)
         return aside
+
+    def _note_use(self, entry: StateEntry) -> bool:
+        own, files = self.cache.own, [file.digest for file in entry.files.values()]
+        return own is not None and note_use(own.root, entry.pinned_digest, str(entry.key), files)
+
+    def _restored(self, entry: StateEntry, needs: Needs) -> bool:
+        """Put back what a pruning, killed perhaps, has moved to trash/; says whether it helped.
+
+        What is damaged there is set aside: its digest says so, and it is fetched.
+        """
+        own, restored = self.cache.own, False
+        wanted = {*needs.objects, *(file.digest for file in needs.files.values())}
+        wanted |= {entry.pinned_digest} if needs.lacks_state else set()
+        with suppress(OSError):  # a cache that is only read
+            for digest in wanted & own.trashed() if own is not None else ():
+                if own is not None and own.size(digest) is None and own.restore(digest):
+                    if digest_of(own, digest) == digest:
+                        restored = True
+                    else:
+                        self.cache.set_aside(digest)
+        return restored
 
     @contextmanager
     def _run(

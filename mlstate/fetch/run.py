@@ -17,15 +17,17 @@ from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
 from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_object
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.manifests import FileEntry
+from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import write_root
-from mlstate.reading import Names, Needs, needs_of, state_object_limit
+from mlstate.reading import Names, Needs, Only, needs_of, state_object_limit
 from mlstate.transport.hub import parse_hub_address
 
 __all__ = ["Run"]
 
 _EMPTY = Digest.of(b"")
+_EVICTIONS = 3
+"""So often what a pruning takes from under a fetch is fetched again."""
 
 
 class Run:
@@ -49,21 +51,44 @@ class Run:
                 attempts.pass_over(mirror)
 
     def fetch(self, names: Names, *, files: bool) -> None:
-        """Bring all that is missing; arguments and errors as of `Fetcher.fetch`."""
-        # First: whatever a killed run leaves belongs to a state that the cache keeps.
-        keys = {file.digest for file in self.entry.files.values()}
-        self._keep(self.entry.pinned_digest, keys)
+        """Bring all that is missing; arguments and errors as of `Fetcher.fetch`.
+
+        A pruning that evicts meanwhile may take what was there, or has just come: that is brought
+        again, for the pruning is over some time.
+        """
+        for again in range(_EVICTIONS + 1):
+            # First: whatever a killed run leaves belongs to a state that the cache keeps, and a
+            # pruning that has chosen it to go puts back what it has taken.
+            self._keep(self.entry.pinned_digest, {file.digest for file in self.entry.files.values()})
+            there = self._bring(names, files=files, first=again == 0)
+            left = self._needs(names, files=files)
+            if not left:
+                return
+            if not _digests(left, self.entry) & (there | self._receiver.published):
+                break  # no pruning: it never came
+        raise self.attempts.failure("what is missing could not be fetched", left.in_words())
+
+    def _bring(self, names: Names, *, files: bool, first: bool) -> set[Digest]:
+        """Go over all mirrors once; the objects that were there before."""
         if self._needs(names).lacks_state:
             self._bring_state_object()
-        needs = self._needs(names)
-        self.spared = needs.present
-        self._bring_tensors(names, needs)
+        needs = self._needs(names, files=files)
+        there = self._named(needs, names, files=files) - _digests(needs, self.entry)
+        if first:
+            self.spared = needs.present
+        self._bring_tensors(names, self._needs(names))
         if files:
             self._bring_files()
         self._receiver.flush()
-        left = self._needs(names, files=files)
-        if left:
-            raise self.attempts.failure("what is missing could not be fetched", left.in_words())
+        return there
+
+    def _named(self, needs: Needs, names: Names, *, files: bool) -> set[Digest]:
+        """The objects that are needed, as far as that is known."""
+        refs = {} if needs.state is None else needs.state.refs
+        wanted = refs if names is None else () if isinstance(names, Only) else names
+        named = {refs[name].digest for name in wanted if name in refs}
+        named |= {file.digest for file in self.entry.files.values()} if files else set()
+        return named | {self.entry.pinned_digest}
 
     def pin(self) -> tuple[Digest, StateObject]:
         """Bring a state of which nobody knows the digest; returns digest and state object."""
@@ -94,6 +119,8 @@ class Run:
         write_root(self._receiver.store.root, digest, str(self.entry.key), files)
 
     def _needs(self, names: Names, *, files: bool = False) -> Needs:
+        if self._state is not None and self._cache.size(self.entry.pinned_digest) is None:
+            self._state = None
         needs = needs_of(self.entry, self._cache, names, files=files, state=self._state)
         self._state = needs.state or self._state
         return needs
@@ -209,6 +236,12 @@ class Run:
                 self.attempts.note(address, lacks)
 
         self.attempts.attempt(address, gather)
+
+
+def _digests(needs: Needs, entry: StateEntry) -> set[Digest]:
+    """The objects that are missing."""
+    state = {entry.pinned_digest} if needs.lacks_state else set()
+    return {*needs.objects, *(file.digest for file in needs.files.values()), *state}
 
 
 def _bring_file(

@@ -16,7 +16,6 @@ from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
 from mlstate.format import layout
-from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 
 __all__ = [
@@ -71,8 +70,12 @@ class BucketPresence:
         return listed
 
 
-_FRESH_SECONDS = GRACE_SECONDS / 14
-"""Objects younger than this need no freshening when they are reused."""
+_FRESH_SECONDS = 3600.0
+"""An object of so many seconds is reused as it is; to freshen it costs a request, a copy onto
+itself, and where versions are kept a version. (A pruning with a shorter grace period may move such
+an object to trash/ and back.)"""
+_SKEW = 900.0
+"""By so many seconds the server's clock may be ahead: signatures hold for no longer."""
 LARGE_AT_ONCE = 2
 """How many objects are uploaded in parts at once."""
 PARTS_EACH = PARTS_AT_ONCE + 2
@@ -118,6 +121,19 @@ class BucketObjectStore:
             if digest := layout.digest_of_object_path(self.place.name(item.path)):
                 yield digest
 
+    def trashed(self) -> dict[Digest, list[Item]]:
+        """The objects that prunings have moved to trash/; each may be there several times."""
+        found: dict[Digest, list[Item]] = {}
+        for item in self.place.client.items(self.place.path(layout.TRASH)):
+            if match := layout.TRASHED_OBJECT.fullmatch(item.path.rpartition("/")[2]):
+                found.setdefault(Digest(match[1]), []).append(item)
+        return found
+
+    def restore(self, digest: Digest) -> bool:
+        """Put an object back that a pruning has moved to trash/; see `TrashingObjectStore`."""
+        copy = self.place.client.control.copy  # which makes it young
+        return any(copy(item, self.path(digest)) for item in self.trashed().get(digest, ()))
+
     def survey(self) -> BucketPresence:
         """See `SurveyedObjectStore.survey`."""
         return BucketPresence(self.place)
@@ -145,8 +161,7 @@ class BucketObjectWriter:
         item = self._present.item(digest)
         if item is None or item.size != size:
             return False
-        # Signatures hold for minutes, so this clock is as good as the server's.
-        if -_FRESH_SECONDS < time.time() - item.modified < _FRESH_SECONDS:
+        if -_SKEW < time.time() - item.modified < _FRESH_SECONDS:
             return True
         try:
             return client.control.freshen(item)

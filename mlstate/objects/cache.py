@@ -23,7 +23,13 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.files import ABSENT, UnfitFileError, read_file
 from mlstate.format import layout
-from mlstate.objects.durable import SMALL, make_folders, try_lock, write_over
+from mlstate.objects.durable import (
+    SMALL,
+    create_exclusively,
+    make_folders,
+    try_lock,
+    write_over,
+)
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
 from mlstate.texts import load_toml
@@ -42,8 +48,10 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-_NOTED = 3600.0
+_NOTED = 900.0
 """The seconds within which a use is not noted again."""
+RECENT = 3600.0
+"""What was used within so many seconds, a quarter of an hour more or less, is not evicted."""
 _POLL = 0.05
 _PATIENCE = 60.0
 
@@ -209,8 +217,8 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> None:
-    """Note that a state is used, if that can be noted and was not within the last hour.
+def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> bool:
+    """Note that a state is used, if that can be noted and was not a short while ago.
 
     A state that a cache holds and does not keep, since somebody pruned it a while ago, is kept
     again. Not so in a folder that somebody saves into: what is kept there is for its owner to say.
@@ -223,16 +231,43 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
                 write_root(folder, digest, key, files)  # no note, or not ours alone to touch
             elif time.time() - noted.st_mtime > _NOTED:
                 os.utime(path, follow_symlinks=False)
+            else:
+                return False
         except FileNotFoundError:
             held = (folder / layout.object_path(digest)).exists()
-            if held and not (folder / layout.STATES).exists():
-                write_root(folder, digest, key, files)
+            if not held or (folder / layout.STATES).exists():
+                return False
+            write_root(folder, digest, key, files)
+        return True
+    return False
 
 
-def forget_root(folder: Path, digest: Digest) -> None:
-    """No longer keep a state. A folder in the place of its note says nothing, and stays."""
-    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        _root_path(folder, digest).unlink()
+def forget_root(folder: Path, digest: Digest, *, used: float | None = None) -> bool:
+    """No longer keep a state; False if it was used after ``used``, and is kept.
+
+    A folder in the place of its note says nothing, and stays.
+    """
+    path = _root_path(folder, digest)
+    if used is None:
+        with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            path.unlink()
+        return True
+    # Out of the way first: a look at its time, and then to remove it, would leave a moment for a
+    # use to be noted and lost.
+    aside = folder / layout.TEMPORARIES / uuid.uuid4().hex
+    try:
+        if path.lstat().st_mtime <= used:
+            os.rename(path, aside)
+            if aside.lstat().st_mtime <= used:
+                aside.unlink()
+                return True
+            create_exclusively(aside, path)
+            aside.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return True
+    except (IsADirectoryError, NotADirectoryError):
+        return True
+    return False
 
 
 def last_use(folder: Path, digest: Digest) -> float | None:

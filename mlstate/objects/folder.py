@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -21,6 +22,7 @@ from mlstate.objects.durable import (
     NewFile,
     Publish,
     check_written,
+    create_exclusively,
     make_folders,
     move_to_trash,
     read_small,
@@ -34,13 +36,18 @@ __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder
 GRACE_SECONDS = 14 * 24 * 3600
 """How long pruning spares what nothing names: a save of that length is safe beside it."""
 
-_FRESH_SECONDS = GRACE_SECONDS / 14
-"""Objects younger than this need no freshening when they are reused."""
+_JUST_NOW = 60.0
+"""An object of so many seconds is as good as one that was freshened just now."""
+_YOUNG_OF_OTHERS = 3600.0
+"""Another member's object, whose time only its owner may set, is used as it is for so many seconds;
+an older one is written anew, by whoever saves."""
 
 _FLUSHING_THREADS = 4
 """Files that are flushed at once: they share a commit of the file system's journal."""
 _WAITING = 16
 """Files that are written and not yet flushed, at most: what a kill may lose."""
+_LOOKS = 3
+"""So often an object is looked for that prunings move to trash/ and back meanwhile."""
 
 
 def check_folder(root: Path) -> None:
@@ -120,17 +127,57 @@ class FolderObjectStore:
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object's file; ObjectNotFoundError if it is not here.
 
-        A pruning that races with a save moves an object to trash/ for a moment, and back: it is
-        read there meanwhile.
+        A pruning that races with a save moves an object to trash/ for a moment, and back; one that
+        is killed leaves it there until the next one. It is read there meanwhile.
         """
         path = layout.object_path(digest)
-        opened = self._opened(path)
-        if opened is None:
-            trashed = map(self._opened, self._trashed(digest))
-            opened = next(filter(None, trashed), None) or self._opened(path)
-        if opened is None:
-            raise missing(self, digest)
-        return opened
+        for _ in range(_LOOKS):
+            if opened := self._opened(path):
+                return opened
+            trashed = list(self._trashed(digest))
+            for name in trashed:
+                if opened := self._opened(name):
+                    return opened
+            if not trashed:
+                break
+        if opened := self._opened(path):  # it was put back between the two looks
+            return opened
+        raise missing(self, digest)
+
+    def trashed(self) -> set[Digest]:
+        """The objects that prunings have moved to trash/, by one look."""
+        names = (entry.name for entry in _entries(self.root / layout.TRASH))
+        found = map(layout.TRASHED_OBJECT.fullmatch, names)
+        return {Digest(match[1]) for match in found if match}
+
+    def restore(self, digest: Digest) -> bool:
+        """Put an object back that a pruning has moved to trash/; False if it is not there.
+
+        It is made young first, so that no pruning takes it again, or deletes it in the trash.
+        """
+        for name in self._trashed(digest):
+            path = self.root / name
+            with suppress(PermissionError, FileNotFoundError):
+                os.utime(path, follow_symlinks=False)
+            if self.put_back(path, digest):
+                return True
+        return False
+
+    def put_back(self, place: Path, digest: Digest) -> bool:
+        """Give a file in trash/ the name of an object again, unless there is one by now.
+
+        What is there has been written anew, and is not replaced: nobody has looked at the trashed
+        one. Returns False if the file is gone.
+        """
+        target = self.path(digest)
+        make_folders(self.root, target.parent)
+        try:
+            create_exclusively(place, target)
+        except FileNotFoundError:
+            return False
+        place.unlink(missing_ok=True)
+        sync_path(target.parent)
+        return True
 
     def _opened(self, path: str) -> BinaryIO | None:
         try:
@@ -182,17 +229,19 @@ class FolderObjectWriter:
         self._devices: dict[int, bool] = {}
 
     def reuse(self, digest: Digest, size: int) -> bool:
-        """Take an object that is here; see `ObjectWriter.reuse`."""
+        """Take an object that is here, and freshen it; see `ObjectWriter.reuse`."""
         path = self._path(digest)
         try:
             found = os.lstat(path)  # what a link names is elsewhere, and not for pruning to spare
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return False
-            if not -_FRESH_SECONDS < time.time() - found.st_mtime < _FRESH_SECONDS:
-                os.utime(path, follow_symlinks=False)
+            age = time.time() - found.st_mtime
+            if not 0 <= age < _JUST_NOW and not _freshened(path):
+                # It cannot be freshened, but it can be replaced by an equal one.
+                if not 0 <= age < _YOUNG_OF_OTHERS:
+                    return False
         except OSError as error:
-            # Another member's file cannot be freshened, but it can be replaced by an equal one.
-            if error.errno in ABSENT or isinstance(error, PermissionError):
+            if error.errno in ABSENT:
                 return False
             raise
         self._touched.add(digest[:2])
@@ -254,6 +303,23 @@ class FolderObjectWriter:
 
     def _path(self, digest: Digest) -> str:
         return f"{self._objects}/{digest[:2]}/{digest[2:]}"
+
+
+def _freshened(path: str) -> bool:
+    """Set the time of a file to now, by the file server's clock; False if that is not allowed.
+
+    Only its owner may; and some file systems cannot.
+    """
+    try:
+        os.utime(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _CANNOT_FRESHEN:
+            return False
+        raise
+    return True
+
+
+_CANNOT_FRESHEN = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP}
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -18,6 +18,7 @@ __all__ = [
     "ObjectWriter",
     "Survey",
     "SurveyedObjectStore",
+    "TrashingObjectStore",
     "WritableObjectStore",
 ]
 
@@ -63,11 +64,19 @@ class SurveyedObjectStore(ObjectStore, Protocol):
         """Begin to ask. An answer is true of now or later."""
 
 
+@runtime_checkable
+class TrashingObjectStore(ObjectStore, Protocol):
+    """An object store whose prunings move objects to a trash before they delete any."""
+
+    def restore(self, digest: Digest) -> bool:
+        """Put an object back from the trash, young and not verified; False if it is not there."""
+
+
 class ObjectWriter(Protocol):
     """One act of saving objects. Nothing is promised to be durable before `flush` returned."""
 
     def reuse(self, digest: Digest, size: int) -> bool:
-        """Take an object that is here already, and keep it from being pruned for a while.
+        """Take an object that is here already, and make it young: prunings spare it for a while.
 
         Presence is judged by name and size; the bytes are not read. Returns False if the object is
         not here, has another size, or cannot be kept: then `put` it.

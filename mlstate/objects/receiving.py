@@ -63,6 +63,7 @@ class Receiver:
         self._tmp = store.root / layout.TEMPORARIES
         make_folders(store.root, self._tmp)
         self._touched: set[Path] = set()
+        self.published: set[Digest] = set()  # a pruning may have taken some since
 
     @contextmanager
     def arriving(self) -> Iterator[Arriving]:
@@ -80,6 +81,7 @@ class Receiver:
         What is no file and in the way, or no folder where one belongs, is moved to trash/.
         """
         target, root = self.store.path(digest), self.store.root
+        self.published.add(digest)
         if target.parent not in self._touched:
             try:
                 make_folders(root, target.parent, sync=False)  # `flush` does it, once

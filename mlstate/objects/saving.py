@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from threading import Lock
@@ -24,6 +25,8 @@ OpenParts = Callable[[], AbstractContextManager[Sequence[Bytes]]]
 """Gives the bytes of an object, for as long as the context lasts."""
 
 
+_QUICK = 60.0
+"""A saving of fewer seconds is over before anything that it wrote can be too old for it."""
 _SURE = 2
 """So many new objects in a row, and the next one is taken to be new, too."""
 
@@ -46,6 +49,8 @@ class ObjectSaver:
         self._taken: set[Digest] = set()
         self._lock = Lock()
         self.reused: dict[Digest, int] = {}  # what was there already: digest -> size in bytes
+        self._written: dict[Digest, int] = {}
+        self._begun = time.monotonic()
         self._new_of_late = 0
 
     def store(self, parts: Sequence[Bytes]) -> Digest:
@@ -60,8 +65,9 @@ class ObjectSaver:
             with self._lock:
                 known = digest in self._taken
                 self._taken.add(digest)
-            if not new and not known:
-                self.reused[digest] = sum(memoryview(part).nbytes for part in parts)
+            if not known:
+                size = _nbytes(parts)
+                (self._written if new else self.reused)[digest] = size
         else:
             digest = Digest.of(*parts)
             new = self.take(digest, parts)
@@ -70,8 +76,7 @@ class ObjectSaver:
 
     def take(self, digest: Digest, parts: Sequence[Bytes]) -> bool:
         """Store an object, unless it is there; says whether it did."""
-        size = sum(memoryview(part).nbytes for part in parts)
-        return self.take_if_needed(digest, size, lambda: nullcontext(parts))
+        return self.take_if_needed(digest, _nbytes(parts), lambda: nullcontext(parts))
 
     def take_if_needed(self, digest: Digest, size: int | None, parts: OpenParts) -> bool:
         """Store an object whose bytes are not at hand, unless it is there; says whether it did.
@@ -96,6 +101,7 @@ class ObjectSaver:
                 self._writer.put(digest, found)
             else:
                 self._adding.add(found, digest)
+            self._written[digest] = _nbytes(found)
         return True
 
     @contextmanager
@@ -119,14 +125,26 @@ class ObjectSaver:
         self._writer.flush()
 
     def lost(self) -> bool:
-        """Whether something that was reused is gone since: pruning was at work."""
-        return bool(absent(self._objects, self.reused, self._threads))
+        """Whether something that was taken is gone since: pruning was at work.
+
+        What was written is young, and only a pruning with a grace period shorter than this saving
+        takes it. To ask a bucket for it costs requests, and is left out of a saving that was quick.
+        """
+        looked = self.reused
+        is_cheap = not isinstance(self._objects, SurveyedObjectStore)
+        if is_cheap or time.monotonic() - self._begun > _QUICK:
+            looked = looked | self._written
+        return bool(absent(self._objects, looked, self._threads))
 
     def _damaged(self, digest: Digest) -> bool:
         try:
             return digest_of(self._objects, digest) != digest
         except ObjectNotFoundError:
             return True
+
+
+def _nbytes(parts: Sequence[Bytes]) -> int:
+    return sum(memoryview(part).nbytes for part in parts)
 
 
 def absent(

@@ -26,6 +26,7 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
+from mlstate.objects.interface import TrashingObjectStore
 from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
@@ -228,9 +229,12 @@ class BundleReader:
                 )
 
     def _check_reused(self) -> None:
-        """Raise if pruning took a reused object before a state file named it."""
+        """Put back what pruning took before a state file named it, or raise if it is gone."""
+        objects = self._saver.objects
         for digest, size in self._reused.items():
-            if self._saver.objects.size(digest) != size:
+            if objects.size(digest) != size and not (
+                isinstance(objects, TrashingObjectStore) and objects.restore(digest)
+            ):
                 raise ObjectNotFoundError(
                     "an object was pruned while a bundle that has it was read",
                     path=self._saver.objects.locate(digest),

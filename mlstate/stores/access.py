@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, OfflineError
 from mlstate.manifests import StateEntry
@@ -11,13 +11,20 @@ from mlstate.reading import Names
 from mlstate.warn import warn
 
 if TYPE_CHECKING:
-    from mlstate.fetch import Fetcher
+    from mlstate.fetch import Fetcher, FetchReport
 
-__all__ = ["Access"]
+__all__ = ["Access", "Trash"]
 
 _Result = TypeVar("_Result")
 _TRIES = 3
 """Other processes may repair the same state, and set aside what this one has just fetched."""
+
+
+class Trash(Protocol):
+    """Where a pruning of the store moves what it takes away, if fetches do not look there."""
+
+    def bring(self, entry: StateEntry, names: Names, *, files: bool) -> bool:
+        """Bring what is there of a state into the cache; says whether to fetch again."""
 
 
 class Access:
@@ -27,13 +34,22 @@ class Access:
     all; and, unless `files` is False, the files of the state.
     """
 
-    def __init__(self, fetcher: Fetcher | None) -> None:
+    def __init__(self, fetcher: Fetcher | None, trash: Trash | None = None) -> None:
         self._fetcher = fetcher
+        self._trash = trash
 
-    def bring(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> None:
+    def bring(
+        self, entry: StateEntry, names: Names = None, *, files: bool = True
+    ) -> FetchReport | None:
         """Fetch what is missing of a state, if there is a fetcher; raises what that raises."""
-        if self._fetcher is not None:
-            self._fetcher.fetch(entry, names, files=files)
+        if self._fetcher is None:
+            return None
+        try:
+            return self._fetcher.fetch(entry, names, files=files)
+        except FetchError:
+            if self._trash is None or not self._trash.bring(entry, names, files=files):
+                raise
+        return self._fetcher.fetch(entry, names, files=files)
 
     def mend(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> bool:
         """Set aside damaged objects in the cache, fetch them again, and warn of them.

@@ -1,8 +1,22 @@
 """Pruning: the removal of objects that no state names, in the same steps for all stores.
 
-An object is moved to trash/ first. Then all states are read again, and objects that turn out to be
-named or fresh are put back; only the next pruning deletes. A save, for its part, makes the objects
-young that it reuses, and looks at them again once its state file is written.
+The rule, by which a saving and prunings beside each other lose nothing, whatever the grace period:
+
+- A saving makes every object young that it reuses, before it relies on it. (What is younger than a
+  bound is left as it is: a minute in a folder, an hour in a bucket, where this costs a request.)
+  Then it writes its state file, and *then* it looks at all of its objects again, in their places,
+  and writes those anew that are gone.
+- A pruning moves an object to trash/ first, if it is unnamed and old, and puts it back if it turns
+  out to be young there. *Then* it reads all states again, and puts back what is named by now. Only
+  the next pruning deletes, and reads all states after it has listed what lies in trash/.
+
+So an object that is moved before the saving looks again is written anew by the saving; one that is
+moved later is put back, for the pruning that has moved it finds the state file. Meanwhile, and if
+that pruning is killed, readers find the object in trash/. If the second reading fails, all that was
+moved is put back before the error is raised.
+
+Other prunings may do the same at once: what is gone already is no error, and is in the report of
+the one that has taken it away.
 """
 
 from __future__ import annotations
@@ -10,12 +24,13 @@ from __future__ import annotations
 import abc
 import contextlib
 import re
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mlstate.digests import Digest
-from mlstate.errors import MlstateError, concerning
+from mlstate.errors import MlstateError, ObjectNotFoundError, concerning
 from mlstate.format import layout
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Root
@@ -27,6 +42,11 @@ from mlstate.stores.statefiles import StateFiles, parse_state_file
 __all__ = ["TRASHED_STATE", "PruneReport", "Pruning", "objects_of_root"]
 
 TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+
+AHEAD = 60.0
+"""So many seconds after now a time is of the future: of a clock that goes wrong."""
+_WAITS = (0.05, 0.2, 0.5)
+"""How long to wait, in seconds, for a state whose state object is away at this moment."""
 
 _Objects = TypeVar("_Objects", bound=ObjectStore)
 _Place = TypeVar("_Place")
@@ -42,32 +62,38 @@ class PruneReport:
         deleted: Objects deleted from trash/, with their sizes in bytes.
         swept: Other leftovers deleted: temporaries, old deleted state files, damaged objects that
             a fetch set aside, uploads that were never finished; by path.
+        future: What would have gone, but for a time that is yet to come; by path. A clock was
+            wrong when it was written, or is wrong now: its age is unknown, and it stays.
     """
 
     trashed: dict[Digest, int] = field(default_factory=dict)
     restored: list[Digest] = field(default_factory=list)
     deleted: dict[Digest, int] = field(default_factory=dict)
     swept: list[str] = field(default_factory=list)
+    future: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Pruning(abc.ABC, Generic[_Objects, _Place]):
     """One pruning; a subclass for each kind of store says how things are found and moved.
 
-    Everything younger than `limit`, in seconds since the epoch, is spared. The objects of fetched
-    states that are `forgotten` are not.
+    Everything younger than the grace period is spared. It is `now`, in seconds since the epoch, by
+    the clock that dates what is pruned. `forgotten` are fetched states whose objects are not needed
+    any more, each with its last use: one that is used after that is needed again.
     """
 
     states: StateFiles
     objects: _Objects
-    limit: float
+    now: float
+    grace_seconds: float
     dry_run: bool
-    forgotten: Collection[Digest] = ()
+    forgotten: Mapping[Digest, float] = field(default_factory=dict)
     threads: int = THREADS
     report: PruneReport = field(default_factory=PruneReport, init=False)
     _refs: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict, init=False)
     # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
     _digests: dict[Digest, Digest] = field(default_factory=dict, init=False)
+    _begun: float = field(default_factory=time.monotonic, init=False)
 
     def roots(self) -> Iterator[Root]:
         """The fetched states that a cache keeps; other stores have none."""
@@ -82,8 +108,19 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         """Everything in trash/, with its name there."""
 
     @abc.abstractmethod
+    def modified(self, place: _Place) -> float | None:
+        """When something was written or made young, in seconds since the epoch; None if gone."""
+
     def is_fresh(self, place: _Place) -> bool:
         """Whether something is younger than the grace period; what is gone is not."""
+        modified = self.modified(place)
+        if modified is None:
+            return False
+        return modified > self.now - self.grace_seconds or self.is_ahead(modified)
+
+    def is_ahead(self, modified: float) -> bool:
+        """Whether a time is yet to come."""
+        return modified > self.now + (time.monotonic() - self._begun) + AHEAD
 
     def comes_back(self, place: _Place) -> bool:
         """Whether an object in trash/ was in use when an earlier pruning moved it there."""
@@ -102,12 +139,15 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         """Move an object to trash/; None if it is gone, or turned out to be in use."""
 
     @abc.abstractmethod
-    def move_back(self, place: _Place, digest: Digest) -> None:
-        """Move an object back from trash/, unless a save has written it anew."""
+    def move_back(self, place: _Place, digest: Digest) -> bool:
+        """Move an object back from trash/, unless a save has written it anew.
+
+        Returns False if it was gone.
+        """
 
     @abc.abstractmethod
-    def delete(self, place: _Place) -> None:
-        """Remove something for good; what is gone already is no error."""
+    def delete(self, place: _Place) -> bool:
+        """Remove something for good; False if it was gone already, where that can be known."""
 
     def leftovers(self) -> Iterator[_Place]:
         """What crashed writers left, and state files in trash/, whatever their age."""
@@ -118,54 +158,70 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         self._rescue_state_objects()
         earlier = list(self._trashed_objects())
         live = self._live()
-        moved = list(self._move_unnamed(live))
-        if moved:
-            live = self._live()  # a save may have named one meanwhile
-        for place, digest in moved:
-            if digest in live:
-                self.put_back(place, digest)
+        moved: list[tuple[_Place, Digest]] = []
+        try:
+            for place, digest in self._move_unnamed(live):
+                moved.append((place, digest))
+            if moved:
+                live = self._live()  # a save may have named one meanwhile
+        except BaseException:
+            self._put_all_back(moved)  # nobody knows whether they are named
+            raise
+        named = [(place, digest) for place, digest in moved if digest in live]
+        if errors := self._put_all_back(named):
+            raise errors[0]
         for place, digest in earlier:
             if digest in live or self.comes_back(place):
                 self.put_back(place, digest)
-            elif (size := self.size(place)) is not None:
+            elif (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
                 self.report.deleted[digest] = size
-                if not self.dry_run:
-                    self.delete(place)
         self.sweep()
         return self.report
 
     def sweep(self) -> None:
         """Delete the leftovers that are old."""
         for place in list(self.leftovers()):
-            if not self.is_fresh(place):
+            if self.is_fresh(place):
+                self._note_future(place)
+            elif self.dry_run or self.delete(place):
                 self.report.swept.append(str(place))
-                if not self.dry_run:
-                    self.delete(place)
 
     def put_back(self, place: _Place, digest: Digest) -> None:
-        """Put an object back from trash/."""
-        if not self.dry_run:
-            self.move_back(place, digest)
-        self.report.trashed.pop(digest, None)
-        self.report.restored.append(digest)
+        """Put an object back from trash/, unless another pruning has done so."""
+        if self.dry_run or self.move_back(place, digest):
+            self.report.trashed.pop(digest, None)
+            self.report.restored.append(digest)
+
+    def _put_all_back(self, moved: list[tuple[_Place, Digest]]) -> list[Exception]:
+        """Put objects back, each whatever happens to the others; the errors that were met."""
+        errors: list[Exception] = []
+        for place, digest in moved:
+            try:
+                self.put_back(place, digest)
+            except Exception as error:
+                errors.append(error)
+        return errors
+
+    def _note_future(self, place: _Place) -> None:
+        modified = self.modified(place)
+        if modified is not None and self.is_ahead(modified):
+            self.report.future.append(str(place))
 
     def _live(self) -> set[Digest]:
         """Every object that a state names, or a state that was deleted a short while ago."""
         named: set[Digest] = set()
 
         def look(key: StateKey) -> None:
-            data = self.states.read(key)
-            if data is not None:
-                with concerning(key):
-                    named.update(self._named_by(data, key, self.states.locate(key)))
+            named.update(self._named_by_state(key))
 
         for_each(look, self.states.keys(), self.threads)
         for root in self.roots():
-            if root.digest not in self.forgotten:
+            if root.used > self.forgotten.get(root.digest, -1.0):
                 named |= objects_of_root(root, self.objects)
         for place, name in self.trash():
             if (match := TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
-                with contextlib.suppress(MlstateError):  # it is deleted, it need not be whole
+                # It is deleted, and need not be whole; another pruning may have swept it.
+                with contextlib.suppress(MlstateError, FileNotFoundError):
                     key = StateKey.parse(match[1])
                     named |= self._named_by(self.read(place), key, str(place))
         return named
@@ -175,6 +231,22 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         for place, name in self.trash():
             if match := layout.TRASHED_OBJECT.fullmatch(name):
                 yield place, Digest(match[1])
+
+    def _named_by_state(self, key: StateKey) -> set[Digest]:
+        """The objects that a state names; none if it is deleted by now."""
+        for wait in (*_WAITS, None):
+            data = self.states.read(key)
+            if data is None:
+                break
+            try:
+                with concerning(key):
+                    return self._named_by(data, key, self.states.locate(key))
+            except ObjectNotFoundError:
+                # It is being deleted, or its save is just about to write the object again.
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        return set()
 
     def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:
         """The objects that a state file names, and those that its state object names."""
@@ -188,7 +260,12 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def _move_unnamed(self, live: set[Digest]) -> Iterator[tuple[_Place, Digest]]:
         """Move old unnamed objects to trash/."""
         for place, digest in self.all_objects():
-            if digest in live or self.is_fresh(place) or (size := self.size(place)) is None:
+            if digest in live:
+                continue
+            if self.is_fresh(place):
+                self._note_future(place)
+                continue
+            if (size := self.size(place)) is None:
                 continue
             self.report.trashed[digest] = size
             if not self.dry_run:

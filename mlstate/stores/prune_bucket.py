@@ -3,12 +3,16 @@
 A bucket has no rename: an object is moved to trash/ by copying it, checking that it is still the
 same old one, and removing it. In between, a save may make it young and rely on it. If the state is
 saved before the pruning reads the states again, the object is put back. If it is saved later, the
-save, which looks again at the objects that it reused, puts it again. But a load in between may find
-an object missing that is there a moment later.
+save, which looks again at the objects that it reused, puts it again. A load in between, or after a
+pruning that was killed, finds it in trash/ (`mlstate.stores.bucket_trash`).
+
+Nor can a bucket say whether it was this request that removed something: of two prunings at once
+both may report an object.
 """
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,10 +24,14 @@ from mlstate.format import layout
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.durable import SMALL
 from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.objects.prefix import BucketPlace
 from mlstate.stores.bucket_catalog import BucketStateFiles
 from mlstate.stores.prune import PruneReport, Pruning
 
 __all__ = ["prune_bucket"]
+
+_PROBE = re.compile(rf"{layout.TEMPORARIES}/[0-9a-f]{{32}}")
+"""What was written to learn the server's time."""
 
 
 def prune_bucket(
@@ -42,9 +50,19 @@ def prune_bucket(
     """
     if not objects.place.check():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
-    # Signatures hold for minutes, so this clock is as good as the server's.
-    limit = time.time() - grace_seconds
-    return _BucketPruning(states, objects, limit, dry_run, threads=threads).run()
+    now = time.time() if dry_run else _server_time(objects.place)
+    return _BucketPruning(states, objects, now, grace_seconds, dry_run, threads=threads).run()
+
+
+def _server_time(place: BucketPlace) -> float:
+    """The time by the clock that dates the items of a bucket, which need not be this machine's."""
+    path = place.path(f"{layout.TEMPORARIES}/{uuid.uuid4().hex}")
+    place.client.put(path, b"")
+    try:
+        item = place.client.head(path)
+    finally:
+        place.client.delete(path)
+    return time.time() if item is None else item.modified  # another pruning has swept it
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,8 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
         for listed in self._items(layout.TRASH):
             yield listed, listed.name.rpartition("/")[2]
 
-    def is_fresh(self, place: _Listed) -> bool:
-        return place.item.modified > self.limit
+    def modified(self, place: _Listed) -> float:
+        return place.item.modified
 
     def read(self, place: _Listed) -> bytes:
         found = self.objects.place.client.read_small(place.item.path, SMALL)
@@ -93,20 +111,28 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
         self.objects.place.client.delete(place.item.path)
         return target
 
-    def move_back(self, place: _Listed, digest: Digest) -> None:
-        path = self.objects.place.path(layout.object_path(digest))
-        if self.objects.place.client.head(path) is None:
-            self.objects.place.client.control.copy(place.item, path)
+    def move_back(self, place: _Listed, digest: Digest) -> bool:
+        client, path = self.objects.place.client, self.objects.path(digest)
+        if client.head(path) is None and not client.control.copy(place.item, path):
+            return False
         self.delete(place)
+        return True
 
-    def delete(self, place: _Listed) -> None:
+    def delete(self, place: _Listed) -> bool:
         self.objects.place.client.delete(place.item.path)
+        return True
+
+    def leftovers(self) -> Iterator[_Listed]:
+        for listed in self._items(layout.TEMPORARIES):
+            if _PROBE.fullmatch(listed.name):
+                yield listed
+        yield from super().leftovers()
 
     def sweep(self) -> None:
         super().sweep()
         client, place = self.objects.place.client, self.objects.place
         for upload in client.control.unfinished(place.path(layout.OBJECTS)):
-            if upload.begun <= self.limit:
+            if upload.begun <= self.now - self.grace_seconds and not self.is_ahead(upload.begun):
                 self.report.swept.append(f"{client.locate(upload.path)} (unfinished)")
                 if not self.dry_run:
                     client.control.abort(upload)

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlstate.digests import Digest
@@ -16,12 +16,12 @@ from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
-from mlstate.objects.durable import create_exclusively, make_folders, sync_path, write_in_store
+from mlstate.objects.durable import NewFile, make_folders
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.stores.prune import TRASHED_STATE, PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
 
-__all__ = ["prune_folder"]
+__all__ = ["file_time", "prune_folder"]
 
 _DAMAGED = re.compile(rf"[0-9a-f]{{64}}{layout.DAMAGED_SUFFIX}\.[0-9a-f]{{32}}")
 _FETCHED = "|".join(
@@ -32,13 +32,18 @@ _TEMPORARY = re.compile(
 )
 
 
+_UNDER_WAY = 3600.0
+"""A temporary that was written on within so many seconds may be in use, however short the grace
+period is: without it a save would fail."""
+
+
 def prune_folder(
     states: FolderStateFiles,
     objects: FolderObjectStore,
     *,
     grace_seconds: float = GRACE_SECONDS,
     dry_run: bool = False,
-    forgotten: Collection[Digest] = (),
+    forgotten: Mapping[Digest, float] | None = None,
 ) -> PruneReport:
     """Prune a folder; whatever is younger than the grace period is spared, named or not.
 
@@ -49,19 +54,16 @@ def prune_folder(
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
-    limit = (time.time() if dry_run else _file_time(objects.root)) - grace_seconds
-    return _FolderPruning(states, objects, limit, dry_run, forgotten).run()
+    now = time.time() if dry_run else file_time(objects.root)
+    return _FolderPruning(states, objects, now, grace_seconds, dry_run, forgotten or {}).run()
 
 
-def _file_time(root: Path) -> float:
-    """The time by the clock that dates the files: that of the file server."""
-    name = f"{layout.TEMPORARIES}/{uuid.uuid4().hex}"
-    write_in_store(root, name, [b""], sync_parent=False)
-    path = root / name
-    try:
-        return path.stat().st_mtime
-    finally:
-        path.unlink()
+def file_time(root: Path) -> float:
+    """The time by the clock that dates the files of a store: that of the file server."""
+    path = root / layout.TEMPORARIES / uuid.uuid4().hex
+    make_folders(root, path.parent)
+    with NewFile(path) as file:
+        return os.fstat(file.descriptor).st_mtime
 
 
 class _FolderPruning(Pruning[FolderObjectStore, Path]):
@@ -75,11 +77,11 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
     def trash(self) -> Iterator[tuple[Path, str]]:
         return ((path, path.name) for path in _files(self.objects.root / layout.TRASH))
 
-    def is_fresh(self, place: Path) -> bool:
+    def modified(self, place: Path) -> float | None:
         try:
-            return place.lstat().st_mtime > self.limit
+            return place.lstat().st_mtime
         except FileNotFoundError:
-            return False
+            return None
 
     def comes_back(self, place: Path) -> bool:
         return self.is_fresh(place)  # a rename keeps the time of a file
@@ -106,24 +108,28 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
             return None
         return target
 
-    def move_back(self, place: Path, digest: Digest) -> None:
-        target = self.objects.path(digest)
-        make_folders(self.objects.root, target.parent)
-        with contextlib.suppress(FileNotFoundError):
-            create_exclusively(place, target)
-            place.unlink(missing_ok=True)
-            sync_path(target.parent)
+    def move_back(self, place: Path, digest: Digest) -> bool:
+        return self.objects.put_back(place, digest)
 
-    def delete(self, place: Path) -> None:
-        place.unlink(missing_ok=True)
+    def delete(self, place: Path) -> bool:
+        try:
+            place.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def leftovers(self) -> Iterator[Path]:
         for path in _things(self.objects.root / layout.TEMPORARIES):
-            if _TEMPORARY.fullmatch(path.name):
+            if _TEMPORARY.fullmatch(path.name) and not self._is_under_way(path):
                 yield path
         for path in _things(self.objects.root / layout.TRASH):
             if TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name):
                 yield path
+
+    def _is_under_way(self, path: Path) -> bool:
+        """Whether a temporary may be written on by a process that is alive, whatever the grace."""
+        modified = self.modified(path)
+        return modified is not None and self.now - modified < _UNDER_WAY and not self.is_ahead(modified)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -166,8 +166,9 @@ class StateStore(AbstractStateStore[Any]):
         files = wanted is None
 
         def fetch(found: Found) -> FetchReport:
-            if self.fetcher is not None:
-                return self.fetcher.fetch(found.entry, wanted, files=files)
+            report = self.access.bring(found.entry, wanted, files=files)
+            if report is not None:
+                return report
             needs = needs_of(found.entry, found.objects, wanted, files=files)
             if needs:
                 raise ObjectNotFoundError(
@@ -384,8 +385,8 @@ class StateStore(AbstractStateStore[Any]):
         with concerning(key):
             try:
                 return repaired(found)
-            except FetchError:
-                now = self.find(key) if self.catalog.remote else None
+            except (FetchError, ObjectNotFoundError):
+                now = self.find(key)
                 if now is None or now.entry.digest == found.entry.digest:
                     raise
                 return repaired(now)

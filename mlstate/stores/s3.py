@@ -16,7 +16,9 @@ from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
+from mlstate.stores.access import Access
 from mlstate.stores.bucket_catalog import BucketCheckpoints, BucketStateFiles
+from mlstate.stores.bucket_trash import BucketTrash
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
 from mlstate.stores.checkpoints import WithCheckpoints
 from mlstate.stores.prune import PruneReport
@@ -84,6 +86,7 @@ class S3StateStore(SavingStore):
         catalog = WithCheckpoints(self._files, BucketCheckpoints(self._place, fetcher))
         saver = StateSaver(self._files, self._objects, catalog, self.threads)
         super().__init__(catalog, fetcher.cache, saver, fetcher)
+        self.access = Access(fetcher, BucketTrash(self._objects, fetcher.cache))
         self.own = self._objects
         settings_address = f"{self._place.address}/{layout.SETTINGS}"
         self.place = RemotePlace(client.address, settings_address, "no store is there yet")
@@ -96,8 +99,7 @@ class S3StateStore(SavingStore):
 
         Objects are copied to trash/ first; the next pruning deletes them. Objects of a state that
         was deleted within the grace period are spared; unfinished uploads are given up after it. A
-        load of a state that is saved while its objects are removed may find one missing; a moment
-        later it is back.
+        load finds what is in trash/ for a moment.
 
         Args:
             grace_seconds: As for `LocalStateStore.prune`.
