@@ -21,7 +21,7 @@ from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.receiving import Receiver
 from mlstate.shown import without_queries
-from mlstate.transport import Resource, Retries, Transports
+from mlstate.transport import Patience, Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
 
 __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
@@ -79,13 +79,16 @@ class Attempts:
         self.meter = meter
         self._noted: list[tuple[str, str]] = []
         self._failed: set[str] = set()
+        self._patience: dict[str, Patience] = {}
         self._offline = False
 
-    def context(self, max_bytes: int | None = None) -> Context:
-        """The context of one attempt; ``max_bytes`` as in `Context`."""
+    def context(self, place: str = "", max_bytes: int | None = None) -> Context:
+        """The context of one attempt at a place; ``max_bytes`` as in `Context`."""
         most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
         base = Path(self.entry.origin).parent if self.entry.origin else None
-        reader = Reader(self.options.retries, self.meter, self.options.connections)
+        patience = self._patience.setdefault(place, self._transports.patience())
+        options = self.options
+        reader = Reader(options.retries, self.meter, options.connections, patience)
         return Context(self._transports, reader, self.receiver, base, most)
 
     def attempt(
@@ -99,9 +102,9 @@ class Attempts:
             return False
         try:
             try:
-                work(self.context(max_bytes))
+                work(self.context(place, max_bytes))
             except DamagedPartialError:
-                work(self.context(max_bytes))
+                work(self.context(place, max_bytes))
         except DamagedPartialError:
             self._note_failure(place, "what came of it is damaged, again and again")
         except OfflineError as error:

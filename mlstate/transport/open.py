@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.limits import Limits
 from mlstate.locations import check_url
+from mlstate.retries import Patience
 from mlstate.transport.credentials import Credentials
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
 from mlstate.transport.interface import Resource, Stream
@@ -113,6 +114,10 @@ class Transports:
         if where.path is not None:
             raise FormatError("a repository is needed, and this is a file", path=where)
         return self._hub.listing(where)
+
+    def patience(self) -> Patience:
+        """The patience, as yet unspent, with one server."""
+        return Patience(self._limits.patience, self._limits.low_speed)
 
     def close(self) -> None:
         """Close all connections. Nothing is read from the network after this."""
