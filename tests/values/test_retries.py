@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from mlstate.errors import TransportError
@@ -71,21 +69,26 @@ class Clock:
 
 
 def pause(patience, clock, seconds):
-    began = clock()
-    clock.now += seconds
-    patience.waited(began)
+    for _ in range(seconds):
+        began = clock()
+        clock.now += 1
+        patience.waited(began)
 
 
 def test_a_server_that_gives_a_little_and_pauses_again_and_again_is_given_up():
     clock = Clock()
     patience = Patience(600, 1024, clock)
-    with pytest.raises(TransportError) as caught:
+
+    def tarpit():
         while clock.now < 10_000:
             patience.came(70_000)
             pause(patience, clock, 121)
-    assert clock.now <= 1000 + 6 * 121
+
+    with pytest.raises(TransportError) as caught:
+        tarpit()
+    assert clock.now == 1000 + 5 * 121
     assert not caught.value.transient
-    assert re.search(r"found: 4[29]0000 bytes in 6\d\d seconds", str(caught.value))
+    assert "420000 bytes in 605 seconds" in str(caught.value)
     assert "MLSTATE_PATIENCE" in caught.value.remedy
 
 
@@ -95,8 +98,7 @@ def test_a_slow_and_honest_server_is_never_given_up(speed, piece):
     clock = Clock()
     patience = Patience(600, 1024, clock)
     for _ in range(20_000 // piece):  # hours
-        pause(patience, clock, piece / 2)
-        pause(patience, clock, piece / 2)
+        pause(patience, clock, piece)
         patience.came(speed * piece)
 
 
@@ -110,16 +112,19 @@ def test_the_time_of_several_streams_counts_once_and_that_of_the_program_not_at_
             patience.waited(began)
         clock.now += 100  # and then the program wrote to its disk
         patience.came(1)
+    pause(patience, clock, 1)
+    patience.came(1)
+    pause(patience, clock, 1)
     with pytest.raises(TransportError, match="too slow"):
-        for _ in range(2):
-            pause(patience, clock, 1)
-            patience.came(1)
+        patience.came(1)
 
 
 def test_a_program_that_was_stopped_for_long_does_not_hold_it_against_the_server():
     clock = Clock()
     patience = Patience(600, 1024, clock)
-    pause(patience, clock, 36_000)
+    began = clock()
+    clock.now += 36_000
+    patience.waited(began)
     patience.came(1)
 
 
