@@ -23,6 +23,7 @@ from mlstate.objects.receiving import Receiver
 from mlstate.shown import without_queries
 from mlstate.transport import Patience, Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
+from mlstate.transport.reach import OWN, Reach
 
 __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 
@@ -48,10 +49,12 @@ class Context:
     receiver: Receiver
     base: Path | None  # relative addresses are relative to it
     max_bytes: int  # of a file that is read from front to back
+    reach: Reach = OWN  # the places that may be opened
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""
-        return self.reader.patient(self.transports.open(address, base=self.base))
+        opened = self.transports.open(address, base=self.base, reach=self.reach)
+        return self.reader.patient(opened)
 
     def hub_files(self, address: str) -> HubListing:
         """The commit and the files of a repository on the hub; also tried again."""
@@ -89,7 +92,8 @@ class Attempts:
         patience = self._patience.setdefault(place, self._transports.patience())
         options = self.options
         reader = Reader(options.retries, self.meter, options.connections, patience)
-        return Context(self._transports, reader, self.receiver, base, most)
+        reach = Reach(self.entry.source)
+        return Context(self._transports, reader, self.receiver, base, most, reach)
 
     def attempt(
         self, place: str, work: Callable[[Context], None], max_bytes: int | None = None

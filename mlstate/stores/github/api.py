@@ -239,10 +239,17 @@ class GitHubApi:
                 sent["Authorization"] = self._credential.header
             shown = target.url.shown
             return self._session.send(
-                method, target.url, sent, shown, body=body, reply_timeout=reply_timeout
+                method,
+                target.url,
+                sent,
+                shown,
+                body=body,
+                reply_timeout=reply_timeout,
+                confined=target.confined,
             )
 
-        reply, target = follow(send, Target(url), url.shown, other_servers=other_servers)
+        session, start = self._session, Target(url)
+        reply, target = follow(session, send, start, url.shown, other_servers=other_servers)
         if reply.status >= 400:
             source = None if self._credential is None else self._credential.source
             raise error_of(reply, method, target.url, source)
