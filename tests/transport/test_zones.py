@@ -202,10 +202,10 @@ def test_a_manifest_from_elsewhere_leads_to_public_servers_alone_and_without_cre
     with pytest.raises(TransportError, match="must not lead"):
         read(web.open(secure.url + "/x", reach=stranger))
     assert secure.requests == []
-    with Transports(classify=lambda address: Zone.PUBLIC) as web:
-        assert read(web.open(secure.url + "/x", reach=stranger)) == DATA
+    with Transports(classify=lambda address: Zone.PUBLIC) as outside:
+        assert read(outside.open(secure.url + "/x", reach=stranger)) == DATA
         assert secure.requests[-1].authorization is None
-        assert read(web.open(secure.url + "/x")) == DATA
+        assert read(outside.open(secure.url + "/x")) == DATA
         assert secure.requests[-1].authorization == "Bearer secret"
 
 
