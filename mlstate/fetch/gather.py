@@ -167,7 +167,8 @@ class StagedGathering(Gathering):
     """Takes the tensors of a state whose state object is not at hand.
 
     ``identity`` is the state's digest or, of an unpinned state, where it is from: what an earlier
-    run staged for the same is used again. ``expected`` is the state digest, None if any will do.
+    run staged for the same is used again. It is None where nobody could tell whether that is
+    right: then the next run removes it. ``expected`` is the state digest, None if any will do.
     ``size`` is the bytes of tensor data that the state has; if unknown, at most ``max_size`` are
     taken.
     """
@@ -175,7 +176,7 @@ class StagedGathering(Gathering):
     def __init__(
         self,
         receiver: Receiver,
-        identity: str,
+        identity: str | None,
         expected: Digest | None,
         size: int | None,
         max_size: int,
@@ -281,7 +282,10 @@ class StagedGathering(Gathering):
             self._staged[name] = staged
 
     def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
-        return Digest.of(f"{self._identity}\n{spec}\n{name}".encode())
+        text = f"{self._identity}\n{spec}\n{name}"
+        if self._identity is None:
+            return self.receiver.unsure_name(text)
+        return Digest.of(text.encode())
 
 
 def values(spec: TensorSpec, chunks: Iterable[Bytes]) -> Iterator[Bytes]:
