@@ -91,6 +91,10 @@ class Gathering(abc.ABC):
         If what came is not the state, an `IntegrityError` is raised and nothing of it is kept.
         """
 
+    @abc.abstractmethod
+    def discard(self) -> None:
+        """Remove what is not published, to begin anew."""
+
     def distrust(self) -> None:
         """Note that something of an earlier run goes in, to which damage may be due."""
         self._reused = True
@@ -140,6 +144,11 @@ class DirectGathering(Gathering):
 
     def complete(self) -> None:
         """Nothing to decide: each tensor was published when it was right."""
+
+    def discard(self) -> None:
+        """Remove the parts of tensors that are missing; see `Gathering.discard`."""
+        for digest in self.missing:
+            self.receiver.remove_partial(digest)
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         digest = self._refs[name].digest
@@ -254,7 +263,7 @@ class StagedGathering(Gathering):
         self.state, self.digest = state, digest
 
     def discard(self) -> None:
-        """Remove what was staged, to begin anew."""
+        """Remove what was staged, to begin anew; see `Gathering.discard`."""
         for staged in self._staged.values():
             staged.discard()
         for known in (self._specs, self._inline, self._staged):

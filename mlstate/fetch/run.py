@@ -174,6 +174,8 @@ class Run:
         """Gather tensors from a mirror of files; see `FileMirror`."""
 
         def gather(context: Context) -> None:
+            if context.whole:  # parts of another version may be there
+                gathering.discard()
             files = FileMirror(
                 mirror,
                 context,

@@ -91,6 +91,12 @@ class Receiver:
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 path.unlink()
 
+    def remove_partial(self, name: str) -> None:
+        """Remove what is here of a large object, which comes in another way."""
+        for suffix in (layout.PARTIAL_SUFFIX, f"{layout.PARTIAL_SUFFIX}{layout.DONE_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                (self._tmp / f"{name}{suffix}").unlink()
+
     def place(self, digest: Digest) -> Path:
         """The path of an object, in a folder that is there.
 

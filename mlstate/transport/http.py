@@ -169,7 +169,9 @@ class HttpResource:
             before = self._seen
             changed = before is not None and before.differs(version)
             if changed or (None not in (self._size, total) and self._size != total):
-                raise TransportError("the file changed while it was read", path=self.address)
+                raise TransportError(
+                    "the file changed while it was read", changed=True, path=self.address
+                )
             self._seen = version
             if total is not None:
                 self._size = total

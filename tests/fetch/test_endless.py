@@ -98,7 +98,7 @@ def test_a_file_of_a_state_ends_though_nobody_says_how_long_it_is(
     )
     path = write_manifest(tmp_path / "m.toml", published, objects=[recording_server.url])
     with pytest.raises(FetchError, match=r"wrong length.*does not say how many"):
-        manifest_store(path, tmp_path / "cache").fetch(KEY, names=[])
+        manifest_store(path, tmp_path / "cache").fetch(KEY)
     assert recording_server.bytes_sent <= 2 * KERNEL
     assert leftovers(tmp_path / "cache") == {}
 
