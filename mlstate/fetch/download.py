@@ -36,7 +36,7 @@ def download(
     if size is not None and size > max_bytes:
         raise too_large(resource, max_bytes, f"{size} bytes")
     reader.meter.expect(size)
-    text = f"download\n{resource.address}\n{size}\n"
+    text = f"download\n{resource.address}"
     name = Digest.of(text.encode()) if resume else receiver.unsure_name(text)
     if resume and size is not None and (staged := receiver.staged(name, size)):
         return staged, True
@@ -50,6 +50,7 @@ def download(
                 raise too_large(resource, most, "more, and the server does not say how many")
         else:
             reader.feed(stream, 0, [Piece(0, size, arriving.fill)])
+        receiver.remove_partial(name)  # what came in parts before
         return arriving.stage(name), False
 
 
