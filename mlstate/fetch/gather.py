@@ -40,6 +40,7 @@ class Gathering(abc.ABC):
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self._segments = Segments(receiver)
+        self._large: set[Digest] = set()  # what came in segments, or a part of it
         self._reused = False
         self._lock = Lock()
 
@@ -62,8 +63,10 @@ class Gathering(abc.ABC):
         if tensor.spec.nbytes < LARGE:
             yield from self.whole(name, tensor)
             return
+        identity = self._identity_of(name, tensor.spec)
+        self._large.add(identity)
         yield from self._segments.pieces(
-            self._identity_of(name, tensor.spec),
+            identity,
             tensor_object.object_size(tensor.spec),
             lambda partial: self._take_partial(name, tensor.spec, partial),
             head=tensor_object.header(tensor.spec),
@@ -91,9 +94,10 @@ class Gathering(abc.ABC):
         If what came is not the state, an `IntegrityError` is raised and nothing of it is kept.
         """
 
-    @abc.abstractmethod
     def discard(self) -> None:
         """Remove what is not published, to begin anew."""
+        for name in self._large:
+            self.receiver.remove_partial(name)
 
     def distrust(self) -> None:
         """Note that something of an earlier run goes in, to which damage may be due."""
@@ -144,11 +148,6 @@ class DirectGathering(Gathering):
 
     def complete(self) -> None:
         """Nothing to decide: each tensor was published when it was right."""
-
-    def discard(self) -> None:
-        """Remove the parts of tensors that are missing; see `Gathering.discard`."""
-        for digest in self.missing:
-            self.receiver.remove_partial(digest)
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         digest = self._refs[name].digest
@@ -263,7 +262,8 @@ class StagedGathering(Gathering):
         self.state, self.digest = state, digest
 
     def discard(self) -> None:
-        """Remove what was staged, to begin anew; see `Gathering.discard`."""
+        """Remove what was staged, too; see `Gathering.discard`."""
+        super().discard()
         for staged in self._staged.values():
             staged.discard()
         for known in (self._specs, self._inline, self._staged):
