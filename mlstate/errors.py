@@ -222,11 +222,13 @@ class TransportError(_Detailed, ConnectionError):
         transient: Whether the same may work a little later.
         retry_after: The seconds that the server asks to wait, or None.
         status: The HTTP status, or None.
+        changed: Whether the place gave parts of two versions of one thing.
     """
 
     transient: bool = False
     retry_after: float | None = None
     status: int | None = None
+    changed: bool = False
 
 
 class RateLimitError(TransportError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mlstate import settings
 from mlstate.digests import Bytes
 
 __all__ = ["Limits", "SpeedLimit", "read_limited"]
@@ -20,14 +21,16 @@ class Limits:
         connect_timeout: The seconds that a connection may take to be made.
         read_timeout: The seconds that a server may be silent, and may take for its headers.
         low_speed: The bytes a second that a server must give on average...
-        low_speed_seconds: ...over so many seconds.
+        low_speed_seconds: ...over so many seconds of one reply,
+        patience: and over so many seconds of all replies and pauses together.
     """
 
     connections: int = 16
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
-    low_speed: float = 1024.0
+    low_speed: float = field(default_factory=settings.low_speed)
     low_speed_seconds: float = 60.0
+    patience: float = field(default_factory=settings.patience)
 
 
 class SpeedLimit:

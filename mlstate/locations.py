@@ -64,11 +64,14 @@ class Mirror:
 class UnusableMirror:
     """A mirror that this version cannot use, the reason, and its value in the manifest.
 
-    It is passed over when a state is fetched, and kept when the manifest is written.
+    It is passed over when a state is fetched, and kept when the manifest is written: not so
+    (``kept``) if it is of a manifest from elsewhere that may not name such a place. In a manifest
+    of the user's own it would be used.
     """
 
     reason: str
     toml: Any
+    kept: bool = True
 
 
 _KEYS = frozenset({"url", *(each.name for each in fields(Mirror))} - {"toml"})

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from contextlib import suppress
@@ -17,11 +18,14 @@ __all__ = [
     "OTHERS",
     "SETTINGS",
     "Setting",
+    "allowed_hosts",
     "cache_folder",
     "check_variables",
     "default_store",
     "extra_manifests",
+    "low_speed",
     "offline",
+    "patience",
     "readonly_caches",
     "required_signature",
     "revoked_keys",
@@ -59,6 +63,13 @@ SETTINGS = (
     Setting("MLSTATE_READONLY_CACHES", "folders that are looked at before it", "none"),
     Setting("MLSTATE_MANIFESTS", "manifests that Store() reads beside its own", "none"),
     Setting("MLSTATE_OFFLINE", "1: open no socket", "online"),
+    Setting("MLSTATE_PATIENCE", "seconds that a server is waited for, if little comes", "600"),
+    Setting("MLSTATE_LOW_SPEED", "bytes a second that a server must give", "1024"),
+    Setting(
+        "MLSTATE_ALLOWED_HOSTS",
+        "hosts and buckets that manifests from elsewhere may name, and redirects lead to",
+        "none",
+    ),
     Setting(
         "MLSTATE_REQUIRE_SIGNATURE",
         "an allowed-signers file: manifests need a signature of one of them",
@@ -162,6 +173,21 @@ def offline() -> bool:
     return os.environ.get("MLSTATE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
+def patience() -> float:
+    """MLSTATE_PATIENCE: the seconds that a server is waited for in all, if little comes."""
+    return _number("MLSTATE_PATIENCE", 600.0, least=0.001)
+
+
+def low_speed() -> float:
+    """MLSTATE_LOW_SPEED: the bytes a second that a server must give on average."""
+    return _number("MLSTATE_LOW_SPEED", 1024.0, least=0.0)
+
+
+def allowed_hosts() -> list[str]:
+    """MLSTATE_ALLOWED_HOSTS: its entries, which commas or white space are between."""
+    return value_of("MLSTATE_ALLOWED_HOSTS").replace(",", " ").split()
+
+
 def required_signature() -> Path | None:
     """MLSTATE_REQUIRE_SIGNATURE: the allowed-signers file; None: no signature is required."""
     return _optional_path("MLSTATE_REQUIRE_SIGNATURE")
@@ -181,6 +207,22 @@ def state_folder() -> Path:
         if folder.is_absolute():
             return folder
     raise _no_home("XDG_STATE_HOME")
+
+
+def _number(variable: str, default: float, *, least: float) -> float:
+    text = value_of(variable)
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise FormatError(
+            f"{variable} is no number that can be used",
+            expected=f"a number, such as {default:g}",
+            found=text[:40],
+            remedy=f"set {variable} anew, or unset it",
+        )
+    return number
 
 
 def _optional_path(variable: str) -> Path | None:

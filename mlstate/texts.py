@@ -23,6 +23,7 @@ __all__ = [
     "MAX_TOML",
     "load_json",
     "load_toml",
+    "parse_json",
 ]
 
 MAX_TOML = 16 << 20
@@ -164,7 +165,25 @@ def load_json(
     most: int,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Parse a JSON object; arguments as of `parse_json`.
+
+    Raises:
+        FormatError: It is no JSON object, or more than is parsed.
+    """
+    value = parse_json(data, what, most=most, pairs=pairs)
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} is not a JSON object", found=type(value).__name__)
+    return value
+
+
+def parse_json(
+    data: bytes,
+    what: str,
+    *,
+    most: int,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """Parse a JSON text of any kind.
 
     Args:
         data: The text, in an encoding that JSON may have.
@@ -173,7 +192,7 @@ def load_json(
         pairs: What makes an object of its names and values; a `dict` by default.
 
     Raises:
-        FormatError: It is no JSON object, or more than is parsed.
+        FormatError: It is no JSON, or more than is parsed.
     """
     if len(data) > most:
         raise FormatError(
@@ -184,16 +203,13 @@ def load_json(
         if not encoding.startswith("utf-8"):
             data = data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
         _check_json(data, what)
-        value = json.loads(data, object_pairs_hook=pairs)
+        return json.loads(data, object_pairs_hook=pairs)
     except FormatError:
         raise
     except MemoryError:
         raise _no_memory(what, len(data)) from None
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not valid JSON", found=str(error)) from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{what} is not a JSON object", found=type(value).__name__)
-    return value
 
 
 def _check_json(data: bytes, what: str) -> None:

@@ -15,6 +15,7 @@ from mlstate.buckets.control import BucketControl
 from mlstate.buckets.errors import (
     ALREADY,
     DAMAGED,
+    NO_CREDENTIALS,
     NOT_FOUND,
     PRECONDITION,
     is_missing,
@@ -23,7 +24,7 @@ from mlstate.buckets.errors import (
 )
 from mlstate.buckets.values import Connection, Item, Reading, Written
 from mlstate.digests import Bytes
-from mlstate.errors import BucketError, OfflineError, TransportError
+from mlstate.errors import BucketAccessError, BucketError, OfflineError, TransportError
 from mlstate.limits import Limits, SpeedLimit, read_limited
 from mlstate.retries import Retries, retried
 
@@ -83,7 +84,7 @@ class BucketClient:
         """An item in the bucket, or None if it is not there."""
         store = self._open().reading
         try:
-            with translated_errors(self.address, "read", path):
+            with self._errors("read", path):
                 return Item.of(store.head(path))
         except BucketError as error:
             if is_missing(error):
@@ -115,7 +116,7 @@ class BucketClient:
         elif start:
             options["range"] = {"offset": start}
         store = self._open().reading
-        with translated_errors(self.address, "read", path):
+        with self._errors("read", path):
             result = store.get(path, options=options)
         first, end = result.range
         yield Reading(Item.of(result.meta), first, end, self._chunks(result, path))
@@ -128,7 +129,7 @@ class BucketClient:
         store = self._open().reading
         pages = iter(store.list(folder or None, offset=after, chunk_size=_PAGE))
         while True:
-            with translated_errors(self.address, "list", folder):
+            with self._errors("list", folder):
                 page = next(pages, None)
             if page is None:
                 return
@@ -137,7 +138,7 @@ class BucketClient:
     def children(self, folder: str) -> tuple[list[str], list[Item]]:
         """The names of the folders that are directly in a folder, and the items."""
         store = self._open().reading
-        with translated_errors(self.address, "list", folder):
+        with self._errors("list", folder):
             found = store.list_with_delimiter(folder or None)
         names = [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
         return names, [Item.of(meta) for meta in found["objects"]]
@@ -182,7 +183,7 @@ class BucketClient:
         """Remove an item; one that is not there is no error."""
         store = self._open().writing
         try:
-            with translated_errors(self.address, "delete", path):
+            with self._errors("delete", path):
                 store.delete(path)
         except BucketError as error:
             if not is_missing(error):
@@ -193,7 +194,7 @@ class BucketClient:
         store = self._open().writing
 
         def write() -> Written:
-            with translated_errors(self.address, "write", path):
+            with self._errors("write", path):
                 return Written.of(store.put(path, data(), **options))
 
         return retried(write, RETRIES, worth_it=_is_damage)
@@ -206,7 +207,7 @@ class BucketClient:
 
         def write() -> Written | None:
             try:
-                with translated_errors(self.address, "write", path, *refusals):
+                with self._errors("write", path, *refusals):
                     return Written.of(store.put(path, data, mode=condition, use_multipart=False))
             except Exception as error:
                 if type(error).__name__ not in refusals:
@@ -233,13 +234,26 @@ class BucketClient:
                 self._opened = self._connect()
             return self._opened
 
+    @contextmanager
+    def _errors(self, operation: str, path: str, *passing: str) -> Iterator[None]:
+        """The errors of a client; see `translated_errors`."""
+        try:
+            with translated_errors(self.address, operation, path, *passing):
+                yield
+        except BucketAccessError as error:
+            if self._opened is not None and self._opened.anonymous and error.status:
+                error.message = "this bucket does not let everybody do this"
+                error.found = f"{error.found}; no credentials were sent along"
+                error.remedy = f"{NO_CREDENTIALS}; {error.remedy}"
+            raise
+
     def _chunks(self, result: Any, path: str) -> Iterator[Bytes]:
         """The bytes as they arrive; a server that is too slow is an error."""
         stream = iter(result.stream(min_chunk_size=1))  # larger chunks are no faster (measured)
         speed = SpeedLimit(self._limits)
         while True:
             speed.resume()
-            with translated_errors(self.address, "read", path):
+            with self._errors("read", path):
                 chunk = next(stream, None)
             if chunk is None:
                 return

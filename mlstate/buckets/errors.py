@@ -19,6 +19,7 @@ __all__ = [
     "ALREADY",
     "DAMAGED",
     "NOT_FOUND",
+    "NO_CREDENTIALS",
     "PRECONDITION",
     "bucket_error",
     "is_missing",
@@ -68,11 +69,16 @@ class _Kind:
     transient: bool = False
 
 
-_NO_CREDENTIALS = _Kind(
-    "no credentials for this bucket could be had",
+NO_CREDENTIALS = (
     "give a profile or keys in session_kwargs, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY; a profile of single sign-on may want aws sso login",
-    access=True,
+    "AWS_SECRET_ACCESS_KEY; a profile of single sign-on may want aws sso login"
+)
+"""What to do about credentials that are not there."""
+
+_NO_CREDENTIALS = _Kind("no credentials for this bucket could be had", NO_CREDENTIALS, access=True)
+_PROXY = _Kind(
+    "the proxy wants to know who is asking",
+    "put name and password into the proxy's address: HTTPS_PROXY=http://name:password@host:port",
 )
 _REGION = _Kind(
     "the bucket is in another region",
@@ -144,6 +150,8 @@ def bucket_error(
 def _kind(operation: str, text: str, code: str | None, status: int | None) -> _Kind:
     if code in _KIND_OF:
         return _KIND_OF[code]
+    if status == 407 or (status is None and "proxy authorization required" in text.lower()):
+        return _PROXY
     if "credential" in text[:300].lower() and status is None:
         return _NO_CREDENTIALS
     if operation == "read" and status in _MISSING:

@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlstate.buckets.client import BucketClient
 from mlstate.buckets.errors import translated_errors
+from mlstate.buckets.proxies import (
+    check_no_plain_proxy,
+    hides_metadata,
+    is_this_machine,
+    without_proxy,
+)
 from mlstate.buckets.values import Connection
 from mlstate.errors import BucketAccessError, FormatError, TransportError
 from mlstate.limits import Limits
@@ -44,6 +50,7 @@ class BucketOptions:
 
     session: Mapping[str, Any] = field(default_factory=dict, repr=False)
     endpoint: str | None = None  # the URL of another service that speaks S3
+    anonymous: bool = False  # whether nobody's credentials are looked for
     offline: bool = False  # whether sockets are forbidden
     attempts: int = 5  # how often a request is tried
     first_delay: float = 0.2  # the most seconds after the first attempt; doubles each time
@@ -107,7 +114,9 @@ def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
     named: dict[str, Any] = {}
     session = None
     endpoint = options.endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
-    if find_spec("boto3") is not None:
+    if options.anonymous:
+        config["skip_signature"] = True
+    elif find_spec("boto3") is not None:
         from obstore.auth.boto3 import Boto3CredentialProvider
 
         session, configured = _session(f"s3://{bucket}", options)
@@ -126,12 +135,16 @@ def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
         config["endpoint"] = endpoint
         if "AWS_ENDPOINT_URL_S3" in os.environ:  # which would come before the other
             config["aws_endpoint_url_s3"] = endpoint
-    plain = bool(endpoint) and str(endpoint).lower().startswith("http://")
-    read, write = _settings(options, allow_http=plain)
+    plain = str(endpoint or "").lower().startswith("http://")
+    direct = plain and is_this_machine(str(endpoint))
+    if plain and not config.get("skip_signature"):
+        check_no_plain_proxy(f"s3://{bucket}", str(endpoint))
+    proxy = without_proxy(str(endpoint)) if direct else {}
+    read, write = _settings(options, allow_http=plain, **proxy)
     with translated_errors(f"s3://{bucket}", "open"):
         reading = S3Store(bucket, config=config, **read, **named)
         writing = S3Store(bucket, config=config, **write, **named)
-    control = None if session is None else partial(_control, session, endpoint, options)
+    control = None if session is None else partial(_control, session, endpoint, options, direct)
     return Connection(reading, writing, control, anonymous=bool(config.get("skip_signature")))
 
 
@@ -142,8 +155,13 @@ def _connect_other(scheme: str, bucket: str, options: BucketOptions) -> Connecti
     variable = "GOOGLE_ALLOW_HTTP" if scheme == "gs" else "AZURE_ALLOW_HTTP"
     allow_http = os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
     read, write = _settings(options, allow_http=allow_http)
+    named: dict[str, Any] = {"skip_signature": True} if options.anonymous else {}
     with translated_errors(f"{scheme}://{bucket}", "open"):
-        return Connection(kind(bucket, **read), kind(bucket, **write))
+        return Connection(
+            kind(bucket, **read, **named),
+            kind(bucket, **write, **named),
+            anonymous=options.anonymous,
+        )
 
 
 def _settings(options: BucketOptions, **client: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -179,6 +197,8 @@ def _session(bucket: str, options: BucketOptions) -> tuple[Any, str | None]:
     try:
         if core is None:
             core = botocore.session.Session(profile=given.get("profile_name"))
+            if hides_metadata():  # what a proxy would answer is not this machine's
+                core.get_component("credential_provider").remove("iam-role")
         session = Session(botocore_session=core, **given)
         scoped = core.get_scoped_config()
     except BotoCoreError as error:
@@ -199,8 +219,8 @@ def _session(bucket: str, options: BucketOptions) -> tuple[Any, str | None]:
     return session, scoped.get("endpoint_url")
 
 
-def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
-    """A client of boto3, for what obstore cannot do."""
+def _control(session: Any, endpoint: str | None, options: BucketOptions, direct: bool) -> Any:
+    """A client of boto3, for what obstore cannot do; ``direct``: by no proxy."""
     from botocore.config import Config
 
     settings = Config(
@@ -208,6 +228,7 @@ def _control(session: Any, endpoint: str | None, options: BucketOptions) -> Any:
         read_timeout=_UPLOAD_SECONDS,  # a copy within a bucket answers when it is done
         retries={"total_max_attempts": options.attempts, "mode": "standard"},
         max_pool_connections=32,
+        proxies={} if direct else None,
         # Only what obstore does as well: it is asked what a server makes of a wrong payload.
         request_checksum_calculation="when_required",
         s3={"payload_signing_enabled": True, **({"addressing_style": "path"} if endpoint else {})},

@@ -21,8 +21,10 @@ from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.receiving import Receiver
 from mlstate.shown import without_queries
-from mlstate.transport import Resource, Retries, Transports
+from mlstate.transport import Patience, Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
+from mlstate.transport.reach import OWN, Reach
+from mlstate.transport.whole import WholeResource
 
 __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 
@@ -48,10 +50,13 @@ class Context:
     receiver: Receiver
     base: Path | None  # relative addresses are relative to it
     max_bytes: int  # of a file that is read from front to back
+    reach: Reach = OWN  # the places that may be opened
+    whole: bool = False  # whether nothing is read in parts
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""
-        return self.reader.patient(self.transports.open(address, base=self.base))
+        opened = self.transports.open(address, base=self.base, reach=self.reach)
+        return self.reader.patient(WholeResource(opened) if self.whole else opened)
 
     def hub_files(self, address: str) -> HubListing:
         """The commit and the files of a repository on the hub; also tried again."""
@@ -79,14 +84,20 @@ class Attempts:
         self.meter = meter
         self._noted: list[tuple[str, str]] = []
         self._failed: set[str] = set()
+        self._patience: dict[str, Patience] = {}
         self._offline = False
 
-    def context(self, max_bytes: int | None = None) -> Context:
-        """The context of one attempt; ``max_bytes`` as in `Context`."""
+    def context(
+        self, place: str = "", max_bytes: int | None = None, *, whole: bool = False
+    ) -> Context:
+        """The context of one attempt at a place; ``max_bytes`` and ``whole`` as in `Context`."""
         most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
         base = Path(self.entry.origin).parent if self.entry.origin else None
-        reader = Reader(self.options.retries, self.meter, self.options.connections)
-        return Context(self._transports, reader, self.receiver, base, most)
+        patience = self._patience.setdefault(place, self._transports.patience())
+        options = self.options
+        reader = Reader(options.retries, self.meter, options.connections, patience)
+        reach = Reach(self.entry.source)
+        return Context(self._transports, reader, self.receiver, base, most, reach, whole)
 
     def attempt(
         self, place: str, work: Callable[[Context], None], max_bytes: int | None = None
@@ -98,10 +109,7 @@ class Attempts:
         if place in self._failed:
             return False
         try:
-            try:
-                work(self.context(max_bytes))
-            except DamagedPartialError:
-                work(self.context(max_bytes))
+            self._work(place, work, max_bytes)
         except DamagedPartialError:
             self._note_failure(place, "what came of it is damaged, again and again")
         except OfflineError as error:
@@ -112,6 +120,27 @@ class Attempts:
         else:
             return True
         return False
+
+    def _work(self, place: str, work: Callable[[Context], None], max_bytes: int | None) -> None:
+        """Work with a mirror, and once more each where the second time may do.
+
+        Servers that share an address may disagree about the version of a file, though it is the
+        same: then it is read whole, and its digest decides.
+        """
+        whole = again = False
+        while True:
+            try:
+                work(self.context(place, max_bytes, whole=whole))
+            except DamagedPartialError:
+                if again:
+                    raise
+                again = True
+            except TransportError as error:
+                if whole or not error.changed:
+                    raise
+                whole = True
+            else:
+                return
 
     def note(self, place: str, reason: str) -> None:
         """Note what was wrong with a mirror, which may be asked again."""

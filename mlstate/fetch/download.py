@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,9 @@ from mlstate.transport import Resource
 from mlstate.transport.interface import Stream
 
 __all__ = ["SummedStream", "check_sha256", "download", "too_large"]
+
+_UNSAID = 16 << 30
+"""The most bytes that are taken of a file of which the server does not say how long it is."""
 
 
 def download(
@@ -34,19 +36,21 @@ def download(
     if size is not None and size > max_bytes:
         raise too_large(resource, max_bytes, f"{size} bytes")
     reader.meter.expect(size)
-    run = "" if resume else uuid.uuid4().hex
-    name = Digest.of(f"download\n{resource.address}\n{size}\n{run}".encode())
-    if size is not None and (staged := receiver.staged(name, size)):
+    text = f"download\n{resource.address}"
+    name = Digest.of(text.encode()) if resume else receiver.unsure_name(text)
+    if resume and size is not None and (staged := receiver.staged(name, size)):
         return staged, True
     if ranges and size is not None and size >= LARGE:
         return _by_ranges(resource, receiver, reader, name, size)
     with resource.read() as stream, receiver.arriving() as arriving:
         if size is None:
-            arriving.fill(reader.some(stream, max_bytes + 1))
-            if arriving.size > max_bytes:
-                raise too_large(resource, max_bytes, "more")
+            most = min(max_bytes, _UNSAID)
+            arriving.fill(reader.some(stream, most + 1))
+            if arriving.size > most:
+                raise too_large(resource, most, "more, and the server does not say how many")
         else:
             reader.feed(stream, 0, [Piece(0, size, arriving.fill)])
+        receiver.remove_partial(name)  # what came in parts before
         return arriving.stage(name), False
 
 

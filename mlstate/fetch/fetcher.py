@@ -259,7 +259,7 @@ class Fetcher:
             place = self.cache.stores[-1].locate(identity) if own is None else own.root
             raise _takes_nothing(place, missing)
         try:
-            receiver = Receiver(own, durable=self.durable)
+            receiver = Receiver(own, durable=self.durable, job=str(identity))
         except OSError as error:
             if error.errno not in _CANNOT_BE_MADE:
                 raise

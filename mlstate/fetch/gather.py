@@ -40,6 +40,7 @@ class Gathering(abc.ABC):
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self._segments = Segments(receiver)
+        self._large: set[Digest] = set()  # what came in segments, or a part of it
         self._reused = False
         self._lock = Lock()
 
@@ -62,8 +63,10 @@ class Gathering(abc.ABC):
         if tensor.spec.nbytes < LARGE:
             yield from self.whole(name, tensor)
             return
+        identity = self._identity_of(name, tensor.spec)
+        self._large.add(identity)
         yield from self._segments.pieces(
-            self._identity_of(name, tensor.spec),
+            identity,
             tensor_object.object_size(tensor.spec),
             lambda partial: self._take_partial(name, tensor.spec, partial),
             head=tensor_object.header(tensor.spec),
@@ -90,6 +93,11 @@ class Gathering(abc.ABC):
 
         If what came is not the state, an `IntegrityError` is raised and nothing of it is kept.
         """
+
+    def discard(self) -> None:
+        """Remove what is not published, to begin anew."""
+        for name in self._large:
+            self.receiver.remove_partial(name)
 
     def distrust(self) -> None:
         """Note that something of an earlier run goes in, to which damage may be due."""
@@ -167,7 +175,8 @@ class StagedGathering(Gathering):
     """Takes the tensors of a state whose state object is not at hand.
 
     ``identity`` is the state's digest or, of an unpinned state, where it is from: what an earlier
-    run staged for the same is used again. ``expected`` is the state digest, None if any will do.
+    run staged for the same is used again. It is None where nobody could tell whether that is
+    right: then the next run removes it. ``expected`` is the state digest, None if any will do.
     ``size`` is the bytes of tensor data that the state has; if unknown, at most ``max_size`` are
     taken.
     """
@@ -175,7 +184,7 @@ class StagedGathering(Gathering):
     def __init__(
         self,
         receiver: Receiver,
-        identity: str,
+        identity: str | None,
         expected: Digest | None,
         size: int | None,
         max_size: int,
@@ -253,7 +262,8 @@ class StagedGathering(Gathering):
         self.state, self.digest = state, digest
 
     def discard(self) -> None:
-        """Remove what was staged, to begin anew."""
+        """Remove what was staged, too; see `Gathering.discard`."""
+        super().discard()
         for staged in self._staged.values():
             staged.discard()
         for known in (self._specs, self._inline, self._staged):
@@ -281,7 +291,10 @@ class StagedGathering(Gathering):
             self._staged[name] = staged
 
     def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
-        return Digest.of(f"{self._identity}\n{spec}\n{name}".encode())
+        text = f"{self._identity}\n{spec}\n{name}"
+        if self._identity is None:
+            return self.receiver.unsure_name(text)
+        return Digest.of(text.encode())
 
 
 def values(spec: TensorSpec, chunks: Iterable[Bytes]) -> Iterator[Bytes]:

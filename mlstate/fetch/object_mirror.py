@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,14 +11,20 @@ from threading import Lock
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, NoRangesError, TransportError, concerning
 from mlstate.fetch.attempts import Context
+from mlstate.fetch.header import begins_with
 from mlstate.fetch.plan import LARGE, Piece, Segments, Take
 from mlstate.fetch.reader import read_exactly
 from mlstate.format import layout
+from mlstate.format.state_object import INLINE_LIMIT, MAX_HEADER
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import check_arrived
 from mlstate.transport import Resource
 
-__all__ = ["ObjectMirror", "bring_object", "read_object"]
+__all__ = ["ObjectMirror", "bring_object", "read_state_object"]
+
+_ENDS = re.compile(rb'"data_offsets":\[\d{1,19},(\d{1,19})\]')
+_UNSAID = 4
+"""Of what a file may have, a quarter may come of one whose length the server does not say."""
 
 _GONE = frozenset({404, 410})
 """The statuses by which a server says that it lacks one thing, which says nothing of others."""
@@ -40,23 +47,62 @@ def bring_object(
                 expected=f"{'at most ' if size is None else ''}{most} bytes",
                 found=f"{length} bytes",
             )
+        if length is None and size is None:  # it may have no end
+            most //= _UNSAID
         with context.receiver.arriving() as arriving:
             arriving.fill(context.reader.some(stream, most + 1))
+            if arriving.size > most:
+                raise FormatError(
+                    "an object of a mirror has the wrong length",
+                    expected=f"{'at most ' if size is None else ''}{most} bytes",
+                    found="more, and the server does not say how many",
+                )
             return arriving.publish(digest)
 
 
-def read_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
-    """Read an object of at most ``max_size`` bytes; more, or others, are an `IntegrityError`."""
+def read_state_object(resource: Resource, digest: Digest, max_size: int) -> bytes:
+    """Read a state object of at most ``max_size`` bytes.
+
+    It says at its front how long it is, so what has no end ends there.
+
+    Raises:
+        IntegrityError: It is larger, or has other bytes.
+    """
     with concerning(path=resource.address), resource.read() as stream:
-        if stream.total is not None and stream.total > max_size:
-            raise IntegrityError(
-                "this is larger than it can be",
-                expected=f"at most {max_size} bytes",
-                found=f"{stream.total} bytes",
-            )
-        data = read_exactly(stream, max_size + 1)
+        if stream.total is not None:
+            _check_size(stream.total, max_size)
+        front = read_exactly(stream, 8)
+        header = _length_of(front, max_size)
+        front += read_exactly(stream, header)
+        data = front + read_exactly(stream, _inline_length(front, max_size) + 1)
         check_arrived(Digest.of(data), digest)
     return data
+
+
+def _length_of(front: bytes, max_size: int) -> int:
+    length = int.from_bytes(front, "little")
+    if len(front) < 8 or length > MAX_HEADER:
+        raise IntegrityError("this is no state object", found=begins_with(front))
+    _check_size(8 + length, max_size)
+    return length
+
+
+def _inline_length(front: bytes, max_size: int) -> int:
+    """The bytes that follow the header of a state object, as it says: it is not trusted."""
+    ends = [int(match[1]) for match in _ENDS.finditer(front)]
+    length = max(ends, default=0)
+    _check_size(len(front) + length, min(max_size, len(front) + len(ends) * INLINE_LIMIT))
+    return length
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise IntegrityError(
+            "this is larger than it can be",
+            expected=f"at most {most} bytes",
+            found=f"{size} bytes",
+            remedy="if that is right, write the size of the state into its manifest",
+        )
 
 
 class ObjectMirror:
@@ -70,9 +116,9 @@ class ObjectMirror:
         self.lacking: set[Digest] = set()  # that it turned out not to have
 
     def read(self, digest: Digest, max_size: int) -> bytes | None:
-        """A small object, verified; None if the mirror lacks it. See `read_object`."""
+        """A state object, verified; None if the mirror lacks it. See `read_state_object`."""
         with self._unless_lacking(digest):
-            return read_object(self._open(digest), digest, max_size)
+            return read_state_object(self._open(digest), digest, max_size)
         return None
 
     def gather(self, wanted: Mapping[Digest, int | None]) -> None:

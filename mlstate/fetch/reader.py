@@ -13,7 +13,7 @@ from mlstate.errors import IntegrityError, TransportError
 from mlstate.fetch.plan import Piece, Take
 from mlstate.fetch.progress import Meter
 from mlstate.parallel import for_each
-from mlstate.transport import Resource, Retries, Stream, retried, retrying
+from mlstate.transport import Patience, Resource, Retries, Stream, retried, retrying
 
 __all__ = ["CHUNK", "Reader", "StreamLimit", "read_exactly"]
 
@@ -84,8 +84,11 @@ _GATHER = 0.1
 class Reader:
     """Reads streams of one mirror, so many at once, and ends them all when one fails."""
 
-    def __init__(self, retries: Retries, meter: Meter, connections: int) -> None:
+    def __init__(
+        self, retries: Retries, meter: Meter, connections: int, patience: Patience | None = None
+    ) -> None:
         self._retries = retries
+        self._patience = Patience() if patience is None else patience
         self._connections = connections
         self._stopped = threading.Event()
         self._own = threading.local()
@@ -93,11 +96,11 @@ class Reader:
 
     def patient(self, resource: Resource) -> Resource:
         """The resource, reading which is tried again after passing failures."""
-        return retrying(resource, self._retries, self._stopped.is_set)
+        return retrying(resource, self._retries, self._stopped.is_set, patience=self._patience)
 
     def patiently(self, call: Callable[[], _T]) -> _T:
         """The result of a call, which is tried again after passing failures."""
-        return retried(call, self._retries, self._stopped.is_set)
+        return retried(call, self._retries, self._stopped.is_set, patience=self._patience)
 
     def read_run(self, resource: Resource, run: Sequence[Piece[Take]]) -> None:
         """Read one range into its pieces; a NoRangesError if the server gives the whole only."""

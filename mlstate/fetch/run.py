@@ -5,7 +5,6 @@ Of a state without a digest a run brings everything, and says what it is: that p
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection
 from functools import partial
 
@@ -14,7 +13,7 @@ from mlstate.errors import TransportError
 from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, shown
 from mlstate.fetch.file_mirror import USUAL_HEADER, FileMirror
 from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
-from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_object
+from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_state_object
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
@@ -28,6 +27,8 @@ __all__ = ["Run"]
 _EMPTY = Digest.of(b"")
 _EVICTIONS = 3
 """So often what a pruning takes from under a fetch is fetched again."""
+_UNKNOWN_STATE = 64 << 20
+"""The longest state object that is fetched of a state whose size nobody gives: bytes."""
 
 
 class Run:
@@ -95,16 +96,20 @@ class Run:
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
-                self._receiver, fixed or uuid.uuid4().hex, None, self.entry.size, self._max_size
+                self._receiver, fixed, None, self.entry.size, self._max_size
             )
             size = self.entry.size
-            self._gather(mirror, gathering, size=size, max_bytes=self._max_size, check_sums=True)
+            self._receiver.remove_unsure()  # of a run that was killed
+            try:
+                self._gather(
+                    mirror, gathering, size=size, max_bytes=self._max_size, check_sums=True
+                )
+            finally:
+                self._receiver.remove_unsure()
             if gathering.digest is not None and gathering.state is not None:
                 self._receiver.flush()
                 self._keep(gathering.digest, ())
                 return gathering.digest, gathering.state
-            if fixed is None:
-                gathering.discard()
         raise self.attempts.failure("no mirror of an unpinned state could be read", None)
 
     def pin_file(self, name: str, mirror: Mirror) -> FileEntry:
@@ -127,6 +132,8 @@ class Run:
 
     def _bring_state_object(self) -> None:
         digest, limit = self.entry.pinned_digest, state_object_limit(self.entry)
+        if self.entry.size is None:
+            limit = min(limit, _UNKNOWN_STATE)
 
         def from_objects(address: str, context: Context) -> None:
             mirror = ObjectMirror(address, context)
@@ -141,7 +148,7 @@ class Run:
             keep(data)
 
         def beside_a_file(address: str, context: Context) -> None:
-            keep(read_object(context.open(address), digest, limit))
+            keep(read_state_object(context.open(address), digest, limit))
 
         def keep(data: bytes) -> None:
             StateObject.parse(data)
@@ -194,6 +201,8 @@ class Run:
         """Gather tensors from a mirror of files; see `FileMirror`."""
 
         def gather(context: Context) -> None:
+            if context.whole:  # parts of another version may be there
+                gathering.discard()
             files = FileMirror(
                 mirror,
                 context,

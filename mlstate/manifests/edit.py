@@ -12,7 +12,6 @@ table before: they would go when that is removed, and a new value would stand be
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +31,7 @@ from mlstate.manifests.write import (
     toml_value,
 )
 from mlstate.states import StateKey
+from mlstate.texts import load_toml
 
 __all__ = ["edit_manifest"]
 
@@ -112,7 +112,7 @@ def _blocks(text: str) -> list[_Block]:
 
 def _parsed(text: str) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(text)
+        return load_toml(text, "a part of a manifest")
     except ValueError:
         return None
 

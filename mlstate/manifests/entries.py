@@ -52,6 +52,8 @@ class StateEntry:
         unknown: Keys of a later version: kept, not understood.
         objects: The object mirrors of its manifest.
         origin: The manifest that lists it, or None.
+        source: Where the manifest itself came from, if from elsewhere; None if it is the user's
+            own. What is from elsewhere may not name every place: see `mlstate.transport.reach`.
     """
 
     key: StateKey
@@ -63,6 +65,7 @@ class StateEntry:
     unknown: Mapping[str, Any] = field(default_factory=_nothing)
     objects: tuple[str, ...] = ()
     origin: str | None = field(default=None, compare=False)
+    source: str | None = field(default=None, compare=False)
 
     @property
     def misspelt(self) -> dict[str, str]:

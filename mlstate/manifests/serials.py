@@ -20,6 +20,7 @@ from typing import Any
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
 from mlstate.objects.durable import read_small, try_lock, write_file
+from mlstate.texts import load_json
 from mlstate.warn import warn
 
 __all__ = ["MAX_SERIAL", "Sighting", "check_serials", "keep_serials", "serials_file"]
@@ -135,8 +136,9 @@ def _read() -> _Seen:
     except OSError:  # it is not there; or it cannot be read, and then nothing was written either
         return {}
     try:
-        return dict(map(_row, json.loads(data)["seen"]))
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        seen = load_json(data, "the file of serial numbers", most=len(data))["seen"]
+        return dict(map(_row, seen))
+    except (ValueError, TypeError, LookupError) as error:
         raise FormatError(
             "the file of the serial numbers that were seen is damaged",
             path=file,

@@ -131,7 +131,8 @@ def _file(entry: FileEntry) -> Any:
 
 
 def _mirrors(mirrors: Sequence[Mirror | UnusableMirror]) -> dict[str, Any]:
-    return {"mirrors": [_mirror(mirror) for mirror in mirrors]} if mirrors else {}
+    kept = [m for m in mirrors if not isinstance(m, UnusableMirror) or m.kept]
+    return {"mirrors": [_mirror(mirror) for mirror in kept]} if kept else {}
 
 
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:

@@ -53,12 +53,16 @@ class Staged:
 class Receiver:
     """Takes objects that arrive into a store's folder, which is made if it is missing.
 
-    With ``durable`` every object is flushed to the disk before it gets its name.
+    With ``durable`` every object is flushed to the disk before it gets its name. ``job`` stands for
+    what is done: a later run of the same finds what this one had no use for.
     """
 
-    def __init__(self, store: FolderObjectStore, *, durable: bool = True) -> None:
+    def __init__(
+        self, store: FolderObjectStore, *, durable: bool = True, job: str | None = None
+    ) -> None:
         self.store = store
         self.durable = durable
+        self._job = Digest.of(f"unsure\n{job or uuid.uuid4().hex}".encode())[:32]
         prepare_folder(store.root)
         self._tmp = store.root / layout.TEMPORARIES
         make_folders(store.root, self._tmp)
@@ -74,6 +78,25 @@ class Receiver:
     def partial(self, name: str, size: int) -> Partial:
         """A large object that comes in any order, and is found again by 64 hex digits."""
         return Partial(self._tmp, name, size)
+
+    def unsure_name(self, text: str) -> Digest:
+        """The name, for `partial` or `staged`, of what no later run may use.
+
+        Nobody could tell whether it is right: it may be of another version of the same file.
+        """
+        return Digest(f"{self._job}{Digest.of(text.encode())[:32]}")
+
+    def remove_unsure(self) -> None:
+        """Remove what this job, or one of its earlier runs, has left under unsure names."""
+        for path in self._tmp.glob(f"{self._job}*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                path.unlink()
+
+    def remove_partial(self, name: str) -> None:
+        """Remove what is here of a large object, which comes in another way."""
+        for suffix in (layout.PARTIAL_SUFFIX, f"{layout.PARTIAL_SUFFIX}{layout.DONE_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                (self._tmp / f"{name}{suffix}").unlink()
 
     def place(self, digest: Digest) -> Path:
         """The path of an object, in a folder that is there.

@@ -31,9 +31,10 @@ from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
+from mlstate.stores.remote_entries import from_elsewhere, has_refused
 from mlstate.stores.save_request import is_same
 from mlstate.stores.state_saver import StateSaver
-from mlstate.stores.statefiles import parse_state_file
+from mlstate.stores.statefiles import format_state_file, parse_state_file
 
 __all__ = ["BundleReader"]
 
@@ -106,7 +107,11 @@ class BundleReader:
 
     def _add_state(self, member: TarInfo, key: StateKey) -> None:
         data = self._text(member)
-        entry = parse_state_file(data, key, self._place(member))
+        said = parse_state_file(data, key, self._place(member))
+        entry = from_elsewhere(said, f"bundle {self._tar.origin}")
+        if has_refused(said, entry):  # what is stored must not name it, either
+            data = format_state_file(entry)
+            entry = parse_state_file(data, key, self._place(member))
         digest = entry.pinned_digest
         same = [other for other in self._states if str(other).lower() == str(key).lower()]
         if variant := next(iter(same), self._saver.files.case_variant(key)):

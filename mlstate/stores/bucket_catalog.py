@@ -21,7 +21,7 @@ from mlstate.objects.prefix import BucketPlace
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.checkpoints import SUFFIX, Checkpoints, key_of_checkpoint
-from mlstate.stores.remote_entries import without_local_mirrors
+from mlstate.stores.remote_entries import from_elsewhere
 from mlstate.stores.statefiles import StateFiles, find_case_variant, trash_name
 
 __all__ = ["BucketCheckpoints", "BucketStateFiles"]
@@ -55,7 +55,7 @@ class BucketStateFiles(StateFiles):
         entry = super().recorded(key)
         if entry is None:
             return None
-        entry = without_local_mirrors(entry)
+        entry = from_elsewhere(entry, self.place.address)
         return replace(entry, objects=(self.place.address, *entry.objects))
 
     def read(self, key: StateKey) -> bytes | None:

@@ -5,40 +5,67 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from mlstate.errors import TransportError
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
+from mlstate.transport.reach import Reach
 
-__all__ = ["without_local_mirrors"]
+__all__ = ["from_elsewhere", "has_refused"]
 
 _Mirrors = tuple[Mirror | UnusableMirror, ...]
 
 
-def without_local_mirrors(entry: StateEntry) -> StateEntry:
-    """An entry from another machine, without mirrors that would be read on this one."""
+def from_elsewhere(entry: StateEntry, source: str) -> StateEntry:
+    """An entry from another machine, without mirrors that such a one may not name.
+
+    Those are passed over, and reported, when the state is fetched, and are written nowhere.
+
+    Args:
+        entry: What the manifest says.
+        source: The address that the manifest came from, or another name for where.
+
+    Raises:
+        FormatError: MLSTATE_ALLOWED_HOSTS is malformed.
+    """
+    reach = Reach(source)
     files = {
-        name: FileEntry(file.digest, _elsewhere(file.mirrors), file.unknown)
+        name: FileEntry(file.digest, _permitted(file.mirrors, reach), file.unknown)
         for name, file in entry.files.items()
     }
-    objects = tuple(address for address in entry.objects if _is_elsewhere(address))
-    return replace(entry, mirrors=_elsewhere(entry.mirrors), files=files, objects=objects)
+    objects = tuple(address for address in entry.objects if _refusal([address], reach) is None)
+    mirrors = _permitted(entry.mirrors, reach)
+    return replace(entry, mirrors=mirrors, files=files, objects=objects, source=source)
 
 
-def _elsewhere(mirrors: _Mirrors) -> _Mirrors:
-    return tuple(
-        mirror
-        if isinstance(mirror, UnusableMirror) or all(map(_is_elsewhere, _addresses(mirror)))
-        else UnusableMirror("a place on this machine, in a manifest from elsewhere", mirror.toml)
-        for mirror in mirrors
-    )
+def has_refused(entry: StateEntry, permitted: StateEntry) -> bool:
+    """Whether something of an entry is not permitted; see `from_elsewhere`."""
+    return replace(permitted, source=entry.source) != entry
 
 
-def _addresses(mirror: Mirror) -> Iterator[str]:
+def _permitted(mirrors: _Mirrors, reach: Reach) -> _Mirrors:
+    found: list[Mirror | UnusableMirror] = []
+    for mirror in mirrors:
+        refusal = None if isinstance(mirror, UnusableMirror) else _refusal(_all(mirror), reach)
+        if refusal is None:
+            found.append(mirror)
+        else:
+            found.append(UnusableMirror(refusal, mirror.toml, kept=False))
+    return tuple(found)
+
+
+def _all(mirror: Mirror) -> Iterator[str]:
     yield from mirror.urls
     if mirror.state is not None:
         yield mirror.state
     for part in mirror.parts:
-        yield from _addresses(part)
+        yield from _all(part)
 
 
-def _is_elsewhere(address: str) -> bool:
-    return "://" in address and not address.lower().startswith("file:")
+def _refusal(addresses: Iterator[str] | list[str], reach: Reach) -> str | None:
+    """Why one of these addresses may not be named, or None."""
+    for address in addresses:
+        try:
+            reach.permission(address)
+        except TransportError as error:
+            return "; ".join(filter(None, (error.message, error.remedy)))
+    return None

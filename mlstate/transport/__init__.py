@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from mlstate.retries import Retries, retried
+from mlstate.retries import Patience, Retries, retried
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.open import Transports
 from mlstate.transport.resuming import retrying
 
-__all__ = ["Resource", "Retries", "Stream", "Transports", "retried", "retrying"]
+__all__ = ["Patience", "Resource", "Retries", "Stream", "Transports", "retried", "retrying"]

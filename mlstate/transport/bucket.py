@@ -67,7 +67,9 @@ class BucketResource:
         """Remember which version this is; another one than before is an error."""
         with self._lock:
             if self._seen is not None and self._seen != (size, etag):
-                raise TransportError("the file changed while it was read", path=self.address)
+                raise TransportError(
+                    "the file changed while it was read", changed=True, path=self.address
+                )
             self._seen = (size, etag)
 
 

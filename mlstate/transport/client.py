@@ -24,9 +24,11 @@ from urllib3 import exceptions as problems
 from mlstate.digests import Bytes
 from mlstate.errors import TransportError
 from mlstate.limits import Limits
-from mlstate.transport.connections import Body, set_deadlines
+from mlstate.transport.connections import Body, prepare
 from mlstate.transport.errors import translated_errors
+from mlstate.transport.reach import is_allowed
 from mlstate.transport.urls import Url
+from mlstate.transport.zones import Zone, ZoneOf, most_public, zone_by_name, zone_of
 
 __all__ = ["Session", "Target", "discard", "follow", "release"]
 
@@ -52,19 +54,33 @@ class _Route:
     """How a server is reached."""
 
     pool: HTTPConnectionPool
-    absolute: bool  # a proxy is told the whole address
+    proxied: bool
+    absolute: bool  # a proxy is told the whole address, and sees all that is sent
+    zones: set[Zone]  # of all that were connected to
+
+
+class _StrangePeerError(Exception):
+    """A server's address is not in the zone that it has to be in. No OSError, which urllib3 wraps.
+
+    Args:
+        peer: The address, and its zone.
+    """
+
+    def __init__(self, peer: str) -> None:
+        super().__init__(peer)
+        self.peer = peer
 
 
 class Session:
     """Sends requests, from any thread. It follows nothing, retries nothing, keeps no cookies."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, classify: ZoneOf = zone_of) -> None:
         self.limits = limits
+        self._classify = classify
         self._session = requests.Session()
-        self._adapter = HTTPAdapter(pool_connections=SERVERS, pool_maxsize=limits.connections)
-        for scheme in ("http", "https"):
-            self._session.mount(f"{scheme}://", self._adapter)
-        self._routes: dict[tuple[str, str, int], _Route] = {}
+        # What may only go to some addresses has connections of its own.
+        self._adapters: dict[Zone | None, HTTPAdapter] = {}
+        self._routes: dict[tuple[tuple[str, str, int], Zone | None], _Route] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -77,6 +93,7 @@ class Session:
         *,
         body: bytes | Iterable[Bytes] | None = None,
         reply_timeout: float | None = None,
+        confined: Zone | None = None,
     ) -> BaseHTTPResponse:
         """Send a request and wait for the headers of its reply.
 
@@ -87,12 +104,24 @@ class Session:
             address: What an error calls the resource.
             body: What to send along. Parts are asked for one by one, as the network takes them.
             reply_timeout: The seconds to wait for the reply, if not the read timeout.
+            confined: The zone that the server has to be in, if it is not public; None: any.
 
         Raises:
-            TransportError: There is no reply.
+            TransportError: There is no reply; or the server is in another zone, or a credential
+                would pass a proxy in clear, and then nothing was sent.
         """
-        route = self._route(url, address)
-        with translated_errors(address), _without_queries_in_logs():
+        route = self._route(url, confined, address)
+        if route.absolute and "Authorization" in headers:
+            raise TransportError(
+                "a credential would go through a proxy in clear",
+                path=address,
+                remedy="use an https address, or name the host in NO_PROXY",
+            )
+        with (
+            translated_errors(address),
+            _without_queries_in_logs(),
+            _known_peers(url, confined, address),
+        ):
             return route.pool.urlopen(
                 method,
                 url.secret_text if route.absolute else url.target,
@@ -120,29 +149,45 @@ class Session:
         self._session.close()
         with self._lock:
             self._closed = True
+            for adapter in self._adapters.values():
+                adapter.close()
             for route in self._routes.values():
                 route.pool.close()
             self._routes.clear()
 
-    def _route(self, url: Url, address: str) -> _Route:
+    def zone_after(self, url: Url, confined: Zone | None, address: str) -> Zone:
+        """The zone of a server that has answered a request with these arguments."""
+        route = self._route(url, confined, address)
+        return zone_by_name(url, self._classify) if route.proxied else most_public(route.zones)
+
+    def _route(self, url: Url, confined: Zone | None, address: str) -> _Route:
         with self._lock:
             if self._closed:
                 raise ValueError("these transports are closed")
-            route = self._routes.get(url.origin)
+            route = self._routes.get((url.origin, confined))
             if route is None:
-                route = self._routes[url.origin] = self._find_route(url, address)
+                route = self._find_route(url, confined, address)
+                self._routes[url.origin, confined] = route
             return route
 
-    def _find_route(self, url: Url, address: str) -> _Route:
-        root = url.root + "/"
+    def _adapter(self, confined: Zone | None) -> HTTPAdapter:
+        if confined not in self._adapters:
+            connections = self.limits.connections
+            self._adapters[confined] = HTTPAdapter(SERVERS, connections)
+        return self._adapters[confined]
+
+    def _find_route(self, url: Url, confined: Zone | None, address: str) -> _Route:
+        root, adapter = url.root + "/", self._adapter(confined)
         try:
             request = requests.Request("GET", root).prepare()
             found = self._session.merge_environment_settings(root, {}, True, None, None)
-            proxies, verify, cert = found["proxies"], found["verify"], found["cert"]
-            pool = self._adapter.get_connection_with_tls_context(request, verify, proxies, cert)
-            self._adapter.cert_verify(pool, root, verify, cert)
+            verify, cert = found["verify"], found["cert"]
+            # No proxy reaches this machine, and none is to see what is sent to it in clear.
+            proxies = {} if url.is_loopback else found["proxies"]
+            pool = adapter.get_connection_with_tls_context(request, verify, proxies, cert)
+            adapter.cert_verify(pool, root, verify, cert)
             proxy = select_proxy(root, proxies)
-            absolute = proxy is not None and self._adapter.request_url(request, proxies) == root
+            absolute = proxy is not None and adapter.request_url(request, proxies) == root
         except (requests.RequestException, problems.HTTPError, OSError, ValueError, TypeError):
             # What they say is not repeated: a proxy's address may have a password in it.
             raise TransportError(
@@ -150,8 +195,43 @@ class Session:
                 path=address,
                 remedy="look at HTTP_PROXY, HTTPS_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE",
             ) from None
-        set_deadlines(pool)
-        return _Route(pool, absolute)
+        route = _Route(pool, proxy is not None, absolute, set())
+        if route.proxied and confined is not None:
+            zone = zone_by_name(url, self._classify)
+            if zone not in (Zone.PUBLIC, confined):
+                raise _wrong_zone(url, f"{url.host} ({zone.value})", confined, address)
+
+        def admit(peer: str) -> None:
+            if route.proxied:
+                return
+            zone = self._classify(peer)
+            if confined is not None and zone not in (Zone.PUBLIC, confined):
+                raise _StrangePeerError(f"{peer} ({zone.value})")
+            route.zones.add(zone)
+
+        prepare(pool, admit)
+        return route
+
+
+@contextmanager
+def _known_peers(url: Url, confined: Zone | None, address: str) -> Iterator[None]:
+    try:
+        yield
+    except _StrangePeerError as error:
+        assert confined is not None
+        raise _wrong_zone(url, error.peer, confined, address) from None
+
+
+def _wrong_zone(url: Url, peer: str, confined: Zone, address: str) -> TransportError:
+    return TransportError(
+        "this leads into a network where it must not lead",
+        path=address,
+        expected="a public address"
+        if confined is Zone.PUBLIC
+        else f"a public address, or a {confined.value} one as that which leads there",
+        found=f"{url.root}, which is at {peer}",
+        remedy=f"if you trust it, add {url.root} to MLSTATE_ALLOWED_HOSTS",
+    )
 
 
 def release(reply: BaseHTTPResponse) -> None:
@@ -178,13 +258,24 @@ class Target:
     Attributes:
         url: The address.
         via: The addresses that redirected to it, from the first on.
+        confined: The zone that its server has to be in, if it is not public; None: any.
     """
 
     url: Url
     via: tuple[Url, ...] = ()
+    confined: Zone | None = None
 
-    def redirected(self, location: str | None, address: str) -> Target:
+    def redirected(self, location: str | None, zone: Zone, address: str) -> Target:
         """The target that a redirect from here leads to.
+
+        A redirect into the internet is followed from anywhere. One that does not lead there stays
+        in the zone where it comes from: a stranger's server must not make this machine ask what
+        only this machine can.
+
+        Args:
+            location: The header of that name.
+            zone: Where this target is.
+            address: What an error calls the resource.
 
         Raises:
             TransportError: It leads too far, nowhere, or where it must not.
@@ -205,10 +296,11 @@ class Target:
             raise TransportError(
                 "a redirect leads from https to http", path=address, found=url.shown
             )
-        return Target(url, (*self.via, self.url))
+        return Target(url, (*self.via, self.url), None if is_allowed(url) else zone)
 
 
 def follow(
+    session: Session,
     send: Callable[[Target], BaseHTTPResponse],
     start: Target,
     address: str,
@@ -218,6 +310,7 @@ def follow(
     """Send a request, and again wherever a redirect leads.
 
     Args:
+        session: What it is sent with.
         send: Sends the request to a target, with the credentials that are for that server alone.
         start: The first target.
         address: What an error calls the resource.
@@ -232,7 +325,8 @@ def follow(
     target = start
     while (reply := send(target)).status in _REDIRECTED:
         discard(reply)
-        target = target.redirected(reply.headers.get("Location"), address)
+        zone = session.zone_after(target.url, target.confined, address)
+        target = target.redirected(reply.headers.get("Location"), zone, address)
         if not other_servers and target.url.origin != start.url.origin:
             raise TransportError(
                 "a redirect leads to another server", path=address, found=target.url.shown

@@ -1,10 +1,16 @@
-"""HTTP connections whose replies have a deadline: no drip of bytes keeps a reader for ever."""
+"""HTTP connections that know whom they are connected to, and whose replies have a deadline.
+
+No drip of bytes keeps a reader for ever, and nothing is sent to an address where it must not go,
+whatever name it has.
+"""
 
 from __future__ import annotations
 
 import http.client
 import io
+import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool
@@ -13,7 +19,7 @@ from mlstate.limits import Limits, SpeedLimit
 from mlstate.transport.errors import translated_errors
 from mlstate.transport.interface import CheckedStream
 
-__all__ = ["Body", "set_deadlines"]
+__all__ = ["Body", "prepare"]
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -64,18 +70,34 @@ class _Response(http.client.HTTPResponse):
         return count
 
 
-def set_deadlines(pool: HTTPConnectionPool) -> None:
-    """Make the connections of a pool give replies that have a deadline."""
+def prepare(pool: HTTPConnectionPool, admit: Callable[[str], None]) -> None:
+    """Make the connections of a pool give replies that have a deadline, and look at their peers.
+
+    Args:
+        pool: The pool, of which no connection was made yet.
+        admit: Called with the numeric address of each peer before anything is sent to it. What it
+            raises, which is no OSError, ends the connection.
+    """
     kind: Any = pool.ConnectionCls  # of a proxy by SOCKS, it is another than urllib3's usual
-    if kind.response_class is not _Response:
-        pool.ConnectionCls = type(kind.__name__, (kind,), {"response_class": _Response})
+
+    def connect(self: Any) -> socket.socket:
+        made: socket.socket = kind._new_conn(self)
+        try:
+            admit(made.getpeername()[0])
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    changed = {"response_class": _Response, "_new_conn": connect}
+    pool.ConnectionCls = type(kind.__name__, (kind,), changed)
 
 
 class Body(CheckedStream):
     """The body of a reply, one receive at a time; a server that is too slow is an error.
 
     Args:
-        reply: The reply, of a pool that `set_deadlines` has changed.
+        reply: The reply, of a pool that `prepare` has changed.
         address: What errors call the resource.
         limits: How slow is too slow.
         length: The number of bytes that were promised, or None.

@@ -30,7 +30,7 @@ from mlstate.texts import load_toml
 from mlstate.transport.urls import Url
 from mlstate.warn import warn
 
-__all__ = ["Credential", "Credentials", "hub_endpoint", "token_variable"]
+__all__ = ["Credential", "Credentials", "NoCredentials", "hub_endpoint", "token_variable"]
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _LARGEST = 1 << 20
@@ -123,6 +123,13 @@ class Credentials:
     @cached_property
     def _logins(self) -> Mapping[str, tuple[str, str]]:
         return _read_netrc()
+
+
+class NoCredentials(Credentials):
+    """None, for anybody."""
+
+    def find(self, url: Url, via: Sequence[Url] = ()) -> None:
+        """None; see `Credentials.find`."""
 
 
 def _same_server(before: Url, url: Url) -> bool:

@@ -12,7 +12,14 @@ from urllib3 import exceptions as problems
 
 from mlstate.errors import TransportError
 
-__all__ = ["translated_errors"]
+__all__ = ["PROXY_LOGIN", "PROXY_REMEDY", "translated_errors"]
+
+
+PROXY_LOGIN = "the proxy wants to know who is asking"
+PROXY_REMEDY = (
+    "put name and password into the proxy's address: HTTPS_PROXY=http://name:password@host:port, "
+    "and HTTP_PROXY likewise"
+)
 
 
 @contextmanager
@@ -33,6 +40,10 @@ def _translate(error: BaseException) -> TransportError:
     match error:
         case problems.ProxyError():
             refused = next((code for code in ("407", "403") if code in str(cause)), None)
+            if refused == "407":
+                return TransportError(
+                    PROXY_LOGIN, status=407, found="HTTP 407 from the proxy", remedy=PROXY_REMEDY
+                )
             return TransportError(
                 "the proxy does not let us through",
                 transient=refused is None,

@@ -25,6 +25,7 @@ from mlstate.transport.replies import (
     unsatisfied_total,
 )
 from mlstate.transport.urls import Url
+from mlstate.transport.zones import Zone
 
 __all__ = ["HttpResource"]
 
@@ -35,12 +36,17 @@ class HttpResource:
     """A file on a web server. Where its address redirects to is found once, and remembered."""
 
     def __init__(
-        self, session: Session, credentials: Credentials, url: Url, address: str | None = None
+        self,
+        session: Session,
+        credentials: Credentials,
+        url: Url,
+        address: str | None = None,
+        confined: Zone | None = None,
     ) -> None:
         self.address = url.shown if address is None else address
         self._session = session
         self._credentials = credentials
-        self._start = Target(url)
+        self._start = Target(url, confined=confined)
         self._lock = threading.Lock()
         self._finding = OneFirst()
         self._end: Target | None = None  # where the address leads, once that is known
@@ -105,7 +111,8 @@ class HttpResource:
         with nullcontext() if self._end is not None else self._finding.turn():
             remembered = self._end
             send = partial(self._send, headers)
-            reply, target = follow(send, remembered or self._start, self.address)
+            start = remembered or self._start
+            reply, target = follow(self._session, send, start, self.address)
             if reply.status < 400:
                 self._end = target
             return reply, target, remembered
@@ -114,12 +121,13 @@ class HttpResource:
         # Looked up for each server that is asked, so that none is told another's.
         credential = self._credentials.find(target.url, target.via)
         sent = {} if credential is None else {"Authorization": credential.header}
-        return self._session.send("GET", target.url, {**headers, **sent}, self.address)
+        every = {**headers, **sent}
+        return self._session.send("GET", target.url, every, self.address, confined=target.confined)
 
     def _check_whole(self, reply: BaseHTTPResponse, target: Target) -> Extent:
         if reply.status != 200:
             raise self._refused(reply, target)
-        check_form(reply.headers, self.address)
+        check_form(reply.headers, self.address, target.url, page=True)
         length = content_length(reply.headers, self.address)
         self._check_version(reply, target, length)
         return Extent(length, length)
@@ -131,7 +139,7 @@ class HttpResource:
             self._check_version(reply, target, unsatisfied_total(reply.headers))
         if reply.status not in (200, 206):
             raise self._refused(reply, target)
-        check_form(reply.headers, self.address)
+        check_form(reply.headers, self.address, target.url, page=True)
         if reply.status == 200:
             self._check_version(reply, target, content_length(reply.headers, self.address))
             raise NoRangesError(
@@ -161,7 +169,9 @@ class HttpResource:
             before = self._seen
             changed = before is not None and before.differs(version)
             if changed or (None not in (self._size, total) and self._size != total):
-                raise TransportError("the file changed while it was read", path=self.address)
+                raise TransportError(
+                    "the file changed while it was read", changed=True, path=self.address
+                )
             self._seen = version
             if total is not None:
                 self._size = total

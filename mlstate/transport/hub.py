@@ -6,7 +6,6 @@ all files of a state are of one moment. What the hub's own cache on this machine
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -21,6 +20,7 @@ from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.limits import read_limited
 from mlstate.locations import check_file_names
 from mlstate.parallel import OneFirst
+from mlstate.texts import load_json
 from mlstate.transport.credentials import hub_endpoint
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource
@@ -32,6 +32,7 @@ FORM = "hf://org/repo@revision/path"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUBS_OWN = re.compile(r"([^/@]*@refs/(?:pr/\d+|convert/\w+))(?:(/)(.*))?", re.DOTALL)
 _KINDS = ("datasets", "models", "spaces")  # how other addresses on the hub begin
 
 
@@ -80,11 +81,18 @@ class HubListing:
 
 
 def parse_hub_address(text: str) -> HubAddress:
-    """Read ``hf://org/repo[@revision][/path]``; a ``/`` in a revision is written ``%2F``."""
+    """Read ``hf://org/repo[@revision][/path]``.
+
+    A ``/`` in a revision is written ``%2F``; not so in those that the hub makes itself, such as
+    ``refs/pr/1`` and ``refs/convert/parquet``.
+    """
     if text[:5].lower() != "hf://":
         raise FormatError("not an address on the hub", expected=FORM, found=repr(text))
     org, _, rest = text[5:].partition("/")
-    name, slash, path = rest.partition("/")
+    if own := _HUBS_OWN.fullmatch(rest):
+        name, slash, path = own.groups(default="")
+    else:
+        name, slash, path = rest.partition("/")
     repo, at, revision = name.partition("@")
     try:
         revision = unquote(revision, errors="strict") if at else "main"
@@ -136,16 +144,26 @@ class Hub:
     def _ask(self, endpoint: str, address: HubAddress) -> HubListing:
         name = str(HubAddress(address.repo, address.revision))
         url = f"{endpoint}/api/models/{address.repo}/revision/{quote(address.revision, safe='')}"
-        with with_hub_remedies(), self._connect(url, name).read() as stream:
+        with (
+            _revision_remedy(address),
+            with_hub_remedies(),
+            self._connect(url, name).read() as stream,
+        ):
             data = read_limited(iter(lambda: stream.read(1 << 18), b""), MAX_ANSWER)
-        if len(data) > MAX_ANSWER:
-            raise TransportError("the hub's answer is too long", path=name)
         try:
-            answer = json.loads(data)
+            answer = load_json(data, "the hub's answer", most=MAX_ANSWER)
+        except FormatError as error:
+            raise TransportError(
+                "the hub's answer makes no sense",
+                path=name,
+                expected=error.expected,
+                found=f"{error.message}: {error.found}",
+            ) from None
+        try:
             commit = answer["sha"]
             files = tuple(file["rfilename"] for file in answer.get("siblings", ()))
             valid = _COMMIT.fullmatch(commit) and all(isinstance(file, str) for file in files)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             valid = None
         if not valid or (address.is_commit and commit != address.revision):
             raise TransportError("the hub's answer makes no sense", path=name)
@@ -206,6 +224,20 @@ def with_hub_remedies() -> Iterator[None]:
             error.remedy = (
                 "put a token that may read this repository into HF_TOKEN; if it is gated, accept "
                 "its terms on the hub's website; and check the name"
+            )
+        raise
+
+
+@contextmanager
+def _revision_remedy(address: HubAddress) -> Iterator[None]:
+    """Say of a revision that is not there that it may be the beginning of one with a slash."""
+    try:
+        yield
+    except TransportError as error:
+        if error.status == 404 and address.path is not None and not address.is_commit:
+            error.remedy = (
+                "check repository and revision; a slash in a revision is written %2F, as in "
+                f"hf://{address.repo}@{address.revision}%2F{address.path.partition('/')[0]}"
             )
         raise
 

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.limits import Limits
 from mlstate.locations import check_url
-from mlstate.transport.credentials import Credentials
+from mlstate.retries import Patience
+from mlstate.transport.credentials import Credentials, NoCredentials
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource, file_path
+from mlstate.transport.reach import OWN, Permission, Reach
 from mlstate.transport.urls import Url
+from mlstate.transport.zones import ZoneOf, zone_of
 
 if TYPE_CHECKING:
     from mlstate.buckets.client import BucketClient
     from mlstate.transport.client import Session
 
 __all__ = ["OfflineResource", "Transports"]
+
+
+_ANY = Permission()
 
 
 class OfflineResource:
@@ -56,7 +62,8 @@ class Transports:
     Nothing is connected to, and nothing slow is imported, before something is opened. With
     ``offline`` whatever needs a socket raises an `OfflineError`. ``buckets`` are open already, with
     credentials of their own, by address (``s3://bucket``); all others are reached as the
-    environment says. ``limits`` are the fields of `Limits`: how long servers may take.
+    environment says. ``classify`` says which network an address is in, and ``limits`` are the
+    fields of `Limits`: how long servers may take.
     """
 
     def __init__(
@@ -64,36 +71,42 @@ class Transports:
         *,
         offline: bool = False,
         buckets: Mapping[str, BucketClient] | None = None,
+        classify: ZoneOf = zone_of,
         **limits: Any,
     ) -> None:
         self._offline = offline
         self._limits = Limits(**limits)
+        self._classify = classify
         self._lock = threading.Lock()
         self._session: Session | None = None
-        self._credentials = Credentials()
+        self._credentials, self._no_credentials = Credentials(), NoCredentials()
         self._buckets = dict(buckets or {})
+        self._public_buckets: dict[str, BucketClient] = {}  # asked without credentials
         self._hub = Hub(self._connect, offline=offline)
         self._closed = False
 
-    def open(self, address: str, *, base: Path | None = None) -> Resource:
+    def open(self, address: str, *, base: Path | None = None, reach: Reach = OWN) -> Resource:
         """The resource at an address. Whether it is there shows when it is read.
 
         The address is an http, https, file, s3, gs, az or hf address, or a path, which is taken as
         it is and, if relative, below ``base`` or else the current folder. Raises a `FormatError` if
         it is malformed or has a password in it, and a `TransportError` if this version does not
-        read such addresses, or not without a package that is missing.
+        read such addresses, or not without a package that is missing, or if ``reach`` does not go
+        there.
         """
         reason = check_url(address)
         scheme = address.partition("://")[0].lower() if "://" in address else ""
         if reason is not None:
             raise TransportError(reason, found=f"{scheme}://...")
+        permission = reach.permission(address)
         match scheme:
             case "http" | "https":
-                return self._connect(address)
+                return self._connect(address, permission=permission)
             case "s3" | "gs" | "az":
                 if self._offline:
                     return OfflineResource(address)
-                return self._open_bucket(f"{scheme}{address[len(scheme) :]}")
+                named = f"{scheme}{address[len(scheme) :]}"
+                return self._open_bucket(named, credentials=permission.credentials)
             case "hf":
                 where = parse_hub_address(address)
                 if where.path is None:
@@ -114,12 +127,16 @@ class Transports:
             raise FormatError("a repository is needed, and this is a file", path=where)
         return self._hub.listing(where)
 
+    def patience(self) -> Patience:
+        """The patience, as yet unspent, with one server."""
+        return Patience(self._limits.patience, self._limits.low_speed)
+
     def close(self) -> None:
         """Close all connections. Nothing is read from the network after this."""
         with self._lock:
             self._closed = True
             session, self._session = self._session, None
-            self._buckets = {}
+            self._buckets, self._public_buckets = {}, {}
         if session is not None:
             session.close()
 
@@ -129,7 +146,7 @@ class Transports:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _open_bucket(self, address: str) -> Resource:
+    def _open_bucket(self, address: str, *, credentials: bool) -> Resource:
         from mlstate.buckets.open import BucketOptions, open_bucket, parse_bucket_address
         from mlstate.transport.bucket import BucketResource
 
@@ -137,17 +154,24 @@ class Transports:
         name = f"{scheme}://{bucket}"
         with self._lock:
             self._check_open()
-            if name not in self._buckets:
-                # Readers try again by themselves; if both did, the attempts would multiply.
-                options = BucketOptions(offline=self._offline, attempts=1, limits=self._limits)
-                self._buckets[name] = open_bucket(name, options)
-            return BucketResource(self._buckets[name], path)
+            buckets = self._buckets if credentials else self._public_buckets
+            if name not in buckets:
+                options = BucketOptions(
+                    offline=self._offline,
+                    attempts=1,  # readers try again by themselves: the attempts would multiply
+                    limits=self._limits,
+                    anonymous=not credentials,
+                )
+                buckets[name] = open_bucket(name, options)
+            return BucketResource(buckets[name], path)
 
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("these transports are closed")
 
-    def _connect(self, text: str, address: str | None = None) -> Resource:
+    def _connect(
+        self, text: str, address: str | None = None, permission: Permission = _ANY
+    ) -> Resource:
         url = Url.parse(text)
         if self._offline:
             return OfflineResource(url.shown if address is None else address)
@@ -157,5 +181,6 @@ class Transports:
         with self._lock:
             self._check_open()
             if self._session is None:
-                self._session = Session(self._limits)
-            return HttpResource(self._session, self._credentials, url, address)
+                self._session = Session(self._limits, self._classify)
+            credentials = self._credentials if permission.credentials else self._no_credentials
+            return HttpResource(self._session, credentials, url, address, permission.confined)

@@ -14,6 +14,7 @@ from urllib3 import BaseHTTPResponse
 from mlstate.errors import TransportError
 from mlstate.retries import TRANSIENT_STATUSES
 from mlstate.transport.credentials import token_variable
+from mlstate.transport.errors import PROXY_LOGIN, PROXY_REMEDY
 from mlstate.transport.urls import Url
 
 __all__ = [
@@ -31,11 +32,16 @@ REASONS = {
     401: "the server wants to know who is asking",
     403: "the server refuses access",
     404: "there is no such file on the server",
-    407: "the proxy wants to know who is asking",
+    407: PROXY_LOGIN,
     410: "the file is gone from the server for good",
     416: "the file is shorter than what is asked of it",
     429: "the server asks for fewer requests",
+    511: "this network wants a login before it lets anything through",
 }
+_PORTAL = (
+    "open any page in a browser: if a login appears, that is this network's own (a captive portal)"
+)
+_REMEDIES = {407: PROXY_REMEDY, 511: _PORTAL}
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _NO_RANGE = re.compile(r"bytes \*/(\d{1,19})", re.IGNORECASE)
 _LENGTH = re.compile(r"\d{1,19}")
@@ -80,7 +86,7 @@ def status_error(
         status=status,
         path=address,
         found=found,
-        remedy=_remedy(place, credential) if refused else None,
+        remedy=_remedy(place, credential) if refused else _REMEDIES.get(status),
     )
 
 
@@ -112,8 +118,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return float(reset[1]) if reset else None
 
 
-def check_form(headers: Mapping[str, str], address: str) -> None:
-    """Refuse a reply that is compressed, or a web page where none was asked for."""
+def check_form(
+    headers: Mapping[str, str], address: str, place: Url | None = None, *, page: bool = False
+) -> None:
+    """Refuse a reply that is compressed, or a web page where none was asked for.
+
+    ``address`` is what was asked for, ``place`` the address that answered, and ``page`` says
+    whether the name of a page may be one.
+    """
     encoding = headers.get("Content-Encoding", "").strip().lower()
     transfer = headers.get("Transfer-Encoding", "").strip().lower()
     if encoding not in ("", "identity") or transfer not in ("", "identity", "chunked"):
@@ -123,11 +135,15 @@ def check_form(headers: Mapping[str, str], address: str) -> None:
             found=f"{encoding or transfer:.40}",
         )
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind == "text/html" and not address.lower().endswith((".html", ".htm")):
+    named = page and address.lower().endswith((".html", ".htm", ".xhtml"))
+    if kind in ("text/html", "application/xhtml+xml") and not named:
+        elsewhere = place is not None and place.shown != address
         raise TransportError(
             "a web page came instead of the file",
             path=address,
-            remedy="check the address: a page that asks for a login or a click is no file",
+            found=f"{kind} from {place.shown}" if elsewhere and place is not None else kind,
+            remedy=f"check the address: a page that asks for a login or a click is no file; or "
+            f"{_PORTAL}",
         )
 
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from mlstate import settings
 from mlstate.errors import NoRangesError, TransportError
-from mlstate.retries import Attempts, Retries
+from mlstate.retries import Attempts, Patience, Retries
 from mlstate.transport.interface import Resource, Stream
 
 __all__ = ["retrying"]
@@ -21,9 +22,14 @@ def retrying(
     stop: Callable[[], bool] | None = None,
     *,
     sleep: Callable[[float], None] = time.sleep,
+    patience: Patience | None = None,
 ) -> Resource:
-    """A resource that outlasts transient errors; for the other arguments see `Attempts`."""
-    return _RetryingResource(resource, lambda: Attempts(retries, stop, sleep))
+    """A resource that outlasts transient errors; for the other arguments see `Attempts`.
+
+    Without ``patience``, all that is read from this resource has one as the settings say.
+    """
+    shared = Patience(settings.patience(), settings.low_speed()) if patience is None else patience
+    return _RetryingResource(resource, lambda: Attempts(retries, stop, sleep, shared))
 
 
 class _RetryingResource:
@@ -66,7 +72,11 @@ class _RetryingStream(Stream):
         # A broken connection is closed before the wait: nobody has use of it.
         count = self._attempts.until_it_works(lambda: self._next(buffer), tidy=self._break_off)
         if count:
-            self._attempts.progress(count)
+            try:
+                self._attempts.progress(count)
+            except TransportError as error:
+                error.path = error.path or self._resource.address
+                raise
             self._given += count
         return count
 
@@ -107,4 +117,6 @@ class _RetryingStream(Stream):
             raise self._changed()
 
     def _changed(self) -> TransportError:
-        return TransportError("the file changed while it was read", path=self._resource.address)
+        return TransportError(
+            "the file changed while it was read", changed=True, path=self._resource.address
+        )

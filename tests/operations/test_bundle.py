@@ -649,3 +649,23 @@ def test_a_bundle_that_is_no_file_is_not_waited_for(store, tmp_path, kind):
     plant(kind, tmp_path / "x.tar", Victim(tmp_path / "home"))
     with time_limit(20), pytest.raises(FormatError, match="no bundle"):
         unbundle(tmp_path / "x.tar", store)
+
+
+def test_what_a_bundle_may_not_name_is_not_stored(store, tmp_path):
+    mirrors = ["/etc/hostname", "file:///etc/hostname", "http://10.0.0.1/x", "s3://victim/x"]
+    allowed = "https://weights.example/x"
+    bundle(store, [A], tmp_path / "x.tar")
+    contents = []
+    for member, content in members(tmp_path / "x.tar"):
+        if member.name.endswith("a.toml"):
+            listed = ", ".join(f'"{mirror}"' for mirror in [*mirrors, allowed])
+            text = content.decode().replace("size", f"mirrors = [{listed}]\nsize", 1)
+            content = f'objects = ["/srv/objects", "{allowed}"]\n{text}'.encode()
+        contents.append((member, content))
+    write(tmp_path / "hostile.tar", contents)
+    unbundle(tmp_path / "hostile.tar", tmp_path / "target")
+    target = LocalStateStore(tmp_path / "target")
+    check(target)
+    entry = target.get(A).entry
+    assert [mirror.urls for mirror in entry.mirrors] == [(allowed,)]
+    assert entry.objects == (allowed,)

@@ -32,7 +32,9 @@ class RecordingServer:
         before: Before | None = None,
         ranges: bool = True,
         tls: ssl.SSLContext | None = None,
+        host: str = HOST,
     ) -> None:
+        self.host = host
         self.files = files if isinstance(files, Path) else dict(files or {})
         self.before = before
         self.ranges = ranges
@@ -43,7 +45,7 @@ class RecordingServer:
         self._etags: dict[str, tuple[Source, str]] = {}
         self._http = _Server(self, tls)
         self.port: int = self._http.server_address[1]
-        self.url = f"{'https' if tls else 'http'}://{HOST}:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://{host}:{self.port}"
         self._thread = Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
@@ -142,7 +144,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, owner: RecordingServer, tls: ssl.SSLContext | None) -> None:
         self.owner = owner
-        super().__init__((HOST, 0), _Handler)
+        super().__init__((owner.host, 0), _Handler)
         self.tls = tls
 
     def server_bind(self) -> None:
@@ -196,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD" and reply.status not in (204, 304):
             self._send_body(reply, chunked, log)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = answer  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = do_CONNECT = answer  # noqa: N815
 
     def _send_head(self, reply: Reply) -> bool:
         """Send status and headers; tell whether the body goes out in chunks."""

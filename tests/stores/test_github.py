@@ -18,7 +18,14 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 import mlstate
-from mlstate import GitHubReleaseStore, ManifestStore, StateKey, StateType, state_digest
+from mlstate import (
+    GitHubReleaseStore,
+    ManifestStore,
+    StateKey,
+    StateType,
+    manifest_of,
+    state_digest,
+)
 from mlstate.errors import (
     AccessError,
     FetchError,
@@ -700,3 +707,91 @@ def test_saving_holds_no_copy_in_memory_and_writes_no_file(github, tmp_path):
     assert int(done.stdout) < 24  # MB; the state has 104, the one that is copied 8
     assert sum(len(asset_of(github, name).data) for name in data_names(github)) > 100_000_000
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def pointing(github, store, *addresses):
+    """Let the pointer of the only state name these mirrors alone."""
+    pointer = asset_of(github, "a.toml")
+    head = pointer.data.decode().partition("mirrors")[0]
+    pointer.data = f"{head}mirrors = [{', '.join(map(repr, addresses))}]\n".encode()
+
+
+def test_a_pointer_names_no_server_of_a_private_network(store, fresh, github, start_recording):
+    key = store.save(net(1), "a")
+    plain = asset_of(github, f"a.{store.digest(key)}.safetensors").data
+    inside = start_recording({"x.safetensors": plain})
+    pointing(github, store, f"{inside.url}/x.safetensors", "s3://victim/x.safetensors")
+    with pytest.raises(FetchError) as caught:
+        fresh().load(net(), key)
+    reasons = [reason for _, reason in caught.value.attempts]
+    assert "without TLS" in reasons[0]
+    assert "another bucket" in reasons[1]
+    assert all("MLSTATE_ALLOWED_HOSTS" in reason for reason in reasons)
+    assert inside.requests == []
+
+
+def test_a_server_that_the_user_allows_may_be_named(
+    store, fresh, github, start_recording, monkeypatch
+):
+    key = store.save(net(1), "a")
+    plain = asset_of(github, f"a.{store.digest(key)}.safetensors").data
+    inside = start_recording({"x.safetensors": plain})
+    pointing(github, store, f"{inside.url}/x.safetensors")
+    monkeypatch.setenv("MLSTATE_ALLOWED_HOSTS", inside.url)
+    assert fresh().load(net(), key).digest == store.digest(key)
+
+
+def test_what_a_pointer_may_not_name_gets_into_no_manifest_of_the_users(
+    store, fresh, github, tmp_path
+):
+    key = store.save(net(1), "a")
+    pointing(github, store, "/etc/hostname", "s3://victim/x", "https://weights.example/x")
+    path = tmp_path / "mine.toml"
+    manifest_of(fresh(), [key]).write(path)
+    text = path.read_text()
+    assert "weights.example" in text
+    assert "victim" not in text
+    assert "hostname" not in text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"id": ' * 70,
+        b"[" + b"[]," * 200_000 + b"[]]",
+        b'[{"id": ' + b"9" * 5000 + b"}]",
+        b"\xff\xfe",
+    ],
+)
+def test_a_reply_that_a_parser_chokes_on_is_an_error(store, github, body):
+    for status in (200, 400):
+        github.before = lambda record, status=status: Reply(
+            status, {"Content-Type": "application/json"}, body
+        )
+        with pytest.raises(TransportError) as caught:
+            store.get_state_keys()
+        assert len(str(caught.value)) < 2000
+
+
+def test_a_page_of_a_portal_is_no_reply_of_github(store, github):
+    page = Reply(200, {"Content-Type": "text/html"}, b"<html>Please log in")
+    github.before = lambda record: page
+    with pytest.raises(TransportError, match="a web page came") as caught:
+        store.get_state_keys()
+    assert "captive portal" in caught.value.remedy
+
+
+def test_a_list_without_end_ends(store, github, monkeypatch):
+    monkeypatch.setattr("mlstate.stores.github.api.MAX_PAGES", 5)
+    asked = []
+
+    def endless(record):
+        asked.append(record)
+        link = f'<{github.api_url}{record.path}>; rel="next"'
+        return Reply(200, {"Content-Type": "application/json", "Link": link}, b"[]")
+
+    github.before = endless
+    with pytest.raises(TransportError, match="no end"):
+        store.get_state_keys()
+    assert len(asked) == 5

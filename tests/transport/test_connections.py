@@ -173,7 +173,7 @@ def test_a_proxy_that_cannot_be_parsed_is_a_typed_error(monkeypatch, scheme, pro
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(f"{scheme}_proxy", proxy)
-    url = Url.parse(f"{scheme}://127.0.0.1:1/x")
+    url = Url.parse(f"{scheme}://models.invalid:1/x")
     session = Session(Limits(connect_timeout=1, read_timeout=1))
     with pytest.raises(TransportError) as caught:
         session.send("GET", url, {}, url.shown)

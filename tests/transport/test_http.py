@@ -275,6 +275,28 @@ def test_a_web_page_is_fine_where_one_is_asked_for(web, recording_server):
     assert read(web.open(recording_server.url + "/page.html")) == b"<html>"
 
 
+def test_a_login_page_behind_a_redirect_is_called_what_it_is(web, start_recording):
+    portal = start_recording({"login": b"<html>Please log in"})
+    page = Reply(200, {"Content-Type": "text/html"}, b"<html>Please log in")
+    portal.before = lambda record: page
+    net = start_recording(before=lambda record: Reply.redirect(f"{portal.url}/login?session=1"))
+    for range_ in ((0, None), (0, 100)):
+        error = failure(web.open(net.url + "/model.safetensors"), *range_)
+        assert "a web page came" in error.message
+        assert f"{portal.url}/login" in error.found
+        assert "session" not in str(error)
+        assert "captive portal" in error.remedy
+        assert not error.transient
+
+
+def test_a_network_that_wants_a_login_says_so_itself(web, recording_server):
+    recording_server.before = lambda record: Reply(511)
+    error = failure(web.open(recording_server.url + "/x"))
+    assert "this network wants a login" in error.message
+    assert "captive portal" in error.remedy
+    assert not error.transient
+
+
 @pytest.mark.parametrize(
     ("status", "transient", "says"),
     [

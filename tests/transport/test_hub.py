@@ -358,3 +358,57 @@ def test_the_hub_is_read_without_huggingface_hub(web, hub, monkeypatch, tmp_path
     for module in ("hub", "credentials"):
         monkeypatch.setattr(f"mlstate.transport.{module}.find_spec", lambda name: None)
     assert read(web.open("hf://org/repo/config.json")) == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("text", "revision", "path"),
+    [
+        ("refs/pr/1", "refs/pr/1", None),
+        ("refs/pr/12/model.safetensors", "refs/pr/12", "model.safetensors"),
+        ("refs/pr/1/sub/a.json", "refs/pr/1", "sub/a.json"),
+        ("refs/convert/parquet/a/b", "refs/convert/parquet", "a/b"),
+        ("refs%2Fpr%2F1/a", "refs/pr/1", "a"),
+        ("feature%2Fx/a", "feature/x", "a"),
+        ("refs/prx/1", "refs", "prx/1"),
+        ("refs/pr/1a", "refs", "pr/1a"),
+    ],
+)
+def test_a_revision_may_have_slashes(text, revision, path):
+    address = parse_hub_address(f"hf://org/name@{text}")
+    assert (address.repo, address.revision, address.path) == ("org/name", revision, path)
+    assert parse_hub_address(str(address)) == address
+
+
+def test_revisions_with_slashes_are_read(web, hub):
+    hub.add("org/repo", {"config.json": b"{1}"}, revision="refs/pr/1")
+    hub.add("org/repo", {"config.json": b"{2}"}, revision="feature/x")
+    assert read(web.open("hf://org/repo@refs/pr/1/config.json")) == b"{1}"
+    assert read(web.open("hf://org/repo@feature%2Fx/config.json")) == b"{2}"
+    error = failure(lambda: read(web.open("hf://org/repo@feature/x/config.json")))
+    assert "hf://org/repo@feature%2Fx" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[" * 100_000,
+        b'{"sha": ' * 70,
+        b'{"a": [' + b"[]," * 200_000 + b"[]]}",
+        b'{"sha": ' + b"9" * 5000 + b"}",
+        b"[]",
+        b"\xff\xfe",
+    ],
+)
+def test_an_answer_that_a_parser_chokes_on_is_an_error(web, hub, answer):
+    hub.api.before = lambda record: Reply(200, {"Content-Type": "application/json"}, answer)
+    error = failure(lambda: web.hub_files("hf://org/repo"))
+    assert "makes no sense" in str(error)
+    assert len(str(error)) < 2000
+
+
+def test_a_page_in_the_place_of_an_answer_is_called_one(web, hub):
+    page = Reply(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Please log in")
+    hub.api.before = lambda record: page
+    error = failure(lambda: web.hub_files("hf://org/repo"))
+    assert "a web page came" in str(error)
+    assert "captive portal" in error.remedy

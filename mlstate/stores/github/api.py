@@ -17,10 +17,11 @@ from mlstate.errors import AccessError, FormatError, OfflineError, TransportErro
 from mlstate.limits import Limits, read_limited
 from mlstate.settings import value_of
 from mlstate.stores.github.api_errors import TOKEN_REMEDY, error_of
+from mlstate.texts import parse_json
 from mlstate.transport import Retries, retried
 from mlstate.transport.client import Session, Target, follow, release
 from mlstate.transport.credentials import Credential
-from mlstate.transport.replies import content_length
+from mlstate.transport.replies import check_form, content_length
 from mlstate.transport.urls import Url
 
 __all__ = ["GitHub", "GitHubApi", "find_credential"]
@@ -83,6 +84,8 @@ def find_credential() -> Credential | None:
 
 JSON = "application/vnd.github+json"
 MAX_JSON = 64 << 20
+MAX_PAGES = 1000
+"""The most pages of a list that are asked for: GitHub itself gives 100 of releases."""
 CHUNK = 1 << 18
 UPLOAD_SECONDS = 900.0
 """How long GitHub may take to answer after the last byte of an upload."""
@@ -147,7 +150,9 @@ class GitHubApi:
         """The items of a list, page by page."""
         joint = "&" if "?" in path else "?"
         url: Url | None = self._url(f"{path}{joint}per_page=100")
-        while url is not None:
+        for _ in range(MAX_PAGES):
+            if url is None:
+                return
             items, link = retried(partial(self._json, "GET", url), self.retries)
             if not isinstance(items, list):
                 raise _malformed(url)
@@ -156,6 +161,9 @@ class GitHubApi:
             here, url = url, None if following is None else url.join(following[1])
             if url is not None and url.origin != self._root.origin:
                 raise _malformed(here)
+        raise TransportError(
+            "a list of GitHub has no end", path=self._url(path).shown, found=f"{MAX_PAGES} pages"
+        )
 
     def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Change something; it may be done twice, if the first reply is lost."""
@@ -203,9 +211,11 @@ class GitHubApi:
             link = reply.headers.get("Link", "")
             if reply.status == 204:
                 return None, link
-            return json.loads(read_limited(self._chunks(reply, url), MAX_JSON)), link
-        except ValueError:
-            raise _malformed(url) from None
+            check_form(reply.headers, url.shown, url)
+            data = read_limited(self._chunks(reply, url), MAX_JSON)
+            return parse_json(data, "a reply of GitHub", most=MAX_JSON), link
+        except FormatError as error:
+            raise _malformed(url, error) from None
         finally:
             release(reply)
 
@@ -239,10 +249,17 @@ class GitHubApi:
                 sent["Authorization"] = self._credential.header
             shown = target.url.shown
             return self._session.send(
-                method, target.url, sent, shown, body=body, reply_timeout=reply_timeout
+                method,
+                target.url,
+                sent,
+                shown,
+                body=body,
+                reply_timeout=reply_timeout,
+                confined=target.confined,
             )
 
-        reply, target = follow(send, Target(url), url.shown, other_servers=other_servers)
+        session, start = self._session, Target(url)
+        reply, target = follow(session, send, start, url.shown, other_servers=other_servers)
         if reply.status >= 400:
             source = None if self._credential is None else self._credential.source
             raise error_of(reply, method, target.url, source)
@@ -253,5 +270,10 @@ class GitHubApi:
         return url.origin in self._trusted and (url.scheme == "https" or url.is_loopback)
 
 
-def _malformed(url: Url) -> TransportError:
-    return TransportError("a reply of GitHub makes no sense", path=url.shown)
+def _malformed(url: Url, error: FormatError | None = None) -> TransportError:
+    return TransportError(
+        "a reply of GitHub makes no sense",
+        path=url.shown,
+        expected=error.expected if error else None,
+        found=error.found or error.message if error else None,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,7 +9,14 @@ from typing import Any
 
 from urllib3 import BaseHTTPResponse
 
-from mlstate.errors import AccessError, MlstateError, RateLimitError, TransportError
+from mlstate.errors import (
+    AccessError,
+    FormatError,
+    MlstateError,
+    RateLimitError,
+    TransportError,
+)
+from mlstate.texts import load_json
 from mlstate.transport.client import release
 from mlstate.transport.errors import translated_errors
 from mlstate.transport.replies import number, retry_after, status_error
@@ -76,12 +82,13 @@ def error_of(
         )
     usual = status_error(status, headers, url.shown, url)
     return GitHubError(
-        usual.message if status >= 500 or status == 404 else "GitHub refuses this",
+        usual.message if status >= 500 or status in (404, 407) else "GitHub refuses this",
         transient=usual.transient,
         retry_after=usual.retry_after,
         status=status,
         path=url.shown,
         found=found,
+        remedy=usual.remedy,
         codes=frozenset(_codes(body)),
         said=said,
     )
@@ -125,12 +132,11 @@ def _rate_limit(
 def _body(reply: BaseHTTPResponse, url: Url) -> Mapping[str, Any]:
     try:
         with translated_errors(url.shown):
-            value = json.loads(reply.read(_MAX_BODY))
-    except (ValueError, RecursionError, TransportError):
+            return load_json(reply.read(_MAX_BODY), "a refusal of GitHub", most=_MAX_BODY)
+    except (FormatError, TransportError):
         return {}
     finally:
         release(reply)
-    return value if isinstance(value, dict) else {}
 
 
 def _errors(body: Mapping[str, Any]) -> list[Any]:

@@ -36,7 +36,7 @@ from mlstate.stores.github.assets import (
     stem_of,
 )
 from mlstate.stores.github.releases import UPLOADED, Release, Releases
-from mlstate.stores.remote_entries import without_local_mirrors
+from mlstate.stores.remote_entries import from_elsewhere
 from mlstate.transport import Resource, retrying
 
 __all__ = ["ReleaseCatalog", "ReleasePlace"]
@@ -111,7 +111,7 @@ class ReleaseCatalog(Catalog):
             url = self.place.url(key, suffix)
             data = self._read(url, MAX_POINTER)
             if data is not None:
-                return without_local_mirrors(parse_pointer(data, key, url))
+                return from_elsewhere(parse_pointer(data, key, url), url)
         return None
 
     def checkpoint(self, key: StateKey) -> Found | None:
