@@ -156,7 +156,11 @@ def _row(row: dict[str, Any]) -> tuple[_Key, int]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder; after a while, or where there are no locks, go on without it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # some systems do not open folders
+        yield
+        return
     try:
         end = time.monotonic() + _PATIENCE
         while try_lock(descriptor) is False and time.monotonic() < end:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
-from mlstate.files import ABSENT, UnfitFileError, open_regular
+from mlstate.files import ABSENT, LACKING, UnfitFileError, open_regular
 from mlstate.format import layout
 from mlstate.objects.durable import (
     NewFile,
@@ -191,8 +191,9 @@ class FolderObjectWriter:
             if not -_FRESH_SECONDS < time.time() - found.st_mtime < _FRESH_SECONDS:
                 os.utime(path, follow_symlinks=False)
         except OSError as error:
-            # Another member's file cannot be freshened, but it can be replaced by an equal one.
-            if error.errno in ABSENT or isinstance(error, PermissionError):
+            # Another member's file cannot be freshened, but it can be replaced by an equal one; and
+            # so can each file where times cannot be set.
+            if error.errno in ABSENT or error.errno in LACKING:
                 return False
             raise
         self._touched.add(digest[:2])

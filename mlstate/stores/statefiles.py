@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from mlstate.errors import FormatError, ManifestError
-from mlstate.files import ABSENT
+from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
 from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_manifest
@@ -149,7 +149,9 @@ class FolderStateFiles(StateFiles):
         try:
             try:
                 os.utime(path, follow_symlinks=False)  # its age in the trash counts from now
-            except PermissionError:  # another user's file: its age cannot be changed
+            except OSError as error:  # another user's file, say: its age cannot be changed
+                if error.errno not in LACKING:
+                    raise
                 with contextlib.suppress(FormatError):  # of what is no file there is no content
                     self._keep_in_trash(key, read_small(path))
                 path.unlink()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +36,7 @@ __all__ = [
     "is_own_name",
     "plan_folder",
     "remove_abandoned",
+    "remove_temporaries",
     "temporary_name",
 ]
 
@@ -254,4 +254,13 @@ def remove_abandoned(folder: Path) -> None:
             except (FileNotFoundError, NotADirectoryError, PermissionError):
                 continue
             if newest < limit:
-                shutil.rmtree(run, ignore_errors=True)
+                remove_temporaries(run)
+
+
+def remove_temporaries(run: Path) -> None:
+    """Remove a folder of temporaries, which has files alone, as far as that can be done."""
+    for name in _names(run):
+        with suppress(OSError):
+            (run / name).unlink()
+    with suppress(OSError):
+        run.rmdir()
