@@ -115,9 +115,22 @@ class FolderStateFiles(StateFiles):
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
         try:
-            return read_small(self._path(key), ManifestError)
+            data = read_small(self._path(key), ManifestError)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return data if str(key).encode() in data or self._is_here(key) else None
+
+    def _is_here(self, key: StateKey) -> bool:
+        """Whether a file has this very name: where case is ignored, another key's is found by it.
+
+        Of all folders above it, too.
+        """
+        folder = self.root
+        for name in layout.state_path(key).split("/"):
+            if name not in _names(folder):
+                return False
+            folder /= name
+        return True
 
     def create(self, key: StateKey, data: bytes) -> bool:
         """Write a state file that is not there yet; see `StateFiles.create`."""
@@ -143,7 +156,7 @@ class FolderStateFiles(StateFiles):
         check_folder(self.root)
         trash = self.root / layout.TRASH
         path = self._path(key)
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) or not self._is_here(key):
             return False
         make_folders(self.root, trash)
         try:

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import mlstate
-from mlstate import LocalStateStore
-from mlstate.objects.durable import sync_path
-from tests.machines.shim import OPTIONAL, build, environment, refusing
+from tests.machines.shim import OPTIONAL, environment
 
 ROOT = Path(__file__).parents[2]
 USUAL = {call: errors[:1] for call, errors in OPTIONAL.items()}
 """What is said most often."""
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder that waits for no disk, where there is one."""
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=shared) as folder:
-        yield Path(folder)
 
 
 def outcomes(
