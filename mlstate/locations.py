@@ -15,6 +15,7 @@ from mlstate.errors import FormatError
 __all__ = [
     "Mirror",
     "UnusableMirror",
+    "anchored",
     "check_file_names",
     "check_url",
     "local_path",
@@ -136,6 +137,26 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         raise FormatError(
             "there is no home folder that ~ could stand for", found=text[:200], remedy="set HOME"
+        ) from None
+
+
+def anchored(path: str | os.PathLike[str]) -> Path:
+    """A path on this machine that means the same when the working folder is another.
+
+    Raises:
+        FormatError: An address; or a relative path in a working folder that was removed.
+    """
+    found = local_path(path)
+    if found.is_absolute():
+        return found
+    try:
+        return Path.cwd() / found
+    except FileNotFoundError:
+        raise FormatError(
+            "the working folder of this process is gone",
+            path=found,
+            expected="a path that begins with /, or a working folder that is there",
+            remedy="change into another folder",
         ) from None
 
 

@@ -6,13 +6,12 @@ A manifest is one TOML file, or a folder of them, small enough to be committed a
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
-from mlstate.files import read_file
+from mlstate.files import read_file, temporary_beside
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
@@ -181,11 +180,6 @@ def resolved(path: str | os.PathLike[str]) -> Path:
             "a manifest cannot be read", path=path, found="links that go round in a circle"
         )
     return target
-
-
-def temporary_beside(target: Path) -> Path:
-    """A new name for what is to replace a manifest."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
 def warn_of_misspelt(manifests: list[Manifest]) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
+from mlstate.files import temporary_beside
 from mlstate.objects.durable import read_small, try_lock, write_file
 from mlstate.texts import load_json
 from mlstate.warn import warn
@@ -106,7 +106,7 @@ def keep_serials(sightings: Iterable[Sighting]) -> None:
         with _locked(file.parent):
             seen = _read()
             seen.update(_higher(wanted, seen))
-            temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+            temporary = temporary_beside(file)
             write_file(file, [_text(seen)], temporary=temporary, read_only=False)
     except OSError as error:
         warn(
@@ -158,7 +158,11 @@ def _row(row: dict[str, Any]) -> tuple[_Key, int]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a lock on the folder; after a while, or where there are no locks, go on without it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # some systems do not open folders
+        yield
+        return
     try:
         end = time.monotonic() + _PATIENCE
         while try_lock(descriptor) is False and time.monotonic() < end:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlstate.errors import ManifestError
+from mlstate.files import temporary_beside
 from mlstate.locations import local_path
 from mlstate.manifests import (
     Manifest,
     content_of,
     edited,
     resolved,
-    temporary_beside,
     warn_of_misspelt,
     warn_of_stale_signature,
 )

@@ -22,7 +22,17 @@ from types import TracebackType
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.files import ABSENT, UnfitFileError, is_trusted_link, kind_of, open_regular, read_file
+from mlstate.files import (
+    ABSENT,
+    LACKING,
+    UnfitFileError,
+    is_trusted_link,
+    kind_of,
+    open_regular,
+    read_file,
+    sync_open,
+    sync_path,
+)
 from mlstate.format import layout
 from mlstate.objects.mapped import libc, write_hashed
 
@@ -37,6 +47,7 @@ __all__ = [
     "read_small",
     "rename_exclusively",
     "seal",
+    "share",
     "sync_open",
     "sync_path",
     "try_lock",
@@ -72,12 +83,14 @@ class NewFile:
 
     def __init__(self, temporary: StrPath, *, read_only: bool = True) -> None:
         self._path = temporary
+        self._read_only = read_only
         self._named = False
         self._lock = Lock()
         self.descriptor = -1
         self.size = 0
         try:
             self.descriptor = _open_new(temporary, 0o444 if read_only else 0o666)
+            share(self.descriptor, os.path.dirname(temporary) or ".")
         except KeyboardInterrupt:  # it may have been made already
             self._remove()
             raise
@@ -114,6 +127,7 @@ class NewFile:
         """
         if how is Publish.CREATE:
             return create_exclusively(self._path, target)
+        self._take_rights(target)
         os.replace(self._path, target)
         self._named = True
         return True
@@ -124,12 +138,13 @@ class NewFile:
         Raises:
             IntegrityError: See `write_over`.
         """
+        self._take_rights(target)
         try:
             _exchange(self._path, target)
         except FileNotFoundError:
             return False
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in LACKING:
                 raise
             return self.publish(target)
         if _content(self._path) == old:
@@ -144,6 +159,15 @@ class NewFile:
             found=f"what one of them wrote is in {os.fspath(self._path)}",
             remedy="compare the two files",
         )
+
+    def _take_rights(self, target: StrPath) -> None:
+        """Take the rights of the file that is replaced, if it is one that people edit."""
+        if self._read_only:
+            return
+        with contextlib.suppress(OSError):  # none is there, or there are no rights here
+            found = os.lstat(target).st_mode
+            if stat.S_ISREG(found):
+                os.fchmod(self.descriptor, found & 0o666)
 
     def close(self) -> None:
         """Close it, and remove it unless it was published; once more does nothing."""
@@ -166,7 +190,39 @@ def _open_new(path: StrPath, mode: int = 0o666) -> int:
     # Less the umask, which the kernel applies: a group can share a store. (mkstemp's 0600 would
     # lock the group out, and asking for the umask means changing it for all threads.) Who makes
     # a file may write to it through this descriptor, whatever its mode.
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, mode)
+    except OSError as error:
+        if mode & stat.S_IWUSR or error.errno not in LACKING:
+            raise
+    # Some file systems (WSL, CIFS) make such a file, and then refuse to open it to write.
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    return os.open(path, flags, mode | stat.S_IWUSR)
+
+
+_SHARED = stat.S_ISGID | stat.S_IWGRP
+
+
+def share(descriptor: int, folder: StrPath, rights: int = stat.S_IRGRP) -> None:
+    """Give the group of a shared folder its rights on a new file or folder, whatever the umask.
+
+    A folder is shared if it passes its group on (setgid) and the group may write into it. One
+    member with a umask of 077 would otherwise lock all others out of what they share. (git does so
+    where ``core.sharedRepository`` is set.)
+
+    Args:
+        descriptor: The file or folder, open; nothing happens to another user's.
+        folder: The folder that it is in.
+        rights: What the group may do with it.
+    """
+    if os.stat(folder).st_mode & _SHARED != _SHARED:
+        return
+    found = os.fstat(descriptor)
+    if found.st_mode & rights != rights and found.st_uid == os.geteuid():
+        with contextlib.suppress(OSError):  # a file system without rights
+            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) | rights)
 
 
 def write_in_store(
@@ -338,7 +394,7 @@ def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
     """
     if folder == root:
         if not folder.is_dir():
-            root.mkdir(parents=True, exist_ok=True)
+            _make_root(root)
             sync_path(root.parent)
         return
     for above in folder.relative_to(root).parents[:-1]:
@@ -358,8 +414,30 @@ def make_folders(root: Path, folder: Path, *, sync: bool = True) -> None:
         elif folder.is_dir():  # a network's server may refuse before it looks what is there
             return
         raise
+    _share_folder(folder)
     if sync:
         sync_path(folder.parent)
+
+
+def _make_root(folder: Path) -> None:
+    """Make a folder and all above it that are missing; what is there already is no error."""
+    if not folder.parent.is_dir():
+        _make_root(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _share_folder(folder)
+
+
+def _share_folder(folder: Path) -> None:
+    """Share a new folder as the one that it is in; see `share`."""
+    if os.stat(folder.parent).st_mode & _SHARED != _SHARED:
+        return
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(OSError):  # it was replaced, say: then it is not ours to share
+        descriptor = os.open(folder, flags)
+        try:
+            share(descriptor, folder.parent, stat.S_IRWXG | stat.S_ISGID)
+        finally:
+            os.close(descriptor)
 
 
 def _check_own_folder(folder: Path) -> None:
@@ -388,9 +466,14 @@ def move_to_trash(root: Path, path: Path) -> None:
         os.rename(path, trash / f"{name}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}")
 
 
-def seal(descriptor: int, *, sync: bool) -> None:
-    """Make a complete file read-only, and durable if that is asked for."""
-    os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o7777 & ~0o222)
+def seal(descriptor: int, folder: StrPath, *, sync: bool) -> None:
+    """Make a complete file of a folder read-only, where files have rights, and shared with it.
+
+    With ``sync`` it is made durable, too.
+    """
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & ~0o222)
+    share(descriptor, folder)
     if sync:
         sync_open(descriptor)
 
@@ -406,14 +489,11 @@ def create_exclusively(temporary: StrPath, target: StrPath) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in _UNSUPPORTED or way is _claim_and_rename:
+            if error.errno not in LACKING or way is _claim_and_rename:
                 raise
         else:
             break
     return True
-
-
-_UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EMLINK, errno.EACCES}
 
 
 def rename_exclusively(temporary: StrPath, target: StrPath) -> None:
@@ -467,22 +547,3 @@ def try_lock(descriptor: int) -> bool | None:
     except OSError:  # a file system without locks: nobody is worth waiting for
         return None
     return True
-
-
-def sync_path(path: Path) -> None:
-    """Make durable what a file holds, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        sync_open(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_open(descriptor: int) -> None:
-    """Make durable what an open file holds."""
-    if sys.platform == "darwin":  # where fsync alone stops at the drive's own cache
-        import fcntl
-
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import stat
@@ -16,7 +15,7 @@ from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
-from mlstate.files import ABSENT, UnfitFileError, open_regular
+from mlstate.files import ABSENT, LACKING, UnfitFileError, open_regular
 from mlstate.format import layout
 from mlstate.objects.durable import (
     NewFile,
@@ -236,10 +235,9 @@ class FolderObjectWriter:
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return False
             age = time.time() - found.st_mtime
-            if not 0 <= age < _JUST_NOW and not _freshened(path):
-                # It cannot be freshened, but it can be replaced by an equal one.
-                if not 0 <= age < _YOUNG_OF_OTHERS:
-                    return False
+            fresh = 0 <= age < _JUST_NOW or _freshened(path)
+            if not fresh and not 0 <= age < _YOUNG_OF_OTHERS:
+                return False  # it cannot be freshened, but replaced by an equal one
         except OSError as error:
             if error.errno in ABSENT:
                 return False
@@ -313,13 +311,10 @@ def _freshened(path: str) -> bool:
     try:
         os.utime(path, follow_symlinks=False)
     except OSError as error:
-        if error.errno in _CANNOT_FRESHEN:
+        if error.errno in LACKING:
             return False
         raise
     return True
-
-
-_CANNOT_FRESHEN = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP}
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -63,10 +63,10 @@ def _mapped(descriptor: int, size: int, devices: dict[int, bool] | None) -> mmap
     """The file that is to be written, as memory; or None where that is not safe or not possible."""
     if not may_map(descriptor, devices):
         return None
-    os.ftruncate(descriptor, size)
     try:
+        os.ftruncate(descriptor, size)
         return mmap(descriptor, size, prot=PROT_READ)
-    except OSError:  # the process may not map any more, say
+    except OSError:  # the process may not map any more, say; a full disk is met by the writing
         return None
 
 
@@ -176,7 +176,10 @@ def may_map(file: BinaryIO | int, devices: dict[int, bool] | None = None) -> boo
         return False
     local = None if devices is None else devices.get(found.st_dev)
     if local is None:
-        local = _file_system(descriptor) not in _NETWORK_FILE_SYSTEMS
+        try:
+            local = _file_system(descriptor) not in _NETWORK_FILE_SYSTEMS
+        except OSError:  # a file system that does not say what it is
+            local = False
         if devices is not None:
             devices[found.st_dev] = local
     return local

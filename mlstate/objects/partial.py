@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.files import UnfitFileError, open_folder, open_own
+from mlstate.files import LACKING, UnfitFileError, open_folder, open_own
 from mlstate.format import layout
 from mlstate.objects.durable import try_lock
 from mlstate.parallel import THREADS
@@ -60,12 +60,12 @@ class Partial:
         if found != size or len(done) != count:
             # What is empty is not emptied: ext4 then writes the file to the disk at its close.
             if done:
-                os.ftruncate(self._marks, 0)
+                _resize(self._marks, 0)
             if found:
-                os.ftruncate(self.descriptor, 0)
+                _resize(self.descriptor, 0, needed=found > size)
             done = bytes(count)
             os.pwrite(self._marks, done, 0)
-            os.ftruncate(self.descriptor, size)
+            _resize(self.descriptor, size)
         self._done = bytearray(done)
         self.resumed = any(self._done)
         self._left = self._done.count(0)
@@ -116,9 +116,19 @@ class Partial:
         hasher = Hasher(THREADS)
         for start in range(0, self.size, _WINDOW):  # so much of the file is mapped at once
             length = min(_WINDOW, self.size - start)
-            with mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=start) as window:
-                hasher.update(window)
+            try:
+                window = mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=start)
+            except OSError:  # a file system without maps
+                self._hash_read(hasher, start, length)
+            else:
+                with window:
+                    hasher.update(window)
         return hasher.digest()
+
+    def _hash_read(self, hasher: Hasher, start: int, size: int) -> None:
+        while size and (piece := os.pread(self.descriptor, min(size, BLOCK), start)):
+            hasher.update(piece)
+            start, size = start + len(piece), size - len(piece)
 
     def finished(self) -> None:
         """Remove the marks of the object, which has another name now."""
@@ -154,6 +164,15 @@ class _Files:
     name: str
     descriptor: int
     marks: int
+
+
+def _resize(descriptor: int, size: int, *, needed: bool = False) -> None:
+    """Give a file its size. Where it cannot be had before the bytes are there, they will do it."""
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        if needed or error.errno not in LACKING:
+            raise
 
 
 _MODE = 0o644

@@ -165,13 +165,13 @@ class Receiver:
 
     def publish_partial(self, partial: Partial, digest: Digest) -> None:
         """Give a complete partial object the name of its digest."""
-        seal(partial.descriptor, sync=self.durable)
+        seal(partial.descriptor, self._tmp, sync=self.durable)
         os.replace(partial.path, self.place(digest))
         partial.finished()
 
     def stage_partial(self, partial: Partial, name: str, digest: Digest) -> Staged:
         """Keep a complete partial object under a name for a later decision."""
-        seal(partial.descriptor, sync=False)
+        seal(partial.descriptor, self._tmp, sync=False)
         which = _which(os.fstat(partial.descriptor))
         path = self.free_for_staging(name)
         os.replace(partial.path, path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import sys
-from errno import EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV
 from typing import BinaryIO
+
+from mlstate.files import LACKING
 
 __all__ = ["clone_range"]
 
 _FICLONERANGE = 0x4020940D
-_CANNOT = {None, EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV}
+_CANNOT = {None, *LACKING}
 """What the system says where blocks cannot be shared; None of a file that is in memory."""
 
 

@@ -11,7 +11,6 @@ import io
 import os
 import sys
 import tarfile
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ from mlstate import settings
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError, ReadOnlyStoreError, concerning
 from mlstate.fetch.progress import Meter, OnProgress, listener
-from mlstate.files import UnfitFileError, open_input
+from mlstate.files import UnfitFileError, open_input, temporary_beside
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
@@ -100,7 +99,7 @@ def _write(
     texts, objects = _contents(store, keys)
     meter = Meter(f"bundle {target.name}", progress)
     meter.expect(sum(item.size for item in objects.values()))
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_beside(target)
     try:
         # As the umask has it; and new, whatever is there.
         with temporary.open("xb") as file, _tar_writer(fileobj=file) as tar:

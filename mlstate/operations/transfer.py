@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -117,7 +117,8 @@ class StateTransfer:
             check_size(self._objects, digest, size, file.seek(0, 2), what=_WHAT)
             self._counter.read(digest, size)
             if size >= MAP_FROM and may_map(file):
-                return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+                with suppress(OSError):  # a file system without maps
+                    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
             file.seek(0)
             return memoryview(file.read())
 

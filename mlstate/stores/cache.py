@@ -10,7 +10,7 @@ from mlstate import settings
 from mlstate.buckets.client import BucketClient
 from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.fetch.progress import listener
-from mlstate.locations import local_path
+from mlstate.locations import anchored
 from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.cache import Cache
 from mlstate.stores.read import StateStore
@@ -25,13 +25,13 @@ CacheLike = PathLike | StateStore | ObjectStore
 def open_cache(cache: CacheLike | None) -> Cache:
     """The cache in a folder, of a store or of an object store; by default that of the settings."""
     if isinstance(cache, str | os.PathLike):
-        return Cache([FolderObjectStore(local_path(cache))])
+        return Cache([FolderObjectStore(anchored(cache))])
     if isinstance(cache, Cache):
         return cache
     if cache is not None:
         return Cache([cache.objects if isinstance(cache, StateStore) else cache])
     folders = [*settings.readonly_caches(), settings.cache_folder()]
-    return Cache([FolderObjectStore(folder) for folder in folders])
+    return Cache([FolderObjectStore(anchored(folder)) for folder in folders])
 
 
 def make_fetcher(

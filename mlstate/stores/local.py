@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlstate.locations import local_path
+from mlstate.locations import anchored
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
@@ -51,7 +51,8 @@ class LocalStateStore(SavingStore):
     list and load too; new states are saved beside them.
 
     Args:
-        folder: The folder; ``~`` is the home folder. It may be missing or empty: the first save
+        folder: The folder; ``~`` is the home folder. A relative path begins at the working folder
+            of this moment, whatever that is later. It may be missing or empty: the first save
             makes it a store.
 
     Raises:
@@ -71,7 +72,8 @@ class LocalStateStore(SavingStore):
     folder: Path
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = local_path(folder)
+        self.folder = anchored(folder)
+        self._given = os.fspath(folder)
         self._files = FolderStateFiles(self.folder)
         self._objects = FolderObjectStore(self.folder)
         catalog = WithCheckpoints(self._files, FolderCheckpoints(self.folder))
@@ -79,7 +81,7 @@ class LocalStateStore(SavingStore):
         self.own = self._objects
 
     def __repr__(self) -> str:
-        return Phrase(f"LocalStateStore({str(self.folder)!r})", str(self.folder))
+        return Phrase(f"LocalStateStore({self._given!r})", self._given)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Remove objects that no state names; other processes may save and load meanwhile.

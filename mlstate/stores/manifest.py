@@ -10,7 +10,7 @@ from typing import TypeVar
 from mlstate import settings
 from mlstate.errors import ReadOnlyStoreError
 from mlstate.fetch import Fetcher, OnProgress
-from mlstate.locations import local_path
+from mlstate.locations import anchored
 from mlstate.manifests import Manifest
 from mlstate.manifests.required import RequiredSignature, read_required, refuse_unsigned
 from mlstate.models import state_type_of
@@ -77,8 +77,8 @@ class ManifestStore(StateStore):
             self.manifest = path
             self._name = f"ManifestStore(<{len(path.states)} states>)"
         else:
-            self.manifest = read_required([path], require_signature)
-            self.path = local_path(path)
+            self.path = anchored(path)
+            self.manifest = read_required([self.path], require_signature)
             self._name = Phrase(f"ManifestStore({str(path)!r})", str(path))
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
         super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)
@@ -183,7 +183,9 @@ class Store(ManifestStore):
         require_signature: RequiredSignature = None,
     ) -> None:
         manifest = read_required(
-            settings.extra_manifests(), require_signature, shipped=_shipped_manifests()
+            [*map(anchored, settings.extra_manifests())],
+            require_signature,
+            shipped=_shipped_manifests(),
         )
         super().__init__(
             manifest, cache, offline=offline, progress=progress, require_signature=False

@@ -22,6 +22,7 @@ from mlstate.weights.folder import (
     RECORD_NAME,
     FolderPlan,
     Recorded,
+    check_names_fit,
     folder_of,
     format_record,
     is_own_name,
@@ -59,6 +60,7 @@ def materialize_state(
         if plan.write or plan.stale or not _says(target / RECORD_NAME, final):
             intent = format_record(entry.key, entry.pinned_digest, _recorded(wanted, plan.recorded))
             with temporaries(target) as run:
+                check_names_fit(run, wanted)
                 new = [output for output in outputs if output.name in plan.write]
                 written = {
                     output.name: write_output(output, objects, run / str(number))

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from mlstate.errors import FormatError, ManifestError
-from mlstate.files import ABSENT
+from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
 from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_manifest
@@ -115,9 +115,22 @@ class FolderStateFiles(StateFiles):
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
         try:
-            return read_small(self._path(key), ManifestError)
+            data = read_small(self._path(key), ManifestError)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return data if str(key).encode() in data or self._is_here(key) else None
+
+    def _is_here(self, key: StateKey) -> bool:
+        """Whether a file has this very name: where case is ignored, another key's is found by it.
+
+        Of all folders above it, too.
+        """
+        folder = self.root
+        for name in layout.state_path(key).split("/"):
+            if name not in _names(folder):
+                return False
+            folder /= name
+        return True
 
     def create(self, key: StateKey, data: bytes) -> bool:
         """Write a state file that is not there yet; see `StateFiles.create`."""
@@ -143,13 +156,15 @@ class FolderStateFiles(StateFiles):
         check_folder(self.root)
         trash = self.root / layout.TRASH
         path = self._path(key)
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) or not self._is_here(key):
             return False
         make_folders(self.root, trash)
         try:
             try:
                 os.utime(path, follow_symlinks=False)  # its age in the trash counts from now
-            except PermissionError:  # another user's file: its age cannot be changed
+            except OSError as error:  # another user's file, say: its age cannot be changed
+                if error.errno not in LACKING:
+                    raise
                 with contextlib.suppress(FormatError):  # of what is no file there is no content
                     self._keep_in_trash(key, read_small(path))
                 path.unlink()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,11 +31,13 @@ __all__ = [
     "RECORD_NAME",
     "FolderPlan",
     "Recorded",
+    "check_names_fit",
     "folder_of",
     "format_record",
     "is_own_name",
     "plan_folder",
     "remove_abandoned",
+    "remove_temporaries",
     "temporary_name",
 ]
 
@@ -254,4 +255,63 @@ def remove_abandoned(folder: Path) -> None:
             except (FileNotFoundError, NotADirectoryError, PermissionError):
                 continue
             if newest < limit:
-                shutil.rmtree(run, ignore_errors=True)
+                remove_temporaries(run)
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_/-][A-Za-z0-9_./-]{0,99}(?<![./])")
+
+
+def check_names_fit(run: Path, names: Collection[str]) -> None:
+    """Refuse names that the file system of a folder of temporaries cannot hold, or not together.
+
+    FAT knows no colon, no file system a name of 300 bytes; where case is ignored, two names may be
+    one. It is tried, with empty files, unless the names are such that nothing can be wrong.
+
+    Raises:
+        FormatError: There is such a name; nothing was written.
+    """
+    folded = {name.casefold() for name in names}
+    if len(folded) == len(names) and all(map(_PLAIN.fullmatch, names)):
+        return
+    trial = run / "trial"
+    trial.mkdir()
+    made: list[Path] = []
+    try:
+        for name in sorted(names):
+            # Of a path all parts are tried, in one folder: `ReadMe/x` meets `readme/x` as well.
+            for part in sorted({*name.split("/"), name.replace("/", "_")}):
+                _try_name(trial / part, name, made)
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+        trial.rmdir()
+
+
+def _try_name(path: Path, name: str, made: list[Path]) -> None:
+    if path in made:
+        return
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        reason = "in case or spelling alone it differs from another one, and here these are one"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        made.append(path)
+        return
+    raise FormatError(
+        "a file of this state has a name that this folder's file system cannot hold; nothing was "
+        "written",
+        path=name,
+        found=reason,
+        remedy="choose a folder on another file system, or save the state without this file",
+    )
+
+
+def remove_temporaries(run: Path) -> None:
+    """Remove a folder of temporaries, which has files alone, as far as that can be done."""
+    for name in _names(run):
+        with suppress(OSError):
+            (run / name).unlink()
+    with suppress(OSError):
+        run.rmdir()

@@ -40,7 +40,10 @@ class OpenFile:
         size = os.fstat(self.file.fileno()).st_size
         if size < MAP_FROM or not may_map(self.file):
             return None
-        return memoryview(mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_READ))
+        try:
+            return memoryview(mmap.mmap(self.file.fileno(), size, access=mmap.ACCESS_READ))
+        except OSError:  # a file system without maps, or the process may not map any more
+            return None
 
 
 def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:

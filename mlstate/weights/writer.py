@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from mlstate.objects.reflink import clone_range
 from mlstate.objects.verified import check_digest, check_tensor, open_tensor, pieces_of
 from mlstate.parallel import for_each
 from mlstate.weights.files import PIECE, pieces_at
-from mlstate.weights.folder import temporary_name
+from mlstate.weights.folder import remove_temporaries, temporary_name
 
 __all__ = [
     "BytesOutput",
@@ -124,7 +123,7 @@ def temporaries(folder: Path) -> Iterator[Path]:
     try:
         yield run
     finally:
-        shutil.rmtree(run, ignore_errors=True)
+        remove_temporaries(run)
         with contextlib.suppress(OSError):  # one is empty only if nothing was published
             for place in new:
                 place.rmdir()
@@ -160,7 +159,8 @@ def write_output(output: Output, objects: ObjectStore, path: Path) -> Path:
 
 def _write_weights(output: WeightsOutput, objects: ObjectStore, descriptor: int) -> None:
     layout, state = output.layout, output.state
-    os.ftruncate(descriptor, layout.size)
+    with contextlib.suppress(OSError):  # the writing needs it not, and says what is wrong
+        os.ftruncate(descriptor, layout.size)
     _write_at(descriptor, layout.header, 0)
     for name, tensor in state.inline.items():
         _write_at(descriptor, tensor.data, layout.starts[name])
