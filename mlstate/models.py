@@ -89,16 +89,20 @@ class LoadResult(_Keys):
     """What a load did: torch's pair ``(missing_keys, unexpected_keys)``, and more besides.
 
     Attributes:
-        missing_keys: Names that the model has and the state lacks; they keep their values.
+        missing_keys: Names that the model has and the state lacks; they keep their values, or on
+            the meta device have none.
         unexpected_keys: Names that the state has and the model lacks.
         mismatched_keys: Names in both whose shapes differ; skipped, they keep their values.
         cast_keys: Names whose values were cast to the model's own dtype.
         digest: The state digest of what was loaded; None where a store cannot tell.
+        tied_keys: Names that the state lacks and that share their memory, in the model, with names
+            that it has: these have their values, too, and are not missing.
     """
 
     mismatched_keys: list[str]
     cast_keys: list[str]
     digest: Digest | None
+    tied_keys: list[str]
 
     def __new__(
         cls,
@@ -107,17 +111,20 @@ class LoadResult(_Keys):
         mismatched_keys: Iterable[str] = (),
         cast_keys: Iterable[str] = (),
         digest: Digest | None = None,
+        *,
+        tied_keys: Iterable[str] = (),
     ) -> LoadResult:
         """Make the pair, and set the other attributes."""
         self = super().__new__(cls, list(missing_keys), list(unexpected_keys))
         self.mismatched_keys = list(mismatched_keys)
         self.cast_keys = list(cast_keys)
         self.digest = digest
+        self.tied_keys = list(tied_keys)
         return self
 
     def __repr__(self) -> str:
         return (
             f"LoadResult(missing_keys={self.missing_keys}, "
             f"unexpected_keys={self.unexpected_keys}, mismatched_keys={self.mismatched_keys}, "
-            f"cast_keys={self.cast_keys}, digest={self.digest!r})"
+            f"cast_keys={self.cast_keys}, digest={self.digest!r}, tied_keys={self.tied_keys})"
         )
