@@ -37,8 +37,10 @@ class BytesModel(Protocol):
 
 
 def state_type_of(model: object) -> StateType:
-    """The state type of a model; an IncompatibleStateError if it has none."""
-    found = getattr(model, "state_type", None)
+    """The state type of a model, or of one inside of wrappers; an IncompatibleStateError if none."""
+    found, inside = getattr(model, "state_type", None), model
+    while not isinstance(found, StateType) and (inside := _inside(inside)) is not None:
+        found = getattr(inside, "state_type", None)
     if not isinstance(found, StateType):
         raise IncompatibleStateError(
             f"this {type(model).__name__} has no state type",
@@ -47,6 +49,12 @@ def state_type_of(model: object) -> StateType:
             remedy="give it one: mlstate.with_state_type(model, StateType(backend, architecture))",
         )
     return found
+
+
+def _inside(model: object) -> object | None:
+    """The model in DataParallel and the like, or in what torch.compile made; None of others."""
+    attributes = (getattr(model, name, None) for name in ("module", "_orig_mod"))
+    return next((found for found in attributes if isinstance(found, TensorModel)), None)
 
 
 def with_state_type(module: _Model, state_type: StateType) -> _Model:

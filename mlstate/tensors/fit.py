@@ -145,12 +145,18 @@ class Fit:
         wrapper = _first_part(self.own)
         if wrapper and {f"{wrapper}.{name}" for name in self.unexpected} & self.own.keys():
             return f"the model's names all begin with {wrapper}: load into model.{wrapper}"
-        wrapper = _first_part(self.unexpected)
-        if wrapper and {f"{wrapper}.{name}" for name in self.own} & set(self.unexpected):
-            return (
-                f"the state's names all begin with {wrapper}, as of a wrapped model: take it off "
-                "with load_state_dict and save_state_dict"
-            )
+        for part in {name.partition(".")[0] for name in self.own}:  # a wrapper with its own, too
+            if self.own.keys() >= {f"{part}.{name}" for name in self.unexpected}:
+                return f"it fits a part of this model: load into model.{part}"
+        words, rest = [], set(self.unexpected)
+        while (word := _first_part(rest)) and all("." in name for name in rest):
+            words.append(word)
+            rest = {name.partition(".")[2] for name in rest}
+            if rest & self.own.keys():
+                return (
+                    f"the state's names all begin with {'.'.join(words)}, as of a wrapped model: "
+                    "take it off with load_state_dict and save_state_dict"
+                )
         return None
 
 

@@ -14,7 +14,15 @@ from torch.nn.parameter import is_lazy
 
 from mlstate.tensors.memory import as_bytes
 
-__all__ = ["contradicted", "covered", "overlapping", "same_bytes", "stand_apart", "tied_groups"]
+__all__ = [
+    "contradicted",
+    "covered",
+    "overlapping",
+    "part_constant",
+    "same_bytes",
+    "stand_apart",
+    "tied_groups",
+]
 
 _Span = tuple[int, int, int]
 """A space of addresses, the first byte in it, and the one behind the last."""
@@ -144,6 +152,25 @@ def _fits_together(
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one type and shape have the same values, bit for bit."""
     return torch.equal(_bits(one), _bits(other))
+
+
+def part_constant(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by name, of which those that are one and of one value become one for each name.
+
+    All zeros, say, are equal by chance. Where other values are equal, they were one tensor.
+    """
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        again = id(tensor) in seen and _is_constant(tensor)
+        found[name] = tensor.clone() if again else tensor
+        seen.add(id(tensor))
+    return found
+
+
+def _is_constant(tensor: torch.Tensor) -> bool:
+    bits = _bits(tensor).reshape(-1)
+    return bool((bits == bits[0]).all()) if len(bits) else True
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
