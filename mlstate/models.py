@@ -37,7 +37,7 @@ class BytesModel(Protocol):
 
 
 def state_type_of(model: object) -> StateType:
-    """The state type of a model, or of one inside of wrappers; an IncompatibleStateError if none."""
+    """The state type of a model, also in wrappers; an IncompatibleStateError if it has none."""
     found, inside = getattr(model, "state_type", None), model
     while not isinstance(found, StateType) and (inside := _inside(inside)) is not None:
         found = getattr(inside, "state_type", None)

@@ -265,7 +265,7 @@ def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tu
 def _tied(
     alone: Mapping[str, _Tensor], equal: Mapping[str, _Tensor], renamed: Iterable[Rename]
 ) -> tuple[TiedName, ...]:
-    """Names of one side whose tensor both have under another; of several the one that ends alike."""
+    """Names of one side whose tensor both have under another: the one that ends most alike."""
     moved = {name for pair in renamed for name in pair}
     left = {name: _content(tensor) for name, tensor in alone.items() if name not in moved}
     wanted = set(left.values())

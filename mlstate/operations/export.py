@@ -48,9 +48,9 @@ def export(
     ``format="torch"``                      needs torch
     ======================================  ====================================================
 
-    Names of one tensor of 16 KiB or more, as tied weights have them, are one tensor in a checkpoint,
-    too; a tensor that repeats one value is not. In a safetensors file, which cannot say so, each
-    name has its own copy: models that tie them do so when they load it.
+    Names of one tensor of 16 KiB or more, as tied weights have them, are one tensor in a
+    checkpoint, too; a tensor that repeats one value is not. In a safetensors file, which cannot say
+    so, each name has its own copy: models that tie them do so when they load it.
 
     Only the tensors are written. `materialize` writes a folder for `from_pretrained`, with config
     and tokenizer.

@@ -66,8 +66,7 @@ def load_tensors(
         )
     remade = remake(fit) if assign else Remade([], [])
     tensors = read()
-    fitting = {name: tensors[name] for name in tensors if name not in fit.mismatched}
-    if strict and not fit.apart and (torn := contradicted(fit.own, fit.ties, fitting)):
+    if strict and not fit.apart and (torn := _torn(fit, tensors)):
         raise IncompatibleStateError(
             "names that are one tensor in the model have different values in the state; nothing "
             "was loaded",
@@ -81,6 +80,11 @@ def load_tensors(
             result = _apply(module, tensors, fit, strict=strict, assign=assign)
     result.digest = digest
     return result
+
+
+def _torn(fit: Fit, tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    given = {name: tensors[name] for name in tensors if name not in fit.mismatched}
+    return contradicted(fit.own, fit.ties, given)
 
 
 def _any_meta(fit: Fit) -> bool:
