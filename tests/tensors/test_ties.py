@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_model, save_file
 from torch import nn
 
-from mlstate import StateKey, with_state_type
+from mlstate import MemoryStateStore, StateKey, with_state_type
 from mlstate.errors import IncompatibleStateError
 from mlstate.tensors.ties import covered, overlapping, stand_apart, tied_groups
 from tests.support.models import LINEAR, NoModule, same, values
@@ -270,3 +272,41 @@ class TestOnTheMetaDevice:
         assert store.load(model, KEY, assign=True).tied_keys == ["q"]
         assert model.p is not model.q
         assert model.p.data_ptr() == model.q.data_ptr()
+
+
+SLICES = st.lists(
+    st.tuples(st.integers(0, 11), st.integers(1, 12)).map(lambda at: (at[0], min(12, sum(at)))),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(slices=SLICES, data=st.data())
+def test_a_name_is_missing_if_torch_leaves_something_of_it_unwritten(slices, data):
+    """Torch writes what is there into memory without values: what has values then is there."""
+
+    def make(memory):
+        module = with_state_type(nn.Module(), LINEAR)
+        for number, (start, end) in enumerate(slices):
+            module.register_buffer(f"b{number}", memory[start:end])
+        return module
+
+    source = make(torch.arange(12.0))
+    lacking = data.draw(st.sets(st.sampled_from([*source.state_dict()]), max_size=len(slices) - 1))
+    there = {name: t.clone() for name, t in source.state_dict().items() if name not in lacking}
+    ours, torchs = make(torch.full((12,), torch.nan)), make(torch.full((12,), torch.nan))
+    torchs.load_state_dict(there, strict=False)
+    unwritten = [name for name in torchs.state_dict() if torchs.get_buffer(name).isnan().any()]
+    store = MemoryStateStore()
+    store.save_state_dict(there, KEY)
+    if unwritten:
+        with pytest.raises(IncompatibleStateError, match=f"missing in the state: {unwritten[0]}"):
+            store.load(ours, KEY)
+        assert all(ours.get_buffer(name).isnan().all() for name in ours.state_dict())
+    else:
+        assert set(store.load(ours, KEY).tied_keys) == lacking
+        assert same(values(ours), values(source))
+    with torch.device("meta"):
+        own = make(torch.zeros(12)).state_dict()
+    assert covered(own, lacking, there) == lacking - set(unwritten)
