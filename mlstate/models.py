@@ -37,8 +37,10 @@ class BytesModel(Protocol):
 
 
 def state_type_of(model: object) -> StateType:
-    """The state type of a model; an IncompatibleStateError if it has none."""
-    found = getattr(model, "state_type", None)
+    """The state type of a model, also in wrappers; an IncompatibleStateError if it has none."""
+    found, inside = getattr(model, "state_type", None), model
+    while not isinstance(found, StateType) and (inside := _inside(inside)) is not None:
+        found = getattr(inside, "state_type", None)
     if not isinstance(found, StateType):
         raise IncompatibleStateError(
             f"this {type(model).__name__} has no state type",
@@ -47,6 +49,12 @@ def state_type_of(model: object) -> StateType:
             remedy="give it one: mlstate.with_state_type(model, StateType(backend, architecture))",
         )
     return found
+
+
+def _inside(model: object) -> object | None:
+    """The model in DataParallel and the like, or in what torch.compile made; None of others."""
+    attributes = (getattr(model, name, None) for name in ("module", "_orig_mod"))
+    return next((found for found in attributes if isinstance(found, TensorModel)), None)
 
 
 def with_state_type(module: _Model, state_type: StateType) -> _Model:
@@ -89,16 +97,20 @@ class LoadResult(_Keys):
     """What a load did: torch's pair ``(missing_keys, unexpected_keys)``, and more besides.
 
     Attributes:
-        missing_keys: Names that the model has and the state lacks; they keep their values.
+        missing_keys: Names that the model has and the state lacks; they keep their values, or on
+            the meta device have none.
         unexpected_keys: Names that the state has and the model lacks.
         mismatched_keys: Names in both whose shapes differ; skipped, they keep their values.
         cast_keys: Names whose values were cast to the model's own dtype.
         digest: The state digest of what was loaded; None where a store cannot tell.
+        tied_keys: Names that the state lacks and that share their memory, in the model, with names
+            that it has: these have their values, too, and are not missing.
     """
 
     mismatched_keys: list[str]
     cast_keys: list[str]
     digest: Digest | None
+    tied_keys: list[str]
 
     def __new__(
         cls,
@@ -107,17 +119,20 @@ class LoadResult(_Keys):
         mismatched_keys: Iterable[str] = (),
         cast_keys: Iterable[str] = (),
         digest: Digest | None = None,
+        *,
+        tied_keys: Iterable[str] = (),
     ) -> LoadResult:
         """Make the pair, and set the other attributes."""
         self = super().__new__(cls, list(missing_keys), list(unexpected_keys))
         self.mismatched_keys = list(mismatched_keys)
         self.cast_keys = list(cast_keys)
         self.digest = digest
+        self.tied_keys = list(tied_keys)
         return self
 
     def __repr__(self) -> str:
         return (
             f"LoadResult(missing_keys={self.missing_keys}, "
             f"unexpected_keys={self.unexpected_keys}, mismatched_keys={self.mismatched_keys}, "
-            f"cast_keys={self.cast_keys}, digest={self.digest!r})"
+            f"cast_keys={self.cast_keys}, digest={self.digest!r}, tied_keys={self.tied_keys})"
         )

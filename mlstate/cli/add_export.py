@@ -95,6 +95,8 @@ def add(
     put(f"{report.key}  {report.digest}  {human_size(report.size)}")
     if report.existed:
         note("it was there already")
+    if report.prefix:
+        note(f"all names begin with {report.prefix} as those of a wrapped model do")
     if report.files:
         note(f"with {', '.join(report.files)}")
 

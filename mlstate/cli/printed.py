@@ -91,7 +91,10 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "prune": (pruned,),
         "add": (AdoptReport,),
         "verify": ({"ok": bool}, VerifyReport),
-        "diff": ({"first": str, "second": str, "same_weights": bool}, StateDiff),
+        "diff": (
+            {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},
+            StateDiff,
+        ),
         "digest": ({"files": list[FileDigest]},),
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,7 +113,12 @@ def diff(
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
     found = compare(_side(view, first), _side(view, second), values=not names_only, select=select)
     if as_json:
-        sides = {"first": first, "second": second, "same_weights": found.same_weights}
+        sides = {
+            "first": first,
+            "second": second,
+            "same_weights": found.same_weights,
+            "same_but_for_ties": found.same_but_for_ties,
+        }
         print_json("diff", sides, found)
     else:
         _show_diff(first, second, found)
@@ -138,20 +144,27 @@ def _show_diff(first: str, second: str, found: StateDiff) -> None:
         shared = len(found.equal) + len(found.changed)
         equal = f"all {shared}" if not found.changed else f"{len(found.equal)} of {shared}"
         put(f"equal on {equal} shared names")
+    if found.same_but_for_ties:
+        put("the same but for tied names: a model that has them tied is the same with both")
     if found.changed:
         put()
         titles = ["CHANGED", "SHAPE", ">ELEMENTS", ">MAX", ">RELATIVE", ">NAN OR INF"]
         if not any(change.nonfinite for change in found.changed):
             del titles[-1]
         print_table(titles, (_change(change)[: len(titles)] for change in found.changed))
+    tied = dict(found.tied)
     moved = {name for pair in found.renamed for name in pair}
     for title, names in ((f"only in {first}", found.removed), (f"only in {second}", found.added)):
         if alone := [name for name in names if name not in moved]:
-            put(f"{title}: {', '.join(alone)}")
+            put(f"{title}: {', '.join(_with_tie(name, tied) for name in alone)}")
     for old, new in found.renamed:
         put(f"renamed: {old} -> {new}")
     for name in found.files:
         put(f"another file, or on one side only: {name}")
+
+
+def _with_tie(name: str, tied: Mapping[str, str]) -> str:
+    return f"{name} (the same tensor as {tied[name]})" if name in tied else name
 
 
 def _change(change: Change) -> list[str]:

@@ -7,7 +7,7 @@ is hashed or written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +32,7 @@ __all__ = [
     "StoreObject",
     "TensorSource",
     "bytes_source",
+    "check_not_empty",
     "check_sources",
     "encode_state",
 ]
@@ -149,6 +150,16 @@ def encode_state(
     state = StateObject(inline, refs)
     data = state.encode()
     return EncodedState(state, data, Digest.of(data), by_digest)
+
+
+def check_not_empty(tensors: Collection[object]) -> None:
+    """Refuse to store nothing, by a `FormatError`. The format has such a state, for readers."""
+    if not tensors:
+        raise FormatError(
+            "a state without tensors is not stored",
+            expected="at least one tensor",
+            found="none: a model without parameters and buffers, or an empty mapping",
+        )
 
 
 def check_sources(sources: list[TensorSource]) -> dict[str, bytes]:

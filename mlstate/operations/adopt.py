@@ -19,7 +19,7 @@ from mlstate.errors import (
 )
 from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import Meter, listener
-from mlstate.format.encode import TensorSource
+from mlstate.format.encode import TensorSource, check_not_empty
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry
@@ -228,7 +228,8 @@ def _from_file(adoption: Adoption, path: Path, target: SavingStore) -> AdoptRepo
     digest = after.pinned_digest
     existed = before is not None and is_same(before, digest, after) and before.meta == after.meta
     spared = size if existed else sum((request.reused or {}).values())
-    return adoption.report(digest, size, after.files, spared=spared, existed=existed)
+    names = [tensor.name for tensor in tensors]
+    return adoption.report(digest, size, after.files, spared=spared, existed=existed, tensors=names)
 
 
 def _recorded(target: SavingStore, key: StateKey) -> StateEntry | None:
@@ -254,6 +255,7 @@ def _from_elsewhere(
     digest = found.entry.pinned_digest
     try:
         transfer = StateTransfer(fetching, found, ObjectCounter(key, None))
+        check_not_empty(transfer.encoded.state.specs)
         if not adoption.by_caller:
             request = replace(request, files=fetching.files_of(found))
         wanted = request.entry(key)
@@ -265,4 +267,6 @@ def _from_elsewhere(
     size = spared = state.nbytes
     if saved:
         spared = sum((request.reused or {}).values()) if own is None else spared_of(state, present)
-    return adoption.report(digest, size, wanted.files, spared=spared, existed=not saved)
+    return adoption.report(
+        digest, size, wanted.files, spared=spared, existed=not saved, tensors=state.specs
+    )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlstate.errors import FormatError, StateExistsError
+from mlstate.format.encode import check_not_empty
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
 from mlstate.operations.adopt_report import Adoption, AdoptReport, digests_in, spared_of
@@ -52,6 +53,7 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     if adoption.by_caller:
         pinned = replace(pinned, files=entry.files)
     state = read_state(pinned, fetching.objects)
+    check_not_empty(state.specs)
     digest, size = pinned.pinned_digest, state.nbytes
     if known is not None and not request.overwrite:
         if not (adoption.by_caller or pinned.files):  # the source has none, and none were given
@@ -62,14 +64,18 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
             if isinstance(mirror, Mirror) and not _has_mirror(known, mirror, folder):
                 # If the entry was changed meanwhile, it has a mirror, which is enough.
                 replace_entry(path, known, replace(known, mirrors=(*known.mirrors, mirror)))
-        return adoption.report(digest, size, pinned.files, spared=size, existed=True)
+        return adoption.report(
+            digest, size, pinned.files, spared=size, existed=True, tensors=state.specs
+        )
     fetcher.fetch(pinned)  # its files, too
     if not replace_entry(path, known, pinned):
         raise StateExistsError(
             "this state of the manifest was changed meanwhile; nothing was written", path=path
         )
     spared = spared_of(state, present)
-    return adoption.report(digest, size, pinned.files, spared=spared, existed=False)
+    return adoption.report(
+        digest, size, pinned.files, spared=spared, existed=False, tensors=state.specs
+    )
 
 
 def _has_mirror(known: StateEntry, mirror: Mirror, folder: Path) -> bool:

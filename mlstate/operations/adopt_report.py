@@ -12,8 +12,18 @@ from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.states import StateKey
 from mlstate.stores.save_request import SaveRequest
+from mlstate.weights.containers import SAFETENSORS
 
-__all__ = ["AdoptReport", "Adoption", "ByteCounter", "digests_in", "spared_of"]
+__all__ = [
+    "AdoptReport",
+    "Adoption",
+    "ByteCounter",
+    "digests_in",
+    "spared_of",
+    "wrapper_prefix",
+]
+
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,9 @@ class AdoptReport:
             (of those of 16 KiB and more); all, if the state was there.
         existed: Whether the same state was there under this key, and nothing was done.
         files: The names of its files.
+        prefix: What all names of tensors begin with, if it is what wrappers put there: ``module.``
+            (DataParallel), ``_orig_mod.`` (torch.compile), and in a torch checkpoint ``model.``
+            (Lightning). Such a state does not fit the model without the wrapper. Else None.
     """
 
     key: StateKey
@@ -38,6 +51,23 @@ class AdoptReport:
     spared: int
     existed: bool
     files: tuple[str, ...]
+    prefix: str | None = None
+
+
+def wrapper_prefix(names: Collection[str], *, lightning: bool) -> str | None:
+    """The words of wrappers that all names begin with, each with its dot; None if there are none.
+
+    That of Lightning, ``model.``, is common in models, too: it counts alone if ``lightning`` says.
+    """
+    prefix = ""
+    while names:
+        words = [*_WRAPPERS, "model."] if lightning and not prefix else _WRAPPERS
+        fitting = (w for w in words if all(name.startswith(prefix + w) for name in names))
+        word = next(fitting, None)
+        if word is None:
+            break
+        prefix += word
+    return prefix or None
 
 
 def digests_in(folder: FolderObjectStore | None) -> set[Digest]:
@@ -77,9 +107,17 @@ class Adoption:
     counter: ByteCounter  # of what is read
 
     def report(
-        self, digest: Digest, size: int, files: Iterable[str], *, spared: int, existed: bool
+        self,
+        digest: Digest,
+        size: int,
+        files: Iterable[str],
+        *,
+        spared: int,
+        existed: bool,
+        tensors: Collection[str],
     ) -> AdoptReport:
-        """The report, with these values."""
+        """The report, with these values; ``tensors`` are the names of the state's tensors."""
         names = tuple(sorted(files))
         nbytes = self.counter.nbytes
-        return AdoptReport(self.key, digest, size, nbytes, spared, existed, names)
+        prefix = wrapper_prefix(tensors, lightning=self.source.mirror.format != SAFETENSORS)
+        return AdoptReport(self.key, digest, size, nbytes, spared, existed, names, prefix)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from mlstate.format.tensor_object import TensorSpec
 from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile, open_weights
 from mlstate.parallel import for_each
 
-__all__ = ["Change", "Rename", "StateDiff", "diff"]
+__all__ = ["Change", "Rename", "StateDiff", "TiedName", "diff"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class Rename(NamedTuple):
     second: str
 
 
+class TiedName(NamedTuple):
+    """A name that only one state has, and a name of the same tensor that both have."""
+
+    name: str
+    other: str
+
+
 @dataclass(frozen=True)
 class StateDiff:
     """The differences between two states.
@@ -67,6 +76,10 @@ class StateDiff:
         added: What only the second has, by name.
         renamed: Of `removed` those that are in `added` under another name, with the same type,
             shape and bytes: pairs of both names, sorted.
+        tied: Of all other `removed` and `added` those that are the same tensor as a name that both
+            have, each with that name; sorted. Tools leave out such names of tied weights. Of
+            tensors below 16 KiB the names have the same last part, and there are several elements:
+            others are often equal by chance.
         files: The names of files that differ, or that only one has; sorted. Empty if a side is no
             state of a store.
     """
@@ -78,12 +91,22 @@ class StateDiff:
     removed: Mapping[str, TensorSpec] = field(default_factory=dict, metadata={"json": list})
     added: Mapping[str, TensorSpec] = field(default_factory=dict, metadata={"json": list})
     renamed: tuple[Rename, ...] = ()
+    tied: tuple[TiedName, ...] = ()
     files: tuple[str, ...] = ()
 
     @property
     def same_weights(self) -> bool:
         """Whether names, types, shapes and bytes of all tensors are the same."""
         return self.first == self.second
+
+    @property
+    def same_but_for_ties(self) -> bool:
+        """Whether they differ in nothing but names of tensors that both have, as `tied` lists them.
+
+        A model that has these names tied is the same with both.
+        """
+        alone = {*self.removed, *self.added}
+        return bool(alone) and not self.changed and alone == {name for name, _ in self.tied}
 
 
 def diff(
@@ -149,17 +172,20 @@ def _compare(one: ComparedWeights, other: ComparedWeights, values: bool) -> Stat
     numbers = _numbers(changed, one, other) if values else {}
     removed = {name: mine[name] for name in sorted(mine.keys() - theirs.keys())}
     added = {name: theirs[name] for name in sorted(theirs.keys() - mine.keys())}
+    equal = tuple(name for name in both if name not in changed)
+    renamed = _renamed(removed, added)
     return StateDiff(
         one.digest,
         other.digest,
-        tuple(name for name in both if name not in changed),
+        equal,
         tuple(
             Change(name, first.spec, second.spec, **numbers.get(name, {}))
             for name, (first, second) in changed.items()
         ),
         {name: tensor.spec for name, tensor in removed.items()},
         {name: tensor.spec for name, tensor in added.items()},
-        _renamed(removed, added),
+        renamed,
+        _tied({**removed, **added}, {name: mine[name] for name in equal}, renamed),
         files,
     )
 
@@ -234,6 +260,33 @@ def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tu
                 found[name] = same.pop(0)
                 del left[name], free[found[name]]
     return tuple(sorted(map(Rename._make, found.items())))
+
+
+def _tied(
+    alone: Mapping[str, _Tensor], equal: Mapping[str, _Tensor], renamed: Iterable[Rename]
+) -> tuple[TiedName, ...]:
+    """Names of one side whose tensor both have under another: the one that ends most alike."""
+    moved = {name for pair in renamed for name in pair}
+    left = {name: _content(tensor) for name, tensor in alone.items() if name not in moved}
+    wanted = set(left.values())
+    partners: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in equal.items() if left else ():
+        if (content := _content(tensor)) in wanted:
+            partners.setdefault(content, []).append(name)
+    found = []
+    for name, content in left.items():
+        others = partners.get(content, [])
+        if not isinstance(alone[name], TensorRef):
+            others = [other for other in others if _ending(other, 1) == _ending(name, 1)]
+        if others and math.prod(alone[name].spec.shape) > 1:
+            found.append(TiedName(name, max(others, key=lambda other: _common_end(other, name))))
+    return tuple(sorted(found))
+
+
+def _common_end(one: str, other: str) -> int:
+    """How many last parts two names have in common."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _ending(name: str, length: int) -> tuple[str, ...]:

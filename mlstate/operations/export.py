@@ -48,6 +48,10 @@ def export(
     ``format="torch"``                      needs torch
     ======================================  ====================================================
 
+    Names of one tensor of 16 KiB or more, as tied weights have them, are one tensor in a
+    checkpoint, too; a tensor that repeats one value is not. In a safetensors file, which cannot say
+    so, each name has its own copy: models that tie them do so when they load it.
+
     Only the tensors are written. `materialize` writes a folder for `from_pretrained`, with config
     and tokenizer.
 
@@ -137,14 +141,21 @@ def _write_plain(store: StateStore, key: StateKey, temporary: Path) -> Path:
 
 
 def _write_torch(store: StateStore, key: StateKey, temporary: Path) -> Path:
-    tensors = store.load_state_dict(key)
-    check_has_tensors(tensors)
-    from mlstate.tensors import write_checkpoint
+    from mlstate.tensors import part_constant, read_tensors, write_checkpoint
 
-    with temporary.open("xb") as file:
-        write_checkpoint(tensors, file)
-    sync_path(temporary)
-    return temporary
+    def write(found: Found) -> Path:
+        store.access.bring(found.entry, files=False)
+        state = read_state(*found)
+        check_has_tensors(state.specs)
+        # Names of one object share a storage in the file, as tied weights do that torch saves.
+        tensors = part_constant(read_tensors(found.objects, state, shared=True))
+        temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
+        with temporary.open("xb") as file:
+            write_checkpoint(tensors, file)
+        sync_path(temporary)
+        return temporary
+
+    return store.reading(key, write, files=False)
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:

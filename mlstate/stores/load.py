@@ -19,6 +19,8 @@ def load_into(
     """Load a state whose bytes are there; see `StateStore.load`."""
     digest = found.entry.pinned_digest
     state = read_state(*found)
+    if not state.specs:
+        raise IncompatibleStateError("this state has no tensors; nothing was loaded")
     if BYTES_NAME in state.specs and isinstance(model, BytesModel):
         model.set_state(read_bytes_state(state, found.objects))
         return LoadResult(digest=digest)
@@ -27,8 +29,9 @@ def load_into(
             f"this {type(model).__name__} takes no tensors",
             expected="state_dict() and load_state_dict()",
         )
-    from mlstate.tensors import load_tensors, places_of, reading
+    from mlstate.tensors import inner_model, load_tensors, places_of, reading
 
+    model = inner_model(model, state.specs)
     places = places_of(model, state.specs)
     with reading(found.objects, state, shared=True, places=places) as read:
         return load_tensors(

@@ -66,7 +66,8 @@ class SavingStore(StateStore):
         """Save a model's state under its ``state_type`` and a training id.
 
         Objects that the store has already, of any state, are not written again. Saving the same
-        weights and files again changes nothing.
+        weights and files again changes nothing. Of a model inside of DataParallel,
+        DistributedDataParallel or torch.compile the names are those without the wrapper.
 
         Args:
             model: A ``torch.nn.Module`` with a ``state_type``, or another model.
@@ -82,7 +83,8 @@ class SavingStore(StateStore):
 
         Raises:
             StateExistsError: Other weights or files have this key; nothing was written.
-            FormatError: An entry of the state dict cannot be stored; nothing was written.
+            FormatError: An entry of the state dict cannot be stored, or there is none; nothing was
+                written.
             IncompatibleStateError: The model has no state type.
         """
         key = StateKey(state_type_of(model), training_id)
@@ -116,7 +118,7 @@ class SavingStore(StateStore):
 
         Raises:
             StateExistsError: Other weights or files have this key; nothing was written.
-            FormatError: An entry cannot be stored; nothing was written.
+            FormatError: An entry cannot be stored, or there is none; nothing was written.
         """
         from mlstate.tensors import tensor_sources
 
@@ -146,9 +148,9 @@ class SavingStore(StateStore):
 
 def _sources_of(model: Any) -> list[TensorSource]:
     if isinstance(model, TensorModel):
-        from mlstate.tensors import tensor_sources
+        from mlstate.tensors import tensor_sources, unwrapped
 
-        return tensor_sources(model.state_dict())
+        return tensor_sources(unwrapped(model).state_dict())
     if isinstance(model, BytesModel):
         return [bytes_source(model.get_state())]
     raise IncompatibleStateError(

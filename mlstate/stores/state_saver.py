@@ -13,7 +13,13 @@ from functools import partial
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import ManifestError, concerning
 from mlstate.format import tensor_object
-from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
+from mlstate.format.encode import (
+    EncodedState,
+    TensorSource,
+    check_not_empty,
+    check_sources,
+    encode_state,
+)
 from mlstate.manifests import StateEntry
 from mlstate.objects import WritableObjectStore
 from mlstate.objects.saving import ObjectSaver, absent
@@ -67,6 +73,7 @@ class StateSaver:
         with concerning(key):
             # Before anything is written: meta that TOML cannot hold is refused here.
             wanted = request.entry(key)
+            check_not_empty(sources)
             check_sources(sources)
             if self._is_settled(wanted, request, lambda: encode_state(sources)):
                 return

@@ -6,18 +6,23 @@ from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint, write_
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
 from mlstate.tensors.load import load_tensors
 from mlstate.tensors.read import places_of, places_on, read_tensors, reading
+from mlstate.tensors.ties import part_constant
+from mlstate.tensors.wrappers import inner_model, unwrapped
 
 __all__ = [
     "Tensor",
     "encode_tensors",
+    "inner_model",
     "load_checkpoint",
     "load_tensors",
     "open_checkpoint",
+    "part_constant",
     "places_of",
     "places_on",
     "read_tensors",
     "reading",
     "state_digest",
     "tensor_sources",
+    "unwrapped",
     "write_checkpoint",
 ]

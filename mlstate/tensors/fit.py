@@ -13,16 +13,17 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.models import TensorModel
-from mlstate.tensors.memory import (
-    TORCH_DTYPES,
-    overlapping,
-    stand_apart,
-    tied_groups,
-    torch_dtype,
-    torch_shape,
-)
+from mlstate.tensors.memory import TORCH_DTYPES, torch_dtype, torch_shape
+from mlstate.tensors.ties import covered, overlapping, stand_apart, tied_groups
 
-__all__ = ["EXTRA_STATE", "UNINITIALIZED", "Fit", "assignable", "compare", "entries", "some"]
+__all__ = [
+    "EXTRA_STATE",
+    "UNINITIALIZED",
+    "Fit",
+    "compare",
+    "entries",
+    "some",
+]
 
 EXTRA_STATE = "_extra_state"
 UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)
@@ -52,6 +53,16 @@ class Fit:
         return [] if self.apart else tied_groups(self.own)
 
     @cached_property
+    def tied(self) -> set[str]:
+        """Names that the state lacks, but not their values: they are one with names that it has."""
+        return set() if self.apart else covered(self.own, self.missing, self.common)
+
+    @property
+    def absent(self) -> list[str]:
+        """Names that the state has no values for."""
+        return [name for name in self.missing if name not in self.tied]
+
+    @cached_property
     def apart(self) -> bool:
         """Whether no two names are one tensor, or share memory. So it is in most models."""
         return stand_apart(self.own)
@@ -78,8 +89,8 @@ class Fit:
             # Names that a model's own rules may translate are for those rules to judge.
             if self.strangers and not strict:
                 lines.append("the state and the model have no name in common")
-            if strict and self.missing:
-                lines.append(f"missing in the state: {some(self.missing)}")
+            if strict and self.absent:
+                lines.append(f"missing in the state: {some(self.absent)}")
             if strict and self.unexpected:
                 lines.append(f"unknown to the model: {some(self.unexpected)}")
         if self.mismatched and not ignore_mismatched_sizes:
@@ -89,7 +100,8 @@ class Fit:
             ]
             lines.append(f"of another shape: {some(shapes)}")
         if assign:
-            if parts := [] if self.apart else overlapping(self.own, self.ties):
+            if clusters := [] if self.apart else overlapping(self.own, self.ties):
+                parts = sorted(name for names in clusters for name in names)
                 lines.append(
                     f"of memory that overlaps, which assign=True would part: {some(parts)}"
                 )
@@ -122,17 +134,7 @@ class Fit:
         if self.strangers:
             return self._prefix() or "look at both sides' names: this is another architecture"
         advice = []
-        tied = [
-            f"{name} (with {other})"
-            for group in self.ties
-            for name in group
-            if name in self.missing
-            for other in [next((n for n in group if n not in self.missing), None)]
-            if other is not None
-        ]
-        if tied:
-            advice.append(f"tied in this model, and so loaded all the same: {some(tied)}")
-        if strict and (self.missing or self.unexpected):
+        if strict and (self.absent or self.unexpected):
             advice.append("strict=False loads the names that both have")
         if self.mismatched:
             advice.append("ignore_mismatched_sizes=True skips what does not fit")
@@ -143,12 +145,18 @@ class Fit:
         wrapper = _first_part(self.own)
         if wrapper and {f"{wrapper}.{name}" for name in self.unexpected} & self.own.keys():
             return f"the model's names all begin with {wrapper}: load into model.{wrapper}"
-        wrapper = _first_part(self.unexpected)
-        if wrapper and {f"{wrapper}.{name}" for name in self.own} & set(self.unexpected):
-            return (
-                f"the state's names all begin with {wrapper}, as of a wrapped model: take it off "
-                "with load_state_dict and save_state_dict"
-            )
+        for part in {name.partition(".")[0] for name in self.own}:  # a wrapper with its own, too
+            if self.own.keys() >= {f"{part}.{name}" for name in self.unexpected}:
+                return f"it fits a part of this model: load into model.{part}"
+        words, rest = [], set(self.unexpected)
+        while (word := _first_part(rest)) and all("." in name for name in rest):
+            words.append(word)
+            rest = {name.partition(".")[2] for name in rest}
+            if rest & self.own.keys():
+                return (
+                    f"the state's names all begin with {'.'.join(words)}, as of a wrapped model: "
+                    "take it off with load_state_dict and save_state_dict"
+                )
         return None
 
 
@@ -241,74 +249,3 @@ def some(names: list[str], most: int = 8) -> str:
     """Names for a message, the first few of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def assignable(
-    given: Mapping[str, torch.Tensor], own: Mapping[str, Any], groups: list[list[str]]
-) -> tuple[dict[str, Any], set[str]]:
-    """The tensors as the model is to hold them: its dtype, its device, its parameters, its ties.
-
-    ``groups`` is from `tied_groups`. Returns what to give to torch, and the names that the state
-    lacks and that are tied to one it has.
-    """
-    ready: dict[str, Any] = {}
-    lacking: set[str] = set()
-    taken: set[int] = set()
-    for name in given.keys() - own.keys():  # hooks of the model may know these
-        ready[name] = given[name].clone() if id(given[name]) in taken else given[name]
-        taken.add(id(given[name]))
-    tied = {name for group in groups for name in group}
-    for group in groups:
-        having = [name for name in group if name in given]
-        if not having:
-            continue
-        # Of different values for names that are one in the model the last wins, as in a copy.
-        loaded = _own_copy(given[having[-1]], own[having[-1]], taken)
-        parameters: dict[int, torch.nn.Parameter] = {}
-        for name in group:
-            target = own[name]
-            if not _is_parameter(target):
-                ready[name] = loaded
-            elif id(target) in parameters:
-                ready[name] = parameters[id(target)]
-            else:
-                parameters[id(target)] = ready[name] = torch.nn.Parameter(
-                    loaded, requires_grad=target.requires_grad
-                )
-        lacking.update(name for name in group if name not in given)
-    for name, target in own.items():
-        if name in given and name not in tied:
-            loaded = _own_copy(given[name], target, taken)
-            if _is_parameter(target):
-                loaded = torch.nn.Parameter(loaded, requires_grad=target.requires_grad)
-            ready[name] = loaded
-    return ready, lacking
-
-
-def _is_parameter(entry: Any) -> bool:
-    # The type alone says no of plain tensors, for which torch's isinstance takes long.
-    return type(entry) is not torch.Tensor and isinstance(entry, torch.nn.Parameter)
-
-
-def _own_copy(source: torch.Tensor, target: Any, taken: set[int]) -> torch.Tensor:
-    """A tensor as it takes the place of an entry of the model.
-
-    One whose id is in ``taken`` has a place already, and is copied: it is equal to another name's,
-    but not tied to it in the model. Its id is added.
-    """
-    loaded = _in_place_of(source, target)
-    if loaded is source and id(source) in taken:
-        loaded = source.clone()
-    taken.add(id(source))
-    return loaded
-
-
-def _in_place_of(loaded: torch.Tensor, target: Any) -> torch.Tensor:
-    if not isinstance(target, torch.Tensor):  # an extra state, which takes what it is given
-        return loaded
-    if loaded.dtype is target.dtype and loaded.is_cpu and (target.is_cpu or target.is_meta):
-        return loaded
-    device = loaded.device if target.is_meta else target.device
-    if (loaded.dtype, loaded.device) == (target.dtype, device):
-        return loaded
-    return loaded.to(device=device, dtype=target.dtype)

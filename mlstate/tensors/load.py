@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from mlstate.digests import Digest
 from mlstate.errors import IncompatibleStateError
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.models import LoadResult, TensorModel
 from mlstate.parallel import for_each
-from mlstate.tensors.fit import EXTRA_STATE, UNINITIALIZED, Fit, assignable, compare, some
-from mlstate.tensors.memory import as_bytes
+from mlstate.tensors.assign import assignable, tie_again
+from mlstate.tensors.fit import EXTRA_STATE, UNINITIALIZED, Fit, compare, some
+from mlstate.tensors.remake import Remade, remake
+from mlstate.tensors.restore import restoring, tensors_of
+from mlstate.tensors.ties import contradicted, covered
 
 __all__ = ["load_tensors"]
 
-_Modules = list[tuple[str, torch.nn.Module]]
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _USUAL = (*_PLAIN, *UNINITIALIZED)
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -56,55 +56,68 @@ def load_tensors(
             found="; ".join(problems),
             remedy=fit.remedy(strict=strict),
         )
+    module = model if isinstance(model, torch.nn.Module) else None
+    if module is None and assign:
+        raise IncompatibleStateError("assign=True needs a torch.nn.Module", found=type(model))
+    if module is not None and not assign and _any_meta(fit):
+        raise IncompatibleStateError(
+            "the model is on the meta device, so there is nothing to copy into",
+            remedy="load with assign=True",
+        )
+    remade = remake(fit) if assign else Remade([], [])
     tensors = read()
-    if strict and (torn := [group for group in fit.ties if _differ(group, tensors)]):
+    if strict and not fit.apart and (torn := _torn(fit, tensors)):
         raise IncompatibleStateError(
             "names that are one tensor in the model have different values in the state; nothing "
             "was loaded",
             found="; ".join(" and ".join(group) for group in torn),
             remedy="untie them in the model; with strict=False the last of them wins, as in torch",
         )
-    result = _apply(model, tensors, fit, strict=strict, assign=assign)
+    if module is None:
+        result = _give(model, tensors, fit)
+    else:
+        with remade.placed(module):
+            result = _apply(module, tensors, fit, strict=strict, assign=assign)
     result.digest = digest
     return result
 
 
-def _differ(group: list[str], tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether names that a model has tied have different values in a state, bit for bit."""
-    having = [tensors[name] for name in group if name in tensors]
-    return any(
-        other is not having[0]
-        and (
-            (other.dtype, other.shape) != (having[0].dtype, having[0].shape)
-            or as_bytes(other.cpu()) != as_bytes(having[0].cpu())
-        )
-        for other in having[1:]
+def _torn(fit: Fit, tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    given = {name: tensors[name] for name in tensors if name not in fit.mismatched}
+    return contradicted(fit.own, fit.ties, given)
+
+
+def _any_meta(fit: Fit) -> bool:
+    return any(getattr(entry, "is_meta", False) for entry in fit.own.values())
+
+
+def _give(model: TensorModel, tensors: Mapping[str, torch.Tensor], fit: Fit) -> LoadResult:
+    """Give verified tensors to a model that is no module, those whose names it has."""
+    model.load_state_dict(
+        {name: tensors[name] for name in tensors if name in fit.common - fit.mismatched.keys()}
+    )
+    return LoadResult(
+        fit.absent, fit.unexpected, fit.mismatched, fit.cast, tied_keys=sorted(fit.tied)
     )
 
 
 def _apply(
-    model: TensorModel, tensors: Mapping[str, torch.Tensor], fit: Fit, *, strict: bool, assign: bool
+    model: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    fit: Fit,
+    *,
+    strict: bool,
+    assign: bool,
 ) -> LoadResult:
-    """Put verified tensors into a model; equal ones may be one.
+    """Put verified tensors into a module; equal ones may be one.
 
     Mismatched names are skipped. A model with rules of its own is refused only now what is missing
     or unexpected: it alone can tell. For all others `Fit.problems` has told before. Raises an
-    `IncompatibleStateError` if torch or a hook of the model refuses, or if ``assign`` is asked of
-    something that is no module, or its lack of a module on the meta device.
+    `IncompatibleStateError` if torch or a hook of the model refuses.
     """
     given: dict[str, Any] = OrderedDict(
         (name, tensor) for name, tensor in tensors.items() if name not in fit.mismatched
     )
-    if not isinstance(model, torch.nn.Module):
-        if assign:
-            raise IncompatibleStateError("assign=True needs a torch.nn.Module", found=type(model))
-        model.load_state_dict({name: given[name] for name in given if name in fit.own})
-        return LoadResult(fit.missing, fit.unexpected, fit.mismatched, fit.cast)
-    if not assign and any(getattr(entry, "is_meta", False) for entry in fit.own.values()):
-        raise IncompatibleStateError(
-            "the model is on the meta device, so there is nothing to copy into",
-            remedy="load with assign=True, or move it with to_empty() first",
-        )
     tied: set[str] = set()
     if assign:
         given, tied = assignable(given, fit.own, fit.ties)
@@ -113,66 +126,29 @@ def _apply(
         # names of today the version is today's; any other state is for the modules to judge.
         given = OrderedDict(given)
         given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
-    restore = fit.own_rules or any(type(t) not in _USUAL for t in _tensors(fit.modules))
-    with _refused(fit.modules, restore=restore, assign=assign):
+    restore = fit.own_rules or any(type(t) not in _USUAL for t in tensors_of(fit.modules))
+    with restoring(fit.modules, restore=restore, assign=assign):
         if not restore and not tied and can_set_entries(fit, given, assign=assign):
             set_entries(fit, given, assign=assign)
             return LoadResult((), (), fit.mismatched, fit.cast)
         keys = model.load_state_dict(given, strict=False, assign=assign)
         left = {*keys.missing_keys, *tied} - fit.mismatched.keys()
+        # Of a model with rules of its own only now: they may have renamed what it was given.
+        tied = covered(fit.own, left & fit.own.keys(), fit.own.keys() - left)
+        left -= tied
+        if assign and fit.own_rules:
+            tie_again(fit, left | tied)
         if strict and (left or keys.unexpected_keys):
             raise RuntimeError(
                 f"missing: {some(sorted(left))}; unknown: {some(keys.unexpected_keys)}"
             )
     return LoadResult(
-        [name for name in fit.own if name in left], keys.unexpected_keys, fit.mismatched, fit.cast
+        [name for name in fit.own if name in left],
+        keys.unexpected_keys,
+        fit.mismatched,
+        fit.cast,
+        tied_keys=[name for name in fit.own if name in tied],
     )
-
-
-@contextmanager
-def _refused(modules: _Modules, *, restore: bool, assign: bool) -> Iterator[None]:
-    """Turn a refusal by torch or by a model's own rules into an error of ours.
-
-    With ``restore`` the model gets its tensors back. That needs a copy of them, so it is only for
-    models with rules of their own: torch takes everything into all others, as `compare` found.
-    """
-    held, lazy, values = _snapshot(modules, copied=not assign) if restore else ([], [], [])
-    try:
-        yield
-    except BaseException as error:
-        if restore:
-            for module, parameters, buffers in held:
-                module._parameters.update(parameters)
-                module._buffers.update(buffers)
-            for tensor, kind, data in lazy:
-                tensor.data = data
-                tensor.__class__ = kind
-            with torch.no_grad():
-                for tensor, value in values:
-                    tensor.copy_(value)
-        if not isinstance(error, Exception):
-            raise
-        after = "its values are as before" if restore else "some of it may have been loaded"
-        raise IncompatibleStateError(
-            f"the model's own loading refused the state; {after}", found=str(error)
-        ) from error
-
-
-def _snapshot(modules: _Modules, *, copied: bool) -> tuple[list[Any], list[Any], list[Any]]:
-    """A model's tensors: which module has which, which are lazy, and copies of values."""
-    tensors = {id(tensor): tensor for tensor in _tensors(modules)}.values()
-    return (
-        [(module, {**module._parameters}, {**module._buffers}) for _, module in modules],
-        [(t, type(t), t.data) for t in tensors if is_lazy(t)],
-        [(t, t.detach().clone()) for t in tensors if copied and not is_lazy(t) and not t.is_meta],
-    )
-
-
-def _tensors(modules: _Modules) -> Iterator[torch.Tensor]:
-    for _, module in modules:
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                yield tensor
 
 
 def can_set_entries(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> bool:

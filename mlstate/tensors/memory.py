@@ -1,4 +1,4 @@
-"""Tensors as memory: their bytes, tensors over bytes of a file, and which share memory.
+"""Tensors as memory: their bytes, and tensors over bytes of a file.
 
 Nothing is copied, and numpy is not needed.
 """
@@ -9,13 +9,10 @@ import ctypes
 import sys
 import weakref
 from collections import deque
-from collections.abc import Mapping
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from mlstate.errors import FormatError, IntegrityError
 from mlstate.format.tensor_object import TensorSpec
@@ -27,12 +24,9 @@ __all__ = [
     "as_bytes",
     "as_tensor",
     "mapped_tensor",
-    "overlapping",
     "read_into",
     "read_tensor",
     "spec_of",
-    "stand_apart",
-    "tied_groups",
     "torch_dtype",
     "torch_shape",
 ]
@@ -195,69 +189,3 @@ def read_into(file: BinaryIO, view: memoryview) -> None:
                 found=f"{position} bytes",
             )
         position += count
-
-
-def overlapping(own: Mapping[str, Any], groups: list[list[str]]) -> list[str]:
-    """Names whose memory overlaps without being the same; ``groups`` is from `tied_groups`."""
-    again = {name for group in groups for name in group[1:]}
-    spans = sorted(
-        (_device(entry), *_span(entry), name)
-        for name, entry in own.items()
-        if name not in again and _has_place(entry)
-    )
-    pairs = pairwise(spans)
-    return sorted({n for a, b in pairs if a[0] == b[0] and b[1] < a[2] for n in (a[3], b[3])})
-
-
-def stand_apart(own: Mapping[str, Any]) -> bool:
-    """Whether no two entries are one, or share memory. So it is in most models.
-
-    Devices are not told apart: what seems to overlap is looked at again.
-    """
-    if len(set(map(id, own.values()))) < len(own):
-        return False
-    spans = sorted(_span(entry) for entry in own.values() if _has_place(entry))
-    return all(before[1] <= after[0] for before, after in pairwise(spans))
-
-
-def _span(entry: torch.Tensor) -> tuple[int, int]:
-    """From the first byte of a tensor to behind its last one."""
-    start = entry.data_ptr()
-    return start, start + _extent(entry)
-
-
-def _device(entry: torch.Tensor) -> str:
-    return "cpu" if entry.is_cpu else str(entry.device)
-
-
-def _extent(entry: torch.Tensor) -> int:
-    """The bytes from a tensor's first one to its last one."""
-    if entry.is_contiguous():
-        return entry.nbytes
-    steps = zip(entry.shape, entry.stride(), strict=True)
-    return (sum((size - 1) * step for size, step in steps) + 1) * entry.element_size()
-
-
-def _has_place(entry: Any) -> bool:
-    return (
-        isinstance(entry, torch.Tensor)
-        and not is_lazy(entry)
-        and entry.layout is torch.strided
-        and entry.numel() > 0
-        and entry.data_ptr() != 0
-    )
-
-
-def tied_groups(own: Mapping[str, Any]) -> list[list[str]]:
-    """Names of a model that are one tensor or one memory, together; all others are left out."""
-    groups: dict[Any, list[str]] = {}
-    for name, entry in own.items():
-        groups.setdefault(_place(name, entry), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _place(name: str, entry: Any) -> Any:
-    """Equal for entries that are one tensor or one memory, and for no others."""
-    if _has_place(entry):
-        return (entry.device, entry.data_ptr(), entry.shape, entry.stride(), entry.dtype)
-    return id(entry) if isinstance(entry, torch.Tensor) else name

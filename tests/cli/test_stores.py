@@ -317,6 +317,28 @@ def test_diff_of_a_state_and_a_file(shell):
     assert text == ["equal on all 3 shared names", "only in more.safetensors: extra"]
 
 
+def test_diff_of_a_file_without_the_names_of_tied_weights(shell):
+    weight = torch.randn(100, 60)
+    save_file({"embed.weight": weight}, shell.folder / "saved.safetensors")
+    torch.save({"embed.weight": weight, "head.weight": weight}, shell.folder / "live.pt")
+    found = shell.json("diff", "saved.safetensors", "live.pt", code=1)
+    assert (found["same_weights"], found["same_but_for_ties"]) == (False, True)
+    assert found["tied"] == [{"name": "head.weight", "other": "embed.weight"}]
+    assert shell.lines("diff", "saved.safetensors", "live.pt", code=1) == [
+        "equal on all 1 shared names",
+        "the same but for tied names: a model that has them tied is the same with both",
+        "only in live.pt: head.weight (the same tensor as embed.weight)",
+    ]
+
+
+def test_adding_the_weights_of_a_wrapped_model_is_told(shell):
+    torch.save({"module.a": torch.ones(3), "module.b": torch.ones(3)}, shell.folder / "ddp.pt")
+    report = shell.json("add", "pytorch.net.ddp", "ddp.pt", "--store", "weights")
+    assert report["prefix"] == "module."
+    done = shell("add", "pytorch.net.ddp", "ddp.pt", "--store", "weights")
+    assert "all names begin with module. as those of a wrapped model do" in done.stderr
+
+
 def test_keys_that_are_nearly_right_are_told(shell):
     told = shell.complaint("show", "pytorch.mlp.cls10.tunde", "--store", "weights", code=3)
     assert f"did you mean {TUNED}" in told

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mlstate import LoadResult, StateKey, StateType, state_digest, verify
+from mlstate import LoadResult, StateKey, StateType, state_digest, verify, with_state_type
 from mlstate.errors import (
     FormatError,
     IncompatibleStateError,
@@ -18,7 +18,10 @@ from mlstate.errors import (
     StateExistsError,
     StateNotFoundError,
 )
+from mlstate.format.encode import encode_state
+from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
+from mlstate.stores.save_request import SaveRequest
 from tests.support.models import LINEAR, BytesModel, NoModule, net, same, values
 
 
@@ -189,9 +192,27 @@ class StateStoreSuite:
             store.save_state_dict({"model": values(model), "epoch": 1}, StateKey(LINEAR, "b"))
         assert store.get_state_keys() == [key]
 
+    def test_a_state_without_tensors_is_refused_at_save_and_at_load(self, store):
+        nothing = with_state_type(torch.nn.ReLU(), LINEAR)
+        key = StateKey(LINEAR, "a")
+        for save in (
+            lambda: store.save_state_dict({}, key),
+            lambda: store.save_state_dict({}, key, files={"f": b"1"}, meta={"a": 1}),
+            lambda: store.save(nothing, "a"),
+        ):
+            with pytest.raises(FormatError, match="without tensors is not stored") as caught:
+                save()
+            assert caught.value.key == key
+            assert not store.exists(key)
+        # As older versions saved it.
+        store.saver.receive(encode_state([]), StateEntry(key, None), SaveRequest({}, None, False))
+        for strict in (True, False):
+            with pytest.raises(IncompatibleStateError, match="no tensors; nothing was loaded"):
+                store.load(net(1), key, strict=strict)
+
     def test_meta_and_all_keys(self, store):
         key = store.save(net(1), "a", meta={"license": "MIT"})
-        other = store.save_state_dict({}, StateKey.parse("jax.x.y"))
+        other = store.save_state_dict({"a": torch.ones(1)}, StateKey.parse("jax.x.y"))
         assert store.meta(key) == {"license": "MIT"}
         assert store.meta(other) == {}
         assert store.get_state_keys() == [other, key]

@@ -92,7 +92,7 @@ def made(value: tuple[torch.dtype, tuple[int, ...], int]) -> torch.Tensor:
     return torch.randint(0, 5, shape, generator=generator).to(dtype)
 
 
-STATES = st.dictionaries(NAMES, VALUES).map(
+STATES = st.dictionaries(NAMES, VALUES, min_size=1).map(
     lambda said: {name: made(value) for name, value in said.items()}
 )
 
@@ -133,6 +133,72 @@ def test_the_other_way_round_it_is_the_mirror_image(first, second):
     }
     read = {*recording.opened} - {store.digest(ONE), store.digest(TWO)}
     assert read <= differing
+
+
+def tied_pair(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    weight = torch.randn(100, 60)
+    return {
+        "embed.weight": weight,
+        "body.weight": torch.randn(100, 60),
+        "body.bias": torch.zeros(7),
+        "head.weight": weight,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("dropped", ["head.weight", "embed.weight"])
+def test_names_of_tied_weights_that_one_side_lacks_are_told(dropped):
+    kept = ({"head.weight", "embed.weight"} - {dropped}).pop()
+    whole = tied_pair()
+    part = {name: tensor for name, tensor in whole.items() if name != dropped}
+    for found in (
+        compared(part, whole),
+        compared(whole, part),
+        compared(whole, part, values=False),
+    ):
+        assert found.tied == ((dropped, kept),)
+        assert {*found.added, *found.removed} == {dropped}
+        assert found.same_but_for_ties
+        assert not found.same_weights
+    assert not compared(whole, whole).same_but_for_ties
+    assert compared(whole, whole).tied == ()
+
+
+def test_other_differences_beside_ties_are_no_sameness():
+    whole = tied_pair()
+    part = {name: tensor for name, tensor in whole.items() if name != "head.weight"}
+    for other in (
+        {**part, "body.bias": torch.ones(7)},
+        {**part, "more": torch.ones(3)},
+        {name: tensor for name, tensor in part.items() if name != "body.bias"},
+        {**part, "body.weight": torch.randn(3)},
+    ):
+        found = compared(whole, other)
+        assert found.tied == (("head.weight", "embed.weight"),)
+        assert not found.same_but_for_ties
+    changed = compared(whole, {**part, "embed.weight": torch.randn(100, 60)})
+    assert (changed.tied, changed.same_but_for_ties) == ((), False)
+
+
+def test_a_rename_is_no_tie_and_small_ones_that_are_equal_by_chance_are_none():
+    whole = tied_pair()
+    moved = {"new.weight" if name == "head.weight" else name: t for name, t in whole.items()}
+    found = compared(whole, moved)
+    assert (found.renamed, found.tied) == ((("head.weight", "new.weight"),), ())
+    assert not found.same_but_for_ties
+    for more in ({"head.scale": torch.zeros(7)}, {"norm.num_batches_tracked": torch.tensor(0)}):
+        base = tied_pair(**{"first.num_batches_tracked": torch.tensor(0)})
+        assert compared(base, {**base, **more}).tied == ()
+    small = compared(whole, {**whole, "head.bias": torch.zeros(7)})
+    assert small.tied == (("head.bias", "body.bias"),)
+
+
+def test_of_several_names_of_one_tensor_the_one_that_ends_alike_is_named():
+    weight = torch.randn(100, 60)
+    whole = {"a.x.weight": weight, "b.weight": weight, "c.x.weight": weight}
+    found = compared(whole, {name: whole[name] for name in ("a.x.weight", "b.weight")})
+    assert found.tied == (("c.x.weight", "a.x.weight"),)
 
 
 def naive(first: torch.Tensor, second: torch.Tensor) -> tuple[int, int, float, float | None]:
@@ -480,7 +546,7 @@ def plant(folder: Path, first: bytes, size: int) -> TensorRef:
 @pytest.mark.slow
 def test_memory_is_bounded_however_large_the_tensors_are(tmp_path):
     store = LocalStateStore(tmp_path)
-    store.save_state_dict({}, StateKey.parse("pytorch.net.empty"))
+    store.save_state_dict({"a": torch.ones(1)}, StateKey.parse("pytorch.net.empty"))
     states = FolderStateFiles(tmp_path)
     one = torch.tensor([1.0]).view(torch.uint8).numpy().tobytes()
     for key, first in ((ONE, bytes(4)), (TWO, one)):

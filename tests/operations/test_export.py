@@ -157,12 +157,32 @@ def test_opaque_bytes_are_no_weights(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_tied_weights_are_one_tensor_in_a_checkpoint_and_two_in_safetensors(tmp_path):
+    store, weight = MemoryStateStore(), torch.randn(300, 70)
+    state = {"embed": weight, "head": weight, "zero": torch.zeros(9000), "none": torch.zeros(9000)}
+    store.save_state_dict(state, KEY)
+    torch.save(state, tmp_path / "torchs.pth")
+    path = export(store, KEY, tmp_path / "x.pth")
+    found = torch.load(path)
+    assert same(found, state)
+    assert found["embed"].data_ptr() == found["head"].data_ptr()
+    assert found["zero"].data_ptr() != found["none"].data_ptr()  # equal by chance
+    assert abs(path.stat().st_size - (tmp_path / "torchs.pth").stat().st_size) < 2000
+    again = StateKey.parse("pytorch.net.again")
+    assert adopt(path, again, store).digest == store.digest(KEY)
+    assert same(load_file(export(store, KEY, tmp_path / "x.safetensors")), state)
+
+
 KNOWN = [dtype for dtype in BITS if dtype != "F4"]
 SHAPES = st.lists(st.integers(0, 70), max_size=3).map(tuple)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.dictionaries(st.text("ab.é", min_size=1), st.tuples(st.sampled_from(KNOWN), SHAPES)))
+@given(
+    st.dictionaries(
+        st.text("ab.é", min_size=1), st.tuples(st.sampled_from(KNOWN), SHAPES), min_size=1
+    )
+)
 def test_what_was_exported_is_adopted_as_the_same_state(specs):
     generator = torch.Generator().manual_seed(0)
     state = {}

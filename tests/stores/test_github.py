@@ -151,7 +151,7 @@ def test_a_tensor_that_is_too_large_is_refused_by_name(store, github):
         assert caught.value.tensor == name
         assert caught.value.key == KEY
     with pytest.raises(LimitError, match="the file 'f'"):
-        store.save_state_dict({}, KEY, files={"f": b"1" * 30_001})
+        store.save_state_dict({"a": torch.ones(1)}, KEY, files={"f": b"1" * 30_001})
     assert github.names(TAG) == []
 
 
@@ -553,7 +553,7 @@ def test_saving_and_deleting_need_a_token(store, github, monkeypatch):
     monkeypatch.delenv("GH_TOKEN")
     for use in (
         lambda: store.save(net(2), "b"),
-        lambda: store.save_state_dict({}, StateKey.parse("jax.x.y")),
+        lambda: store.save_state_dict({"a": torch.ones(1)}, StateKey.parse("jax.x.y")),
         lambda: store.delete(key),
     ):
         with pytest.raises(AccessError, match="there is none"):

@@ -135,7 +135,8 @@ def test_two_members_of_a_group_share_a_store(tmp_path):
         "import os, sys, torch\n"
         "from mlstate import LocalStateStore, MemoryStateStore, StateKey\n"
         # Another user may not be able to read where Python lies: import all that is needed first.
-        "MemoryStateStore().save_state_dict({}, StateKey.parse('a.b.c'), meta={'m': 1})\n"
+        "MemoryStateStore().save_state_dict("
+        "{'a': torch.ones(1)}, StateKey.parse('a.b.c'), meta={'m': 1})\n"
         "os.setgroups([]); os.setgid(12345); os.setuid(int(sys.argv[2])); os.umask(0o002)\n"
         "store = LocalStateStore(sys.argv[1])\n"
         "name = StateKey.parse(f'pytorch.net.u{sys.argv[2]}')\n"

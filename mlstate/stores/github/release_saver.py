@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from mlstate.errors import ManifestError, ReadOnlyStoreError, StateNotFoundError, concerning
-from mlstate.format.encode import EncodedState, TensorSource, check_sources, encode_state
+from mlstate.format.encode import (
+    EncodedState,
+    TensorSource,
+    check_not_empty,
+    check_sources,
+    encode_state,
+)
 from mlstate.manifests import StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
@@ -40,6 +46,7 @@ class ReleaseSaver:
         """Save a state; see `Saver.save`."""
         with concerning(key):
             wanted = request.entry(key)
+            check_not_empty(sources)
             check_sources(sources)
             self._upload(wanted, request, lambda: encode_state(sources))
 
