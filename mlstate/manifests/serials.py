@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import read_small, try_lock, write_file
 from mlstate.warn import warn
 
@@ -105,7 +105,7 @@ def keep_serials(sightings: Iterable[Sighting]) -> None:
         with _locked(file.parent):
             seen = _read()
             seen.update(_higher(wanted, seen))
-            temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+            temporary = temporary_beside(file)
             write_file(file, [_text(seen)], temporary=temporary, read_only=False)
     except OSError as error:
         warn(

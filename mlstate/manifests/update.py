@@ -15,10 +15,10 @@ from mlstate.manifests import (
     content_of,
     edited,
     resolved,
-    temporary_beside,
     warn_of_misspelt,
     warn_of_stale_signature,
 )
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import try_lock, write_over
 
 __all__ = ["change_manifest"]

@@ -11,7 +11,6 @@ import io
 import os
 import sys
 import tarfile
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ from mlstate.files import UnfitFileError, open_input
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import sync_path
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.operations.bundle_reader import BundleReader
@@ -100,7 +100,7 @@ def _write(
     texts, objects = _contents(store, keys)
     meter = Meter(f"bundle {target.name}", progress)
     meter.expect(sum(item.size for item in objects.values()))
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_beside(target)
     try:
         # As the umask has it; and new, whatever is there.
         with temporary.open("xb") as file, _tar_writer(fileobj=file) as tar:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 from mlstate import settings
@@ -13,6 +12,7 @@ from mlstate.errors import FormatError, SignatureError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, content_of, manifest_files, signature_file
 from mlstate.manifests.signed import ManifestSignature, check_file, serial_of, signers_of
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import write_file
 from mlstate.phrases import Phrase
 from mlstate.signatures.crypto import check_signed
@@ -52,7 +52,7 @@ def sign(manifest: _PathLike, key: _PathLike) -> list[ManifestSignature]:
         parsed = parse_signature(armoured, str(path))
         _check_own(parsed, content)
         target = signature_file(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        temporary = temporary_beside(target)
         write_file(target, [armoured], temporary=temporary, read_only=False)
         public, count = parsed.key, len(read.states)
         done.append(
