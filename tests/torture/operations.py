@@ -6,11 +6,12 @@ milliseconds.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from mlstate.manifests.update import change_manifest
 from mlstate.objects import FolderObjectStore
 from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
+from tests.torture.shim import mark
 from tests.torture.states import check_folder, key_of, known, save, whole, write_plain
 
 __all__ = ["OPERATIONS", "Operation", "warm_up"]
@@ -54,6 +56,7 @@ class Operation:
         run: The operation.
         before: For the store ``store``: name -> number of the state that it has, None for none.
         after: The same once the operation is done.
+        between: What there may be besides while it runs, where it has several steps.
         check: What must be true besides at any moment; raises an AssertionError.
         done: What must be true besides once it is done.
         sweep: What removes, an hour later, what a kill left beside files; by default the operation.
@@ -63,6 +66,7 @@ class Operation:
     run: Callable[[Path], object]
     before: Expected = field(default_factory=dict)
     after: Expected = field(default_factory=dict)
+    between: Mapping[str, Collection[int | None]] = field(default_factory=dict)
     check: Callable[[Path], None] = _nothing
     done: Callable[[Path], None] = _nothing
     sweep: Callable[[Path], object] | None = None
@@ -71,7 +75,10 @@ class Operation:
         """After a crash: each state is what it was or what it becomes; nothing is damaged."""
         names = self.before.keys() | self.after.keys()
         if names:
-            allowed = {name: {self.before.get(name), self.after.get(name)} for name in names}
+            allowed = {
+                name: {self.before.get(name), self.after.get(name), *self.between.get(name, ())}
+                for name in names
+            }
             check_folder(root / "store", allowed)
         self.check(root)
 
@@ -274,11 +281,43 @@ def _evict(root: Path) -> object:
 BASE: Expected = {"base": 0}
 NEW: Expected = {"base": 0, "new": 1}
 
+def _history(root: Path) -> object:
+    """Several changes, one after the other; after each a mark says which states there are."""
+    store, states = _store(root), dict[str, int | None]()
+
+    def say(**now: int | None) -> None:
+        states.update(now)
+        mark(json.dumps(states))
+
+    save(store, "a", 0)
+    say(a=0)
+    save(store, "b", 1)
+    say(b=1)
+    save(store, "a", 4, overwrite=True)
+    say(a=4)
+    store.delete(key_of("b"))
+    say(b=None)
+    for _ in range(2):
+        store.prune(grace_seconds=-60)
+    save(store, "b", 1)
+    say(b=1)
+    save(store, "c", 2)
+    say(c=2)
+    return states
+
+
 OPERATIONS: dict[str, Operation] = {
     "save into nothing": Operation(
         _nothing, lambda root: save(_store(root), "base", 0), {"base": None}, BASE
     ),
     "save": Operation(_base, lambda root: save(_store(root), "new", 1), BASE, NEW),
+    "history": Operation(
+        _nothing,
+        _history,
+        {"a": None, "b": None, "c": None},
+        {"a": 4, "b": 1, "c": 2},
+        between={"a": [0]},
+    ),
     "save again": Operation(_base, lambda root: save(_store(root), "base", 0), BASE, BASE),
     "save over": Operation(
         _base, lambda root: save(_store(root), "base", 4, overwrite=True), BASE, {"base": 4}
