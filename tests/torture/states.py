@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mlstate import LocalStateStore, StateKey, verify
+from mlstate import LocalStateStore, StateKey
+from mlstate import verify as verify_store
 from mlstate.digests import Digest
 from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, encode_state
@@ -97,11 +98,12 @@ def key_of(name: str) -> StateKey:
 
 
 def save(
-    store: SavingStore, name: str, seed: int, *, scale: float = 1.0, overwrite: bool = False
+    store: SavingStore, name: str, seed: int, *, scale: float = 1.0, overwrite: bool = False,
+    verify: bool = False,
 ) -> None:
     """Save a known state."""
     state = known(seed, scale)
-    request = SaveRequest(dict(state.files), None, overwrite)
+    request = SaveRequest(dict(state.files), None, overwrite, verify)
     store.saver.save(key_of(name), list(state.sources), request)
 
 
@@ -136,7 +138,7 @@ def check_folder(
     listed = {key.training_id for key in store.get_state_keys()}
     there = {name for name, seed in found.items() if seed is not None}
     assert listed == there, f"listed are {listed}, and there are {there}"
-    report = verify(store)
+    report = verify_store(store)
     assert report.findings == (), str(report.findings[0])
     return found
 
