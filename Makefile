@@ -2,6 +2,8 @@
 # make test         all tests
 # make machines     the tests on real mounts, as other users, and on file systems that lack calls
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
+# make torture      kills, power cuts, races, rot and fuzz for an hour, or TORTURE_MINUTES=N
+# make torture-short  a part of that, the same each time
 # make check        lint, types, layers, docs, package
 # make bench        benchmarks against peers, with their results as JSON
 # make bench-check  whether something became much slower than it was recorded to be
@@ -23,7 +25,7 @@ PYTHONS ?= 3.12 3.13
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test machines frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test machines torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -34,6 +36,13 @@ test: $(VENV)/test
 # Real mounts, other users, and a shim that refuses system calls: as root, or most are skipped.
 machines: $(VENV)/test
 	$(BIN)/pytest -n $(WORKERS) -m machines tests/machines
+
+# Kills, power cuts, injected errors, races, rot, lies and fuzz: tests/torture.
+torture: $(VENV)/torture
+	$(BIN)/python -m tests.torture --json torture.json
+
+torture-short: $(VENV)/test
+	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture
 
 frameworks:
 	$(PYTHON) -m venv .venv-frameworks
@@ -112,6 +121,11 @@ $(VENV)/quickstart: $(VENV)/base
 
 $(VENV)/test: $(VENV)/quickstart
 	$(PIP) --editable '.[test]'
+	touch $@
+
+# Fuzzing that is led by coverage; there is no build of it for every machine, and one without it.
+$(VENV)/torture: $(VENV)/test
+	-$(PIP) --editable '.[torture]'
 	touch $@
 
 # What only benchmarks are held against.

@@ -13,7 +13,6 @@ import errno
 import os
 import stat
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +33,6 @@ __all__ = [
     "read_input",
     "sync_open",
     "sync_path",
-    "temporary_beside",
 ]
 
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -335,13 +333,3 @@ def sync_open(descriptor: int) -> None:
         os.fstat(descriptor)  # one that is closed is a mistake of ours, not of a file system
         if error.errno not in LACKING:
             raise
-
-
-_LONGEST = 200
-"""Bytes of a name that leave room for a unique part: most file systems take 255."""
-
-
-def temporary_beside(target: Path) -> Path:
-    """A new name for what is to replace a file, in its folder; of a very long one its beginning."""
-    start = os.fsencode(target.name)[:_LONGEST].decode(errors="ignore")
-    return target.with_name(f".{start}.{uuid.uuid4().hex}.tmp")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
-from mlstate.files import read_file, temporary_beside
+from mlstate.files import read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
@@ -125,6 +125,7 @@ class Manifest(ManifestContent):
             ManifestError: The file that is there cannot be read or edited; nothing was changed.
             FormatError: `meta` holds something that TOML cannot.
         """
+        from mlstate.objects.beside import temporary_beside
         from mlstate.objects.durable import write_file
 
         target = resolved(path)

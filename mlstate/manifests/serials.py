@@ -18,7 +18,7 @@ from typing import Any
 
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
-from mlstate.files import temporary_beside
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import read_small, try_lock, write_file
 from mlstate.texts import load_json
 from mlstate.warn import warn

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlstate.errors import ManifestError
-from mlstate.files import temporary_beside
 from mlstate.locations import local_path
 from mlstate.manifests import (
     Manifest,
@@ -19,6 +18,7 @@ from mlstate.manifests import (
     warn_of_misspelt,
     warn_of_stale_signature,
 )
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import try_lock, write_over
 
 __all__ = ["change_manifest"]

@@ -21,10 +21,11 @@ from mlstate import settings
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError, ReadOnlyStoreError, concerning
 from mlstate.fetch.progress import Meter, OnProgress, listener
-from mlstate.files import UnfitFileError, open_input, temporary_beside
+from mlstate.files import UnfitFileError, open_input
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.objects import ObjectStore
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import sync_path
 from mlstate.objects.verified import check_digest, check_size
 from mlstate.operations.bundle_reader import BundleReader

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
-from mlstate.files import temporary_beside
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, content_of, manifest_files, signature_file
 from mlstate.manifests.signed import ManifestSignature, check_file, serial_of, signers_of
+from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import write_file
 from mlstate.phrases import Phrase
 from mlstate.signatures.crypto import check_signed
