@@ -652,15 +652,18 @@ def test_what_could_not_be_read_is_not_written(tmp_path, wanted, there):
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "edited"])
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
-def test_the_mode_of_a_manifest_follows_the_umask(tmp_path, umask, there):
+def test_the_mode_of_a_manifest_follows_the_umask_and_stays(tmp_path, umask, there):
+    mode = 0o666 & ~umask
     if there:
         manifest(state(B)).write(tmp_path / "m.toml")
+        mode = 0o640  # whoever shares a file with a group goes on sharing it
+        (tmp_path / "m.toml").chmod(mode)
     previous = os.umask(umask)
     try:
         manifest(state(A)).write(tmp_path / "m.toml")
     finally:
         os.umask(previous)
-    assert stat.S_IMODE((tmp_path / "m.toml").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "m.toml").stat().st_mode) == mode
 
 
 @contextlib.contextmanager
