@@ -59,7 +59,9 @@ class Run:
         for again in range(_EVICTIONS + 1):
             # First: whatever a killed run leaves belongs to a state that the cache keeps, and a
             # pruning that has chosen it to go puts back what it has taken.
-            self._keep(self.entry.pinned_digest, {file.digest for file in self.entry.files.values()})
+            self._keep(
+                self.entry.pinned_digest, {file.digest for file in self.entry.files.values()}
+            )
             there = self._bring(names, files=files, first=again == 0)
             left = self._needs(names, files=files)
             if not left:

@@ -129,7 +129,11 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
     def _is_under_way(self, path: Path) -> bool:
         """Whether a temporary may be written on by a process that is alive, whatever the grace."""
         modified = self.modified(path)
-        return modified is not None and self.now - modified < _UNDER_WAY and not self.is_ahead(modified)
+        return (
+            modified is not None
+            and self.now - modified < _UNDER_WAY
+            and not self.is_ahead(modified)
+        )
 
 
 def _entries(folder: Path) -> list[Path]:
