@@ -237,7 +237,7 @@ def explore(scene: Scene, rng: random.Random) -> None:
     """A save and two prunings in a random order, one of which may be killed."""
     grace = rng.choice([0, 12])
     with turns(scene.save, scene.prune(grace), scene.prune(grace)) as works:
-        saving, *prunings = works
+        prunings = works[1:]
         killed_at = rng.choice([None, rng.randrange(300)])
         step = 0
         while any(not work.done for work in works):

@@ -1,4 +1,4 @@
-"""Runs several pieces of work in turns, one step after the other, in any order that a test asks for.
+"""Runs several pieces of work in turns, step by step, in any order that a test asks for.
 
 A step ends before each call of the system (or request to a bucket) that is watched. So a test can
 stop a pruning between any two of its steps, let a save run from beginning to end, and go on, or
