@@ -76,6 +76,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     written = {"states": keys, "path": str}
     copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
+    pruned |= {"in_use": keys, "future": list[str]}
     return {
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),

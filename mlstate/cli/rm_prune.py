@@ -85,15 +85,17 @@ def prune(
     view = opened(store, quiet=True)
     age = None if older_than is None else _seconds(older_than)
     states: list[str] = []
+    in_use: list[str] = []
     pruning: Any = getattr(view, "prune", None)
     if pruning is not None and view.manifest is not None:
         size = None if max_size is None else parse_size(max_size)
         made = pruning(max_size=size, older_than=age, dry_run=dry_run)
         states, taken, trashed = sorted(made.states.values()), made.objects, {}
+        in_use, future = sorted(made.in_use.values()), made.future
         if size is None and age is None:
             note("all fetched states stay: give --max-size or --older-than to make room")
         elif states and not taken:
-            note("what was fetched within the last hour stays until then; prune again after it")
+            note("what was fetched or used within the last hour stays; prune again after it")
     else:
         if max_size is not None:
             raise FormatError(
@@ -105,14 +107,19 @@ def prune(
             raise ReadOnlyStoreError("there is nothing to prune in this store", path=view)
         graced = {} if age is None else {"grace_seconds": age}
         report = pruning(dry_run=dry_run, **graced)
-        taken, trashed = report.deleted, report.trashed
+        taken, trashed, future = report.deleted, report.trashed, report.future
+    for path in future:
+        note(f"{path} is dated in the future, and stays: a clock was or is wrong")
     if as_json:
         gone, moved = (Objects(len(found), sum(found.values())) for found in (taken, trashed))
         pruned = {"dry_run": dry_run, "states": states, "deleted": gone, "trashed": moved}
+        pruned |= {"in_use": in_use, "future": list(future)}
         print_json("prune", pruned)
         return
     for key in states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
+    for key in in_use:
+        put(f"{key}  stays: it is in use")
     would = "would be " if dry_run else ""
     put(_line(f"{would}deleted", taken))
     if trashed:

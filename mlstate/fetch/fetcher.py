@@ -146,7 +146,10 @@ class Fetcher:
         digest = entry.pinned_digest
         with concerning(entry.key):
             needs = needs_of(entry, self.cache, names, files=files)
-            while needs and self._restored(entry, needs):
+            # Of a state object in trash/ all can be read, but not for long.
+            while needs or self.cache.size(digest) is None:
+                if not self._restored(entry, needs):
+                    break
                 needs = needs_of(entry, self.cache, names, files=files)
             if not needs and self._note_use(entry):
                 # A pruning that had chosen this state may have taken something before the note.
@@ -239,7 +242,7 @@ class Fetcher:
         """
         own, restored = self.cache.own, False
         wanted = {*needs.objects, *(file.digest for file in needs.files.values())}
-        wanted |= {entry.pinned_digest} if needs.lacks_state else set()
+        wanted.add(entry.pinned_digest)
         with suppress(OSError):  # a cache that is only read
             for digest in wanted & own.trashed() if own is not None else ():
                 if own is not None and own.size(digest) is None and own.restore(digest):

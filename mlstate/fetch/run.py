@@ -126,10 +126,10 @@ class Run:
         write_root(self._receiver.store.root, digest, str(self.entry.key), files)
 
     def _needs(self, names: Names, *, files: bool = False) -> Needs:
-        if self._state is not None and self._cache.size(self.entry.pinned_digest) is None:
-            self._state = None
         needs = needs_of(self.entry, self._cache, names, files=files, state=self._state)
-        self._state = needs.state or self._state
+        if needs.state is not None and self._cache.size(self.entry.pinned_digest) is None:
+            needs = Needs(None, {}, needs.files)  # it was taken, to trash/ perhaps
+        self._state = needs.state
         return needs
 
     def _bring_state_object(self) -> None:

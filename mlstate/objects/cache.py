@@ -160,11 +160,12 @@ class Cache(ChainObjectStore):
         trash = self.own.root / layout.TRASH
         make_folders(self.own.root, trash)
         target = trash / f"{digest}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}"
-        try:
-            os.replace(self.own.path(digest), target)
-        except FileNotFoundError:
-            return f"{self.own.path(digest)} (another process has set it aside)"
-        return str(target)
+        # A pruning may have moved it: it is read there, too.
+        for path in (self.own.path(digest), *self.own.trashed_paths(digest)):
+            with suppress(FileNotFoundError):
+                os.replace(path, target)
+                return str(target)
+        return f"{self.own.path(digest)} (another process has set it aside)"
 
     def _asked(self, digest: Digest) -> Sequence[ObjectStore]:
         return [store for store in self.stores if (store, digest) not in self._damaged]

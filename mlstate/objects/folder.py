@@ -129,13 +129,13 @@ class FolderObjectStore:
         A pruning that races with a save moves an object to trash/ for a moment, and back; one that
         is killed leaves it there until the next one. It is read there meanwhile.
         """
-        path = layout.object_path(digest)
+        path = f"{self.root}/{layout.object_path(digest)}"
         for _ in range(_LOOKS):
             if opened := self._opened(path):
                 return opened
-            trashed = list(self._trashed(digest))
-            for name in trashed:
-                if opened := self._opened(name):
+            trashed = self.trashed_paths(digest)
+            for place in trashed:
+                if opened := self._opened(place):
                     return opened
             if not trashed:
                 break
@@ -154,8 +154,7 @@ class FolderObjectStore:
 
         It is made young first, so that no pruning takes it again, or deletes it in the trash.
         """
-        for name in self._trashed(digest):
-            path = self.root / name
+        for path in self.trashed_paths(digest):
             with suppress(PermissionError, FileNotFoundError):
                 os.utime(path, follow_symlinks=False)
             if self.put_back(path, digest):
@@ -178,20 +177,23 @@ class FolderObjectStore:
         sync_path(target.parent)
         return True
 
-    def _opened(self, path: str) -> BinaryIO | None:
+    def _opened(self, path: str | Path) -> BinaryIO | None:
         try:
-            descriptor = open_regular(f"{self.root}/{path}")
+            descriptor = open_regular(path)
         except OSError as error:
             if error.errno in ABSENT or isinstance(error, UnfitFileError):
                 return None
             raise
         return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
 
-    def _trashed(self, digest: Digest) -> Iterator[str]:
-        """The paths of an object in trash/; what was set aside as damaged has another name."""
-        for entry in _entries(self.root / layout.TRASH):
-            if entry.name.startswith(digest) and layout.TRASHED_OBJECT.fullmatch(entry.name):
-                yield f"{layout.TRASH}/{entry.name}"
+    def trashed_paths(self, digest: Digest) -> list[Path]:
+        """The files of an object in trash/; what was set aside as damaged has another name."""
+        trash = self.root / layout.TRASH
+        return [
+            trash / entry.name
+            for entry in _entries(trash)
+            if entry.name.startswith(digest) and layout.TRASHED_OBJECT.fullmatch(entry.name)
+        ]
 
     def locate(self, digest: Digest) -> str:
         """The path of the object's file."""
@@ -235,9 +237,8 @@ class FolderObjectWriter:
             if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                 return False
             age = time.time() - found.st_mtime
-            fresh = 0 <= age < _JUST_NOW or _freshened(path)
-            if not fresh and not 0 <= age < _YOUNG_OF_OTHERS:
-                return False  # it cannot be freshened, but replaced by an equal one
+            if not (0 <= age < _JUST_NOW or _freshened(path) or 0 <= age < _YOUNG_OF_OTHERS):
+                return False  # it can be replaced by an equal one
         except OSError as error:
             if error.errno in ABSENT:
                 return False

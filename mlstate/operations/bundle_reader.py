@@ -26,7 +26,7 @@ from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
-from mlstate.objects.interface import TrashingObjectStore
+from mlstate.objects.interface import SurveyedObjectStore, TrashingObjectStore
 from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
@@ -58,7 +58,7 @@ class BundleReader:
         self._states: dict[StateKey, tuple[StateEntry, bytes]] = {}
         self._state_objects: dict[Digest, list[StateEntry]] = {}
         self._named: dict[Digest, int | None] = {}  # what states name, with the size if it is known
-        self._reused: dict[Digest, int] = {}
+        self._taken: dict[Digest, int] = {}
 
     def run(self) -> list[StateKey]:
         """Read all of it, publish its states, and return their keys, sorted."""
@@ -70,7 +70,7 @@ class BundleReader:
         self._writer.flush()
         for key in sorted(self._states):
             self._publish(*self._states[key])
-        self._check_reused()
+        self._check_taken()
         return sorted(self._states)
 
     def _sorted(self) -> Iterator[TarInfo]:
@@ -178,9 +178,12 @@ class BundleReader:
         # A state object is small, and the one that is here may be damaged: it is written anew.
         if not states and self._writer.reuse(digest, member.size):
             self._check(member, digest)
-            self._reused[digest] = member.size
+            self._taken[digest] = member.size
         else:
             self._put(member, digest)
+            # What is new is young. To look at it again all the same costs a bucket's requests.
+            if not isinstance(self._saver.objects, SurveyedObjectStore):
+                self._taken[digest] = member.size
         for entry in states:
             with concerning(entry.key):
                 for name, ref in read_state(entry, self._saver.objects).refs.items():
@@ -233,10 +236,10 @@ class BundleReader:
                     remedy="make it, or copy it, again",
                 )
 
-    def _check_reused(self) -> None:
+    def _check_taken(self) -> None:
         """Put back what pruning took before a state file named it, or raise if it is gone."""
         objects = self._saver.objects
-        for digest, size in self._reused.items():
+        for digest, size in self._taken.items():
             if objects.size(digest) != size and not (
                 isinstance(objects, TrashingObjectStore) and objects.restore(digest)
             ):

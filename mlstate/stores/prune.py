@@ -59,7 +59,8 @@ class PruneReport:
     Attributes:
         trashed: Objects moved to trash/, with their sizes in bytes.
         restored: Objects put back from trash/.
-        deleted: Objects deleted from trash/, with their sizes in bytes.
+        deleted: Objects deleted from trash/, with the bytes that it took; one may have been there
+            several times.
         swept: Other leftovers deleted: temporaries, old deleted state files, damaged objects that
             a fetch set aside, uploads that were never finished; by path.
         future: What would have gone, but for a time that is yet to come; by path. A clock was
@@ -174,7 +175,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             if digest in live or self.comes_back(place):
                 self.put_back(place, digest)
             elif (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
-                self.report.deleted[digest] = size
+                self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size
         self.sweep()
         return self.report
 

@@ -293,6 +293,19 @@ def test_prune_makes_room_in_the_cache(shared):
     assert left["states"] == [str(BASE), str(TUNED), str(OTHER)]
 
 
+def test_prune_says_what_is_dated_in_the_future(shell):
+    left = shell.folder / "weights" / "tmp" / ("f" * 32)
+    left.write_bytes(b"left by a crash")
+    then = time.time() + 7200
+    os.utime(left, (then, then))
+    assert shell.json("prune", "--store", "weights")["future"] == [
+        str(Path("weights/tmp") / left.name)
+    ]
+    done = shell("prune", "--store", "weights")
+    assert "dated in the future" in done.stderr
+    assert left.exists()
+
+
 def test_diff_tells_which_tensors_differ_and_by_how_much(shell):
     found = shell.json("diff", BASE, TUNED, "--store", "weights", code=1)
     (change,) = found["changed"]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from mlstate import LocalStateStore, Manifest, ManifestStore, StateKey
-from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError
-from mlstate.objects import MemoryObjectStore
+from mlstate import LocalStateStore, Manifest, ManifestStore, StateKey, manifest_of
+from mlstate.digests import Digest
+from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, ReadOnlyStoreError
+from mlstate.fetch.run import Run
+from mlstate.objects import FolderObjectStore, MemoryObjectStore
+from mlstate.objects.cache import forget_root, read_roots, write_root
+from mlstate.stores.access import Access
+from mlstate.stores.prune_folder import _FolderPruning
 
 KEYS = [StateKey.parse(f"pytorch.net.{name}") for name in "abc"]
 SIZE = 40_000
@@ -154,3 +162,182 @@ def test_what_no_mirror_has_any_more_is_named(store, tmp_path):
     again = ManifestStore(tmp_path / "weights.toml", cache=tmp_path / "cache")
     with pytest.raises(ObjectNotFoundError, match="lists no mirrors"):
         again.load_state_dict(KEYS[0])
+
+
+# Beside fetches and loads, and of what is in use.
+
+
+def test_what_was_used_within_the_hour_stays_until_it_was_not(store, tmp_path):
+    """Its objects are as old as ever; only the note of its use is young."""
+    store.load_state_dict(KEYS[0])
+    report = store.prune(max_size=0)
+    assert sorted(report.states.values()) == [str(key) for key in KEYS]
+    assert len(report.objects) == 2 + 2 + 2  # what the others alone need
+    assert cached(store) == KEYS[:1]
+    store.prune(max_size=0)  # nor by the next one, which finds no note of it any more
+    shutil.rmtree(tmp_path / "source")
+    assert store.load_state_dict(KEYS[0])["shared"].sum() == SIZE / 4
+    age_objects(tmp_path / "cache", hours=2)
+    used(tmp_path, store, KEYS[0], hours=2)
+    store.prune(max_size=0)
+    assert cached(store) == []
+
+
+def test_a_use_after_the_choice_keeps_a_state(store, tmp_path, monkeypatch):
+    """A load notes its use, and finds all there, while the pruning is moving."""
+    moved, other = [], ManifestStore(tmp_path / "weights.toml", cache=tmp_path / "cache")
+    move = _FolderPruning.move
+
+    def used_meanwhile(self, place, digest):
+        target = move(self, place, digest)
+        if not moved:
+            moved.append(digest)
+            shutil.rmtree(tmp_path / "source")  # nothing can be fetched again
+            assert other.load_state_dict(KEYS[2])["shared"].sum() == SIZE / 4
+        return target
+
+    monkeypatch.setattr(_FolderPruning, "move", used_meanwhile)
+    report = store.prune(max_size=0)
+    assert list(report.in_use.values()) == [str(KEYS[2])]
+    assert sorted(report.states.values()) == [str(key) for key in KEYS[:2]]
+    assert cached(store) == KEYS[2:]
+    assert store.load_state_dict(KEYS[2])["own"].sum() == 4 * SIZE / 4
+
+
+def test_a_use_at_the_very_end_of_a_pruning_is_not_lost(tmp_path, monkeypatch):
+    """Between the look at the note and its removal."""
+    digest = Digest.of(b"state")
+    write_root(tmp_path, digest, str(KEYS[0]), [])
+    path = tmp_path / "roots" / digest
+    os.utime(path, (1, 1))
+    rename = os.rename
+
+    def used_meanwhile(source, target):
+        os.utime(source)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", used_meanwhile)
+    assert not forget_root(tmp_path, digest, used=1.0)
+    assert [root.digest for root in read_roots(tmp_path)] == [digest]
+    monkeypatch.undo()
+    assert forget_root(tmp_path, digest, used=time.time())
+    assert not path.exists()
+    assert [*(tmp_path / "tmp").iterdir()] == []
+
+
+def test_a_fetch_brings_again_what_an_eviction_takes_meanwhile(store, tmp_path, monkeypatch):
+    """The shared tensor is there when the fetch begins, and gone when the rest has come."""
+    store.prune(older_than=9.5 * HOUR)
+    again = ManifestStore(tmp_path / "weights.toml", cache=tmp_path / "cache")
+    taken, bring = [], Run._bring_tensors
+
+    def evicted_meanwhile(self, names, needs):
+        bring(self, names, needs)
+        if len(taken) < 3:
+            taken.append(evict(tmp_path / "cache"))
+
+    monkeypatch.setattr(Run, "_bring_tensors", evicted_meanwhile)
+    again.fetch(KEYS[0])
+    assert len(taken) == 3
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "source")
+    assert again.load_state_dict(KEYS[0])["shared"].sum() == SIZE / 4
+    assert again.files(KEYS[0])["name"] == str(KEYS[0]).encode()
+
+
+def test_a_fetch_beside_evictions_without_end_gives_up(store, tmp_path, monkeypatch):
+    store.prune(max_size=0)
+    bring = Run._bring_tensors
+
+    def evicted_meanwhile(self, names, needs):
+        bring(self, names, needs)
+        evict(tmp_path / "cache")
+
+    monkeypatch.setattr(Run, "_bring_tensors", evicted_meanwhile)
+    with pytest.raises(FetchError, match="could not be fetched"):
+        store.fetch(KEYS[0])
+
+
+def evict(cache):
+    """Take everything, as a pruning without any grace would."""
+    for path in cache.glob("objects/*/*"):
+        path.unlink()
+
+
+def test_a_load_fetches_again_what_an_eviction_takes_before_it_reads(store, tmp_path, monkeypatch):
+    taken, bring = [], Access.bring
+
+    def evicted_after(self, *arguments, **named):
+        bring(self, *arguments, **named)
+        if len(taken) < 3:
+            taken.append(evict(tmp_path / "cache"))
+
+    monkeypatch.setattr(Access, "bring", evicted_after)
+    assert store.load_state_dict(KEYS[0])["shared"].sum() == SIZE / 4
+    assert len(taken) == 3
+
+
+def test_what_a_killed_pruning_left_in_the_trash_needs_no_network(store, tmp_path):
+    cache = FolderObjectStore(tmp_path / "cache")
+    damaged = store.digest(KEYS[1])
+    (tmp_path / "cache" / "trash").mkdir(exist_ok=True)
+    for digest in list(cache.digests()):
+        os.rename(cache.path(digest), tmp_path / "cache" / "trash" / f"{digest}.{'0' * 32}")
+    offline = ManifestStore(tmp_path / "weights.toml", cache=tmp_path / "cache", offline=True)
+    shutil.move(tmp_path / "source", tmp_path / "gone")
+    path = tmp_path / "cache" / "trash" / f"{damaged}.{'0' * 32}"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert offline.load_state_dict(KEYS[0])["shared"].sum() == SIZE / 4
+    assert cache.path(store.digest(KEYS[0])).exists()
+    with pytest.raises(IntegrityError):  # what is damaged there is no state
+        offline.load_state_dict(KEYS[1])
+    shutil.move(tmp_path / "gone", tmp_path / "source")
+    assert store.load_state_dict(KEYS[1])["shared"].sum() == SIZE / 4
+
+
+HOLDER = """
+import sys
+from mlstate import ManifestStore, StateKey
+store = ManifestStore(sys.argv[1], cache=sys.argv[2])
+tensors = store.load_state_dict(StateKey.parse(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel does not tell who maps what")
+def test_a_state_that_another_process_has_mapped_stays(tmp_path):
+    source = LocalStateStore(tmp_path / "source")
+    for number, key in enumerate(KEYS[:2]):
+        tensors = {"shared": torch.ones(300_000), "own": torch.full((300_000,), number + 2.0)}
+        source.save_state_dict(tensors, key)
+    manifest_of(source, objects=[str(tmp_path / "source")]).write(tmp_path / "weights.toml")
+    store = ManifestStore(tmp_path / "weights.toml", cache=tmp_path / "cache")
+    store.fetch(KEYS[1])
+    command = [sys.executable, "-c", HOLDER, tmp_path / "weights.toml", tmp_path / "cache", KEYS[0]]
+    with subprocess.Popen(
+        [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "ready\n"
+        for key in KEYS[:2]:
+            used(tmp_path, store, key, hours=10)
+        age_objects(tmp_path / "cache", hours=10)
+        said = store.prune(max_size=0, dry_run=True)
+        report = store.prune(max_size=0)
+        assert report == said
+        assert list(report.in_use.values()) == [str(KEYS[0])]
+        assert list(report.states.values()) == [str(KEYS[1])]  # of which it shares a tensor
+        holder.communicate("\n")
+    assert list(store.prune(max_size=0).states.values()) == [str(KEYS[0])]
+
+
+def test_a_note_of_the_future_is_named_and_its_state_stays(store, tmp_path):
+    used(tmp_path, store, KEYS[0], hours=-30)
+    for dry_run in (True, False):
+        report = store.prune(max_size=0, dry_run=dry_run)
+        assert report.future == (str(tmp_path / "cache" / "roots" / store.digest(KEYS[0])),)
+        assert sorted(report.states.values()) == [str(key) for key in KEYS[1:]]
+    assert cached(store) == KEYS[:1]
+    used(tmp_path, store, KEYS[0], hours=2)
+    assert list(store.prune(max_size=0).states.values()) == [str(KEYS[0])]
