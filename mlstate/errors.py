@@ -222,13 +222,14 @@ class TransportError(_Detailed, ConnectionError):
         transient: Whether the same may work a little later.
         retry_after: The seconds that the server asks to wait, or None.
         status: The HTTP status, or None.
-        changed: Whether the place gave parts of two versions of one thing.
+        relabelled: Whether one thing came under the names of two versions, and as large as before:
+            it may be the same.
     """
 
     transient: bool = False
     retry_after: float | None = None
     status: int | None = None
-    changed: bool = False
+    relabelled: bool = False
 
 
 class RateLimitError(TransportError):

@@ -117,7 +117,8 @@ class Patience:
             if self._waited + seconds > self._seconds:
                 said = f"{error.message}, and it is not waited for any longer"
                 refused = self._error(said)
-                refused.found = "; ".join(filter(None, (str(error.found or ""), refused.found)))
+                said_before = f"{error.found}; " if error.found else ""
+                refused.found = f"{said_before}{refused.found}"
                 refused.status, refused.path = error.status, error.path
                 raise refused from None
 

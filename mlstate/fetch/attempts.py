@@ -136,7 +136,7 @@ class Attempts:
                     raise
                 again = True
             except TransportError as error:
-                if whole or not error.changed:
+                if whole or not error.relabelled:
                     raise
                 whole = True
             else:

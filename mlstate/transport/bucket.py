@@ -68,7 +68,9 @@ class BucketResource:
         with self._lock:
             if self._seen is not None and self._seen != (size, etag):
                 raise TransportError(
-                    "the file changed while it was read", changed=True, path=self.address
+                    "the file changed while it was read",
+                    path=self.address,
+                    relabelled=self._seen[0] == size,
                 )
             self._seen = (size, etag)
 

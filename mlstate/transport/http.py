@@ -168,9 +168,12 @@ class HttpResource:
         with self._lock:
             before = self._seen
             changed = before is not None and before.differs(version)
-            if changed or (None not in (self._size, total) and self._size != total):
+            resized = None not in (self._size, total) and self._size != total
+            if changed or resized:
                 raise TransportError(
-                    "the file changed while it was read", changed=True, path=self.address
+                    "the file changed while it was read",
+                    path=self.address,
+                    relabelled=not resized,
                 )
             self._seen = version
             if total is not None:

@@ -93,9 +93,7 @@ class LocalResource:
             status = os.fstat(descriptor)
             seen = (status.st_size, status.st_mtime_ns)
             if self._seen not in (None, seen):
-                raise TransportError(
-                    "the file changed while it was read", changed=True, path=self.address
-                )
+                raise TransportError("the file changed while it was read", path=self.address)
             self._seen = seen
             yield descriptor, status.st_size
         finally:

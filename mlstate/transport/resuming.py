@@ -117,6 +117,4 @@ class _RetryingStream(Stream):
             raise self._changed()
 
     def _changed(self) -> TransportError:
-        return TransportError(
-            "the file changed while it was read", changed=True, path=self._resource.address
-        )
+        return TransportError("the file changed while it was read", path=self._resource.address)

@@ -124,3 +124,19 @@ def test_a_host_that_never_agrees_with_itself_ends(large, start_recording, tmp_p
     with pytest.raises(FetchError, match="changed while it was read"):
         manifest_store(path, tmp_path / "cache").fetch(KEY)
     assert len(server.requests) < 60
+
+
+def test_the_digest_decides_where_the_hosts_of_a_bucket_disagree(
+    large, start_recording, tmp_path, monkeypatch
+):
+    server = start_recording(large.folder.parent)
+    date = "Mon, 01 Jan 2024 00:00:00 GMT"
+    alternating(server, lambda n: {"ETag": f'"{n}"', "Last-Modified": date})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    mirror = f"s3://{large.folder.name}/{FILE}"
+    path = write_manifest(tmp_path / "m.toml", large, files={}, mirrors=[mirror])
+    store = manifest_store(path, tmp_path / "cache")
+    store.fetch(KEY)
+    assert same(store.load_state_dict(KEY), dict(large.tensors))
+    assert len(server.requests) < 40

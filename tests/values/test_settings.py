@@ -143,3 +143,22 @@ def test_white_space_around_a_given_endpoint_is_no_part_of_it():
     for endpoint in ("http://127.0.0.1:1\nx", "http://127.0.0.1:1 x"):
         with pytest.raises(FormatError, match="white space"):
             open_bucket("s3://bucket", BucketOptions(endpoint=endpoint))
+
+
+@pytest.mark.parametrize("variable", ["MLSTATE_PATIENCE", "MLSTATE_LOW_SPEED"])
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1 2", "1e999"])
+def test_a_limit_for_servers_that_is_no_number_is_said(monkeypatch, variable, value):
+    from mlstate.limits import Limits
+
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(FormatError, match=f"{variable} is no number"):
+        Limits()
+
+
+def test_limits_for_servers_are_as_the_settings_say(monkeypatch):
+    from mlstate.limits import Limits
+
+    assert (Limits().patience, Limits().low_speed) == (600, 1024)
+    monkeypatch.setenv("MLSTATE_PATIENCE", " 90.5 ")
+    monkeypatch.setenv("MLSTATE_LOW_SPEED", "0")
+    assert (Limits().patience, Limits().low_speed) == (90.5, 0)
