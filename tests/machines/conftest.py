@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.machines.shim import build
+from tests.machines.users import as_user as as_user
 
 
 @pytest.fixture(scope="session")
