@@ -79,6 +79,7 @@ print("done")
 """
 
 
+@pytest.mark.machines
 def test_without_a_call_that_is_needed_nothing_is_lost(shim: Path, memory: Path):
     """To make files and folders, to rename and to remove them: the error of the system is raised."""
     wanted = [f"{call}={number}" for call, number in NEEDED.items()]
