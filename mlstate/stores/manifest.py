@@ -183,7 +183,9 @@ class Store(ManifestStore):
         require_signature: RequiredSignature = None,
     ) -> None:
         manifest = read_required(
-            [*map(anchored, settings.extra_manifests())], require_signature, shipped=_shipped_manifests()
+            [*map(anchored, settings.extra_manifests())],
+            require_signature,
+            shipped=_shipped_manifests(),
         )
         super().__init__(
             manifest, cache, offline=offline, progress=progress, require_signature=False

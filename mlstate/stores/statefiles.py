@@ -105,7 +105,9 @@ class FolderStateFiles(StateFiles):
 
     def _keys(self, names: _Names, state_type: StateType | None = None) -> list[StateKey]:
         folders = [layout.state_folder(state_type)] if state_type else self._folders(names)
-        keys = (layout.keys_in_state_folder(folder, names(self.root / folder)) for folder in folders)
+        keys = (
+            layout.keys_in_state_folder(folder, names(self.root / folder)) for folder in folders
+        )
         return list(chain.from_iterable(keys))
 
     def listing(self) -> Iterator[Listing]:

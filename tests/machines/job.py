@@ -166,9 +166,11 @@ def prune(view: ManifestStore) -> None:
 def left(folder: Path) -> list[str]:
     """Temporaries that lie around."""
     found = [str(path) for path in folder.glob("*/tmp/*")]
-    return found + [str(path) for path in folder.glob(".*")] + [
-        str(path) for path in folder.glob("plain/.mlstate-*")
-    ]
+    return (
+        found
+        + [str(path) for path in folder.glob(".*")]
+        + [str(path) for path in folder.glob("plain/.mlstate-*")]
+    )
 
 
 def main() -> int:

@@ -61,7 +61,9 @@ def test_a_shared_cache_stays_shared(as_user: Users, whole: bool):
         cache = folder / f"cache{whole:d}"
         assert locked_out(cache) == {}
         # The manifest too: it is a file of the folder.
-        as_user(BEN, f"read(ManifestStore('{folder}/mirror{whole:d}.toml', cache='{cache}'))", folder)
+        as_user(
+            BEN, f"read(ManifestStore('{folder}/mirror{whole:d}.toml', cache='{cache}'))", folder
+        )
         as_user(BEN, FETCH.format(whole), folder, umask=0o077)
         assert locked_out(cache) == {}
 

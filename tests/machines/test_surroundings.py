@@ -147,7 +147,9 @@ def test_a_path_of_bytes_that_are_no_text(tmp_path: Path):
     for command in (("ls", "store"), ("verify", "--all", "--store", "store")):
         for path in (base / "store", Path("store")):
             for more in ([], ["--json"]):
-                done = run(*(path if part == "store" else part for part in command), *more, cwd=base)
+                done = run(
+                    *(path if part == "store" else part for part in command), *more, cwd=base
+                )
                 assert done.returncode == 0, done.stderr
                 assert "Traceback" not in done.stderr
     done = run("ls", base / "missing", cwd=base)

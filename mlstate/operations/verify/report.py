@@ -12,7 +12,14 @@ from mlstate.manifests import StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 
-__all__ = ["Finding", "Kind", "VerifyReport", "unreadable_folder", "unreadable_state_file", "wrong_size"]
+__all__ = [
+    "Finding",
+    "Kind",
+    "VerifyReport",
+    "unreadable_folder",
+    "unreadable_state_file",
+    "wrong_size",
+]
 
 Kind = Literal["damaged", "missing", "unreadable"]
 
