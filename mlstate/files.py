@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,8 @@ _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 _PIECE = 1 << 16
+_LEASE = 60.0
+"""Seconds: the kernel takes a lease away after 45 (``fs.lease-break-time``)."""
 
 StrPath = str | os.PathLike[str]
 
@@ -216,13 +219,25 @@ def _make_writable(path: StrPath, folder: int | None) -> None:
 
 def _open(path: StrPath, flags: int, folder: int | None, mode: int = 0o666) -> int:
     try:
-        return os.open(path, flags, mode, dir_fd=folder)
+        return _open_soon(path, flags, mode, folder)
     except IsADirectoryError:
         raise UnfitFileError("a folder", path) from None
     except OSError as error:
         if error.errno in _NO_FILE:
             raise UnfitFileError(_NO_FILE[error.errno], path) from None
         raise
+
+
+def _open_soon(path: StrPath, flags: int, mode: int, folder: int | None) -> int:
+    """Open a file that another process may have a lease on: a file server, for its clients."""
+    end = time.monotonic() + _LEASE
+    while True:
+        try:
+            return os.open(path, flags, mode, dir_fd=folder)
+        except BlockingIOError:  # the kernel has asked for the lease; without O_NONBLOCK it waits
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from mlstate.objects.durable import (
     write_in_store,
 )
 from mlstate.parallel import Background
+from mlstate.warn import warn
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
 
@@ -319,9 +320,13 @@ def _freshened(path: str) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, which may be missing; one that may not be read is passed over."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
+    except PermissionError:
+        warn(f"{folder} may not be read; what is in it is passed over")
+        return []
     except OSError as error:
         if error.errno in ABSENT:
             return []

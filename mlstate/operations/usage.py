@@ -143,7 +143,7 @@ class _Counter:
         self._by_state.begin_group()
         try:
             state = self._state(listing, found)
-        except MlstateError as error:
+        except (MlstateError, OSError) as error:  # an object in a closed folder, say
             state = StateUsage(listing.key, modified=listing.modified, error=reason_of(error))
         self._families[family].append(len(self._states))
         self._states.append(state)
@@ -235,7 +235,7 @@ def _size_of_files(folder: Path) -> int:
     size = 0
     if not folder.is_dir():  # or a loop of links, say
         return size
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):
                 if entry.is_file(follow_symlinks=False):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlstate.digests import Digest
+from mlstate.errors import AccessError
 from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
@@ -54,8 +55,19 @@ def prune_folder(
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
-    now = time.time() if dry_run else file_time(objects.root)
-    return _FolderPruning(states, objects, now, grace_seconds, dry_run, forgotten or {}).run()
+    try:
+        now = time.time() if dry_run else file_time(objects.root)
+        return _FolderPruning(states, objects, now, grace_seconds, dry_run, forgotten or {}).run()
+    except PermissionError as error:
+        if isinstance(error, AccessError):
+            raise
+        raise AccessError(
+            "pruning needs something that this user may not read or change; nothing that a state "
+            "needs was removed",
+            path=error.filename,
+            found=error.strerror,
+            remedy="let this user read and write it: chmod -R g+rwX; or prune as its owner",
+        ) from error
 
 
 def file_time(root: Path) -> float:

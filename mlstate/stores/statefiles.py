@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from threading import Lock
 
-from mlstate.errors import FormatError, ManifestError
+from mlstate.errors import AccessError, FormatError, ManifestError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
 from mlstate.manifests.entries import ManifestContent, StateEntry
@@ -22,6 +22,7 @@ from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Listing
 from mlstate.stores.catalog import Catalog, compatible_keys
+from mlstate.warn import warn
 
 __all__ = [
     "FolderStateFiles",
@@ -100,15 +101,21 @@ class FolderStateFiles(StateFiles):
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here, from the paths alone: a damaged file only fails to load."""
-        folders = [layout.state_folder(state_type)] if state_type else self._folders()
+        return self._keys(_readable_names, state_type)
+
+    def _keys(self, names: _Names, state_type: StateType | None = None) -> list[StateKey]:
+        folders = [layout.state_folder(state_type)] if state_type else self._folders(names)
         keys = (
-            layout.keys_in_state_folder(folder, _names(self.root / folder)) for folder in folders
+            layout.keys_in_state_folder(folder, names(self.root / folder)) for folder in folders
         )
         return list(chain.from_iterable(keys))
 
     def listing(self) -> Iterator[Listing]:
-        """All keys, each with the time of its file."""
-        for key in self.keys():
+        """All keys, each with the time of its file; folders that may not be read are passed over.
+
+        A list for people is worth something without them. `keys` is what others rely on.
+        """
+        for key in self._keys(_names_if_readable):
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
                 yield Listing(key, self._path(key).lstat().st_mtime)
 
@@ -191,10 +198,13 @@ class FolderStateFiles(StateFiles):
     def _path(self, key: StateKey) -> Path:
         return self.root / layout.state_path(key)
 
-    def _folders(self) -> Iterator[str]:
-        for backend in sorted(_names(self.root / layout.STATES)):
-            for architecture in sorted(_names(self.root / layout.STATES / backend)):
+    def _folders(self, names: _Names) -> Iterator[str]:
+        for backend in sorted(names(self.root / layout.STATES)):
+            for architecture in sorted(names(self.root / layout.STATES / backend)):
                 yield f"{layout.STATES}/{backend}/{architecture}"
+
+
+_Names = Callable[[Path], list[str]]
 
 
 class MemoryStateFiles(StateFiles):
@@ -268,3 +278,28 @@ def _names(folder: Path) -> list[str]:
         if error.errno in ABSENT:
             return []
         raise
+
+
+def _readable_names(folder: Path) -> list[str]:
+    """The names in a folder.
+
+    Raises:
+        AccessError: It may not be read: nobody may take it for an empty one.
+    """
+    try:
+        return _names(folder)
+    except PermissionError as error:
+        raise AccessError(
+            "a folder of states may not be read, so nobody can tell which states there are",
+            path=folder,
+            found=error.strerror,
+            remedy="let this user read it: chmod g+rx; mlstate doctor looks at all of the store",
+        ) from None
+
+
+def _names_if_readable(folder: Path) -> list[str]:
+    try:
+        return _names(folder)
+    except PermissionError:
+        warn(f"{folder} may not be read; the states in it are passed over")
+        return []

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.machines.shim import build
+from tests.machines.users import as_user
+
+__all__ = ["as_user", "memory", "shim"]
 
 
 @pytest.fixture(scope="session")

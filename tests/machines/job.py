@@ -30,6 +30,7 @@ from tests.support.models import same
 BASE = StateKey.parse("pytorch.net.base")
 TUNED = StateKey.parse("pytorch.net.tuned")
 KEYS = [BASE, TUNED]
+FILES = {"notes/a.txt": b"a note"}
 MEGABYTE = 1 << 18  # float32 elements
 
 
@@ -73,9 +74,9 @@ def save(folder: Path) -> LocalStateStore:
     store = LocalStateStore(folder)
     for key, made in WANTED.items():
         for _ in range(2):
-            store.save_state_dict(made(), key, files={"notes/a.txt": b"a note"})
-    store.save_state_dict(tuned(), BASE, overwrite=True)
-    store.save_state_dict(tensors(), BASE, overwrite=True)
+            store.save_state_dict(made(), key, files=FILES)
+    store.save_state_dict(tuned(), BASE, files=FILES, overwrite=True)
+    store.save_state_dict(tensors(), BASE, files=FILES, overwrite=True)
     return LocalStateStore(folder)
 
 
@@ -105,7 +106,7 @@ def fetch(folder: Path, whole: bool) -> ManifestStore:
     if whole:
         manifest_of(store, objects=[str(folder / "store")]).write(manifest)
     else:
-        manifest.write_text("version = 1\n")
+        mlstate.Manifest({}).write(manifest)
         for key in KEYS:
             plain = export(store, key, folder / f"{key.training_id}.safetensors", overwrite=True)
             mlstate.adopt(plain, key, manifest, mirror=True, cache=folder / "adopting")
@@ -165,9 +166,11 @@ def prune(view: ManifestStore) -> None:
 def left(folder: Path) -> list[str]:
     """Temporaries that lie around."""
     found = [str(path) for path in folder.glob("*/tmp/*")]
-    return found + [str(path) for path in folder.glob(".*")] + [
-        str(path) for path in folder.glob("plain/.mlstate-*")
-    ]
+    return (
+        found
+        + [str(path) for path in folder.glob(".*")]
+        + [str(path) for path in folder.glob("plain/.mlstate-*")]
+    )
 
 
 def main() -> int:

@@ -165,7 +165,7 @@ int renameat(int from, const char *old, int to, const char *new) {
 
 int renameat2(int from, const char *old, int to, const char *new, unsigned flags) {
     if (is("rename with flags") && flags && at_is_below(to, new) && refuse()) return -1;
-    return rename_refused(to, new) ? -1 : REAL(renameat2)(from, old, to, new, flags);
+    return !flags && rename_refused(to, new) ? -1 : REAL(renameat2)(from, old, to, new, flags);
 }
 
 int flock(int fd, int operation) {

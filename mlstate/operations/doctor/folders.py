@@ -28,6 +28,8 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse", "ceph", "lustre", "gpfs", "beegf
 _BOTH_WAYS_MISSING = (
     "neither hard links nor exclusive renames: a crash at the wrong moment can leave an empty file"
 )
+_NO_FLUSH = "a crash of the machine may damage what was just saved; `verify` then finds it"
+_NO_FLUSH_OF_FOLDERS = "a crash of the machine may undo what was just saved, as a whole"
 
 
 def folder_checks(name: str, root: Path) -> Iterator[Check]:
@@ -226,7 +228,19 @@ def _abilities(name: str, traits: Traits) -> Iterator[Check]:
     yield Check(f"{name}: locks", None, locks)
     maps = _yes(traits.maps, "large tensors are read into memory")
     yield Check(f"{name}: memory maps", None, maps)
-    yield Check(f"{name}: flush", None, f"{traits.flush_seconds * 1000:.1f} ms for a small file")
+    if traits.flushes:
+        took = f"{traits.flush_seconds * 1000:.1f} ms for a small file"
+        yield Check(f"{name}: flush", None, took)
+    else:
+        yield Check(f"{name}: flush", None, _yes(False, _NO_FLUSH))
+    folders = _yes(traits.flushes_folders, _NO_FLUSH_OF_FOLDERS)
+    yield Check(f"{name}: flush of folders", None, folders)
+    times = _yes(traits.sets_times, "what is reused is written anew")
+    yield Check(f"{name}: times", None, times)
+    rights = _yes(traits.read_only_files, "nothing keeps tools from writing into objects")
+    yield Check(f"{name}: read-only files", None, rights)
+    replaced = _yes(traits.replaces_open_files, "what is read cannot be replaced meanwhile")
+    yield Check(f"{name}: replacing open files", None, replaced)
 
 
 def _yes(able: bool, otherwise: str = "") -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import re
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from mlstate.objects.durable import rename_exclusively, sync_path, try_lock
+from mlstate.objects.durable import rename_exclusively, try_lock
 from mlstate.objects.mapped import may_map
 from mlstate.objects.reflink import clone_range
 
@@ -34,6 +36,11 @@ class Traits:
     case_sensitive: bool  # "a" and "A" are two names
     locks: bool  # a lock keeps others out
     maps: bool  # large files are mapped; otherwise they are read into memory
+    flushes: bool  # what a file holds can be made durable
+    flushes_folders: bool  # so can the names in a folder
+    sets_times: bool  # the time of a file can be set
+    read_only_files: bool  # files keep it that they are not to be written
+    replaces_open_files: bool  # a file can be replaced while somebody reads it
     flush_seconds: float  # what it took to make a small file durable
 
 
@@ -47,7 +54,7 @@ def probe(folder: Path) -> Traits:
         first, second = trial / "first", trial / "second"
         first.write_bytes(os.urandom(_BLOCKS))
         begun = time.perf_counter()
-        sync_path(first)
+        flushes = _works(_flush, first)
         flush_seconds = time.perf_counter() - begun
         second.write_bytes(b"")
         with first.open("rb") as file:
@@ -58,11 +65,57 @@ def probe(folder: Path) -> Traits:
             exclusive_rename=_names_exclusively(rename_exclusively, trial),
             case_sensitive=not (trial / "FIRST").exists(),
             locks=_locks(second),
-            maps=maps,
+            maps=maps and _works(_map, first),
+            flushes=flushes,
+            flushes_folders=_works(_flush, trial),
+            sets_times=_works(partial(os.utime, times=(1, 1), follow_symlinks=False), second),
+            read_only_files=_keeps_read_only(trial / "kept"),
+            replaces_open_files=_works(_replace_open, trial / "open"),
             flush_seconds=flush_seconds,
         )
     finally:
-        shutil.rmtree(trial, ignore_errors=True)
+        for name in os.listdir(trial):
+            (trial / name).unlink()
+        trial.rmdir()
+
+
+def _works(call: Callable[[Path], object], path: Path) -> bool:
+    try:
+        call(path)
+    except OSError:
+        return False
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _map(path: Path) -> None:
+    with path.open("rb") as file:
+        mmap.mmap(file.fileno(), _BLOCKS, prot=mmap.PROT_READ).close()
+
+
+def _keeps_read_only(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        return not path.stat().st_mode & 0o222
+    except OSError:
+        return False
+
+
+def _replace_open(path: Path) -> None:
+    new = path.with_name("replacing")
+    for name in (path, new):
+        name.write_bytes(os.fsencode(name))
+    with path.open("rb") as file:
+        os.replace(new, path)
+        if file.read() != os.fsencode(path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
 def _shares_blocks(source: Path, target: Path) -> bool:

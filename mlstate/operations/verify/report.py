@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlstate.digests import Digest
-from mlstate.errors import IntegrityError, ManifestError
+from mlstate.errors import AccessError, IntegrityError, ManifestError
 from mlstate.manifests import StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 
-__all__ = ["Finding", "Kind", "VerifyReport", "unreadable_state_file", "wrong_size"]
+__all__ = [
+    "Finding",
+    "Kind",
+    "VerifyReport",
+    "unreadable_folder",
+    "unreadable_state_file",
+    "wrong_size",
+]
 
 Kind = Literal["damaged", "missing", "unreadable"]
 
@@ -94,6 +101,14 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is wrong, or everything that was is repaired."""
         return all(finding.repaired for finding in self.findings)
+
+
+def unreadable_folder(error: AccessError) -> Finding:
+    """A finding of a folder of states that may not be read."""
+    path = None if error.path is None else str(error.path)
+    found = None if error.found is None else str(error.found)
+    remedy = None if error.remedy is None else str(error.remedy)
+    return Finding((), "unreadable", "a folder of states", path=path, found=found, remedy=remedy)
 
 
 def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Finding:

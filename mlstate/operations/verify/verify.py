@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mlstate.digests import Digest
-from mlstate.errors import IntegrityError, ManifestError, MlstateError
+from mlstate.errors import AccessError, IntegrityError, ManifestError, MlstateError
 from mlstate.fetch import OnProgress
 from mlstate.fetch.fetcher import has_mirrors
 from mlstate.fetch.progress import Meter, listener
@@ -22,6 +22,7 @@ from mlstate.operations.verify.report import (
     Finding,
     VerifyReport,
     other_weights,
+    unreadable_folder,
     unreadable_state_file,
     wrong_size,
 )
@@ -146,7 +147,7 @@ class _Verification:
 
     def _collect(self) -> None:
         """Look up the entry of each state."""
-        keys = self._store.get_state_keys() if self._keys is None else self._keys
+        keys = self._all_keys() if self._keys is None else self._keys
 
         def look_up(key: StateKey) -> None:
             try:
@@ -165,6 +166,16 @@ class _Verification:
 
         for_each(look_up, keys, 1 if self._is_view else self._store.threads)
         self._entries.sort(key=lambda entry: entry.key)
+
+    def _all_keys(self) -> list[StateKey]:
+        """The keys of all states; a folder of them that may not be read is a finding."""
+        try:
+            return self._store.get_state_keys()
+        except AccessError as error:
+            if self._store.folder is None:
+                raise  # a server's: none of it can be asked
+            self._findings.append(unreadable_folder(error))
+            return sorted(listing.key for listing in self._store.listing())
 
     def _take_unrecorded(self, key: StateKey) -> None:
         """A checkpoint without a digest; or a user's own state, compared as it is loaded."""
