@@ -110,15 +110,16 @@ def save(
 def whole(store: StateStore, name: str, scale: float = 1.0) -> int | None:
     """Which known state a store has under a name; None if there is none.
 
-    Raises an AssertionError if it is not whole, or has a byte that is not right.
+    Of a store in a bucket the bucket itself is read, of a view over mirrors its cache. Raises an AssertionError if it is not whole, or has a byte that is not right.
     """
     entry = store.catalog.recorded(key_of(name))
     if entry is None:
         return None
     seeds = [seed for seed in KNOWN if _objects(seed, scale)[0] == entry.digest]
     assert seeds, f"{name} has a digest that nobody saved: {entry.digest}"
+    objects = store.objects if store.own is None else store.own
     for digest, data in _objects(seeds[0], scale)[1].items():
-        with store.objects.open(digest) as file:
+        with objects.open(digest) as file:
             assert file.read() == data, f"an object of {name} has wrong bytes: {digest}"
     assert {file.digest for file in entry.files.values()} <= _objects(seeds[0], scale)[1].keys()
     return seeds[0]
@@ -143,10 +144,10 @@ def check_folder(
     return found
 
 
-def write_plain(path: Path, seed: int) -> None:
+def write_plain(path: Path, seed: int, scale: float = 1.0) -> None:
     """Write a known state as a plain safetensors file."""
     entries, data = {}, b""
-    for name, content in known(seed).tensors.items():
+    for name, content in known(seed, scale).tensors.items():
         place = [len(data), len(data) + len(content)]
         entries[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": place}
         data += content

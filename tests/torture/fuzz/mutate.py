@@ -97,9 +97,9 @@ def run(targets: list[str], seed: int, inputs: int, seconds: float, failures: Pa
     begun, failed = time.monotonic(), 0
     corpora = {target: corpus_of(target) for target in targets}
     for number in range(inputs):
+        if time.monotonic() - begun > seconds:
+            break
         for target in targets:
-            if time.monotonic() - begun > seconds:
-                break
             chance = random.Random(f"{target} {seed} {number}")
             corpus = corpora[target]
             # All of the corpus first, as it is.
