@@ -20,9 +20,28 @@ from mlstate.stores.read import StateStore
 from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import SaveRequest
 
-__all__ = ["KNOWN", "Known", "check_folder", "key_of", "known", "save", "whole", "write_plain"]
+__all__ = [
+    "KNOWN",
+    "Known",
+    "LostStateError",
+    "WrongBytesError",
+    "check_folder",
+    "key_of",
+    "known",
+    "save",
+    "whole",
+    "write_plain",
+]
 
 _SIZES = {"shared.weight": 20_000, "own.weight": 40_000, "large.weight": 1_200_000, "own.bias": 64}
+
+
+class WrongBytesError(AssertionError):
+    """A store gave bytes that are not those of the state, and no error."""
+
+
+class LostStateError(AssertionError):
+    """A state is not there, or another is."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,8 @@ def whole(store: StateStore, name: str, scale: float = 1.0) -> int | None:
     objects = store.objects if store.own is None else store.own
     for digest, data in _objects(seeds[0], scale)[1].items():
         with objects.open(digest) as file:
-            assert file.read() == data, f"an object of {name} has wrong bytes: {digest}"
+            if file.read() != data:
+                raise WrongBytesError(f"an object of {name} has wrong bytes: {digest}")
     assert {file.digest for file in entry.files.values()} <= _objects(seeds[0], scale)[1].keys()
     return seeds[0]
 
@@ -135,7 +155,8 @@ def check_folder(
     store = LocalStateStore(folder)
     found = {name: whole(store, name, scale) for name in expected}
     for name, seed in found.items():
-        assert seed in expected[name], f"{name} is {seed}, and not one of {expected[name]}"
+        if seed not in expected[name]:
+            raise LostStateError(f"{name} is {seed}, and not one of {expected[name]}")
     listed = {key.training_id for key in store.get_state_keys()}
     there = {name for name, seed in found.items() if seed is not None}
     assert listed == there, f"listed are {listed}, and there are {there}"
