@@ -20,7 +20,14 @@ from tests.torture.states import LostStateError, WrongBytesError
 
 SLICE = 20.0
 """Seconds of each part in a turn."""
-_ALWAYS = ("kills", "power cuts", "injected errors", "wrong bytes loaded", "states lost", "failures")
+_ALWAYS = (
+    "kills",
+    "power cuts",
+    "injected errors",
+    "wrong bytes loaded",
+    "states lost",
+    "failures",
+)
 
 
 def _seed_of(turn: int, part: str) -> int:

@@ -94,7 +94,7 @@ def _check(store: S3StateStore, *expected: Expected) -> None:
 
 
 def attack(server: S3Server, name: str, at: int, after: bool, figures: Counter[str]) -> bool:
-    """Kill an operation at a request; False if it makes fewer. An AssertionError tells what broke."""
+    """Kill an operation at a request, and check what is promised; False if it makes fewer."""
     operation = OPERATIONS[name]
     with tempfile.TemporaryDirectory() as folder, Forwarding(server.url) as proxy:
         cache = Path(folder) / "cache"

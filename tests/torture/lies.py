@@ -1,4 +1,4 @@
-"""Lying servers: a mirror that cuts, stalls, flips, swaps, truncates and changes its mind, at random.
+"""Lying servers: a mirror cuts, stalls, flips, swaps, truncates and changes its mind, at random.
 
 What is fetched from it is right, or there is an error of our own type; and nothing wrong is kept.
 """

@@ -28,6 +28,7 @@ from tests.torture.soak import soak
 __all__ = ["PARTS", "Bench", "MissingError"]
 
 _HERE = Path(__file__).parents[2]
+_PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 class MissingError(Exception):
@@ -95,7 +96,7 @@ def inject(bench: Bench, seed: int, seconds: float) -> None:
             counts[name] = faults.calls_of(bench.server, name, bench.folder)
         if counts[name]:
             at, fault = chance.randint(1, counts[name]), chance.choice(FAULTS)
-            faults.attack(bench.server, name, at, fault, bench.folder, bench.figures)
+            faults.attack(bench.server, name, at, fault, folder=bench.folder, figures=bench.figures)
 
 
 def cut(bench: Bench, seed: int, seconds: float) -> None:
@@ -160,7 +161,7 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=_HERE,
-        env={**os.environ, "PYTHONPATH": str(_HERE)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_HERE), *_PATHS])},
     )
 
 

@@ -117,7 +117,12 @@ def key_of(name: str) -> StateKey:
 
 
 def save(
-    store: SavingStore, name: str, seed: int, *, scale: float = 1.0, overwrite: bool = False,
+    store: SavingStore,
+    name: str,
+    seed: int,
+    *,
+    scale: float = 1.0,
+    overwrite: bool = False,
     verify: bool = False,
 ) -> None:
     """Save a known state."""
@@ -129,7 +134,8 @@ def save(
 def whole(store: StateStore, name: str, scale: float = 1.0) -> int | None:
     """Which known state a store has under a name; None if there is none.
 
-    Of a store in a bucket the bucket itself is read, of a view over mirrors its cache. Raises an AssertionError if it is not whole, or has a byte that is not right.
+    Of a store in a bucket the bucket itself is read, of a view over mirrors its cache. Raises an
+    AssertionError if it is not whole, or has a byte that is not right.
     """
     entry = store.catalog.recorded(key_of(name))
     if entry is None:

@@ -61,7 +61,7 @@ import sys, time
 from tests.torture.fuzz import check, mutate, targets
 def fail(data): raise ValueError("no type of ours")
 def wait(data): time.sleep(60)
-def hoard(data): bytearray(700 << 20)
+def hoard(data): b"x" * (700 << 20)
 check.SECONDS = 0.2 if sys.argv[1] == 'wait' else 60
 targets.TARGETS["manifest"] = {"fail": fail, "wait": wait, "hoard": hoard}[sys.argv[1]]
 rules = check.Rules()
