@@ -14,6 +14,8 @@ _UNITS = {None: 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for infix, base in (("", 1000), ("I", 1024))
 }
+_LONGEST = 40
+"""Of a text, in characters: thousands of digits are no size, and Python refuses to read them."""
 
 
 def parse_size(size: int | str) -> int:
@@ -26,9 +28,12 @@ def parse_size(size: int | str) -> int:
         >>> parse_size("5GB"), parse_size("1.5 MiB"), parse_size("5000")
         (5000000000, 1572864, 5000)
     """
-    found = int(size) if isinstance(size, str) and size.strip().isdecimal() else size
-    if isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())):
-        found = int(float(match[1]) * _UNITS[match[2] and match[2].upper()])
+    found = size
+    if isinstance(size, str) and len(text := size.strip()) <= _LONGEST:
+        if text.isdecimal():
+            found = int(text)
+        elif match := _SIZE.fullmatch(text):
+            found = int(float(match[1]) * _UNITS[match[2] and match[2].upper()])
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise FormatError(
             "not a size", expected='a number of bytes, or for instance "5GB"', found=repr(size)

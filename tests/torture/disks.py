@@ -163,7 +163,9 @@ def _cut_on(
         again = LocalStateStore(mount / "store")  # and it goes on
         save(again, "a", 7, scale=0.3, overwrite=True)
         check_folder(mount / "store", {**{n: {s} for n, s in found.items()}, "a": {7}}, scale=0.3)
-        figures["states that had been saved before a cut"] += len([s for s in found.values() if s is not None])
+        figures["states that had been saved before a cut"] += len(
+            [s for s in found.values() if s is not None]
+        )
 
 
 if __name__ == "__main__":

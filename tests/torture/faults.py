@@ -31,14 +31,16 @@ def calls_of(server: Server, name: str, folder: Path) -> int:
         shutil.rmtree(root)
 
 
-def cases(count: int, faults: Iterable[Fault], start: int, step: int) -> Iterator[tuple[int, Fault]]:
+def cases(
+    count: int, faults: Iterable[Fault], start: int, step: int
+) -> Iterator[tuple[int, Fault]]:
     """Every so many cases of calls and faults, from the first of a round on."""
     every = [(at, fault) for fault in faults for at in range(1, count + 1)]
     return iter(every[start % max(1, step) :: max(1, step)])
 
 
 def attack(
-    server: Server, name: str, at: int, fault: Fault, folder: Path, figures: Counter[str]
+    server: Server, name: str, at: int, fault: Fault, *, folder: Path, figures: Counter[str]
 ) -> Outcome:
     """Run an operation with one fault, and check all that is promised; an AssertionError if not."""
     operation: Operation = OPERATIONS[name]

@@ -2,7 +2,7 @@
 
 Every key is a register with four operations, whose moments lie somewhere between call and return:
 
-    save N        "saved" if there was nothing or N, which is there then; "exists" if there is another
+    save N        "saved" if nothing or N was there, and N is then; "exists" if another is there
     save over N   "saved", and N is there
     delete        "deleted", and nothing is there; "absent" if nothing was
     load          the number that is there, or "absent"

@@ -202,9 +202,7 @@ def _copy(root: Path) -> object:
 
 def _adopt(root: Path) -> object:
     state = known(1)
-    return adopt(
-        root / "new.safetensors", key_of("new"), _store(root), files=dict(state.files)
-    ).key
+    return adopt(root / "new.safetensors", key_of("new"), _store(root), files=dict(state.files)).key
 
 
 def _check_manifest(*texts: str) -> Callable[[Path], None]:
@@ -281,6 +279,7 @@ def _evict(root: Path) -> object:
 BASE: Expected = {"base": 0}
 NEW: Expected = {"base": 0, "new": 1}
 
+
 def _history(root: Path) -> object:
     """Several changes, one after the other; after each a mark says which states there are."""
     store, states = _store(root), dict[str, int | None]()
@@ -289,7 +288,7 @@ def _history(root: Path) -> object:
         states.update(now)
         mark(json.dumps(states))
 
-    save(store, "a", 0)
+    save(store, "a", 0, overwrite=True)  # of an earlier try there may be another
     say(a=0)
     save(store, "b", 1)
     say(b=1)
@@ -324,8 +323,9 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "delete": Operation(
         _two,
-        lambda root: key_of("gone") in _store(root).get_state_keys()
-        and _store(root).delete(key_of("gone")),
+        lambda root: (
+            key_of("gone") in _store(root).get_state_keys() and _store(root).delete(key_of("gone"))
+        ),
         {"base": 0, "gone": 1},
         BASE,
     ),
@@ -359,8 +359,10 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "unlist": Operation(
         _listed,
-        lambda root: key_of("base") in Manifest.read(root / "m.toml").states
-        and unlist(root / "m.toml", [key_of("base")]),
+        lambda root: (
+            key_of("base") in Manifest.read(root / "m.toml").states
+            and unlist(root / "m.toml", [key_of("base")])
+        ),
         NEW,
         NEW,
         check=_check_manifest("base", ""),
@@ -375,9 +377,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "export": Operation(
         _base,
-        lambda root: export(
-            _store(root), key_of("base"), root / "out.safetensors", overwrite=True
-        ),
+        lambda root: export(_store(root), key_of("base"), root / "out.safetensors", overwrite=True),
         BASE,
         BASE,
         check=_exported,

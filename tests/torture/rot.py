@@ -111,7 +111,7 @@ def _damage(folder: Path, victim: Victim, chance: random.Random) -> str:
 
 
 def _reads(store: StateStore, name: str, out: Path) -> dict[str, Callable[[], None]]:
-    """What reads a state: each raises an AssertionError if it gives anything but the right bytes."""
+    """What reads a state; each raises an AssertionError if it gives any but the right bytes."""
     key, state = key_of(name), known(NAMES[name], SCALE)
 
     def load() -> None:
@@ -201,7 +201,9 @@ def _attack(seed: int, folder: Path, figures: Counter[str]) -> None:
         figures["damages"] += len(said)
 
         def open_store() -> StateStore:
-            return ManifestStore(root / "m.toml", cache=place) if is_cache else LocalStateStore(place)
+            return (
+                ManifestStore(root / "m.toml", cache=place) if is_cache else LocalStateStore(place)
+            )
 
         with time_limit(60):
             _verify(open_store)
@@ -248,7 +250,8 @@ def _mend_store(open_store: Callable[[], StateStore], place: Path, said: list[st
             try:
                 save(store, name, number, scale=SCALE, overwrite=True, verify=True)
             except FormatError as error:  # which says to move what is in the way
-                assert error.remedy == "move it out of the way", error
+                if error.remedy != "move it out of the way":
+                    raise
                 os.rename(str(error.path), place.parent / uuid.uuid4().hex)
         save(store, name, number, scale=SCALE, overwrite=True, verify=True)
     for name, number in NAMES.items():

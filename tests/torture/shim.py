@@ -24,7 +24,7 @@ class NoCompilerError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a call: one of `KINDS`; ``sticky`` errors are those of all calls from there."""
+    """What happens at a call, one of `KINDS`; ``sticky``: at all calls from there on."""
 
     kind: str
     error: int = 0
@@ -70,9 +70,7 @@ class Page:
     def read(self) -> dict[str, object]:
         """The calls that were counted, how many got a fault, and which call got the first one."""
         word = ctypes.sizeof(ctypes.c_long)
-        count, hits = (
-            int.from_bytes(self.memory[at : at + word], "little") for at in (0, word)
-        )
+        count, hits = (int.from_bytes(self.memory[at : at + word], "little") for at in (0, word))
         start = 2 * word
         call = self.memory[start : start + _CALL].partition(b"\0")[0]
         path = self.memory[start + _CALL : start + _CALL + _PATH].partition(b"\0")[0]

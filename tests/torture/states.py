@@ -20,9 +20,28 @@ from mlstate.stores.read import StateStore
 from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import SaveRequest
 
-__all__ = ["KNOWN", "Known", "check_folder", "key_of", "known", "save", "whole", "write_plain"]
+__all__ = [
+    "KNOWN",
+    "Known",
+    "LostStateError",
+    "WrongBytesError",
+    "check_folder",
+    "key_of",
+    "known",
+    "save",
+    "whole",
+    "write_plain",
+]
 
 _SIZES = {"shared.weight": 20_000, "own.weight": 40_000, "large.weight": 1_200_000, "own.bias": 64}
+
+
+class WrongBytesError(AssertionError):
+    """A store gave bytes that are not those of the state, and no error."""
+
+
+class LostStateError(AssertionError):
+    """A state is not there, or another is."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,12 @@ def key_of(name: str) -> StateKey:
 
 
 def save(
-    store: SavingStore, name: str, seed: int, *, scale: float = 1.0, overwrite: bool = False,
+    store: SavingStore,
+    name: str,
+    seed: int,
+    *,
+    scale: float = 1.0,
+    overwrite: bool = False,
     verify: bool = False,
 ) -> None:
     """Save a known state."""
@@ -110,16 +134,19 @@ def save(
 def whole(store: StateStore, name: str, scale: float = 1.0) -> int | None:
     """Which known state a store has under a name; None if there is none.
 
-    Raises an AssertionError if it is not whole, or has a byte that is not right.
+    Of a store in a bucket the bucket itself is read, of a view over mirrors its cache. Raises an
+    AssertionError if it is not whole, or has a byte that is not right.
     """
     entry = store.catalog.recorded(key_of(name))
     if entry is None:
         return None
     seeds = [seed for seed in KNOWN if _objects(seed, scale)[0] == entry.digest]
     assert seeds, f"{name} has a digest that nobody saved: {entry.digest}"
+    objects = store.objects if store.own is None else store.own
     for digest, data in _objects(seeds[0], scale)[1].items():
-        with store.objects.open(digest) as file:
-            assert file.read() == data, f"an object of {name} has wrong bytes: {digest}"
+        with objects.open(digest) as file:
+            if file.read() != data:
+                raise WrongBytesError(f"an object of {name} has wrong bytes: {digest}")
     assert {file.digest for file in entry.files.values()} <= _objects(seeds[0], scale)[1].keys()
     return seeds[0]
 
@@ -134,7 +161,8 @@ def check_folder(
     store = LocalStateStore(folder)
     found = {name: whole(store, name, scale) for name in expected}
     for name, seed in found.items():
-        assert seed in expected[name], f"{name} is {seed}, and not one of {expected[name]}"
+        if seed not in expected[name]:
+            raise LostStateError(f"{name} is {seed}, and not one of {expected[name]}")
     listed = {key.training_id for key in store.get_state_keys()}
     there = {name for name, seed in found.items() if seed is not None}
     assert listed == there, f"listed are {listed}, and there are {there}"
@@ -143,10 +171,10 @@ def check_folder(
     return found
 
 
-def write_plain(path: Path, seed: int) -> None:
+def write_plain(path: Path, seed: int, scale: float = 1.0) -> None:
     """Write a known state as a plain safetensors file."""
     entries, data = {}, b""
-    for name, content in known(seed).tensors.items():
+    for name, content in known(seed, scale).tensors.items():
         place = [len(data), len(data) + len(content)]
         entries[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": place}
         data += content

@@ -18,7 +18,7 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new_and_a_second_try_works(
     count = calls_of(attacked, name, ram)
     step = max(1, count * len(FAULTS) // CASES)
     for at, fault in cases(count, FAULTS, 0, step):
-        attack(attacked, name, at, fault, ram, figures)
+        attack(attacked, name, at, fault, folder=ram, figures=figures)
     if name == "save again":
         assert count == 0, "a save that changes nothing writes nothing"
     else:

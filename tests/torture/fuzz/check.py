@@ -36,6 +36,13 @@ class Rules:
         assert _peak() <= self._most, f"more than {MEMORY >> 20} MiB of memory"
 
 
+def _check_error(error: MlstateError) -> None:
+    """An error can be shown, and sent to another process."""
+    said = str(error)
+    assert len(said) < _SHOWN, f"an error of {len(said)} characters"
+    assert str(pickle.loads(pickle.dumps(error))) == said
+
+
 def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
@@ -53,9 +60,7 @@ def try_input(target: str, data: bytes, rules: Rules) -> bool:
     try:
         TARGETS[target](data)
     except MlstateError as error:
-        said = str(error)
-        assert len(said) < _SHOWN, f"an error of {len(said)} characters"
-        assert str(pickle.loads(pickle.dumps(error))) == said  # noqa: S301
+        _check_error(error)
         return True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Fuzzing that is led by the code an input reaches, by atheris (``pip install 'mlstate[torture]'``).
+"""Fuzzing by atheris, led by the code that an input reaches (``pip install 'mlstate[torture]'``).
 
     python -m tests.torture.fuzz.guided TARGET SECONDS [FOLDER]
 

@@ -40,6 +40,7 @@ _WORDS = [
     *(b"\xe2\x80\xae", b"\x1b[2J", b"\xc2\x9b", b"\xed\xa0\x80", b"\xf0\x9f\x92\xa9"),
 ]
 _NUMBER = re.compile(rb"\d+")
+_Chance = random.Random
 
 
 def corpus_of(target: str) -> list[bytes]:
@@ -58,37 +59,65 @@ def _changed(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
     at, end = sorted(chance.randrange(len(data) + 1) for _ in range(2))
     if chance.random() < 0.5:
         end = min(end, at + chance.randrange(1, 17))
-    way = chance.randrange(11)
-    if way == 0 and data:
-        changed = bytearray(data)
-        changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        return bytes(changed)
-    if way == 1 and data:
-        place = chance.randrange(len(data))
-        return data[:place] + chance.randbytes(1) + data[place + 1 :]
-    if way == 2:
-        return data[:at] + data[end:]
-    if way == 3:
-        return data[:end] + data[at:end] * chance.choice((1, 2, 50)) + data[end:]
-    if way == 4:
-        return data[:at] + chance.choice(_WORDS) * chance.choice((1, 1, 3, 300)) + data[at:]
-    if way == 5:
-        return data[:at] + chance.choice(_WORDS) + data[end:]
-    if way == 6:
-        other = chance.choice(others)
-        return data[:at] + other[chance.randrange(len(other) + 1) :]
-    if way == 7:
-        return data[:at]
-    if way == 8:
-        form, bits = chance.choice((("<H", 16), ("<I", 32), (">I", 32), ("<Q", 64), (">Q", 64)))
-        value = chance.choice((0, 1, (1 << bits) - 1, 1 << (bits - 1), chance.getrandbits(bits)))
-        piece = struct.pack(form, value)
-        return data[:at] + piece + data[at + len(piece) :]
-    if way == 9 and (numbers := list(_NUMBER.finditer(data))):
-        number = chance.choice(numbers)
-        value = chance.choice((b"0", b"-1", b"1" * 5000, b"4294967296", b"9223372036854775808"))
-        return data[: number.start()] + value + data[number.end() :]
-    return data[:at] + chance.randbytes(chance.choice((1, 8, 64))) + data[at:]
+    return chance.choice(_WAYS)(data[:at], data[at:end], data[end:], others, chance)
+
+
+# Each is given what is before, in, and after a range that was chosen by chance.
+
+
+def _flip(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    changed = bytearray(part or b"\0")
+    changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    return front + changed + rest
+
+
+def _noise(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    return front + chance.randbytes(chance.choice((1, len(part), 8, 64))) + rest
+
+
+def _remove(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    return front + rest
+
+
+def _repeat(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    return front + part * chance.choice((2, 3, 50)) + rest
+
+
+def _insert(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    return front + chance.choice(_WORDS) * chance.choice((1, 1, 3, 300)) + part + rest
+
+
+def _replace(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    return front + chance.choice(_WORDS) + rest
+
+
+def _splice(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    other = chance.choice(others)
+    return front + other[chance.randrange(len(other) + 1) :]
+
+
+def _cut(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    return front
+
+
+def _binary(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    form, bits = chance.choice((("<H", 16), ("<I", 32), (">I", 32), ("<Q", 64), (">Q", 64)))
+    value = chance.choice((0, 1, (1 << bits) - 1, 1 << (bits - 1), chance.getrandbits(bits)))
+    piece = struct.pack(form, value)
+    return front + piece + (part + rest)[len(piece) :]
+
+
+def _digits(front: bytes, part: bytes, rest: bytes, others: list[bytes], chance: _Chance) -> bytes:
+    data = front + part + rest
+    numbers = [*_NUMBER.finditer(data)]
+    if not numbers:
+        return rest + part + front
+    found = chance.choice(numbers)
+    value = chance.choice((b"0", b"-1", b"1" * 5000, b"4294967296", b"9223372036854775808"))
+    return data[: found.start()] + value + data[found.end() :]
+
+
+_WAYS = (_flip, _noise, _remove, _repeat, _insert, _replace, _splice, _cut, _binary, _digits)
 
 
 def run(targets: list[str], seed: int, inputs: int, seconds: float, failures: Path) -> int:
@@ -97,9 +126,9 @@ def run(targets: list[str], seed: int, inputs: int, seconds: float, failures: Pa
     begun, failed = time.monotonic(), 0
     corpora = {target: corpus_of(target) for target in targets}
     for number in range(inputs):
+        if time.monotonic() - begun > seconds:
+            break
         for target in targets:
-            if time.monotonic() - begun > seconds:
-                break
             chance = random.Random(f"{target} {seed} {number}")
             corpus = corpora[target]
             # All of the corpus first, as it is.

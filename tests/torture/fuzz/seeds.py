@@ -67,7 +67,7 @@ def _put(target: str, name: str, data: bytes | str) -> None:
 def _texts() -> None:
     _put("manifest", "full", MANIFEST)
     _put("manifest", "empty", "version = 1\n")
-    _put("settings_of_store", "plain", 'version = 1\nrequires = ["encoded"]\n')
+    _put("settings_of_store", "plain", "version = 1\nrequires = []\n")
     _put("root_of_cache", "plain", f'key = "{KEY}"\nfiles = ["{DIGEST}"]\n')
     entry = Manifest.parse(MANIFEST.encode(), "m.toml").states[KEY]
     state = Manifest({KEY: entry})
