@@ -88,7 +88,10 @@ def remake(fit: Fit) -> Remade:
     left = [slot for slot in slots if slot.tensor.is_meta and id(slot.tensor) not in names]
     if not left:
         return Remade([], alike)
-    values: list[tuple[_Slot, torch.Tensor]] = []
+    # Without elements there is nothing to make.
+    nothing = [slot for slot in left if slot.kind and not slot.tensor.numel()]
+    values = [(slot, _filled(slot.tensor, 0)) for slot in nothing]
+    left = [slot for slot in left if slot.tensor.numel()]
     unmade = [slot.name for slot in left if not slot.kind]
     by_module: dict[torch.nn.Module, list[_Slot]] = {}
     for slot in left:

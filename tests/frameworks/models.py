@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -71,13 +70,6 @@ class Tiny:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
         return with_state_type(model, self.state_type)
-
-
-@contextmanager
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def on_meta(make: Make) -> Any:

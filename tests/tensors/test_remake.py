@@ -184,6 +184,25 @@ def test_plain_attributes_and_what_is_in_lists_count_too(store):
     assert model.scale.tolist() == [1, 1, 1]
 
 
+def test_what_has_no_elements_needs_no_values(store):
+    class Empty(nn.Module):
+        state_type = LINEAR
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("none", torch.zeros(0, 3), persistent=False)
+            self.plain = torch.zeros(0)
+            self.listed = [torch.zeros(0)]
+
+    store.save(Empty(), "a")
+    model = on_meta(Empty)
+    store.load(model, KEY, assign=True)
+    assert model.none.is_cpu
+    assert model.none.shape == (0, 3)
+    assert model.plain.is_cpu
+
+
 def test_a_recurrent_module_keeps_its_own_list_up_to_date(store):
     class Recurrent(nn.LSTM):
         state_type = LINEAR
