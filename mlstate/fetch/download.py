@@ -20,16 +20,22 @@ __all__ = ["SummedStream", "check_sha256", "download", "too_large"]
 
 
 def download(
-    resource: Resource, receiver: Receiver, reader: Reader, *, max_bytes: int, resume: bool = True
+    resource: Resource,
+    receiver: Receiver,
+    reader: Reader,
+    *,
+    max_bytes: int,
+    resume: bool = True,
+    ranges: bool | None = None,
 ) -> tuple[Staged, bool]:
     """Bring a file, or the rest of it; says, too, whether an earlier run brought a part of it.
 
     With ``resume`` what an earlier run left is used: not if nobody can tell whether the whole is
-    right, for it might be of another version of the file. More than ``max_bytes`` raises a
-    `FormatError`.
+    right, for it might be of another version of the file. ``ranges`` says whether the server gives
+    ranges, if that is known. More than ``max_bytes`` raises a `FormatError`.
     """
     # Known before many are asked for at once: the first that fails ends them all.
-    ranges = _gives_ranges(resource)
+    ranges = _gives_ranges(resource) if ranges is None else ranges
     size = resource.size()
     if size is not None and size > max_bytes:
         raise too_large(resource, max_bytes, f"{size} bytes")

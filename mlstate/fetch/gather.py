@@ -8,7 +8,7 @@ that has the right digest is anything published.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
@@ -16,7 +16,6 @@ from mlstate.errors import FormatError, IntegrityError, concerning
 from mlstate.fetch.header import FileTensor
 from mlstate.fetch.plan import LARGE, DamagedPartialError, Piece, Segments, Take
 from mlstate.format import tensor_object
-from mlstate.format.encode import TensorSource
 from mlstate.format.state_object import (
     INLINE_LIMIT,
     InlineTensor,
@@ -35,7 +34,13 @@ _BOOLS = bytes([0, *[1] * 255])
 
 
 class Gathering(abc.ABC):
-    """Takes tensors by name, from files and from memory. Used by several threads."""
+    """Takes tensors by name, from files and from memory. Used by several threads.
+
+    Attributes:
+        knows_digests: Whether every tensor is compared with a digest of its own as it comes.
+    """
+
+    knows_digests: bool
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -65,7 +70,7 @@ class Gathering(abc.ABC):
         yield from self._segments.pieces(
             self._identity_of(name, tensor.spec),
             tensor_object.object_size(tensor.spec),
-            lambda partial: self._take_partial(name, tensor.spec, partial),
+            lambda partial: self._take_checked(name, tensor, partial),
             head=tensor_object.header(tensor.spec),
             start=tensor.start,
             convert=lambda chunks: values(tensor.spec, chunks),
@@ -79,10 +84,48 @@ class Gathering(abc.ABC):
             lambda chunks: self._take_whole(name, tensor.spec, chunks),
         )
 
-    def take(self, source: TensorSource) -> None:
-        """Take a tensor that is here already."""
-        with source.data() as data:
-            self._take_whole(source.name, source.spec, iter([data]))
+    def take(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
+        """Take a tensor whose bytes these are; an error of theirs leaves nothing of it."""
+        self._take_whole(name, spec, chunks)
+
+    def spool(
+        self,
+        names: Mapping[str, TensorSpec],
+        where: str,
+        size: int,
+        start: int,
+        complete: Callable[[Partial], None],
+    ) -> Iterator[Piece[Take]]:
+        """The pieces of a range of a file that hold tensors, but not as they are stored.
+
+        A later run goes on with what has come of it, if it wants the same tensors from there.
+
+        Args:
+            names: The tensors.
+            where: What tells this range from others.
+            size: The size of the range in bytes.
+            start: Where it begins.
+            complete: Takes the tensors from what came, which is removed afterwards.
+        """
+        identities = sorted(self._identity_of(name, spec) for name, spec in names.items())
+
+        def finish(partial: Partial) -> None:
+            if partial.resumed:
+                self.distrust()
+            try:
+                complete(partial)
+            except (IntegrityError, FormatError):
+                if partial.resumed:
+                    raise DamagedPartialError from None
+                raise
+            finally:
+                partial.discard()
+
+        identity = Digest.of("\n".join([f"a part of {where}", *identities]).encode())
+        yield from self._segments.pieces(identity, size, finish, start=start)
+
+    def restart(self) -> None:
+        """Forget which files were looked at: all of them are looked at anew."""
 
     @abc.abstractmethod
     def complete(self) -> None:
@@ -99,6 +142,12 @@ class Gathering(abc.ABC):
         """Close unfinished objects; a later run may go on with them."""
         self._segments.close()
 
+    def _take_checked(self, name: str, tensor: FileTensor, partial: Partial) -> None:
+        if tensor.crc is not None:
+            with concerning(tensor=name):
+                self._segments.check_crc(partial, tensor_object.DATA_OFFSET, tensor.crc)
+        self._take_partial(name, tensor.spec, partial)
+
     @abc.abstractmethod
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None: ...
 
@@ -112,6 +161,8 @@ class Gathering(abc.ABC):
 
 class DirectGathering(Gathering):
     """Takes tensors whose digests are known: ``refs``, those of the state that are missing."""
+
+    knows_digests = True
 
     def __init__(self, receiver: Receiver, refs: Mapping[str, TensorRef]) -> None:
         super().__init__(receiver)
@@ -171,6 +222,8 @@ class StagedGathering(Gathering):
     ``size`` is the bytes of tensor data that the state has; if unknown, at most ``max_size`` are
     taken.
     """
+
+    knows_digests = False
 
     def __init__(
         self,
@@ -252,13 +305,17 @@ class StagedGathering(Gathering):
         for_each(self.receiver.publish_staged, self._staged.values())
         self.state, self.digest = state, digest
 
+    def restart(self) -> None:
+        """See `Gathering.restart`: what was staged is found again."""
+        for known in (self._specs, self._inline, self._staged):
+            known.clear()
+        self._reused = False
+
     def discard(self) -> None:
         """Remove what was staged, to begin anew."""
         for staged in self._staged.values():
             staged.discard()
-        for known in (self._specs, self._inline, self._staged):
-            known.clear()
-        self._reused = False
+        self.restart()
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         if spec.nbytes < INLINE_LIMIT:

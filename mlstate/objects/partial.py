@@ -11,6 +11,8 @@ import contextlib
 import mmap
 import os
 import uuid
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -114,11 +116,25 @@ class Partial:
     def digest(self) -> Digest:
         """The digest of the whole, read once from front to back."""
         hasher = Hasher(THREADS)
-        for start in range(0, self.size, _WINDOW):  # so much of the file is mapped at once
+        for window in self._windows():
+            hasher.update(window)
+        return hasher.digest()
+
+    def crc(self, start: int = 0) -> int:
+        """The CRC-32 from some byte of the first 64 MiB on."""
+        found = 0
+        for window in self._windows():
+            with memoryview(window) as view, view[start:] as rest:
+                found = zlib.crc32(rest, found)
+            start = 0
+        return found
+
+    def _windows(self) -> Iterator[mmap.mmap]:
+        """All of it from front to back; of the file so much is mapped at once."""
+        for start in range(0, self.size, _WINDOW):
             length = min(_WINDOW, self.size - start)
             with mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=start) as window:
-                hasher.update(window)
-        return hasher.digest()
+                yield window
 
     def finished(self) -> None:
         """Remove the marks of the object, which has another name now."""

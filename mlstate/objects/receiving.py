@@ -53,26 +53,27 @@ class Staged:
 class Receiver:
     """Takes objects that arrive into a store's folder, which is made if it is missing.
 
-    With ``durable`` every object is flushed to the disk before it gets its name.
+    With ``durable`` every object is flushed to the disk before it gets its name. What is no object
+    and has no name may be put into the folder ``temporaries``.
     """
 
     def __init__(self, store: FolderObjectStore, *, durable: bool = True) -> None:
         self.store = store
         self.durable = durable
         prepare_folder(store.root)
-        self._tmp = store.root / layout.TEMPORARIES
-        make_folders(store.root, self._tmp)
+        self.temporaries = store.root / layout.TEMPORARIES
+        make_folders(store.root, self.temporaries)
         self._touched: set[Path] = set()
 
     @contextmanager
     def arriving(self) -> Iterator[Arriving]:
         """An object that comes from front to back; what is not finished within is removed."""
-        with NewFile(self._tmp / uuid.uuid4().hex) as file:
+        with NewFile(self.temporaries / uuid.uuid4().hex) as file:
             yield Arriving(self, file)
 
     def partial(self, name: str, size: int) -> Partial:
         """A large object that comes in any order, and is found again by 64 hex digits."""
-        return Partial(self._tmp, name, size)
+        return Partial(self.temporaries, name, size)
 
     def place(self, digest: Digest) -> Path:
         """The path of an object, in a folder that is there.
@@ -94,7 +95,7 @@ class Receiver:
 
     def staged_path(self, name: str) -> Path:
         """The path of a staged object."""
-        return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
+        return self.temporaries / f"{name}{layout.STAGED_SUFFIX}"
 
     def free_for_staging(self, name: str) -> Path:
         """The path to stage an object at: a private one if a folder is in the way of its own."""
