@@ -202,8 +202,9 @@ class CheckpointRuns:
 
         def complete(came: Partial) -> None:
             expected = self._crc(wanted)
-            if expected is not None and (found := came.crc()) != expected:
-                raise wrong_crc(expected, found)
+            with concerning(tensor=wanted.names[0], path=checkpoint.resource.address):
+                if expected is not None and (found := came.crc()) != expected:
+                    raise wrong_crc(expected, found)
             self._take_from(wanted, FileSource(came.descriptor))
 
         yield from self._gathering.spool(specs, where, wanted.size, start, complete)

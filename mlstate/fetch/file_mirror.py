@@ -30,9 +30,10 @@ _USUAL_HEADER = 64 << 10
 class FileMirror:
     """Brings tensors from one mirror.
 
-    ``header`` is how long a header may well be, in bytes, if that is known, and ``size`` the bytes of the state's
-    tensor data, or None if nobody says. ``beside`` is how many bytes were read already beside those
-    of tensors; they, too, count when ranges are joined at the cost of bytes that nobody wants.
+    ``header`` is how long a header may well be, in bytes, if that is known, and ``size`` the bytes
+    of the state's tensor data, or None if nobody says. ``beside`` is how many bytes were read
+    already beside those of tensors; they, too, count when ranges are joined at the cost of bytes
+    that nobody wants.
     ``check_sums`` says whether a file's SHA-256 is checked where the mirror gives it, for which all
     of it is read: not where the state digest is known.
     """

@@ -126,6 +126,7 @@ class Gathering(abc.ABC):
 
     def restart(self) -> None:
         """Forget which files were looked at: all of them are looked at anew."""
+        self._reused = False
 
     @abc.abstractmethod
     def complete(self) -> None:
@@ -133,6 +134,10 @@ class Gathering(abc.ABC):
 
         If what came is not the state, an `IntegrityError` is raised and nothing of it is kept.
         """
+
+    def discard(self) -> None:
+        """Remove what was kept without a digest, to begin anew."""
+        self.restart()
 
     def distrust(self) -> None:
         """Note that something of an earlier run goes in, to which damage may be due."""
@@ -309,13 +314,13 @@ class StagedGathering(Gathering):
         """See `Gathering.restart`: what was staged is found again."""
         for known in (self._specs, self._inline, self._staged):
             known.clear()
-        self._reused = False
+        super().restart()
 
     def discard(self) -> None:
-        """Remove what was staged, to begin anew."""
+        """See `Gathering.discard`: what was staged is removed."""
         for staged in self._staged.values():
             staged.discard()
-        self.restart()
+        super().discard()
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         if spec.nbytes < INLINE_LIMIT:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import partial
 
 from mlstate.digests import Digest
-from mlstate.errors import TransportError
+from mlstate.errors import FormatError, IntegrityError, TransportError
 from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, shown
 from mlstate.fetch.file_mirror import FileMirror
 from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
@@ -178,6 +178,9 @@ class Run:
             )
             try:
                 files.gather(gathering)
+            except (FormatError, IntegrityError):
+                gathering.discard()  # nobody knows which of it is right
+                raise
             finally:
                 gathering.close()
 
