@@ -45,7 +45,7 @@ def download(
     if size is not None and (staged := receiver.staged(name, size)):
         return staged, True
     if ranges and size is not None and size >= LARGE:
-        return _by_ranges(resource, receiver, reader, name, size)
+        return _by_ranges(resource, receiver, reader, name, size, kept=resume)
     with resource.read() as stream, receiver.arriving() as arriving:
         if size is None:
             arriving.fill(reader.some(stream, max_bytes + 1))
@@ -67,7 +67,7 @@ def _gives_ranges(resource: Resource) -> bool:
 
 
 def _by_ranges(
-    resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int
+    resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int, *, kept: bool
 ) -> tuple[Staged, bool]:
     segments = Segments(receiver)
     found: list[tuple[Staged, bool]] = []
@@ -80,6 +80,8 @@ def _by_ranges(
         pieces = segments.pieces(name, size, complete)
         reader.all(partial(reader.read_run, resource, (piece,)) for piece in pieces)
     finally:
+        if not kept:
+            segments.forget()
         segments.close()
     return found[0]
 

@@ -225,7 +225,7 @@ class StagedGathering(Gathering):
     ``identity`` is the state's digest or, of an unpinned state, where it is from: what an earlier
     run staged for the same is used again. ``expected`` is the state digest, None if any will do.
     ``size`` is the bytes of tensor data that the state has; if unknown, at most ``max_size`` are
-    taken.
+    taken. Unless it is ``kept``, no later run uses what came, and nothing is left of it.
     """
 
     knows_digests = False
@@ -237,8 +237,11 @@ class StagedGathering(Gathering):
         expected: Digest | None,
         size: int | None,
         max_size: int,
+        *,
+        kept: bool = True,
     ) -> None:
         super().__init__(receiver)
+        self._kept = kept
         self._identity = identity
         self._expected = expected
         self._most = max_size if size is None else size
@@ -317,10 +320,17 @@ class StagedGathering(Gathering):
         super().restart()
 
     def discard(self) -> None:
-        """See `Gathering.discard`: what was staged is removed."""
+        """See `Gathering.discard`: what was staged is removed, and what is incomplete."""
+        self._segments.forget()
         for staged in self._staged.values():
             staged.discard()
         super().discard()
+
+    def close(self) -> None:
+        """See `Gathering.close`."""
+        if not self._kept:
+            self._segments.forget()
+        super().close()
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         if spec.nbytes < INLINE_LIMIT:

@@ -179,6 +179,13 @@ class Segments:
                 self._discarded.append(partial)
                 partial.forget()
 
+    def forget(self) -> None:
+        """Remove what is here of incomplete objects, which no later run could use."""
+        with self._lock:
+            names = list(self._open)
+        for name in names:
+            self.discard(name)
+
     def close(self) -> None:
         """Close incomplete objects; a later run may go on with them."""
         with self._lock:

@@ -70,7 +70,12 @@ class Run:
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
-                self._receiver, fixed or uuid.uuid4().hex, None, self.entry.size, self._max_size
+                self._receiver,
+                fixed or uuid.uuid4().hex,
+                None,
+                self.entry.size,
+                self._max_size,
+                kept=fixed is not None,
             )
             size = self.entry.size
             self._gather(mirror, gathering, size=size, max_bytes=self._max_size, check_sums=True)

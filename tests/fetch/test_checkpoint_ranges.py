@@ -18,7 +18,7 @@ import torch
 
 from mlstate import StateKey, state_digest
 from mlstate.errors import FetchError
-from mlstate.fetch import checkpoint_runs, gather
+from mlstate.fetch import checkpoint_runs, download, file_mirror, gather
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from tests.servers.recording import Reply, serve
@@ -67,10 +67,10 @@ class Scene:
         path = write_manifest(self.folder / f"{cache}.toml", self.published, mirrors=[given])
         return manifest_store(path, self.folder / cache, attempts=1)
 
-    def pinned(self, url: str, *, cache: str = "cache", **mirror: Any) -> StateEntry:
+    def pinned(self, base: str, *, cache: str = "cache", **mirror: Any) -> StateEntry:
         """The entry that pinning makes of the mirror."""
-        given = parse_mirror({"url": f"{url}/net.pth", "format": "torch", **mirror})
-        store = self.store(url, known=False, cache=cache)
+        given = parse_mirror({"url": f"{base}/net.pth", "format": "torch", **mirror})
+        store = self.store(base, known=False, cache=cache)
         return store.fetcher.pin(StateEntry(KEY, None, None, (given,)))
 
     def check(self, store) -> None:
@@ -421,6 +421,29 @@ def test_after_a_cut_only_the_rest_is_asked_for(tmp_path, start_recording, monke
     server.reset()
     scene.check(store)
     assert came + server.bytes_sent < size + (1 << 20)  # the structure, and a block
+
+
+@pytest.mark.parametrize("kind", ["plain", "transposed", "legacy", "safetensors"])
+def test_of_an_unpinned_state_that_failed_nothing_is_left(
+    tmp_path, start_recording, monkeypatch, kind
+):
+    for module in (checkpoint_runs, gather, file_mirror, download):
+        monkeypatch.setattr(module, "LARGE", 20 << 20)
+    large = torch.randn(2048, 3072, generator=torch.Generator().manual_seed(5))  # 24 MiB
+    state = {"large": large.T if kind == "transposed" else large, "more": torch.ones(9000)}
+    scene = Scene(tmp_path, state, saved(state, _use_new_zipfile_serialization=kind != "legacy"))
+
+    def refuse_the_second_segment(record) -> Reply | None:
+        first, _, last = (record.range or "=-").partition("=")[2].partition("-")
+        return Reply(503) if first and 1 << 20 < int(last) - int(first) < 10 << 20 else None
+
+    server = start_recording(tmp_path / "web", before=refuse_the_second_segment)
+    file = "model.safetensors" if kind == "safetensors" else "net.pth"
+    form = "safetensors" if kind == "safetensors" else "torch"
+    with pytest.raises(FetchError, match="503"):
+        scene.pinned(server.url, url=f"{server.url}/{file}", format=form)
+    assert server.bytes_sent > 1 << 20
+    assert leftovers(tmp_path / "cache") == {}
 
 
 def test_memory_does_not_grow_with_the_tensors(tmp_path, start_recording, monkeypatch):
