@@ -89,7 +89,12 @@ class TensorInCheckpoint:
 
 
 def checkpoint_sources(
-    path: Path, stack: ExitStack, *, gzip: bool = False, select: str | None = None
+    path: Path,
+    stack: ExitStack,
+    *,
+    gzip: bool = False,
+    select: str | None = None,
+    max_size: int | None = None,
 ) -> list[TensorSource]:
     """The tensors of a checkpoint; nothing in it is run, and no torch is imported.
 
@@ -98,12 +103,13 @@ def checkpoint_sources(
         stack: Keeps it open.
         gzip: Whether it is compressed; what it becomes has a limit, see `plain_file`.
         select: The dotted path of the state dict inside.
+        max_size: The most bytes that a compressed file may become; see `plain_file`.
 
     Raises:
         FormatError: See `read_checkpoint` and `select_tensors`; or a tensor that the format
             cannot hold.
     """
-    file = stack.enter_context(plain_file(path, gzip, str(path), None))
+    file = stack.enter_context(plain_file(path, gzip, None, max_size))
     opened = OpenFile(file, str(path))
     source = FileSource(file)
     checkpoint = read_checkpoint(source)

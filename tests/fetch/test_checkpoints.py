@@ -124,7 +124,7 @@ def test_what_is_more_than_tensors_is_refused_and_not_run(tmp_path, zipped, digi
     if digits:
         mirror["sha256"] = sha256(tmp_path / "net.pth")
     said = reason(store_of(tmp_path, {"a": torch.ones(3)}, mirror))
-    assert "this entry of the checkpoint is no tensor; tensor: b" in said
+    assert "not a checkpoint of plain tensors; tensor: b" in said
     assert "mkdir" in said
     assert "weights_only" not in said  # no advice to switch the protection off
     assert not made.exists()
