@@ -13,7 +13,7 @@ from mlstate.errors import FormatError, IntegrityError, NoRangesError, concernin
 from mlstate.fetch.archive import RemoteCheckpoint, fetch_archive
 from mlstate.fetch.attempts import Context
 from mlstate.fetch.checkpoint_runs import ONE_COPY, CheckpointRuns
-from mlstate.fetch.download import check_sha256, download, too_large
+from mlstate.fetch.download import MAX_SIZE, check_sha256, download, too_large
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.header import HeaderRoom
 from mlstate.fetch.names import translate_all
@@ -133,7 +133,8 @@ class CheckpointMirror:
                 check_sha256(file.path, part.sha256, resource.address)
             if resumed:
                 gathering.distrust()
-            gzip, most = part.format == "torch-gzip", context.max_bytes
+            gzip = part.format == "torch-gzip"
+            most = None if context.max_bytes >= MAX_SIZE else context.max_bytes
             with plain_file(file.path, gzip, resource.address, most) as opened:
                 self._take_all(gathering, part, resource, FileSource(opened))
         except (IntegrityError, FormatError):

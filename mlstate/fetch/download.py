@@ -15,8 +15,13 @@ from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.transport import Resource
 from mlstate.transport.interface import Stream
+from mlstate.units import LARGER
 
-__all__ = ["SummedStream", "check_sha256", "download", "too_large"]
+__all__ = ["MAX_SIZE", "SummedStream", "check_sha256", "download", "too_large"]
+
+
+MAX_SIZE = 1 << 40
+"""The most bytes that are taken of a state whose size nobody gives, unless somebody says more."""
 
 
 def download(
@@ -93,7 +98,7 @@ def too_large(resource: Resource, most: int, found: str) -> FormatError:
         path=resource.address,
         expected=f"at most {most} bytes",
         found=found,
-        remedy="if that is right, give a larger max_size",
+        remedy="if that is right, " + LARGER,
     )
 
 

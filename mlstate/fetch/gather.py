@@ -27,6 +27,7 @@ from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.parallel import for_each
+from mlstate.units import LARGER
 
 __all__ = ["DirectGathering", "Gathering", "StagedGathering", "values"]
 
@@ -266,7 +267,7 @@ class StagedGathering(Gathering):
                     "this is more than the state",
                     expected=f"at most {self._most} bytes of tensors",
                     found=f"{total} bytes",
-                    remedy=None if self._exactly else "if that is right, give a larger max_size",
+                    remedy=None if self._exactly else "if that is right, " + LARGER,
                 )
         return [name for name in specs if not self._have(name, specs[name])]
 
