@@ -99,13 +99,7 @@ def test_of_a_fine_tune_only_the_head_is_asked_for(tmp_path, start_nginx, head, 
     if order != "as it is":
         content = as_older_torch(content, pickle_last=order == "pickle last")
     scene = Scene(tmp_path, tuned, content)
-    store = scene.store("unused", known=True)
-    with_base = publish(tmp_path / "base", BASE, base)
-    objects = manifest_store(
-        write_manifest(tmp_path / "b.toml", with_base, objects=[str(tmp_path / "base/store")]),
-        tmp_path / "cache",
-    )
-    objects.fetch(BASE)
+    with_base(tmp_path, base)
     nginx = start_nginx(tmp_path / "web")
     store = scene.store(nginx.url("").rstrip("/"), known=True)
     report = store.fetch(KEY)
@@ -118,6 +112,59 @@ def test_of_a_fine_tune_only_the_head_is_asked_for(tmp_path, start_nginx, head, 
     extra = 70_000 if order == "pickle last" else 20_000
     assert served < tuned[head].nbytes + extra
     assert len(log) <= (5 if order == "pickle last" else 3)
+
+
+def with_base(folder: Path, base: dict[str, torch.Tensor]) -> None:
+    """Put a state into the cache."""
+    published = publish(folder / "base", BASE, base)
+    manifest = write_manifest(folder / "b.toml", published, objects=[str(folder / "base/store")])
+    manifest_store(manifest, folder / "cache").fetch(BASE)
+
+
+@pytest.mark.parametrize("large", [64 << 20, 30_000], ids=["", "segments"])
+def test_a_storage_costs_one_request_for_header_and_content(
+    tmp_path, start_nginx, monkeypatch, large
+):
+    monkeypatch.setattr(checkpoint_runs, "LARGE", large)
+    monkeypatch.setattr(gather, "LARGE", large)
+    base = layers(0)
+    changed = [f"layer.{i}.weight" for i in range(2, 30, 4)]
+    tuned = base | {name: base[name] + 1 for name in changed}
+    scene = Scene(tmp_path, tuned, saved(tuned))
+    with_base(tmp_path, base)
+    nginx = start_nginx(tmp_path / "web")
+    store = scene.store(nginx.url("").rstrip("/"), known=True)
+    store.fetch(KEY)
+    log = nginx.log()
+    assert same(store.load_state_dict(KEY), tuned)
+    headers = 0 if large > 30_000 else len(changed)  # what comes in segments has one for its header
+    assert len(log) <= 2 + len(changed) + headers
+    wanted = sum(tuned[name].nbytes for name in changed)
+    assert sum(served.bytes_sent for served in log) < 1.02 * wanted + 20_000
+
+
+def test_shards_and_parts_of_checkpoints(tmp_path, start_nginx):
+    state = layers(0)
+    names = sorted(state)
+    scene = Scene(tmp_path, state, saved({name: state[name] for name in names[::2]}))
+    others = {"model": {f"module.{name}": state[name] for name in names[1::2]}}
+    (tmp_path / "web" / "other.pth").write_bytes(saved(others))
+    nginx = start_nginx(tmp_path / "web")
+    parts = [
+        {"url": nginx.url("net.pth"), "format": "torch"},
+        {
+            "url": nginx.url("other.pth"),
+            "format": "torch",
+            "select": "model",
+            "strip_prefix": "module.",
+        },
+    ]
+    for state_object in ({}, {"state": nginx.url(scene.published.state_object)}):
+        mirror = {"parts": parts, **state_object}
+        cache = f"cache-{len(state_object)}"
+        path = write_manifest(tmp_path / f"{cache}.toml", scene.published, mirrors=[mirror])
+        scene.check(manifest_store(path, tmp_path / cache, attempts=1))
+    assert {served.status for served in nginx.log() if "pth" in served.path} == {206}
 
 
 def strange() -> dict[str, torch.Tensor]:
