@@ -185,7 +185,7 @@ try:
 finally:
     assert "torch" not in sys.modules
 """
-    given = ["copy", "--all", "--from", str(folder), "--to", str(tmp_path / "new")]
+    given = ["copy", str(KEY), "--from", str(folder), "--to", str(tmp_path / "new")]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *given], capture_output=True, text=True
     )
