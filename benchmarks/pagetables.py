@@ -181,6 +181,15 @@ TABLES: dict[str, Callable[[], str]] = {
             "2,000 objects of 20 KB, 50 ms of latency a request": "the same, 50 ms away",
         },
     ),
+    "tuned": partial(
+        _ways,
+        "tuned",
+        {
+            "a checkpoint of 438 MB whose base is there, 50 ms of latency a request": (
+                "a checkpoint of 438 MB"
+            )
+        },
+    ),
     "s3": partial(
         _ways,
         "s3",

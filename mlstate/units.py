@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 
 from mlstate.errors import FormatError
+from mlstate.phrases import Phrase
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["LARGER", "check_size", "format_size", "parse_limit", "parse_size"]
+
+LARGER = Phrase("give a larger max_size", "give a larger --max-size")
+"""What to do about something that is larger than it may be."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]I?)?B", re.IGNORECASE)
 _UNITS = {None: 1} | {
@@ -39,6 +43,30 @@ def parse_size(size: int | str) -> int:
             "not a size", expected='a number of bytes, or for instance "5GB"', found=repr(size)
         )
     return found
+
+
+def parse_limit(size: int | str | None) -> int | None:
+    """As `parse_size`; None, which is no limit, stays None."""
+    return None if size is None else parse_size(size)
+
+
+def check_size(size: int, most: int | None) -> None:
+    """Refuse more than a limit allows, before memory or disk is spent.
+
+    Args:
+        size: The bytes of what is taken in.
+        most: The limit in bytes, or None.
+
+    Raises:
+        FormatError: It is larger.
+    """
+    if most is not None and size > most:
+        raise FormatError(
+            "this is larger than what may be taken in",
+            expected=f"at most {format_size(most)}",
+            found=f"{format_size(size)} ({size} bytes)",
+            remedy="if that is right, " + LARGER,
+        )
 
 
 def format_size(count: int) -> str:

@@ -28,7 +28,7 @@ HEAD = f"""\
 # The command line
 
 `{PROGRAM}` does what the Python API does, for people: look, fetch, verify, compare, share. It
-starts without torch; only torch checkpoints and the comparison of values need it.
+starts without torch; only `export --torch` and the comparison of values need it.
 
 This page is written by `scripts/make_cli_page.py` from the program itself.
 

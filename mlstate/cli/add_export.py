@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from mlstate.cli.keys import one_key
-from mlstate.cli.options import Json, Key, Overwrite, StoreOption, Verify, opened, store_option
+from mlstate.cli.options import (
+    Json,
+    Key,
+    MaxSize,
+    Overwrite,
+    StoreOption,
+    Verify,
+    opened,
+    store_option,
+)
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 
 __all__ = ["add", "export", "materialize"]
@@ -64,6 +73,7 @@ def add(
     ] = None,
     overwrite: Overwrite = False,
     verify: Verify = False,
+    max_size: MaxSize = None,
     as_json: Json = False,
 ) -> None:
     """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest."""
@@ -87,6 +97,7 @@ def add(
         mirror=mirror,
         overwrite=overwrite,
         verify=verify,
+        max_size=max_size,
         progress=progress(),
     )
     if as_json:

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from mlstate.cli.keys import chosen_keys
-from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, opened, store_option
+from mlstate.cli.options import (
+    All,
+    Json,
+    Keys,
+    MaxSize,
+    Overwrite,
+    StoreOption,
+    opened,
+    store_option,
+)
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
 
 __all__ = ["bundle", "unbundle"]
@@ -48,6 +57,7 @@ def unbundle(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    max_size: MaxSize = None,
     as_json: Json = False,
 ) -> None:
     """Bring the states of a bundle into a store, all verified, or none. By default: the cache."""
@@ -55,7 +65,7 @@ def unbundle(
     from mlstate.operations.bundle import unbundle as read_bundle
 
     target = None if store is None else opened(store, create=True)
-    came = read_bundle(path, target, overwrite=overwrite, progress=progress())
+    came = read_bundle(path, target, overwrite=overwrite, max_size=max_size, progress=progress())
     if as_json:
         print_json("unbundle", {"states": came})
         return

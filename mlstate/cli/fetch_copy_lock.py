@@ -10,10 +10,11 @@ import typer
 
 from mlstate.cli.exit_codes import OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys
-from mlstate.cli.options import All, Json, Keys, Overwrite, StoreOption, Verify, opened
+from mlstate.cli.options import All, Json, Keys, MaxSize, Overwrite, StoreOption, Verify, opened
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
 from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
+from mlstate.units import parse_size
 
 if TYPE_CHECKING:
     from mlstate.manifests import StateEntry
@@ -158,6 +159,7 @@ def lock(
             show_default=False,
         ),
     ] = None,
+    max_size: MaxSize = None,
     as_json: Json = False,
 ) -> int:
     """Pin states: fetch each that has no digest, and write its digest into the manifest.
@@ -166,15 +168,19 @@ def lock(
     come with mlstate are pinned in a manifest of one's own.
     """
     from mlstate.cli.progress import progress
+    from mlstate.fetch import MAX_SIZE
     from mlstate.operations.lock import lock as lock_states
     from mlstate.operations.lock import unpinned
 
+    most = MAX_SIZE if max_size is None else parse_size(max_size)
     pinned: dict[StateKey, StateEntry] = {}
     code = OK
     chosen, source = _to_pin(manifest, keys) if keys else (unpinned(manifest), None)
     for key in chosen:
         try:
-            pinned |= lock_states(manifest, [key], source=source, progress=progress())
+            pinned |= lock_states(
+                manifest, [key], source=source, max_size=most, progress=progress()
+            )
         except (FetchError, IntegrityError) as error:
             code = code or exit_code(error)
             complain(error)

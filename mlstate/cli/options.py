@@ -17,6 +17,7 @@ __all__ = [
     "Json",
     "Key",
     "Keys",
+    "MaxSize",
     "Overwrite",
     "StoreArgument",
     "StoreOption",
@@ -67,6 +68,14 @@ Verify = Annotated[
     bool,
     typer.Option(
         "--verify", help="Read what is there already, and write anew what of it is damaged."
+    ),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-size",
+        metavar="SIZE",
+        help="Refuse what is larger, or becomes larger when it is decompressed: 50GB, say.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

@@ -10,7 +10,7 @@ import typer
 
 from mlstate.cli.exit_codes import FINDING, OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys, one_key
-from mlstate.cli.options import All, Json, Keys, StoreOption, opened
+from mlstate.cli.options import All, Json, Keys, MaxSize, StoreOption, opened
 from mlstate.cli.output import (
     complain,
     human_count,
@@ -102,6 +102,7 @@ def diff(
         bool, typer.Option("--names-only", help="Say which tensors differ, not by how much.")
     ] = False,
     select: Select = None,
+    max_size: MaxSize = None,
     as_json: Json = False,
 ) -> int:
     """Compare two states: which tensors differ, by how much, which are only in one of them.
@@ -111,15 +112,16 @@ def diff(
     from mlstate.operations.diff import diff as compare
 
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
-    found = compare(_side(view, first), _side(view, second), values=not names_only, select=select)
+    sides = _side(view, first), _side(view, second)
+    found = compare(*sides, values=not names_only, select=select, max_size=max_size)
     if as_json:
-        sides = {
+        named = {
             "first": first,
             "second": second,
             "same_weights": found.same_weights,
             "same_but_for_ties": found.same_but_for_ties,
         }
-        print_json("diff", sides, found)
+        print_json("diff", named, found)
     else:
         _show_diff(first, second, found)
     return OK if found.same_weights else FINDING
@@ -184,6 +186,7 @@ def digest(
         list[str], typer.Argument(metavar="FILE", help="Weights files, or folders with shards.")
     ],
     select: Select = None,
+    max_size: MaxSize = None,
     as_json: Json = False,
 ) -> int:
     """Print the state digest of weights files: the same digest, the same weights.
@@ -197,7 +200,8 @@ def digest(
     code, found = OK, list[FileDigest]()
     for path in paths:
         try:
-            found.append(FileDigest(path, file_digest(path, select=select)))
+            digest = file_digest(path, select=select, max_size=max_size)
+            found.append(FileDigest(path, digest))
         except (MlstateError, OSError) as error:
             code = code or exit_code(error)
             complain(error)

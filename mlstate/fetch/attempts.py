@@ -20,6 +20,7 @@ from mlstate.fetch.reader import Reader
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.receiving import Receiver
+from mlstate.phrases import Phrase
 from mlstate.shown import without_queries
 from mlstate.transport import Patience, Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
@@ -191,8 +192,9 @@ def shown(address: str) -> str:
 
 
 def _reason(error: MlstateError) -> str:
-    said = [error.message]
+    said = error.message
     for label in ("tensor", "expected", "found", "remedy"):
         if value := getattr(error, label):
-            said.append(f"{label}: {value}")
-    return "; ".join(map(str, said))
+            said += f"; {label}: "
+            said += value if isinstance(value, Phrase) else str(value)
+    return said

@@ -14,24 +14,35 @@ from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.transport import Resource
 from mlstate.transport.interface import Stream
+from mlstate.units import LARGER
 
-__all__ = ["SummedStream", "check_sha256", "download", "too_large"]
+__all__ = ["MAX_SIZE", "SummedStream", "check_sha256", "download", "too_large"]
+
+
+MAX_SIZE = 1 << 40
+"""The most bytes that are taken of a state whose size nobody gives, unless somebody says more."""
 
 _UNSAID = 16 << 30
 """The most bytes that are taken of a file of which the server does not say how long it is."""
 
 
 def download(
-    resource: Resource, receiver: Receiver, reader: Reader, *, max_bytes: int, resume: bool = True
+    resource: Resource,
+    receiver: Receiver,
+    reader: Reader,
+    *,
+    max_bytes: int,
+    resume: bool = True,
+    ranges: bool | None = None,
 ) -> tuple[Staged, bool]:
     """Bring a file, or the rest of it; says, too, whether an earlier run brought a part of it.
 
     With ``resume`` what an earlier run left is used: not if nobody can tell whether the whole is
-    right, for it might be of another version of the file. More than ``max_bytes`` raises a
-    `FormatError`.
+    right, for it might be of another version of the file. ``ranges`` says whether the server gives
+    ranges, if that is known. More than ``max_bytes`` raises a `FormatError`.
     """
     # Known before many are asked for at once: the first that fails ends them all.
-    ranges = _gives_ranges(resource)
+    ranges = _gives_ranges(resource) if ranges is None else ranges
     size = resource.size()
     if size is not None and size > max_bytes:
         raise too_large(resource, max_bytes, f"{size} bytes")
@@ -41,7 +52,7 @@ def download(
     if resume and size is not None and (staged := receiver.staged(name, size)):
         return staged, True
     if ranges and size is not None and size >= LARGE:
-        return _by_ranges(resource, receiver, reader, name, size)
+        return _by_ranges(resource, receiver, reader, name, size, kept=resume)
     with resource.read() as stream, receiver.arriving() as arriving:
         if size is None:
             most = min(max_bytes, _UNSAID)
@@ -65,7 +76,7 @@ def _gives_ranges(resource: Resource) -> bool:
 
 
 def _by_ranges(
-    resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int
+    resource: Resource, receiver: Receiver, reader: Reader, name: Digest, size: int, *, kept: bool
 ) -> tuple[Staged, bool]:
     segments = Segments(receiver)
     found: list[tuple[Staged, bool]] = []
@@ -78,6 +89,8 @@ def _by_ranges(
         pieces = segments.pieces(name, size, complete)
         reader.all(partial(reader.read_run, resource, (piece,)) for piece in pieces)
     finally:
+        if not kept:
+            segments.forget()
         segments.close()
     return found[0]
 
@@ -89,7 +102,7 @@ def too_large(resource: Resource, most: int, found: str) -> FormatError:
         path=resource.address,
         expected=f"at most {most} bytes",
         found=found,
-        remedy="if that is right, give a larger max_size",
+        remedy="if that is right, " + LARGER,
     )
 
 

@@ -13,6 +13,7 @@ from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
 from mlstate.fetch.attempts import Attempts, Options
+from mlstate.fetch.download import MAX_SIZE
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
@@ -75,8 +76,6 @@ def damaged_objects(
 
 CONNECTIONS = 16
 """Requests at once, which hide most of the network's latency (docs/performance.md)."""
-MAX_SIZE = 1 << 40
-"""The most bytes that are taken of a state whose size nobody gives."""
 
 
 @dataclass(frozen=True)

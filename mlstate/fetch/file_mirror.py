@@ -3,70 +3,39 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from mlstate.errors import FormatError, IntegrityError, NoRangesError
+from mlstate.errors import FormatError, NoRangesError
 from mlstate.fetch import plan
 from mlstate.fetch.addresses import addresses_of
 from mlstate.fetch.attempts import Context
-from mlstate.fetch.download import SummedStream, check_sha256, download, too_large
+from mlstate.fetch.checkpoint_mirror import CheckpointMirror
+from mlstate.fetch.download import SummedStream, too_large
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.header import FileHeader, HeaderRoom, fetch_header, read_header
-from mlstate.fetch.plan import LARGE, DamagedPartialError, Take
+from mlstate.fetch.names import translate_all
+from mlstate.fetch.plan import LARGE, Take
 from mlstate.locations import Mirror
 from mlstate.transport import Resource
 
-__all__ = ["USUAL_HEADER", "FileMirror", "translate", "translate_all"]
+__all__ = ["FileMirror"]
 
 
-def translate(mirror: Mirror, name: str) -> str:
-    """The name in the state of what a mirror's file calls ``name``.
-
-    `strip_prefix` is taken off the front (a name without it stays as it is), then the pairs of
-    `rename` are replaced one after the other, wherever they occur, and `add_prefix` is put in
-    front. Parts of a mirror have rules of their own.
-
-    Example:
-        >>> mirror = Mirror(("a.pth",), strip_prefix="module.", rename=(("norm.1", "norm1"),))
-        >>> translate(mirror, "module.norm.1.bias")
-        'norm1.bias'
-    """
-    name = name.removeprefix(mirror.strip_prefix)
-    for old, new in mirror.rename:
-        name = name.replace(old, new)
-    return mirror.add_prefix + name
-
-
-def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """Name in the state -> name in the file; a `FormatError` if two of the file become one."""
-    translated: dict[str, str] = {}
-    for name in names:
-        ours = translate(mirror, name)
-        other = translated.setdefault(ours, name)
-        if other != name:
-            raise FormatError(
-                "two names of a file become one name of the state",
-                tensor=ours,
-                found=f"{other!r} and {name!r}",
-                remedy="look at strip_prefix and rename of the mirror",
-            )
-    return translated
-
-
-USUAL_HEADER = 64 << 10
+_USUAL_HEADER = 64 << 10
 """How much of a file is asked for first, where nothing says how long its header may be: bytes."""
 
 
 class FileMirror:
     """Brings tensors from one mirror.
 
-    ``header`` is how long a header may well be, in bytes, and ``size`` the bytes of the state's
-    tensor data, or None if nobody says. ``beside`` is how many bytes were read already beside those
-    of tensors; they, too, count when ranges are joined at the cost of bytes that nobody wants.
-    ``check_sums`` says whether a file's SHA-256 is checked where the mirror gives it: not where the
-    state digest is known. That of a torch checkpoint always is.
+    ``header`` is how long a header may well be, in bytes, if that is known, and ``size`` the bytes
+    of the state's tensor data, or None if nobody says. ``beside`` is how many bytes were read
+    already beside those of tensors; they, too, count when ranges are joined at the cost of bytes
+    that nobody wants.
+    ``check_sums`` says whether a file's SHA-256 is checked where the mirror gives it, for which all
+    of it is read: not where the state digest is known.
     """
 
     def __init__(
@@ -74,14 +43,15 @@ class FileMirror:
         mirror: Mirror,
         context: Context,
         *,
-        header: int = USUAL_HEADER,
+        header: int | None = None,
         size: int | None = None,
         beside: int = 0,
         check_sums: bool,
     ) -> None:
         self._mirror = mirror
         self._context = context
-        self._header = header
+        self._header = _USUAL_HEADER if header is None else header
+        self._known_header = header
         self._size = size
         self._room = HeaderRoom(size)
         self._beside = beside
@@ -90,6 +60,7 @@ class FileMirror:
     def gather(self, gathering: Gathering) -> None:
         """Bring the tensors that the gathering wants, or raise an `MlstateError`."""
         self._room = HeaderRoom(self._size)
+        gathering.restart()
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):
@@ -97,8 +68,15 @@ class FileMirror:
             addresses = addresses_of(part, self._context, self._room.most)
             kind.extend((part, self._context.open(address)) for address in addresses)
         self._gather_plain(gathering, plain)
-        for part, resource in checkpoints:
-            self._gather_checkpoint(gathering, part, resource)
+        if checkpoints:
+            mirror = CheckpointMirror(
+                self._context,
+                header=self._known_header,
+                room=self._room,
+                beside=self._beside,
+                check_sums=self._check_sums,
+            )
+            mirror.gather(gathering, checkpoints)
         gathering.complete()
 
     def _gather_plain(self, gathering: Gathering, resources: list[tuple[Mirror, Resource]]) -> None:
@@ -175,45 +153,6 @@ class FileMirror:
                 )
             if isinstance(stream, SummedStream) and part.sha256 is not None:
                 stream.check(part.sha256, resource.address)
-
-    def _gather_checkpoint(self, gathering: Gathering, part: Mirror, resource: Resource) -> None:
-        from mlstate.tensors import open_checkpoint, tensor_sources
-
-        context = self._context
-        file, resumed = download(
-            resource,
-            context.receiver,
-            context.reader,
-            max_bytes=context.max_bytes,
-            resume=part.sha256 is not None or not self._check_sums,
-        )
-        try:
-            if part.sha256 is not None:
-                check_sha256(file.path, part.sha256, resource.address)
-            tensors = open_checkpoint(
-                file.path,
-                gzip=part.format == "torch-gzip",
-                select=part.select,
-                origin=resource.address,
-                max_bytes=context.max_bytes,
-            )
-            names = translate_all(part, tensors)
-            sources = tensor_sources(
-                {name: tensors[old] for name, old in names.items() if gathering.knows(name)}
-            )
-            specs = {source.name: source.spec for source in sources}
-            wanted = set(gathering.expect(specs, resource.address))
-            if resumed:
-                gathering.distrust()
-            for source in sources:
-                if source.name in wanted:
-                    gathering.take(source)
-        except (IntegrityError, FormatError):
-            if resumed:  # an earlier run may be the cause
-                raise DamagedPartialError from None
-            raise
-        finally:
-            file.discard()
 
 
 def _named(part: Mirror, file: FileHeader) -> FileHeader:

@@ -8,7 +8,7 @@ that has the right digest is anything published.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
@@ -16,7 +16,6 @@ from mlstate.errors import FormatError, IntegrityError, concerning
 from mlstate.fetch.header import FileTensor
 from mlstate.fetch.plan import LARGE, DamagedPartialError, Piece, Segments, Take
 from mlstate.format import tensor_object
-from mlstate.format.encode import TensorSource
 from mlstate.format.state_object import (
     INLINE_LIMIT,
     InlineTensor,
@@ -28,6 +27,7 @@ from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.parallel import for_each
+from mlstate.units import LARGER
 
 __all__ = ["DirectGathering", "Gathering", "StagedGathering", "values"]
 
@@ -35,12 +35,18 @@ _BOOLS = bytes([0, *[1] * 255])
 
 
 class Gathering(abc.ABC):
-    """Takes tensors by name, from files and from memory. Used by several threads."""
+    """Takes tensors by name, from files and from memory. Used by several threads.
+
+    Attributes:
+        knows_digests: Whether every tensor is compared with a digest of its own as it comes.
+    """
+
+    knows_digests: bool
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self._segments = Segments(receiver)
-        self._large: set[Digest] = set()  # what came in segments, or a part of it
+        self._large: set[Digest] = set()  # the names of what came in segments, or in part
         self._reused = False
         self._lock = Lock()
 
@@ -68,7 +74,7 @@ class Gathering(abc.ABC):
         yield from self._segments.pieces(
             identity,
             tensor_object.object_size(tensor.spec),
-            lambda partial: self._take_partial(name, tensor.spec, partial),
+            lambda partial: self._take_checked(name, tensor, partial),
             head=tensor_object.header(tensor.spec),
             start=tensor.start,
             convert=lambda chunks: values(tensor.spec, chunks),
@@ -82,10 +88,50 @@ class Gathering(abc.ABC):
             lambda chunks: self._take_whole(name, tensor.spec, chunks),
         )
 
-    def take(self, source: TensorSource) -> None:
-        """Take a tensor that is here already."""
-        with source.data() as data:
-            self._take_whole(source.name, source.spec, iter([data]))
+    def take(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
+        """Take a tensor whose bytes these are; an error of theirs leaves nothing of it."""
+        self._take_whole(name, spec, chunks)
+
+    def spool(
+        self,
+        names: Mapping[str, TensorSpec],
+        where: str,
+        size: int,
+        start: int,
+        complete: Callable[[Partial], None],
+    ) -> Iterator[Piece[Take]]:
+        """The pieces of a range of a file that hold tensors, but not as they are stored.
+
+        A later run goes on with what has come of it, if it wants the same tensors from there.
+
+        Args:
+            names: The tensors.
+            where: What tells this range from others.
+            size: The size of the range in bytes.
+            start: Where it begins.
+            complete: Takes the tensors from what came, which is removed afterwards.
+        """
+        identities = sorted(self._identity_of(name, spec) for name, spec in names.items())
+
+        def finish(partial: Partial) -> None:
+            if partial.resumed:
+                self.distrust()
+            try:
+                complete(partial)
+            except (IntegrityError, FormatError):
+                if partial.resumed:
+                    raise DamagedPartialError from None
+                raise
+            finally:
+                partial.discard()
+
+        identity = self._named("\n".join([f"a part of {where}", *identities]))
+        self._large.add(identity)
+        yield from self._segments.pieces(identity, size, finish, start=start)
+
+    def restart(self) -> None:
+        """Forget which files were looked at: all of them are looked at anew."""
+        self._reused = False
 
     @abc.abstractmethod
     def complete(self) -> None:
@@ -95,7 +141,11 @@ class Gathering(abc.ABC):
         """
 
     def discard(self) -> None:
-        """Remove what is not published, to begin anew."""
+        """Remove what was kept without a digest, to begin anew."""
+        self.restart()
+
+    def remove_parts(self) -> None:
+        """Remove what is here of tensors that came in parts, which may be of another version."""
         for name in self._large:
             self.receiver.remove_partial(name)
 
@@ -107,6 +157,12 @@ class Gathering(abc.ABC):
         """Close unfinished objects; a later run may go on with them."""
         self._segments.close()
 
+    def _take_checked(self, name: str, tensor: FileTensor, partial: Partial) -> None:
+        if tensor.crc is not None:
+            with concerning(tensor=name):
+                self._segments.check_crc(partial, tensor_object.DATA_OFFSET, tensor.crc)
+        self._take_partial(name, tensor.spec, partial)
+
     @abc.abstractmethod
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None: ...
 
@@ -117,9 +173,15 @@ class Gathering(abc.ABC):
     def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
         """The name under which a later run finds what has come of a tensor."""
 
+    def _named(self, text: str) -> Digest:
+        """The name under which a later run finds what a text stands for."""
+        return Digest.of(text.encode())
+
 
 class DirectGathering(Gathering):
     """Takes tensors whose digests are known: ``refs``, those of the state that are missing."""
+
+    knows_digests = True
 
     def __init__(self, receiver: Receiver, refs: Mapping[str, TensorRef]) -> None:
         super().__init__(receiver)
@@ -181,6 +243,8 @@ class StagedGathering(Gathering):
     taken.
     """
 
+    knows_digests = False
+
     def __init__(
         self,
         receiver: Receiver,
@@ -214,7 +278,7 @@ class StagedGathering(Gathering):
                     "this is more than the state",
                     expected=f"at most {self._most} bytes of tensors",
                     found=f"{total} bytes",
-                    remedy=None if self._exactly else "if that is right, give a larger max_size",
+                    remedy=None if self._exactly else "if that is right, " + LARGER,
                 )
         return [name for name in specs if not self._have(name, specs[name])]
 
@@ -261,14 +325,18 @@ class StagedGathering(Gathering):
         for_each(self.receiver.publish_staged, self._staged.values())
         self.state, self.digest = state, digest
 
-    def discard(self) -> None:
-        """Remove what was staged, too; see `Gathering.discard`."""
-        super().discard()
-        for staged in self._staged.values():
-            staged.discard()
+    def restart(self) -> None:
+        """See `Gathering.restart`: what was staged is found again."""
         for known in (self._specs, self._inline, self._staged):
             known.clear()
-        self._reused = False
+        super().restart()
+
+    def discard(self) -> None:
+        """See `Gathering.discard`: what was staged is removed, and what is incomplete."""
+        self._segments.forget()
+        for staged in self._staged.values():
+            staged.discard()
+        super().discard()
 
     def _take_whole(self, name: str, spec: TensorSpec, chunks: Iterator[Bytes]) -> None:
         if spec.nbytes < INLINE_LIMIT:
@@ -291,10 +359,10 @@ class StagedGathering(Gathering):
             self._staged[name] = staged
 
     def _identity_of(self, name: str, spec: TensorSpec) -> Digest:
-        text = f"{self._identity}\n{spec}\n{name}"
-        if self._identity is None:
-            return self.receiver.unsure_name(text)
-        return Digest.of(text.encode())
+        return self._named(f"{self._identity}\n{spec}\n{name}")
+
+    def _named(self, text: str) -> Digest:
+        return super()._named(text) if self._identity else self.receiver.unsure_name(text)
 
 
 def values(spec: TensorSpec, chunks: Iterable[Bytes]) -> Iterator[Bytes]:

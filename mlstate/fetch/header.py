@@ -21,6 +21,7 @@ __all__ = [
     "HeaderRoom",
     "begins_with",
     "fetch_header",
+    "front_of",
     "parse_header",
     "read_header",
 ]
@@ -34,10 +35,14 @@ _USUAL = 8 << 20
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a file: what it is, and where its data begins."""
+    """A tensor in a file: what it is, and where its data begins.
+
+    ``crc`` is the CRC-32 of its data, if the file has one and it is to be compared.
+    """
 
     spec: TensorSpec
     start: int
+    crc: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,10 @@ class HeaderRoom:
         self.most = MAX_HEADER if size is None else min(MAX_HEADER, _USUAL + size)
         self._left = self.most
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
 
-    @contextmanager
-    def header(self, length: int, resource: Resource) -> Iterator[None]:
-        """Have room for one more header, which is given back after an error.
+    def take(self, length: int, resource: Resource) -> None:
+        """Have room for so many bytes more.
 
         Raises:
             FormatError: There is no room for so long a header.
@@ -92,6 +97,11 @@ class HeaderRoom:
                     found=f"one of {length} bytes, where {self._left} are left",
                 )
             self._left -= length
+
+    @contextmanager
+    def header(self, length: int, resource: Resource) -> Iterator[None]:
+        """Have room for one more header, which is given back after an error; see `take`."""
+        self.take(length, resource)
         try:
             yield
         except BaseException as error:
@@ -105,9 +115,15 @@ class HeaderRoom:
                 ) from None
             raise
 
+    @contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Within this, no other file of the mirror has its structure made in memory."""
+        with self._turn:
+            yield
+
     def parse(self, text: bytes, resource: Resource, total: int | None) -> FileHeader:
         """Parse a header, one at a time; see `parse_header`."""
-        with self._lock:
+        with self.one_at_a_time():
             return parse_header(text, resource, total)
 
 
@@ -127,7 +143,7 @@ def fetch_header(
     """
     room = HeaderRoom() if room is None else room
     with ExitStack() as stack:
-        with _front(resource, _LENGTH + expected_header) as stream:
+        with front_of(resource, _LENGTH + expected_header) as stream:
             head = read_exactly(stream, _LENGTH)
             length = _header_length(head, resource, stream.total)
             stack.enter_context(room.header(length, resource))
@@ -141,7 +157,7 @@ def fetch_header(
 
 
 @contextmanager
-def _front(resource: Resource, stop: int) -> Iterator[Stream]:
+def front_of(resource: Resource, stop: int) -> Iterator[Stream]:
     """The first bytes of a file, or all of one that is shorter.
 
     Hardly any is, so its size is asked for only when the range turns out not to be there.

@@ -12,7 +12,17 @@ from mlstate.errors import IntegrityError
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import Receiver, check_arrived
 
-__all__ = ["LARGE", "MOST", "WASTE", "DamagedPartialError", "Piece", "Segments", "Take", "join"]
+__all__ = [
+    "LARGE",
+    "MOST",
+    "WASTE",
+    "DamagedPartialError",
+    "Piece",
+    "Segments",
+    "Take",
+    "join",
+    "wrong_crc",
+]
 
 LARGE = 64 << 20
 """Objects from this size on come in segments: bytes."""
@@ -78,6 +88,15 @@ class DamagedPartialError(Exception):
     """What an earlier run left was damaged; it is forgotten, and this run may begin anew."""
 
 
+def wrong_crc(expected: int, found: int) -> IntegrityError:
+    """The error for a storage with another CRC-32 than its file gives."""
+    return IntegrityError(
+        "a storage of this checkpoint is damaged",
+        expected=f"CRC-32 {expected:08x}",
+        found=f"{found:08x}",
+    )
+
+
 class Segments:
     """Puts large objects together from segments. Used by several threads."""
 
@@ -140,6 +159,15 @@ class Segments:
             raise
         self._receiver.publish_partial(partial, digest)
 
+    def check_crc(self, partial: Partial, start: int, expected: int) -> None:
+        """Compare the CRC-32 of an object from some byte on; errors as of `publish`."""
+        found = partial.crc(start)
+        if found != expected:
+            partial.discard()
+            if partial.resumed:
+                raise DamagedPartialError
+            raise wrong_crc(expected, found)
+
     def discard(self, name: str) -> None:
         """Remove the bytes that are here of an object, which comes in another way.
 
@@ -150,6 +178,13 @@ class Segments:
             if partial is not None:
                 self._discarded.append(partial)
                 partial.forget()
+
+    def forget(self) -> None:
+        """Remove what is here of incomplete objects, which no later run could use."""
+        with self._lock:
+            names = list(self._open)
+        for name in names:
+            self.discard(name)
 
     def close(self) -> None:
         """Close incomplete objects; a later run may go on with them."""

@@ -9,9 +9,9 @@ from collections.abc import Collection
 from functools import partial
 
 from mlstate.digests import Digest
-from mlstate.errors import TransportError
+from mlstate.errors import FormatError, IntegrityError, TransportError
 from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, shown
-from mlstate.fetch.file_mirror import USUAL_HEADER, FileMirror
+from mlstate.fetch.file_mirror import FileMirror
 from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
 from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_state_object
 from mlstate.format.state_object import StateObject
@@ -175,6 +175,7 @@ class Run:
             if not needs:
                 return
             gathering: Gathering
+            header: int | None
             if needs.state is not None:
                 gathering = DirectGathering(self._receiver, needs.refs)
                 header = _header_of(needs.state)
@@ -182,7 +183,7 @@ class Run:
             else:
                 digest, size, most = self.entry.pinned_digest, self.entry.size, self._max_size
                 gathering = StagedGathering(self._receiver, digest, digest, size, most)
-                header = USUAL_HEADER
+                header = None
                 most = most if size is None else read_at_most(size)
             size = self.entry.size if needs.state is None else needs.state.nbytes
             self._gather(
@@ -198,12 +199,13 @@ class Run:
         max_bytes: int,
         check_sums: bool,
         size: int | None,
-        header: int = USUAL_HEADER,
+        header: int | None = None,
     ) -> None:
         """Gather tensors from a mirror of files; see `FileMirror`."""
 
         def gather(context: Context) -> None:
-            if context.whole:  # parts of another version may be there
+            if context.whole:
+                gathering.remove_parts()
                 gathering.discard()
             files = FileMirror(
                 mirror,
@@ -215,6 +217,9 @@ class Run:
             )
             try:
                 files.gather(gathering)
+            except (FormatError, IntegrityError):
+                gathering.discard()  # nobody knows which of it is right
+                raise
             finally:
                 gathering.close()
 

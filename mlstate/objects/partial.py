@@ -11,6 +11,8 @@ import contextlib
 import mmap
 import os
 import uuid
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -114,20 +116,34 @@ class Partial:
     def digest(self) -> Digest:
         """The digest of the whole, read once from front to back."""
         hasher = Hasher(THREADS)
-        for start in range(0, self.size, _WINDOW):  # so much of the file is mapped at once
+        for window in self._windows():
+            hasher.update(window)
+        return hasher.digest()
+
+    def crc(self, start: int = 0) -> int:
+        """The CRC-32 from some byte of the first 64 MiB on."""
+        found = 0
+        for window in self._windows():
+            with memoryview(window) as view, view[start:] as rest:
+                found = zlib.crc32(rest, found)
+                start = max(0, start - len(view))
+        return found
+
+    def _windows(self) -> Iterator[mmap.mmap | bytes]:
+        """All of it from front to back; of the file so much is mapped at once."""
+        for start in range(0, self.size, _WINDOW):
             length = min(_WINDOW, self.size - start)
             try:
                 window = mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=start)
             except OSError:  # a file system without maps
-                self._hash_read(hasher, start, length)
+                yield from self._pieces(start, length)
             else:
                 with window:
-                    hasher.update(window)
-        return hasher.digest()
+                    yield window
 
-    def _hash_read(self, hasher: Hasher, start: int, size: int) -> None:
+    def _pieces(self, start: int, size: int) -> Iterator[bytes]:
         while size and (piece := os.pread(self.descriptor, min(size, BLOCK), start)):
-            hasher.update(piece)
+            yield piece
             start, size = start + len(piece), size - len(piece)
 
     def finished(self) -> None:

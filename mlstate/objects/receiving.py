@@ -53,8 +53,9 @@ class Staged:
 class Receiver:
     """Takes objects that arrive into a store's folder, which is made if it is missing.
 
-    With ``durable`` every object is flushed to the disk before it gets its name. ``job`` stands for
-    what is done: a later run of the same finds what this one had no use for.
+    With ``durable`` every object is flushed to the disk before it gets its name. What is no object
+    and has no name may be put into the folder ``temporaries``. ``job`` stands for what is done: a
+    later run of the same finds what this one had no use for.
     """
 
     def __init__(
@@ -64,20 +65,20 @@ class Receiver:
         self.durable = durable
         self._job = Digest.of(f"unsure\n{job or uuid.uuid4().hex}".encode())[:32]
         prepare_folder(store.root)
-        self._tmp = store.root / layout.TEMPORARIES
-        make_folders(store.root, self._tmp)
+        self.temporaries = store.root / layout.TEMPORARIES
+        make_folders(store.root, self.temporaries)
         self._touched: set[Path] = set()
         self.published: set[Digest] = set()  # a pruning may have taken some since
 
     @contextmanager
     def arriving(self) -> Iterator[Arriving]:
         """An object that comes from front to back; what is not finished within is removed."""
-        with NewFile(self._tmp / uuid.uuid4().hex) as file:
+        with NewFile(self.temporaries / uuid.uuid4().hex) as file:
             yield Arriving(self, file)
 
     def partial(self, name: str, size: int) -> Partial:
         """A large object that comes in any order, and is found again by 64 hex digits."""
-        return Partial(self._tmp, name, size)
+        return Partial(self.temporaries, name, size)
 
     def unsure_name(self, text: str) -> Digest:
         """The name, for `partial` or `staged`, of what no later run may use.
@@ -88,7 +89,7 @@ class Receiver:
 
     def remove_unsure(self) -> None:
         """Remove what this job, or one of its earlier runs, has left under unsure names."""
-        for path in self._tmp.glob(f"{self._job}*"):
+        for path in self.temporaries.glob(f"{self._job}*"):
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 path.unlink()
 
@@ -96,7 +97,7 @@ class Receiver:
         """Remove what is here of a large object, which comes in another way."""
         for suffix in (layout.PARTIAL_SUFFIX, f"{layout.PARTIAL_SUFFIX}{layout.DONE_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-                (self._tmp / f"{name}{suffix}").unlink()
+                (self.temporaries / f"{name}{suffix}").unlink()
 
     def place(self, digest: Digest) -> Path:
         """The path of an object, in a folder that is there.
@@ -119,7 +120,7 @@ class Receiver:
 
     def staged_path(self, name: str) -> Path:
         """The path of a staged object."""
-        return self._tmp / f"{name}{layout.STAGED_SUFFIX}"
+        return self.temporaries / f"{name}{layout.STAGED_SUFFIX}"
 
     def free_for_staging(self, name: str) -> Path:
         """The path to stage an object at: a private one if a folder is in the way of its own."""
@@ -165,13 +166,13 @@ class Receiver:
 
     def publish_partial(self, partial: Partial, digest: Digest) -> None:
         """Give a complete partial object the name of its digest."""
-        seal(partial.descriptor, self._tmp, sync=self.durable)
+        seal(partial.descriptor, self.temporaries, sync=self.durable)
         os.replace(partial.path, self.place(digest))
         partial.finished()
 
     def stage_partial(self, partial: Partial, name: str, digest: Digest) -> Staged:
         """Keep a complete partial object under a name for a later decision."""
-        seal(partial.descriptor, self._tmp, sync=False)
+        seal(partial.descriptor, self.temporaries, sync=False)
         which = _which(os.fstat(partial.descriptor))
         path = self.free_for_staging(name)
         os.replace(partial.path, path)

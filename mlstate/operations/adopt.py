@@ -41,6 +41,7 @@ from mlstate.stores.cache import CacheLike, PathLike
 from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import Content, SaveRequest, is_same
+from mlstate.units import parse_limit
 from mlstate.weights.files import sources_of_file
 
 __all__ = ["adopt"]
@@ -57,6 +58,7 @@ def adopt(
     mirror: bool = False,
     overwrite: bool = False,
     verify: bool = False,
+    max_size: int | str | None = None,
     cache: CacheLike | None = None,
     offline: bool | None = None,
     progress: OnProgress | bool | None = None,
@@ -95,6 +97,10 @@ def adopt(
         overwrite: Replace another state that has the key.
         verify: Read the objects that the store has already, and write anew what is damaged. Of a
             manifest it changes nothing.
+        max_size: The most bytes that its tensors may have, and that a compressed file may become:
+            a number, or for instance ``"5GB"``. Of a file elsewhere that must be read whole, its
+            size, too. By default 1 TiB from elsewhere, and of compressed files 100 times their
+            size, or 256 MiB.
         cache: Where what is read from elsewhere comes to first. By default the folder of a
             `LocalStateStore` itself; and else as for `ManifestStore`.
         offline: As for `ManifestStore`.
@@ -106,8 +112,8 @@ def adopt(
 
     Raises:
         StateExistsError: Other weights or files have this key; they stay.
-        FormatError: This is no source of weights, or holds some that cannot be stored; or the
-            target fits not. Nothing was changed.
+        FormatError: This is no source of weights, or holds some that cannot be stored, or more than
+            `max_size`; or the target fits not. Nothing was changed.
         ManifestError: The manifest cannot be read or edited; nothing was changed.
         FetchError: The source cannot be read.
         OfflineError: It is elsewhere, and the network may not be used.
@@ -124,6 +130,7 @@ def adopt(
         (True, 8, False)
     """
     check_key(key)
+    most = parse_limit(max_size)
     into = _check_target(target, mirror=mirror)
     counter = ByteCounter(listener(progress))
     with concerning(key):
@@ -133,13 +140,23 @@ def adopt(
         )
         adoption = Adoption(key, found, request, files is not None, counter)
         if isinstance(into, Path):
-            fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=counter)
+            fetching = _fetching(cache, offline, counter, most)
             return adopt_into_manifest(into, adoption, fetching)
         if found.path is not None:
-            return _from_file(adoption, found.path, into)
+            return _from_file(adoption, found.path, into, most)
         cache = _cache_for(into, key, cache, request)
-        fetching = ManifestStore(Manifest({}), cache, offline=offline, progress=counter)
+        fetching = _fetching(cache, offline, counter, most)
         return _from_elsewhere(adoption, into, fetching)
+
+
+def _fetching(
+    cache: CacheLike | None, offline: bool | None, counter: ByteCounter, max_size: int | None
+) -> ManifestStore:
+    """What brings the source, of at most so many bytes, into a cache."""
+    store = ManifestStore(Manifest({}), cache, offline=offline, progress=counter)
+    if max_size is not None:
+        store.fetcher.max_size = max_size
+    return store
 
 
 def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
@@ -207,12 +224,15 @@ class _MeteredTensor:
         self.meter.add(self.spec.nbytes)
 
 
-def _from_file(adoption: Adoption, path: Path, target: SavingStore) -> AdoptReport:
+def _from_file(
+    adoption: Adoption, path: Path, target: SavingStore, max_size: int | None
+) -> AdoptReport:
     """Save what lies on this machine, in one pass over its bytes."""
     key, request = adoption.key, adoption.request
     before = _recorded(target, key)
     meter = Meter(str(key), adoption.counter)
-    with sources_of_file(path, select=adoption.source.mirror.select) as sources:
+    select = adoption.source.mirror.select
+    with sources_of_file(path, select=select, max_size=max_size) as sources:
         size = sum(tensor.spec.nbytes for tensor in sources)
         meter.expect(size)
         tensors: list[TensorSource] = [

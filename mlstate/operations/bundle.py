@@ -41,6 +41,7 @@ from mlstate.stores.local import LocalStateStore
 from mlstate.stores.read import StateStore
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import format_state_file
+from mlstate.units import parse_limit
 
 __all__ = ["bundle", "unbundle"]
 
@@ -208,6 +209,7 @@ def unbundle(
     target: AnyStore | PathLike | None = None,
     *,
     overwrite: bool = False,
+    max_size: int | str | None = None,
     progress: OnProgress | bool | None = None,
 ) -> list[StateKey]:
     """Bring the states of a bundle into a store, all of them verified, or none.
@@ -223,6 +225,8 @@ def unbundle(
         target: Where to: a store, or its folder. By default the cache, where every
             `mlstate.ManifestStore` finds what it needs.
         overwrite: Replace other states that have the same keys.
+        max_size: The most bytes that its members may have together: a number, or for instance
+            ``"5GB"``. No limit by default.
         progress: Told how many bytes are read; True: a bar on the terminal.
 
     Returns:
@@ -235,6 +239,7 @@ def unbundle(
         StateExistsError: Another state has the key of one of them; likewise.
         ReadOnlyStoreError: The target keeps no objects.
     """
+    most = parse_limit(max_size)
     if target is None or isinstance(target, str | os.PathLike):
         target = LocalStateStore(settings.cache_folder() if target is None else target)
     saver = getattr(target, "saver", None)
@@ -256,7 +261,7 @@ def unbundle(
             file = stack.enter_context(_opened(local_path(path)))
             tar = TarReader(file, str(path), seekable=file.seekable())
         meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
-        keys = BundleReader(tar, saver, meter, overwrite=overwrite).run()
+        keys = BundleReader(tar, saver, meter, overwrite=overwrite, max_size=most).run()
     meter.end()
     return keys
 

@@ -35,6 +35,7 @@ from mlstate.stores.remote_entries import from_elsewhere, has_refused
 from mlstate.stores.save_request import is_same
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import format_state_file, parse_state_file
+from mlstate.units import check_size
 
 __all__ = ["BundleReader"]
 
@@ -49,11 +50,21 @@ _MAKE = (
 class BundleReader:
     """Reads one bundle into a store, once; see `mlstate.operations.bundle.unbundle`."""
 
-    def __init__(self, tar: TarReader, saver: StateSaver, meter: Meter, *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        tar: TarReader,
+        saver: StateSaver,
+        meter: Meter,
+        *,
+        overwrite: bool,
+        max_size: int | None = None,
+    ) -> None:
         self._tar = tar
         self._saver = saver
         self._meter = meter
         self._overwrite = overwrite
+        self._max_size = max_size
+        self._size = 0  # of all members so far
         self._names: set[str] = set()
         self._states: dict[StateKey, tuple[StateEntry, bytes]] = {}
         self._state_objects: dict[Digest, list[StateEntry]] = {}
@@ -77,8 +88,12 @@ class BundleReader:
         """The members in the order of a bundle, whatever the order of the tar."""
         objects: list[TarInfo] = []
         texts: list[TarInfo] = []
+        size = 0
         for member in self._tar.members():
+            size += member.size
             (objects if _object_digest(member.name) else texts).append(member)
+        with concerning(path=self._tar.origin):
+            check_size(size, self._max_size)  # before anything is stored
         yield from sorted(texts, key=lambda member: member.name != layout.SETTINGS)
         # By now all state files have been read, and it is known which objects are state objects.
         yield from sorted(objects, key=lambda m: _object_digest(m.name) not in self._state_objects)
@@ -95,6 +110,9 @@ class BundleReader:
             message = "this is no bundle: it does not begin as one"
             self._refuse(member, message, expected=layout.SETTINGS, remedy=_MAKE)
         self._names.add(member.name)
+        self._size += member.size
+        with concerning(path=self._tar.origin):
+            check_size(self._size, self._max_size)
         if digest := _object_digest(member.name):
             self._add_object(member, digest)
         elif member.name == layout.SETTINGS:

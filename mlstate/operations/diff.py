@@ -110,14 +110,19 @@ class StateDiff:
 
 
 def diff(
-    first: StateOrFile, second: StateOrFile, *, values: bool = True, select: str | None = None
+    first: StateOrFile,
+    second: StateOrFile,
+    *,
+    values: bool = True,
+    select: str | None = None,
+    max_size: int | str | None = None,
 ) -> StateDiff:
     """Compare two states: which tensors differ, and by how much.
 
     Digests are compared first. If the state digests are equal nothing else is read; and of two
     states of stores only tensors that differ are fetched or read. A file is read once to be
     hashed, and its tensors that differ once more. However large a tensor is, a few megabytes of it
-    are in memory. Torch is imported if values are compared, or if a file is a torch checkpoint.
+    are in memory. Torch is imported if values are compared.
 
     Args:
         first: A state of a store, as ``(store, key)``; or the path of a file of weights: a
@@ -127,6 +132,7 @@ def diff(
         values: Compare the values of tensors that differ. Without, only names, types and shapes
             are told.
         select: Of torch checkpoints, the dotted path of the state dict inside.
+        max_size: Of files, as for `mlstate.file_digest`.
 
     Returns:
         What differs.
@@ -149,7 +155,10 @@ def diff(
         >>> found.equal, [(change.name, change.max_abs) for change in found.changed]
         (('weight',), [('bias', 1.0)])
     """
-    with open_weights(first, select) as one, open_weights(second, select) as other:
+    with (
+        open_weights(first, select, max_size) as one,
+        open_weights(second, select, max_size) as other,
+    ):
         for again in (True, False):
             try:
                 return _compare(one, other, values)

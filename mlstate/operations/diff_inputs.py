@@ -132,7 +132,9 @@ class _FileWeights(ComparedWeights):
 
 
 @contextmanager
-def open_weights(given: StateOrFile, select: str | None = None) -> Iterator[ComparedWeights]:
+def open_weights(
+    given: StateOrFile, select: str | None = None, max_size: int | str | None = None
+) -> Iterator[ComparedWeights]:
     """Open weights to compare them; they are good within the context.
 
     Raises a `FormatError` for what is neither a state of a store nor a file of weights, and a
@@ -141,7 +143,8 @@ def open_weights(given: StateOrFile, select: str | None = None) -> Iterator[Comp
     if isinstance(given, str | os.PathLike):
         # One of two files may be a safetensors file, in which nothing can be selected.
         plain = str(given).endswith((".safetensors", ".json"))
-        with sources_of_file(given, select=None if plain else select) as sources:
+        chosen = None if plain else select
+        with sources_of_file(given, select=chosen, max_size=max_size) as sources:
             yield _FileWeights(given, sources)
         return
     is_pair = isinstance(given, tuple) and len(given) == 2

@@ -13,6 +13,7 @@ from mlstate.operations.enlist import enlist, read_manifests, replace_entry
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.read import StateStore
+from mlstate.units import parse_size
 
 __all__ = ["lock", "unpinned"]
 
@@ -23,7 +24,7 @@ def lock(
     *,
     source: StateStore | None = None,
     cache: CacheLike | None = None,
-    max_size: int = MAX_SIZE,
+    max_size: int | str = MAX_SIZE,
     offline: bool | None = None,
     progress: OnProgress | bool | None = None,
 ) -> dict[StateKey, StateEntry]:
@@ -42,7 +43,9 @@ def lock(
         source: Takes those of `keys` that the manifest does not list from this store, and writes
             them into it. The manifest is a file then, and made if it is missing.
         cache: As for `mlstate.ManifestStore`.
-        max_size: The most bytes of tensor data to take of one state.
+        max_size: The most bytes of tensor data to take of one state, and that a compressed file may
+            become: a number, or for instance ``"5GB"``. By default 1 TiB, and of compressed files
+            100 times their size, or 256 MiB.
         offline: As for `mlstate.ManifestStore`.
         progress: As for `mlstate.ManifestStore`.
 
@@ -59,8 +62,8 @@ def lock(
     if source is not None and wanted:
         _take_over(manifest, wanted, source)
     files = read_manifests(manifest, wanted or ())
-    opened = open_cache(cache)
-    fetcher = make_fetcher(opened, offline=offline, progress=progress, max_size=max_size)
+    opened, most = open_cache(cache), parse_size(max_size)
+    fetcher = make_fetcher(opened, offline=offline, progress=progress, max_size=most)
     pinned: dict[StateKey, StateEntry] = {}
     failed: list[tuple[StateKey, MlstateError]] = []
     for path, read in files:

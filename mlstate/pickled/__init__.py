@@ -7,22 +7,31 @@ asks for beyond its own bytes is refused.
 """
 
 from mlstate.pickled.checkpoint import Checkpoint, Place
-from mlstate.pickled.gather import is_contiguous, tensor_pieces
+from mlstate.pickled.gather import extent, is_contiguous, storage_pieces, tensor_pieces
 from mlstate.pickled.read import read_checkpoint
 from mlstate.pickled.select import select_tensors
 from mlstate.pickled.source import BytesSource, FileSource, Source
+from mlstate.pickled.spec import spec_of
 from mlstate.pickled.tensor import CheckpointTensor, StorageClaim
+from mlstate.pickled.zip_directory import Entry
+from mlstate.pickled.zipped import Archive, read_archive
 
 __all__ = [
+    "Archive",
     "BytesSource",
     "Checkpoint",
     "CheckpointTensor",
+    "Entry",
     "FileSource",
     "Place",
     "Source",
     "StorageClaim",
+    "extent",
     "is_contiguous",
+    "read_archive",
     "read_checkpoint",
     "select_tensors",
+    "spec_of",
+    "storage_pieces",
     "tensor_pieces",
 ]

@@ -12,7 +12,7 @@ from mlstate.pickled.checkpoint import Checkpoint
 from mlstate.pickled.source import Source
 from mlstate.pickled.tensor import CheckpointTensor
 
-__all__ = ["is_contiguous", "tensor_pieces"]
+__all__ = ["extent", "is_contiguous", "storage_pieces", "tensor_pieces"]
 
 _PIECE = 1 << 20
 _BLOCK = 8 << 20
@@ -38,7 +38,16 @@ def tensor_pieces(
     if not tensor.nbytes:
         return
     checkpoint.check(source, tensor.storage)
-    start = checkpoint.start(tensor.storage)
+    yield from storage_pieces(source, checkpoint.start(tensor.storage), tensor)
+
+
+def storage_pieces(source: Source, start: int, tensor: CheckpointTensor) -> Iterator[Bytes]:
+    """Read a tensor as `tensor_pieces` does, from a storage that begins at ``start`` in a source.
+
+    The source need not hold more of the storage than `extent` says: so the start may be negative.
+    """
+    if not tensor.nbytes:
+        return
     dimensions, offset, itemsize = _merged(tensor)
     pieces = _in_order(source, start + offset * itemsize, tensor.nbytes)
     if dimensions not in ([], [(tensor.nbytes // itemsize, 1)]):
@@ -46,6 +55,15 @@ def tensor_pieces(
     signs = _signs(tensor)
     for piece in pieces:
         yield _flipped(piece, signs) if signs else piece
+
+
+def extent(tensor: CheckpointTensor) -> tuple[int, int]:
+    """The first byte of its storage that a tensor needs, and the one after the last."""
+    if not tensor.nbytes:
+        return 0, 0
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = tensor.offset + sum((size - 1) * step for size, step in steps)
+    return tensor.offset * tensor.itemsize, (last + 1) * tensor.itemsize
 
 
 def is_contiguous(tensor: CheckpointTensor) -> bool:

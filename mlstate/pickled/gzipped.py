@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlstate.errors import FormatError
+from mlstate.units import LARGER
 
-__all__ = ["plain_file"]
+__all__ = ["plain_file", "unpacks_to"]
 
 _CHUNK = 1 << 20
 _MOST_TIMES = 100
 _SMALL = 256 << 20
+
+
+def unpacks_to(size: int) -> int:
+    """The most bytes that so many compressed bytes become: 100 times as many, or 256 MiB.
+
+    Weights are not compressed like zeros.
+    """
+    return max(_SMALL, _MOST_TIMES * size)
 
 
 @contextmanager
@@ -30,8 +39,7 @@ def plain_file(
         path: The file.
         gzip: Whether it is compressed.
         origin: Where it is from, for errors; or None.
-        max_bytes: The most bytes that a compressed file may become. None is 100 times its size, or
-            256 MiB if that is more: weights are not compressed like zeros.
+        max_bytes: The most bytes that a compressed file may become; None is as `unpacks_to` says.
 
     Raises:
         FormatError: It is damaged, or becomes larger.
@@ -41,7 +49,7 @@ def plain_file(
             yield file
         return
     if max_bytes is None:
-        max_bytes = max(_SMALL, _MOST_TIMES * os.stat(path).st_size)
+        max_bytes = unpacks_to(os.stat(path).st_size)
     with tempfile.TemporaryFile(dir=path.parent) as temporary:
         try:
             with gzips.open(path) as compressed:
@@ -65,6 +73,6 @@ def _copy(source: Any, target: Any, origin: str | None, max_bytes: int) -> None:
                 path=origin,
                 expected=f"at most {max_bytes} bytes",
                 found="more",
-                remedy="if you trust it, decompress it first",
+                remedy="if that is right, " + LARGER + ", or decompress it first",
             )
         target.write(chunk)

@@ -58,8 +58,11 @@ def _kind(value: Value) -> str:
 
 def _no_tensor(found: Pairs, name: Value, value: Value) -> FormatError:
     inside = _inside(found)
+    unknown = isinstance(value, Call | Global) and _remedy(value) is None
     return FormatError(
-        "this entry of the checkpoint is no tensor",
+        "this file is not a checkpoint of plain tensors"
+        if unknown
+        else "this entry of the checkpoint is no tensor",
         tensor=name if isinstance(name, str) else _brief(name),
         expected="a mapping from names to tensors",
         found=_kind(value),

@@ -8,7 +8,7 @@ from typing import BinaryIO, Protocol
 from mlstate.errors import FormatError
 from mlstate.pickled.caps import MAX_LINE, MAX_PICKLE, capped
 
-__all__ = ["BytesSource", "Cursor", "FileSource", "Part", "Source"]
+__all__ = ["BytesSource", "Cursor", "FileSource", "Part", "Source", "check_range"]
 
 _WINDOW = 64 << 10
 
@@ -24,7 +24,8 @@ class Source(Protocol):
         """Read a range; a FormatError if it is not there, whole."""
 
 
-def _check_range(start: int, size: int, most: int) -> None:
+def check_range(start: int, size: int, most: int) -> None:
+    """Refuse, by a FormatError, a range that is not within so many bytes."""
     if start < 0 or size < 0 or start + size > most:
         raise FormatError(
             "this checkpoint ends too early, or names bytes that it does not hold",
@@ -34,15 +35,15 @@ def _check_range(start: int, size: int, most: int) -> None:
 
 
 class FileSource:
-    """An open file. Any thread may read, and the position of the file does not change."""
+    """An open file, or its descriptor. Any thread may read; the position does not change."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._descriptor = file.fileno()
+    def __init__(self, file: BinaryIO | int) -> None:
+        self._descriptor = file if isinstance(file, int) else file.fileno()
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, start: int, size: int) -> bytes:
         """See `Source.read`."""
-        _check_range(start, size, self.size)
+        check_range(start, size, self.size)
         data = os.pread(self._descriptor, size, start)
         while len(data) < size:
             more = os.pread(self._descriptor, size - len(data), start + len(data))
@@ -61,7 +62,7 @@ class BytesSource:
 
     def read(self, start: int, size: int) -> bytes:
         """See `Source.read`."""
-        _check_range(start, size, self.size)
+        check_range(start, size, self.size)
         return self._data[start : start + size]
 
 
@@ -69,14 +70,14 @@ class Part:
     """A range of a source, as a source."""
 
     def __init__(self, source: Source, start: int, size: int) -> None:
-        _check_range(start, size, source.size)
+        check_range(start, size, source.size)
         self._source = source
         self._start = start
         self.size = size
 
     def read(self, start: int, size: int) -> bytes:
         """See `Source.read`."""
-        _check_range(start, size, self.size)
+        check_range(start, size, self.size)
         return self._source.read(self._start + start, size)
 
 
@@ -125,7 +126,7 @@ class Cursor:
 
     def skip(self, size: int) -> None:
         """Pass over bytes, which need not fit into the cap of what is read."""
-        _check_range(self.position, size, self._source.size)
+        check_range(self.position, size, self._source.size)
         self.position += size
         self._end = min(self._source.size, self._end + size)
         self._window, self._window_start = b"", self.position
@@ -138,5 +139,5 @@ class Cursor:
         self._window_start = self.position
 
     def _missing(self, size: int) -> None:
-        _check_range(self.position, size, self._source.size)
+        check_range(self.position, size, self._source.size)
         raise capped("a pickle that is too long", MAX_PICKLE)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
+from mlstate.digests import Bytes
 from mlstate.errors import FormatError
 from mlstate.pickled.caps import MAX_DIRECTORY, MAX_ENTRIES, capped
 from mlstate.pickled.source import Source
@@ -24,8 +24,12 @@ _END64, _END64_SIGNATURE = struct.Struct("<4sQ2H2I4Q"), b"PK\6\6"
 _ENTRY, _ENTRY_SIGNATURE = struct.Struct("<4s6H3I5H2I"), b"PK\1\2"
 _LOCAL, _LOCAL_SIGNATURE = struct.Struct("<4s5H3I2H"), b"PK\3\4"
 _MOST_COMMENT = 0xFFFF
+_USUAL_END = _END.size + _LOCATOR.size + _END64.size
 _FULL = 0xFFFFFFFF
 _IS_FOLDER = 0x10
+_MOST_EXTRA = 0xFFFF
+_DESCRIPTOR = 24
+"""What may follow the content of an entry: its sum and its sizes once more, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +41,63 @@ class Entry:
         header: Where its own header begins in the file.
         size: The size of its content.
         crc: The CRC-32 of its content, as the directory says.
+        limit: Where the next entry begins, or the directory: it ends before.
     """
 
     name: str
     header: int
     size: int
     crc: int
+    limit: int = 0
 
-    def start(self, source: Source) -> int:
-        """Where its content begins, by its own header, which agrees with the directory.
+    @property
+    def header_size(self) -> int:
+        """The bytes of its header that tell where its content begins."""
+        return _LOCAL.size + len(self.name.encode())
+
+    @property
+    def end(self) -> int:
+        """Its content ends before, wherever it begins."""
+        return min(self.limit, self.header + self.header_size + _MOST_EXTRA + self.size)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing but its own parts lies between its header and the next."""
+        return self.limit <= self.header + self.header_size + _MOST_EXTRA + self.size + _DESCRIPTOR
+
+    def offset(self, front: Bytes) -> int:
+        """How far from its header its content begins.
+
+        Args:
+            front: Its first `header_size` bytes, or more.
 
         Raises:
-            FormatError: It does not.
+            FormatError: Its header does not agree with the directory.
         """
-        fields = _LOCAL.unpack(source.read(self.header, _LOCAL.size))
+        fields = _LOCAL.unpack_from(front)
         name = self.name.encode()
         if fields[0] != _LOCAL_SIGNATURE or fields[3] or fields[9] != len(name):
             raise _damaged("an entry whose header is another's", self.name)
-        at = self.header + _LOCAL.size
-        if source.read(at, len(name)) != name:
+        if bytes(front[_LOCAL.size : self.header_size]) != name:
             raise _damaged("an entry whose header has another name", self.name)
-        return at + len(name) + int(fields[10])
+        offset = self.header_size + int(fields[10])
+        if self.header + offset + self.size > self.limit:
+            raise _damaged("an entry overlaps the next", self.name)
+        return offset
+
+    def start(self, source: Source) -> int:
+        """Where its content begins, by its own header; see `offset`."""
+        return self.header + self.offset(source.read(self.header, self.header_size))
+
+    def content(self, source: Source) -> bytes:
+        """Its content, read together with its header.
+
+        Raises:
+            FormatError: Its header does not agree with the directory.
+        """
+        data = source.read(self.header, self.end - self.header)
+        start = self.offset(data)
+        return data[start : start + self.size]
 
 
 def _damaged(what: str, found: object = None) -> FormatError:
@@ -91,15 +131,19 @@ def read_directory(source: Source) -> Mapping[str, Entry]:
         entries[entry.name] = entry
     if at != size:
         raise _damaged("its directory has another size")
-    _check_apart(list(entries.values()), start)
-    return entries
+    limits = _check_apart(list(entries.values()), start)
+    return {name: replace(entry, limit=limits[name]) for name, entry in entries.items()}
 
 
 def _find(source: Source) -> tuple[int, int, int]:
     """Start, size and number of entries of the directory."""
-    length = min(source.size, _END.size + _MOST_COMMENT)
+    length = min(source.size, _USUAL_END)
     tail = source.read(source.size - length, length)
     at = tail.rfind(_END_SIGNATURE)
+    if at < 0 or len(tail) - at != _END.size:  # a comment may follow, which torch does not write
+        length = min(source.size, _END.size + _MOST_COMMENT)
+        tail = source.read(source.size - length, length)
+        at = tail.rfind(_END_SIGNATURE)
     if at < 0 or len(tail) - at < _END.size:
         raise _damaged("its directory is missing")
     _, disk, disk2, here, count, size, start, comment = _END.unpack_from(tail, at)
@@ -182,13 +226,17 @@ def _large(extra: bytes, *fields: int) -> list[int]:
     return found
 
 
-def _check_apart(entries: list[Entry], end: int) -> None:
-    """Refuse entries that overlap, judged by the least that their headers take."""
+def _check_apart(entries: list[Entry], end: int) -> dict[str, int]:
+    """Refuse entries that overlap, judged by the least that their headers take.
+
+    Returns:
+        Name -> where the next entry begins.
+    """
     entries.sort(key=lambda entry: entry.header)
-    least = [entry.header + _LOCAL.size + len(entry.name.encode()) for entry in entries]
-    ends = [start + entry.size for start, entry in zip(least, entries, strict=True)]
-    if ends and ends[-1] > end:
-        raise _damaged("an entry is larger than the file", entries[-1].name)
-    for (_, first_end), (second, _) in pairwise(zip(entries, ends, strict=True)):
-        if first_end > second.header:
-            raise _damaged("two entries overlap", second.name)
+    limits = [entry.header for entry in entries[1:]] + [end]
+    for entry, limit in zip(entries, limits, strict=True):
+        if entry.header + entry.header_size + entry.size > limit:
+            if limit == end:
+                raise _damaged("an entry is larger than the file", entry.name)
+            raise _damaged("two entries overlap", entry.name)
+    return {entry.name: limit for entry, limit in zip(entries, limits, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mlstate.errors import FormatError
 from mlstate.pickled.caps import MAX_PICKLE, capped
@@ -12,15 +13,31 @@ from mlstate.pickled.claims import Claims
 from mlstate.pickled.constructors import understand
 from mlstate.pickled.interpreter import read_pickle
 from mlstate.pickled.source import BytesSource, Cursor, Source
+from mlstate.pickled.values import Value
 from mlstate.pickled.zip_directory import Entry, read_directory
 
-__all__ = ["read_zipped"]
+__all__ = ["Archive", "read_archive", "read_zipped"]
 
 _MOST_SMALL = 64
 
 
-def read_zipped(source: Source) -> Checkpoint:
-    """Read the structure of a zip archive.
+@dataclass(frozen=True)
+class Archive:
+    """A zip archive: its structure was read, nothing of its storages.
+
+    Attributes:
+        root: What was saved, as inert values: see `mlstate.pickled.values`.
+        storages: The entry of each storage that the pickle refers to, by its key.
+        with_crc: Whether entries have sums; torch can be told to write none.
+    """
+
+    root: Value = field(repr=False)
+    storages: Mapping[str, Entry] = field(repr=False)
+    with_crc: bool
+
+
+def read_archive(source: Source) -> Archive:
+    """Read the structure of a zip archive: its directory, its pickle, and its byte order.
 
     Raises:
         FormatError: It is damaged, of a big-endian machine, a program (TorchScript), or its
@@ -36,14 +53,24 @@ def read_zipped(source: Source) -> Checkpoint:
     pickle = entries.get(f"{folder}/data.pkl")
     if pickle is None:
         raise FormatError("this archive has no data.pkl, which torch.save writes")
-    with_crc = any(entry.crc for entry in entries.values())  # torch can be told to write none
-    _check_byte_order(source, entries.get(f"{folder}/byteorder"), with_crc)
+    with_crc = any(entry.crc for entry in entries.values())
     if pickle.size > MAX_PICKLE:
         raise capped("a pickle that is too long", MAX_PICKLE, f"{pickle.size} bytes")
-    claims = Claims()
     content = _content(source, pickle, with_crc)
+    _check_byte_order(source, entries.get(f"{folder}/byteorder"), with_crc)
+    claims = Claims()
     root = read_pickle(Cursor(BytesSource(content)), understand, claims.persistent_load)
-    return Checkpoint(root, _places(source, entries, f"{folder}/data/", claims, with_crc))
+    return Archive(root, _storages(entries, f"{folder}/data/", claims), with_crc)
+
+
+def read_zipped(source: Source) -> Checkpoint:
+    """Read the structure of a zip archive, and where its storages begin; see `read_archive`."""
+    archive = read_archive(source)
+    places = {
+        key: Place(entry.start(source), entry.size, entry.crc if archive.with_crc else None)
+        for key, entry in archive.storages.items()
+    }
+    return Checkpoint(archive.root, places)
 
 
 def _check_byte_order(source: Source, entry: Entry | None, with_crc: bool) -> None:
@@ -62,7 +89,7 @@ def _check_byte_order(source: Source, entry: Entry | None, with_crc: bool) -> No
 
 
 def _content(source: Source, entry: Entry, with_crc: bool) -> bytes:
-    data = source.read(entry.start(source), entry.size)
+    data = entry.content(source)
     if with_crc and zlib.crc32(data) != entry.crc:
         raise FormatError(
             "this file is a damaged or incomplete checkpoint",
@@ -72,10 +99,8 @@ def _content(source: Source, entry: Entry, with_crc: bool) -> bytes:
     return data
 
 
-def _places(
-    source: Source, entries: Mapping[str, Entry], prefix: str, claims: Claims, with_crc: bool
-) -> dict[str, Place]:
-    places = {}
+def _storages(entries: Mapping[str, Entry], prefix: str, claims: Claims) -> dict[str, Entry]:
+    storages = {}
     for key, claim in claims.storages.items():
         entry = entries.get(prefix + key)
         if entry is None:
@@ -86,16 +111,5 @@ def _places(
                 expected=f"{claim.nbytes} bytes in {entry.name}",
                 found=f"{entry.size} bytes",
             )
-        start = entry.start(source)
-        places[key] = Place(start, entry.size, entry.crc if with_crc else None)
-    _check_room(source, places)
-    return places
-
-
-def _check_room(source: Source, places: Mapping[str, Place]) -> None:
-    """The extra fields of headers move contents: once more none overlaps, and all are there."""
-    end = 0
-    for place in sorted(places.values(), key=lambda place: (place.start, place.size)):
-        if place.start < end or place.start + place.size > source.size:
-            raise FormatError("this file is a damaged checkpoint: its storages overlap")
-        end = place.start + place.size
+        storages[key] = entry
+    return storages

@@ -6,9 +6,11 @@ import abc
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-from mlstate.errors import FormatError, ReadOnlyStoreError
+from mlstate.errors import FormatError, ReadOnlyStoreError, concerning
+from mlstate.format.encode import encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
@@ -127,21 +129,16 @@ class FolderCheckpoints(Checkpoints):
         return self._path(key).read_bytes() if self.exists(key) else None
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """A checkpoint as a state: unpickled as plain tensors only, and encoded in memory."""
-        data = self.checkpoint_bytes(key)
-        if data is None:
+        """A checkpoint as a state: read without torch, and encoded in memory."""
+        if not self.exists(key):
             return None
-        from mlstate.tensors import encode_tensors, load_checkpoint
+        # Every store imports this module, and few folders have checkpoints.
+        from mlstate.weights.checkpoints import checkpoint_sources
 
         path = self.locate(key)
-        state_dict = load_checkpoint(data, path)
         objects = MemoryObjectStore()
-        try:
-            encoded = encode_tensors(state_dict, objects.put)
-        except FormatError as error:
-            error.message = "this checkpoint is no flat mapping from names to plain tensors"
-            error.path = path
-            raise
+        with concerning(path=path), ExitStack() as stack:
+            encoded = encode_state(checkpoint_sources(self._path(key), stack), objects.put)
         objects.put(encoded.digest, [encoded.data])
         return Found(StateEntry(key, encoded.digest, encoded.state.nbytes, origin=path), objects)
 

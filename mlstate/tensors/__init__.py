@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mlstate.tensors.checkpoints import load_checkpoint, open_checkpoint, write_checkpoint
+from mlstate.tensors.checkpoints import write_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
 from mlstate.tensors.load import load_tensors
 from mlstate.tensors.read import places_of, places_on, read_tensors, reading
@@ -13,9 +13,7 @@ __all__ = [
     "Tensor",
     "encode_tensors",
     "inner_model",
-    "load_checkpoint",
     "load_tensors",
-    "open_checkpoint",
     "part_constant",
     "places_of",
     "places_on",

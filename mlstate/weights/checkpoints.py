@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from mlstate.digests import Bytes
-from mlstate.errors import FormatError, concerning
+from mlstate.errors import concerning
 from mlstate.format.encode import TensorSource
-from mlstate.format.state_object import check_name
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.pickled import (
     Checkpoint,
@@ -21,9 +20,9 @@ from mlstate.pickled import (
     is_contiguous,
     read_checkpoint,
     select_tensors,
+    spec_of,
     tensor_pieces,
 )
-from mlstate.pickled.dtypes import FORMAT_NAMES
 from mlstate.pickled.gzipped import plain_file
 from mlstate.weights.opened import OpenFile
 
@@ -90,7 +89,12 @@ class TensorInCheckpoint:
 
 
 def checkpoint_sources(
-    path: Path, stack: ExitStack, *, gzip: bool = False, select: str | None = None
+    path: Path,
+    stack: ExitStack,
+    *,
+    gzip: bool = False,
+    select: str | None = None,
+    max_size: int | None = None,
 ) -> list[TensorSource]:
     """The tensors of a checkpoint; nothing in it is run, and no torch is imported.
 
@@ -99,38 +103,18 @@ def checkpoint_sources(
         stack: Keeps it open.
         gzip: Whether it is compressed; what it becomes has a limit, see `plain_file`.
         select: The dotted path of the state dict inside.
+        max_size: The most bytes that a compressed file may become; see `plain_file`.
 
     Raises:
         FormatError: See `read_checkpoint` and `select_tensors`; or a tensor that the format
             cannot hold.
     """
-    file = stack.enter_context(plain_file(path, gzip, str(path), None))
+    file = stack.enter_context(plain_file(path, gzip, None, max_size))
     opened = OpenFile(file, str(path))
     source = FileSource(file)
     checkpoint = read_checkpoint(source)
     tensors = select_tensors(checkpoint.root, source.size, select)
     return [
-        TensorInCheckpoint(name, _spec(name, tensor), tensor, checkpoint, opened)
+        TensorInCheckpoint(name, spec_of(name, tensor), tensor, checkpoint, opened)
         for name, tensor in tensors.items()
     ]
-
-
-def _spec(name: str, tensor: CheckpointTensor) -> TensorSpec:
-    try:
-        check_name(name)
-        dtype, shape = FORMAT_NAMES.get(tensor.dtype), tensor.shape
-        if dtype is None:
-            raise FormatError(
-                "the format has no such element type",
-                expected=", ".join(FORMAT_NAMES.values()),
-                found=f"torch.{tensor.dtype}",
-            )
-        if dtype == "F4":  # torch counts pairs, the format counts elements
-            if not shape:
-                raise FormatError("a scalar of two 4-bit elements has no shape in the format")
-            shape = (*shape[:-1], 2 * shape[-1])
-        return TensorSpec(dtype, shape)
-    except FormatError as error:
-        error.tensor = name
-        error.message = f"this entry of the state dict cannot be stored: {error.message}"
-        raise

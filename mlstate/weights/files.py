@@ -21,6 +21,7 @@ from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
+from mlstate.units import check_size, parse_limit
 from mlstate.weights.checkpoints import TensorInCheckpoint, checkpoint_sources
 from mlstate.weights.containers import (
     FRONT,
@@ -47,7 +48,9 @@ _USUAL_HEADER = 64 << 10
 _LARGEST_INDEX = 100_000_001
 
 
-def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> Digest:
+def file_digest(
+    path: str | os.PathLike[str], *, select: str | None = None, max_size: int | str | None = None
+) -> Digest:
     """The state digest of a file of weights: are these the same weights?
 
     It is what `mlstate.Store.digest` gives of the same tensors under the same names, whichever
@@ -58,12 +61,16 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
         path: A safetensors file; the ``.index.json`` of a sharded one; a torch checkpoint,
             compressed with gzip or not; or a folder with one of these.
         select: Of a torch checkpoint, the dotted path of the state dict inside.
+        max_size: The most bytes that its tensors may have, and that a compressed file may become:
+            a number, or for instance ``"5GB"``. By default no limit, but for compressed files: 100
+            times their size, or 256 MiB.
 
     Returns:
         64 hex digits.
 
     Raises:
-        FormatError: There is no such file, it holds no weights, or some that cannot be stored.
+        FormatError: There is no such file, it holds no weights, some that cannot be stored, or more
+            than `max_size`.
         TransportError: It cannot be read.
 
     Example:
@@ -74,7 +81,7 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
         >>> file_digest(file) == state_digest({"weight": torch.ones(2)})
         True
     """
-    with sources_of_file(path, select=select) as sources:
+    with sources_of_file(path, select=select, max_size=max_size) as sources:
         tensors = [s for s in sources if isinstance(s, LocalTensor | TensorInCheckpoint)]
         if len(tensors) == len(sources):
             return digest_of_tensors(tensors)
@@ -83,13 +90,14 @@ def file_digest(path: str | os.PathLike[str], *, select: str | None = None) -> D
 
 @contextmanager
 def sources_of_file(
-    path: str | os.PathLike[str], *, select: str | None = None
+    path: str | os.PathLike[str], *, select: str | None = None, max_size: int | str | None = None
 ) -> Iterator[list[TensorSource]]:
     """The tensors of a file of weights; takes and raises what `file_digest` does.
 
     Yields a source for each tensor, good within the context. Its bytes are mapped where that is
     safe, else read, when they are asked for.
     """
+    most = parse_limit(max_size)
     with ExitStack() as stack:
         sources: list[TensorSource] = []
         for file, container in local_files(local_path(path)):
@@ -103,8 +111,11 @@ def sources_of_file(
                     sources += _safetensors(file, stack)
                 else:
                     gzip = container == TORCH_GZIP
-                    sources += checkpoint_sources(file, stack, gzip=gzip, select=select)
+                    sources += checkpoint_sources(
+                        file, stack, gzip=gzip, select=select, max_size=most
+                    )
         with concerning(path=path):
+            check_size(sum(source.spec.nbytes for source in sources), most)
             check_sources(sources)
         yield sources
 

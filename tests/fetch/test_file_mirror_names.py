@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlstate.errors import FormatError
-from mlstate.fetch.file_mirror import translate, translate_all
+from mlstate.fetch.names import translate, translate_all
 from mlstate.locations import Mirror
 
 NAMES = st.text(max_size=20)

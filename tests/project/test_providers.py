@@ -21,7 +21,7 @@ from torch import nn
 
 from mlstate import LocalStateStore, Manifest, StateKey, StateType, state_digest, with_state_type
 from mlstate.errors import FetchError, IntegrityError, StateNotFoundError
-from mlstate.fetch.file_mirror import translate_all
+from mlstate.fetch.names import translate_all
 from mlstate.locations import Mirror
 from tests.support.models import same, values
 

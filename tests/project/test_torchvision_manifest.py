@@ -11,7 +11,7 @@ import torch
 
 from mlstate import Manifest, StateKey, StateType, Store, with_state_type
 from mlstate.errors import UnpinnedStateError
-from mlstate.fetch.file_mirror import translate_all
+from mlstate.fetch.names import translate_all
 from mlstate.locations import Mirror
 from tests.support.models import same, values
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,3 +174,21 @@ def test_a_legacy_file_without_its_storages_loads_nothing(tmp_path):
     (tmp_path / "pytorch.net.old.pt").write_bytes(legacy(state(kept), [], []))
     with pytest.raises(FormatError, match="storage"):
         LocalStateStore(tmp_path).load_state_dict(StateKey.parse("pytorch.net.old"))
+
+
+def test_no_torch_is_imported_to_copy_them(folder, tmp_path):
+    code = """
+import sys
+from mlstate.__main__ import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
+    given = ["copy", str(KEY), "--from", str(folder), "--to", str(tmp_path / "new")]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *given], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    new = LocalStateStore(tmp_path / "new")
+    assert new.digest(KEY) == state_digest(net(1).state_dict())

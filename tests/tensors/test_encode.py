@@ -23,8 +23,9 @@ from mlstate.errors import FormatError
 from mlstate.format.state_object import INLINE_LIMIT, InlineTensor, StateObject
 from mlstate.format.tensor_object import BITS, TensorSpec
 from mlstate.objects import MemoryObjectStore
-from mlstate.tensors import encode_tensors, load_checkpoint, read_tensors
+from mlstate.tensors import encode_tensors, read_tensors
 from mlstate.tensors.memory import TORCH_DTYPES
+from mlstate.weights.files import file_digest
 
 DTYPES = sorted(TORCH_DTYPES)
 KEY = StateKey.parse("pytorch.net.one")
@@ -612,7 +613,7 @@ def test_a_checkpoint_has_the_same_digest(tmp_path, legacy):
     path = tmp_path / "model.pt"
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
     assert state_digest(torch.load(path, weights_only=True)) == state_digest(state)
-    assert state_digest(load_checkpoint(path.read_bytes(), "model.pt")) == state_digest(state)
+    assert file_digest(path) == state_digest(state)
     if not legacy:
         assert state_digest(torch.load(path, mmap=True)) == state_digest(state)
 
@@ -663,55 +664,6 @@ def test_names_count():
     one = torch.ones(5000)
     digests = {state_digest({name: one}) for name in ["a", "b", "", "A", "é", "e\u0301"]}
     assert len(digests) == 6
-
-
-# --------------------------------------------------------------------------------- checkpoints
-
-
-def damaged_checkpoints():
-    """Garbage, every kind of cut, and flipped bits, of both layouts of torch.save."""
-    yield from (b"", b"abc", b"\x80", b"PK", b"PK\x03\x04", bytes(1000), b"\x80\x02}.")
-    rng = random.Random(0)
-    for legacy in (False, True):
-        file = io.BytesIO()
-        state = {"a": torch.ones(3, 4), "b": torch.zeros(2, dtype=torch.int64)}
-        torch.save(state, file, _use_new_zipfile_serialization=not legacy)
-        good = file.getvalue()
-        yield from (good[: rng.randrange(len(good))] for _ in range(100))
-        for _ in range(300):
-            bad = bytearray(good)
-            bad[rng.randrange(min(len(bad), 700))] ^= 1 << rng.randrange(8)
-            yield bytes(bad)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_damaged_checkpoint_is_a_format_error():
-    other = {}
-    for data in damaged_checkpoints():
-        try:
-            load_checkpoint(data, "model.pt")
-        except FormatError as error:
-            if error.path != "model.pt":
-                other[data] = error
-        except Exception as error:
-            other[data] = error
-    kinds = sorted({repr(error)[:90] for error in other.values()})
-    assert not other, f"{len(other)} cases: {kinds[:8]}"
-
-
-def test_a_checkpoint_that_would_run_code_is_a_format_error():
-    file = io.BytesIO()
-    torch.save({"a": threading.Event}, file)
-    with pytest.raises(FormatError, match="plain tensors"):
-        load_checkpoint(file.getvalue(), "model.pt")
-
-
-@pytest.mark.parametrize("content", [[torch.ones(2)], torch.ones(2), 3, None])
-def test_a_checkpoint_of_something_else_is_a_format_error(content):
-    file = io.BytesIO()
-    torch.save(content, file)
-    with pytest.raises(FormatError, match="no state dict"):
-        load_checkpoint(file.getvalue(), "model.pt")
 
 
 # ------------------------------------------------------------------------------ time and memory

@@ -20,6 +20,7 @@ from mlstate.fetch import Fetcher
 from mlstate.fetch.reader import read_exactly
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
+from mlstate.pickled.gzipped import unpacks_to
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.arguments import not_found
@@ -131,6 +132,7 @@ class ReleaseCatalog(Catalog):
         data = self._read(url, most)
         if data is None:
             return None
+        most = min(most, unpacks_to(len(data)))
         try:
             content = bytearray()
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
