@@ -23,7 +23,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.files import ABSENT, UnfitFileError, read_file
 from mlstate.format import layout
-from mlstate.objects.durable import SMALL, make_folders, try_lock, write_over
+from mlstate.objects.durable import SMALL, make_folders, try_lock, unlock, write_over
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
 from mlstate.texts import load_toml
@@ -319,6 +319,7 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
             with contextlib.suppress(OSError):
                 os.unlink(path)
     finally:
+        unlock(descriptor)
         os.close(descriptor)
 
 
