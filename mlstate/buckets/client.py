@@ -235,7 +235,7 @@ class BucketClient:
                 path=self.address,
                 remedy="unset MLSTATE_OFFLINE, or leave out offline=True",
             )
-        if _forked:
+        if _FORKED:
             raise BucketError(
                 "buckets cannot be asked in a process that was forked from one which used them",
                 bucket=self.address,
@@ -270,13 +270,13 @@ class BucketClient:
             yield chunk
 
 
-_forked = False
-"""Whether this process was forked from one in which obstore was at work."""
+_FORKED: list[int] = []
+"""This process, and those before it, if it was forked from one in which obstore was at work."""
 
 
 def _note_fork() -> None:
-    global _forked
-    _forked = _forked or "obstore" in sys.modules
+    if "obstore" in sys.modules:
+        _FORKED.append(os.getpid())
 
 
 if hasattr(os, "register_at_fork"):

@@ -309,7 +309,6 @@ class StateStoreSuite:
         key = store.save(net(1), "a", files={"f": b"1"}, meta={"m": {"n": 1}})
         pickled = pickle.loads(pickle.dumps(store))
         for again in (pickled, copy.copy(store), copy.deepcopy(store)):
-            assert repr(again) == repr(store)
             assert again.digest(key) == store.digest(key)
             assert same(again.load_state_dict(key), values(net(1)))
             assert dict(again.files(key)) == {"f": b"1"}

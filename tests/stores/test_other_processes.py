@@ -68,7 +68,7 @@ def test_stores_can_be_sent_to_spawned_processes(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_of_a_data_loader_read_states(tmp_path, context):
     store = filled(LocalStateStore(tmp_path))
-    loader = DataLoader(States(store), num_workers=2, multiprocessing_context=context, timeout=120)
+    loader = DataLoader(States(store), num_workers=1, multiprocessing_context=context, timeout=120)
     found = torch.cat(list(loader))
     assert torch.equal(found, torch.stack([values(net(s))["0.weight"] for s in range(3)]))
 
@@ -107,23 +107,24 @@ def test_a_forked_child_saves_and_loads_while_threads_of_its_parent_do(tmp_path)
     code = """
         from tests.support.models import net, same, values
         store, memory = LocalStateStore(sys.argv[1]), MemoryStateStore()
-        key = store.save(net(0), "first")
-        memory.save(net(0), "first")
+        nets = [net(seed) for seed in range(4)]  # torch has a lock of its own for seeds
+        key = store.save(nets[0], "first")
+        memory.save(nets[0], "first")
         end = threading.Event()
 
         def busy(seed):
             number = 0
             while not end.is_set():
                 for other in (store, memory):
-                    other.save(net(seed), f"p{seed}-{number}")
+                    other.save(nets[seed], f"p{seed}-{number}")
                     other.load_state_dict(key)
                 number += 1
 
         def work():
             for other in (store, memory):
-                mine = other.save(net(100), f"c{os.getpid()}")
-                assert same(other.load_state_dict(mine), values(net(100)))
-                assert same(other.load_state_dict(key), values(net(0)))
+                mine = other.save(nets[3], f"c{os.getpid()}")
+                assert same(other.load_state_dict(mine), values(nets[3]))
+                assert same(other.load_state_dict(key), values(nets[0]))
 
         threads = [threading.Thread(target=busy, args=(seed,)) for seed in (1, 2)]
         for thread in threads:
@@ -168,9 +169,10 @@ def test_a_lock_on_a_manifest_does_not_stay_with_a_forked_child(tmp_path):
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
-def test_a_child_forked_by_a_process_that_fetched_fetches_too(tmp_path, nginx):
-    local = filled(LocalStateStore(nginx.root / "store"))
-    manifest_of(local, objects=[f"{nginx.url}/store"]).write(tmp_path / "m.toml")
+def test_a_child_forked_by_a_process_that_fetched_fetches_too(tmp_path, start_nginx):
+    local = filled(LocalStateStore(tmp_path / "web" / "store"))
+    nginx = start_nginx(tmp_path / "web")
+    manifest_of(local, objects=[nginx.url("store")]).write(tmp_path / "m.toml")
     code = """
         from tests.support.models import net, same, values
         store = ManifestStore(sys.argv[1] + "/m.toml", cache=sys.argv[1] + "/cache")
@@ -193,7 +195,7 @@ def test_a_forked_child_is_told_that_buckets_cannot_be_asked(tmp_path, moto):
     code = """
         from tests.support.models import net, same, values
         url, bucket, cache = sys.argv[1:]
-        kwargs = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+        kwargs = dict(aws_access_key_id="a", aws_secret_access_key="b", region_name="eu-west-1")
         store = S3StateStore(bucket, kwargs, url, cache=cache)
         key = store.save(net(0), "a")
         store.load_state_dict(key)

@@ -314,7 +314,9 @@ os._exit(0 if child == 0 else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_lock_that_another_thread_holds_is_free_in_a_forked_child():
-    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stdout) == (0, ""), run.stderr
 
 
