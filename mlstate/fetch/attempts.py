@@ -23,6 +23,7 @@ from mlstate.objects.receiving import Receiver
 from mlstate.shown import without_queries
 from mlstate.transport import Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
+from mlstate.warn import warn
 
 __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 
@@ -80,6 +81,7 @@ class Attempts:
         self._noted: list[tuple[str, str]] = []
         self._failed: set[str] = set()
         self._offline = False
+        self._damaged: list[str] = []
 
     def context(self, max_bytes: int | None = None) -> Context:
         """The context of one attempt; ``max_bytes`` as in `Context`."""
@@ -98,24 +100,64 @@ class Attempts:
         if place in self._failed:
             return False
         try:
-            try:
-                work(self.context(max_bytes))
-            except DamagedPartialError:
-                work(self.context(max_bytes))
+            self._work(work, max_bytes)
         except DamagedPartialError:
             self._note_failure(place, "what came of it is damaged, again and again")
         except OfflineError as error:
             self._offline = True
             self._note_failure(place, error.message)
         except (TransportError, FormatError, IntegrityError) as error:
-            self._note_failure(place, _reason(error))
+            reason = _reason(error, place)
+            if is_local(place) and getattr(error, "status", None) != 404:
+                self._damaged.append(f"{place}: {reason}")
+            self._note_failure(place, reason)
         else:
             return True
         return False
 
+    def _work(self, work: Callable[[Context], None], max_bytes: int | None) -> None:
+        """Work with one mirror, once more without what earlier runs or other programs left here."""
+        try:
+            work(self.context(max_bytes))
+        except DamagedPartialError:
+            work(self.context(max_bytes))
+        except (TransportError, FormatError, IntegrityError) as error:
+            copies, may_ask = self._transports.pass_over_copies()
+            if not copies:
+                raise
+            read = f"read from the cache of the hub's client: {', '.join(map(str, copies))}"
+            if not may_ask:
+                error.add_note(read)
+                self._damaged.append(f"{error.message}; {read}")
+                raise
+            try:
+                work(self.context(max_bytes))
+            except (TransportError, FormatError, IntegrityError) as second:
+                second.add_note(f"before: {error.message}; {read}")
+                raise
+            self._damaged.append(f"{error.message}; {read}")
+
+    def warn_of_damage(self) -> None:
+        """Warn of what is damaged on this machine, now that its bytes came from elsewhere."""
+        if self._damaged:
+            warn(
+                f"{self.entry.key} came from elsewhere, for something is damaged: "
+                + "; and ".join(self._damaged)
+            )
+            self._damaged.clear()
+
+    def check_copies(self) -> None:
+        """Nobody knows the digest: see `Transports.check_copies`."""
+        self._transports.check_copies()
+
     def note(self, place: str, reason: str) -> None:
         """Note what was wrong with a mirror, which may be asked again."""
         self._noted.append((shown(place), reason))
+
+    def note_damage(self, place: str, reason: str) -> None:
+        """Note that something on this machine is damaged; `warn_of_damage` says so later."""
+        self._damaged.append(f"{place}: {reason}")
+        self.note(place, reason)
 
     def pass_over(self, mirror: UnusableMirror) -> None:
         """Note that a mirror cannot be used by this version."""
@@ -126,6 +168,8 @@ class Attempts:
     def failure(self, message: str, missing: str | None) -> MlstateError:
         """The error that no mirror could help; it lists all attempts."""
         found = None if missing is None else f"missing: {missing}"
+        if self._offline and self._damaged:
+            found = "; ".join(filter(None, [found, *self._damaged]))
         if self._offline:
             return OfflineError(
                 "something is not in the cache, and the network may not be used",
@@ -161,8 +205,16 @@ def shown(address: str) -> str:
     return without_queries(address.partition("?")[0])
 
 
-def _reason(error: MlstateError) -> str:
+def is_local(address: str) -> bool:
+    """Whether an address is one of this machine."""
+    return "://" not in address or address[:7].lower() == "file://"
+
+
+def _reason(error: MlstateError, place: str) -> str:
     said = [error.message]
+    if error.path not in (None, place) and is_local(str(error.path)):
+        said.append(f"where: {error.path}")
+    said += getattr(error, "__notes__", ())
     for label in ("tensor", "expected", "found", "remedy"):
         if value := getattr(error, label):
             said.append(f"{label}: {value}")

@@ -25,6 +25,7 @@ from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.reading import Names, Needs, Only, needs_of, read_state
 from mlstate.transport import Retries, Transports
+from mlstate.warn import warn
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
 
@@ -146,15 +147,22 @@ class Fetcher:
         digest = entry.pinned_digest
         with concerning(entry.key):
             needs = needs_of(entry, self.cache, names, files=files)
+            if unfit := self.cache.pass_over_unfit(needs.objects):
+                needs = needs_of(entry, self.cache, names, files=files)
             if not needs:
+                if unfit:
+                    warn(f"{entry.key} is damaged in a cache that is only read: {', '.join(unfit)}")
                 if self.cache.own is not None:
                     keys = [file.digest for file in entry.files.values()]
                     note_use(self.cache.own.root, digest, str(entry.key), keys)
                 return FetchReport(digest, 0, needs.present)
             if not has_mirrors(entry):
-                raise _no_mirrors(entry, needs, self.cache)
+                raise _no_mirrors(entry, needs, self.cache, unfit)
             with self._run(entry, digest, needs.in_words()) as run:
+                for place in unfit:
+                    run.attempts.note_damage(place, "it has the wrong length, and is only read")
                 run.fetch(names, files=files)
+                run.attempts.warn_of_damage()
             return FetchReport(digest, run.meter.done, run.spared)
 
     def pin(self, entry: StateEntry) -> StateEntry:
@@ -176,7 +184,9 @@ class Fetcher:
                 )
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
             with self._run(entry, identity) as run:
+                run.attempts.check_copies()
                 digest, state = run.pin()
+                run.attempts.warn_of_damage()
             return replace(entry, digest=digest, size=state.nbytes)
 
     def settle(self, entry: StateEntry) -> StateEntry:
@@ -196,6 +206,7 @@ class Fetcher:
             return entry
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
         with concerning(entry.key), self._run(entry, identity) as run:
+            run.attempts.check_copies()
             settled, files = settled_on_hub(entry, run.attempts.context())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
@@ -265,13 +276,16 @@ def _takes_nothing(place: object, missing: str | None) -> ReadOnlyStoreError:
     )
 
 
-def _no_mirrors(entry: StateEntry, needs: Needs, cache: Cache) -> ObjectNotFoundError:
+def _no_mirrors(
+    entry: StateEntry, needs: Needs, cache: Cache, unfit: list[str]
+) -> ObjectNotFoundError:
     assert entry.digest is not None
+    damaged = f"; of the wrong length, and only read: {', '.join(unfit)}" if unfit else ""
     return ObjectNotFoundError(
         "a state is not in the cache, and its manifest lists no mirrors",
         path=cache.locate(entry.digest),
         expected=entry.digest,
-        found=f"missing: {needs.in_words()}",
+        found=f"missing: {needs.in_words()}{damaged}",
         remedy="add mirrors to the manifest, or "
         + Phrase(
             "give cache= (or MLSTATE_CACHE, MLSTATE_READONLY_CACHES) a folder that has it",

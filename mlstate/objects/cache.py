@@ -13,7 +13,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +157,19 @@ class Cache(ChainObjectStore):
         except FileNotFoundError:
             return f"{self.own.path(digest)} (another process has set it aside)"
         return str(target)
+
+    def pass_over_unfit(self, sizes: Mapping[Digest, int]) -> list[str]:
+        """Pass over objects of other sizes in stores that are only read; returns where they are.
+
+        Else they would hide a right one, in a store that comes later or on its way.
+        """
+        unfit = []
+        for digest, size in sizes.items():
+            for store in self._asked(digest):
+                if store is not self.stores[-1] and store.size(digest) not in (None, size):
+                    self._damaged.add((store, digest))
+                    unfit.append(store.locate(digest))
+        return unfit
 
     def _asked(self, digest: Digest) -> Sequence[ObjectStore]:
         return [store for store in self.stores if (store, digest) not in self._damaged]
