@@ -141,7 +141,7 @@ class Attempts:
         """Warn of what is damaged on this machine, now that its bytes came from elsewhere."""
         if self._damaged:
             warn(
-                f"{self.entry.key} came from elsewhere, for something is damaged: "
+                f"{self.entry.key} came from elsewhere, since what is on this machine is damaged: "
                 + "; and ".join(self._damaged)
             )
             self._damaged.clear()

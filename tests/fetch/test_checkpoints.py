@@ -183,7 +183,8 @@ def test_the_next_mirror_does_where_a_checkpoint_did_not(tmp_path):
     wrong = save(tmp_path / "wrong.pth", values(net(2)))
     damaged = save(tmp_path / "damaged.pth", state) | {"sha256": "0" * 64}
     right = save(tmp_path / "right.pth", {"model": {"state": state}}) | {"select": "model.state"}
-    check_fetched(store_of(tmp_path, state, wrong, damaged, right), state)
+    with pytest.warns(UserWarning, match=r"wrong\.pth.* and .*damaged\.pth"):
+        check_fetched(store_of(tmp_path, state, wrong, damaged, right), state)
 
 
 def test_of_a_checkpoint_only_what_is_missing_is_kept(tmp_path, recording_server):
