@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, StoreNotFoundError
 
 __all__ = [
     "Mirror",
     "UnusableMirror",
+    "anchored",
     "check_file_names",
     "check_url",
     "local_path",
@@ -133,6 +134,22 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         raise FormatError(
             "there is no home folder that ~ could stand for", found=text[:200], remedy="set HOME"
+        ) from None
+
+
+def anchored(path: str | os.PathLike[str]) -> Path:
+    """A path from the root on, which means the same when the working folder is another.
+
+    Raises:
+        StoreNotFoundError: It is relative, and the working folder was removed.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError:
+        raise StoreNotFoundError(
+            "the working folder was removed, so that a relative path leads nowhere",
+            path=path,
+            remedy="change to a folder that is there, or give a path that begins with /",
         ) from None
 
 

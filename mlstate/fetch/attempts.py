@@ -38,6 +38,7 @@ class Options:
     retries: Retries
     connections: int
     max_size: int  # bytes of tensor data, of a state whose size nobody gives
+    folder: Path | None  # where relative paths of manifests begin; None: at the working folder
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Attempts:
         """The context of one attempt; ``max_bytes`` as in `Context`."""
         most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
         base = Path(self.entry.origin).parent if self.entry.origin else None
+        if base is not None and self.options.folder is not None:
+            base = self.options.folder / base
         reader = Reader(self.options.retries, self.meter, self.options.connections)
         return Context(self._transports, reader, self.receiver, base, most)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 
 from mlstate.digests import Digest
@@ -99,6 +100,9 @@ class FetchReport:
 class Fetcher:
     """Brings states into a cache.
 
+    Relative paths in manifests mean what they meant when it was made, whatever the working folder
+    is by then.
+
     Args:
         cache: What is there already, and where the rest goes.
         transports: Makes what opens addresses, for one fetch.
@@ -127,6 +131,9 @@ class Fetcher:
         self.durable = durable
         self.max_size = max_size
         self.on_progress = on_progress
+        self._folder: Path | None = None
+        with suppress(FileNotFoundError):  # it was removed: absolute paths work all the same
+            self._folder = Path.cwd()
 
     def fetch(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> FetchReport:
         """Bring what is missing of a state. What is there costs a look at names and sizes.
@@ -257,7 +264,9 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    options = Options(self.retries, self.connections, self.max_size)
+                    options = Options(
+                        self.retries, self.connections, self.max_size, self._folder
+                    )
                     attempts = Attempts(entry, options, transports, receiver, meter)
                     yield Run(attempts, self.cache)
             finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlstate.locations import local_path
+from mlstate.locations import anchored, local_path
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
@@ -73,7 +73,8 @@ class LocalStateStore(SavingStore):
     folder: Path
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = local_path(folder)
+        self._given = str(local_path(folder))
+        self.folder = anchored(self._given)
         self._files = FolderStateFiles(self.folder)
         self._objects = FolderObjectStore(self.folder)
         catalog = WithCheckpoints(self._files, FolderCheckpoints(self.folder))
@@ -83,7 +84,7 @@ class LocalStateStore(SavingStore):
     @property
     def phrase(self) -> Phrase:
         """See `StateStore.phrase`."""
-        return Phrase(f"LocalStateStore({str(self.folder)!r})", str(self.folder))
+        return Phrase(f"LocalStateStore({self._given!r})", self._given)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:
         """Remove objects that no state names; other processes may save and load meanwhile.

@@ -10,7 +10,7 @@ from typing import TypeVar
 from mlstate import settings
 from mlstate.errors import ReadOnlyStoreError
 from mlstate.fetch import Fetcher, OnProgress
-from mlstate.locations import local_path
+from mlstate.locations import anchored, local_path
 from mlstate.manifests import Manifest
 from mlstate.manifests.required import RequiredSignature, read_required, refuse_unsigned
 from mlstate.models import state_type_of
@@ -79,7 +79,7 @@ class ManifestStore(StateStore):
             self._name = Phrase(name, name)
         else:
             self.manifest = read_required([path], require_signature)
-            self.path = local_path(path)
+            self.path = anchored(local_path(path))
             self._name = Phrase(f"ManifestStore({str(path)!r})", str(path))
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
         super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)

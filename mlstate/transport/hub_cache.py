@@ -47,7 +47,7 @@ class HubCopies:
         return copy
 
     def wrong(self, *, pass_over: bool) -> list[Path]:
-        """The copies that were read and may be wrong; with ``pass_over`` none of them is read again.
+        """The copies that were read and may be wrong; with ``pass_over`` none is read again.
 
         A copy that has the checksum which its name says is right.
         """

@@ -246,7 +246,7 @@ def test_a_damaged_object_of_a_readonly_cache_is_passed_over(
     manifest = write_manifest(
         tmp_path / "m.toml", published, objects=[str(published.folder / "store")]
     )
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="damaged") as caught:
         assert same(ManifestStore(manifest).load_state_dict(KEY), TENSORS)
     assert [str(object_) in str(warning.message) for warning in caught] == [True]
     assert object_.read_bytes() == data
