@@ -264,9 +264,7 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    options = Options(
-                        self.retries, self.connections, self.max_size, self._folder
-                    )
+                    options = Options(self.retries, self.connections, self.max_size, self._folder)
                     attempts = Attempts(entry, options, transports, receiver, meter)
                     yield Run(attempts, self.cache)
             finally:
