@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.ls_show_du import du, ls, show
-from mlstate.cli.output import complain, never_refuse, note, said
+from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.sign import sign, verify_signature
@@ -161,9 +162,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _show_usage(error: Any) -> None:
     """Print what is wrong with a command line, of which the message repeats some: as all else."""
-    message = said(error.format_message())
-    error.format_message = lambda: message
-    error.show(sys.stderr)
+    text, message = io.StringIO(), error.format_message()
+    if error.ctx is None or message != error.ctx.get_help():  # which is all that some say
+        error.format_message = lambda: said(message)
+    error.show(text)
+    tell(text.getvalue().rstrip("\n"))
 
 
 def _flushed() -> bool:

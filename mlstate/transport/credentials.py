@@ -166,9 +166,16 @@ def _read_config() -> dict[str, str]:
         return {}
     try:
         table: Any = load_toml(read_input(path, _LARGEST), "the config file")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if os.environ.get("MLSTATE_CONFIG"):
             raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
+        return {}
+    except PermissionError as error:  # the home of another user, say
+        if os.environ.get("MLSTATE_CONFIG"):
+            raise FormatError(
+                "the config file cannot be read", path=path, found=error.strerror
+            ) from None
+        warn(f"{path}: cannot be read, so no token of it is used")
         return {}
     except UnfitFileError as unfit:
         raise FormatError(

@@ -411,3 +411,19 @@ def test_a_signature_in_what_was_typed_is_not_shown(shell):
     assert done.returncode == 2
     assert "secret" not in done.stderr
     assert "https://host/x" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("words", "code"), [(["no-such-command"], 2), (["ls", "nothing"], 3), ([], 2)]
+)
+def test_where_nobody_can_be_told_the_exit_code_still_says_it(shell, words, code):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PROGRAM, *words],
+            cwd=shell.folder,
+            env={**os.environ, **shell.environment},
+            stderr=full,
+            check=False,
+        )
+    assert done.returncode == code

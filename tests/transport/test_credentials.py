@@ -431,3 +431,17 @@ def test_nothing_secret_is_shown(web, two_servers, monkeypatch):
     ]
     for secret in ("wr0ng", "p4ss", "qu3ry", "fr4gment"):
         assert secret not in "".join(everything)
+
+
+def test_where_the_home_folder_is_no_folder_there_is_no_config(monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null")
+    monkeypatch.setenv("NETRC", "/dev/null/netrc")
+    assert sent_to("https://example.org/x") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_config_of_another_user_is_warned_of(nobody):
+    config(nobody, "")
+    (nobody / "mlstate" / "config.toml").chmod(0)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert sent_to("https://example.org/x") is None

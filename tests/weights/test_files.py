@@ -126,7 +126,7 @@ def sharded(folder, *, total=None, extra=(), left_out=()):
     places = {name: shard for shard, tensors in names.items() for name in tensors}
     for shard, tensors in names.items():
         save_file({n: t for n, t in tensors.items() if n not in left_out}, folder / shard)
-    index = {"weight_map": {**places, **{name: "b.safetensors" for name in extra}}}
+    index = {"weight_map": {**places, **dict.fromkeys(extra, "b.safetensors")}}
     if total is not None:
         index["metadata"] = {"total_size": total}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
