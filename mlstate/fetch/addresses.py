@@ -155,7 +155,7 @@ def addresses_of(
         TransportError: An index or a repository cannot be read.
         FormatError: It does not say what it should.
     """
-    found = []
+    found: list[str] = []
     for given in mirror.urls:
         address = given
         if given.startswith("hf://") and parse_hub_address(given).path is None:

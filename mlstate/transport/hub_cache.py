@@ -18,6 +18,7 @@ from mlstate.warn import warn
 __all__ = ["HubCopies", "is_right"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PIECE = 1 << 20
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
@@ -64,20 +65,23 @@ def is_right(copy: Path) -> bool | None:
     try:
         name = copy.resolve().name
         if _SHA256.fullmatch(name):
-            with open_input(copy) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == name
+            return _sum(copy, hashlib.sha256(), git=False) == name
         if _SHA1.fullmatch(name):
-            with open_input(copy) as file:
-                front = f"blob {file.seek(0, 2)}\0".encode()
-                file.seek(0)
-                return hashlib.file_digest(file, lambda: _begun(front)).hexdigest() == name
+            return _sum(copy, hashlib.sha1(usedforsecurity=False), git=True) == name
     except (OSError, RuntimeError):  # RuntimeError: a loop of links
         return False
     return None
 
 
-def _begun(front: bytes) -> hashlib._Hash:
-    return hashlib.sha1(front, usedforsecurity=False)
+def _sum(copy: Path, hasher: hashlib._Hash, *, git: bool) -> str:
+    """The checksum of a file; with ``git`` after the words that git puts before its content."""
+    with open_input(copy) as file:
+        if git:
+            hasher.update(f"blob {file.seek(0, 2)}\0".encode())
+            file.seek(0)
+        while piece := file.read(_PIECE):
+            hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def _cached(repo: str, path: str, revision: str) -> Path | None:
