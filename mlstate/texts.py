@@ -113,7 +113,7 @@ def decoded(data: bytes, what: str) -> str:
             f"{what} is not in UTF-8", expected="UTF-8", found=encoding, remedy=_AS_UTF8
         )
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise FormatError(
             f"{what} is not in UTF-8",
