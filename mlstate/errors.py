@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mlstate.phrases import called
 from mlstate.shown import without_queries
 
 __all__ = [
@@ -109,7 +110,7 @@ class MlstateError(Exception):
 
 
 def _place(path: object | None) -> str | None:
-    return path if path is None or isinstance(path, str) else str(path)
+    return path if path is None or isinstance(path, str) else called(path)
 
 
 def _said(value: object, say: Callable[[object], str]) -> str:

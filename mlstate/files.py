@@ -79,7 +79,7 @@ class UnfitFileError(OSError):
         self.found = found
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (UnfitFileError, (self.found, self.filename))
+        return (UnfitFileError, (self.found, self.filename), vars(self))
 
 
 def kind_of(mode: int) -> str:

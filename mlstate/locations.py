@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, StoreNotFoundError
 
 __all__ = [
     "Mirror",
@@ -144,19 +144,17 @@ def anchored(path: str | os.PathLike[str]) -> Path:
     """A path on this machine that means the same when the working folder is another.
 
     Raises:
-        FormatError: An address; or a relative path in a working folder that was removed.
+        FormatError: An address.
+        StoreNotFoundError: It is relative, and the working folder was removed.
     """
     found = local_path(path)
-    if found.is_absolute():
-        return found
     try:
-        return Path.cwd() / found
+        return found.absolute()
     except FileNotFoundError:
-        raise FormatError(
-            "the working folder of this process is gone",
+        raise StoreNotFoundError(
+            "the working folder was removed, so that a relative path leads nowhere",
             path=found,
-            expected="a path that begins with /, or a working folder that is there",
-            remedy="change into another folder",
+            remedy="change to a folder that is there, or give a path that begins with /",
         ) from None
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["THREADS", "Background", "OneFirst", "begun", "for_each"]
+__all__ = ["THREADS", "Background", "OneFirst", "ProcessLock", "begun", "for_each"]
 
 THREADS = 2
 
@@ -17,6 +20,53 @@ _MOMENT = 1.0
 """The seconds within which a thread begins, once it was started."""
 
 _T = TypeVar("_T")
+
+
+class ProcessLock:
+    """A lock for the threads of this process alone, which another process begins anew.
+
+    A thread that holds a plain lock when the process is forked does not exist in the child, and
+    never gives it back there: whoever asks for it waits for ever. A plain lock cannot be pickled,
+    either.
+
+    Args:
+        again: Whether the thread that holds the lock may take it once more.
+    """
+
+    def __init__(self, again: bool = False) -> None:
+        self._again = again
+        self._renew()
+        _LOCKS.add(self)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock() if self._again else threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(RuntimeError):  # the process was forked within the context: it is renewed
+            self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ProcessLock, (self._again,))
+
+
+_LOCKS: weakref.WeakSet[ProcessLock] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for lock in _LOCKS:
+        lock._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
 
 
 def for_each(work: Callable[[_T], None], items: Iterable[_T], threads: int = THREADS) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "LOCK",
     "OVERWRITE",
     "Phrase",
+    "called",
     "flag",
     "in_shell",
 ]
@@ -54,9 +55,20 @@ def flag(name: str) -> Phrase:
     return Phrase(f"{name}=True", f"--{name}")
 
 
+def called(value: object) -> str:
+    """A value as text: its `phrase`, where it has one, as stores have.
+
+    Their `repr` is plain text. Others send that on by its exact type: a test that fails on another
+    machine, say.
+    """
+    phrase = getattr(value, "phrase", None)
+    return phrase if isinstance(phrase, Phrase) else str(value)
+
+
 def in_shell(value: object) -> str:
     """A value as text, in the words of the command line where it has such."""
-    return value.shell if isinstance(value, Phrase) else str(value)
+    text = value if isinstance(value, Phrase) else called(value)
+    return text.shell if isinstance(text, Phrase) else text
 
 
 OVERWRITE = flag("overwrite")

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_NUMBER",
     "MAX_TABLES",
     "MAX_TOML",
+    "decoded",
     "load_json",
     "load_toml",
     "parse_json",
@@ -67,7 +68,7 @@ def load_toml(data: bytes | str, what: str) -> dict[str, Any]:
             f"{what} is too long", expected=f"at most {MAX_TOML} bytes", found=f"{len(data)} bytes"
         )
     try:
-        text = data if isinstance(data, str) else data.decode()
+        text = data if isinstance(data, str) else decoded(data, what)
         _TomlLimits(text, what).check()
         return tomllib.loads(text)
     except FormatError:
@@ -81,6 +82,60 @@ def load_toml(data: bytes | str, what: str) -> dict[str, Any]:
         raise FormatError(
             f"{what} is not valid TOML", line=int(line[1]) if line else None, found=error
         ) from None
+
+
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+"""How texts in other encodings begin; the longer marks first."""
+_AS_UTF8 = "save it as UTF-8 (in PowerShell: Set-Content -Encoding utf8)"
+
+
+def decoded(data: bytes, what: str) -> str:
+    """The text that bytes are in UTF-8, without a byte order mark at its front.
+
+    Args:
+        data: The bytes.
+        what: What it is, for errors.
+
+    Raises:
+        FormatError: They are in another encoding, which is named where that can be told; or lines
+            end as no TOML's do.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if encoding is None and b"\0" in data:
+        few, many = sorted((data[::2].count(0), data[1::2].count(0)))
+        encoding = "UTF-16" if few < many // 8 and many > len(data) // 4 else None
+    if encoding is not None:
+        raise FormatError(
+            f"{what} is not in UTF-8", expected="UTF-8", found=encoding, remedy=_AS_UTF8
+        )
+    try:
+        text = data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{what} is not in UTF-8",
+            line=data.count(b"\n", 0, error.start) + 1,
+            expected="UTF-8",
+            found=f"the byte 0x{data[error.start]:02x}, as of Latin-1",
+            remedy=_AS_UTF8,
+        ) from None
+    if (place := text.find("\0")) >= 0:
+        raise FormatError(
+            f"{what} has a null character in it, and may be damaged",
+            line=text.count("\n", 0, place) + 1,
+            remedy="restore it from a copy",
+        )
+    if "\r" in text and "\n" not in text:
+        raise FormatError(
+            f"{what} has lines that end with a carriage return alone",
+            expected="line ends of Unix or of Windows",
+            remedy="save it with such line ends",
+        )
+    return text
 
 
 class _TomlLimits:

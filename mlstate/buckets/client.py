@@ -6,7 +6,8 @@ that what was written is what was sent: see `mlstate.buckets.upload`.
 
 from __future__ import annotations
 
-import threading
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from mlstate.buckets.values import Connection, Item, Reading, Written
 from mlstate.digests import Bytes
 from mlstate.errors import BucketAccessError, BucketError, OfflineError, TransportError
 from mlstate.limits import Limits, SpeedLimit, read_limited
+from mlstate.parallel import ProcessLock
 from mlstate.retries import Retries, retried
 
 __all__ = ["PART", "PARTS_AT_ONCE", "RETRIES", "BucketClient"]
@@ -39,10 +41,12 @@ _PAGE = 1000
 
 
 class BucketClient:
-    """A bucket. It is used by many threads at once, but not across a fork.
+    """A bucket. It is used by many threads at once; pickled, it is opened anew.
 
     Each method raises a `BucketError` if the bucket cannot be asked, and an `OfflineError` if
-    sockets are forbidden. ``connect`` opens it when it is first asked for something.
+    sockets are forbidden. ``connect`` opens it when it is first asked for something. In a process
+    that was forked from one that had used a bucket, each raises a `BucketError`: the threads that
+    obstore works with are not there, and it would wait for them for ever.
     """
 
     def __init__(
@@ -52,10 +56,13 @@ class BucketClient:
         self._connect = connect
         self._offline = offline
         self._limits = limits
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._opened: Connection | None = None
         self._control: BucketControl | None = None
         self._bare_etags = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None, "_control": None}
 
     def __repr__(self) -> str:
         return f"BucketClient({self.address!r})"
@@ -229,6 +236,15 @@ class BucketClient:
                 path=self.address,
                 remedy="unset MLSTATE_OFFLINE, or leave out offline=True",
             )
+        if _FORKED:
+            raise BucketError(
+                "buckets cannot be asked in a process that was forked from one which used them",
+                bucket=self.address,
+                operation="open",
+                path=self.address,
+                remedy='start processes by "spawn" or "forkserver" (multiprocessing_context= of a '
+                "DataLoader), or fetch what they load before they are forked",
+            )
         with self._lock:
             if self._opened is None:
                 self._opened = self._connect()
@@ -266,6 +282,19 @@ class BucketClient:
                     transient=True,
                 )
             yield chunk
+
+
+_FORKED: list[int] = []
+"""This process, and those before it, if it was forked from one in which obstore was at work."""
+
+
+def _note_fork() -> None:
+    if "obstore" in sys.modules:
+        _FORKED.append(os.getpid())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 class _UndecidedError(TransportError):

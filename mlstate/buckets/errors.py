@@ -215,6 +215,17 @@ def translated_errors(bucket: str, operation: str, path: str = "", *passing: str
         if name in NOT_FOUND:
             status = 404
         raise bucket_error(bucket, operation, path, str(error), code=code, status=status) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            raise
+        raise BucketError(
+            "the client of buckets gave up: a setting is nothing that it expects",
+            bucket=bucket,
+            operation=operation,
+            path=f"{bucket}/{path}" if path else bucket,
+            remedy="look at the endpoint (" + _ENDPOINT + "), and at the variables of AWS_, "
+            "GOOGLE_ and AZURE_ and of proxies",
+        ) from None
 
 
 def is_missing(error: BucketError) -> bool:

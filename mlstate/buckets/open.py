@@ -27,6 +27,7 @@ from mlstate.buckets.proxies import (
 from mlstate.buckets.values import Connection
 from mlstate.errors import BucketAccessError, FormatError, TransportError
 from mlstate.limits import Limits
+from mlstate.phrases import Phrase
 from mlstate.settings import check_variables
 
 if TYPE_CHECKING:
@@ -96,6 +97,14 @@ def _checked_endpoint(endpoint: str) -> str:
             "the address of a service has white space or a line break in it",
             expected="an address such as https://host",
         )
+    if not re.fullmatch(r"https?://[^/?#\s]+(/[^?#]*)?", endpoint, re.IGNORECASE):
+        raise FormatError(  # not repeated: it may have a password in it
+            "the endpoint of a service is no http or https address",
+            expected="an address such as https://host",
+            remedy="correct "
+            + Phrase("s3_endpoint_url, AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL")
+            + " or endpoint_url in ~/.aws/config",
+        )
     return endpoint
 
 
@@ -132,6 +141,7 @@ def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
     elif options.session:
         _require("boto3")
     if endpoint:
+        endpoint = _checked_endpoint(endpoint)
         config["endpoint"] = endpoint
         if "AWS_ENDPOINT_URL_S3" in os.environ:  # which would come before the other
             config["aws_endpoint_url_s3"] = endpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.ls_show_du import du, ls, show
-from mlstate.cli.output import complain, never_refuse, note
+from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.sign import sign, verify_signature
@@ -136,7 +137,7 @@ def run(arguments: Sequence[str]) -> int:
         try:
             result = command_tree().main(list(arguments), PROGRAM, standalone_mode=False)
         except typer.TyperException as error:  # what was typed: with the usage of the command
-            error.show(sys.stderr)  # type: ignore[attr-defined]  # all that are raised here can
+            _show_usage(error)
             return USAGE
         except typer.Abort:
             return INTERRUPTED
@@ -157,6 +158,15 @@ def run(arguments: Sequence[str]) -> int:
     if not _flushed():
         return WITHOUT_READER
     return result if isinstance(result, int) else OK
+
+
+def _show_usage(error: Any) -> None:
+    """Print what is wrong with a command line, of which the message repeats some: as all else."""
+    text, message = io.StringIO(), error.format_message()
+    if error.ctx is None or message != error.ctx.get_help():  # which is all that some say
+        error.format_message = lambda: said(message)
+    error.show(text)
+    tell(text.getvalue().rstrip("\n"))
 
 
 def _flushed() -> bool:

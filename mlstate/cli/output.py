@@ -37,6 +37,7 @@ __all__ = [
     "put_lines",
     "put_written",
     "said",
+    "tell",
 ]
 
 _STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
@@ -70,7 +71,7 @@ def put_lines(what: HasText) -> None:
 def note(text: str) -> None:
     """Print a line that is not data: what is going on, what was done."""
     sys.stdout.flush()
-    print(said(text), file=sys.stderr, flush=True)
+    tell(said(text))
 
 
 def complain(what: object, about: object | None = None) -> None:
@@ -84,7 +85,16 @@ def complain(what: object, about: object | None = None) -> None:
     text = what.text(said) if isinstance(what, MlstateError) else said(what)
     sys.stdout.flush()
     front = "" if about is None else f"{said(about)}: "
-    print(f"{mark} {front}{text}", file=sys.stderr, flush=True)
+    tell(f"{mark} {front}{text}")
+
+
+def tell(text: str) -> None:
+    """Print to standard error; where that takes nothing (its disk is full), nobody can be told."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Else Python tries once more at its exit, and ends with a code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def never_refuse() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import posixpath
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlstate.errors import FormatError, concerning
@@ -14,8 +15,10 @@ from mlstate.locations import Mirror, check_file_names
 from mlstate.manifests import StateEntry
 from mlstate.texts import load_json
 from mlstate.transport.hub import HubAddress, parse_hub_address
+from mlstate.warn import warn
 
 __all__ = [
+    "ShardIndex",
     "addresses_of",
     "any_on_hub",
     "companions",
@@ -91,7 +94,52 @@ _WEIGHTS = {
 }
 
 
-def addresses_of(mirror: Mirror, context: Context, most: int = _MAX_INDEX) -> list[str]:
+@dataclass(frozen=True)
+class ShardIndex:
+    """An index of shards: what it says of the files beside it.
+
+    Attributes:
+        address: Where it is.
+        places: The shard of each tensor, by the tensor's name.
+        total_size: The bytes of all tensors, or None if it does not say.
+    """
+
+    address: str
+    places: Mapping[str, str]
+    total_size: int | None
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the shards, sorted."""
+        return sorted(set(self.places.values()))
+
+    def check(self, found: Mapping[str, Mapping[str, int]]) -> None:
+        """Compare it with what the shards have: each by its name, with the bytes of its tensors.
+
+        A shard of another version has other names or sizes. That is said in a warning, and no
+        error: programs that convert models list the names of tied tensors that they left out.
+        """
+        lacking = [n for n, shard in sorted(self.places.items()) if n not in found.get(shard, ())]
+        size = sum(sum(tensors.values()) for tensors in found.values())
+        said = []
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+            said.append(f"that there is {lacking[0]!r}{more}, which its shards do not have")
+        if self.total_size not in (None, size):
+            said.append(f"that the tensors have {self.total_size} bytes, and they have {size}")
+        if said:
+            warn(
+                f"{self.address} says {' and '.join(said)}: see that all shards are those of this "
+                "index"
+            )
+
+
+def addresses_of(
+    mirror: Mirror,
+    context: Context,
+    most: int = _MAX_INDEX,
+    indexes: dict[str, tuple[ShardIndex, str]] | None = None,
+) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
 
     An address that ends in ``.safetensors.index.json`` stands for the shards that it lists, and
@@ -101,12 +149,13 @@ def addresses_of(mirror: Mirror, context: Context, most: int = _MAX_INDEX) -> li
         mirror: The mirror, or the part.
         context: What the attempt shares.
         most: How long an index may be, in bytes.
+        indexes: Takes the index, and the name in it, of each shard, by the shard's address.
 
     Raises:
         TransportError: An index or a repository cannot be read.
         FormatError: It does not say what it should.
     """
-    found = []
+    found: list[str] = []
     for given in mirror.urls:
         address = given
         if given.startswith("hf://") and parse_hub_address(given).path is None:
@@ -114,7 +163,11 @@ def addresses_of(mirror: Mirror, context: Context, most: int = _MAX_INDEX) -> li
             name = hub_weights(listing.files, mirror.format, given)
             address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
         if _path(address).endswith(INDEX):
-            found.extend(_shards(address, context, most))
+            index = _index(address, context, most)
+            shards = {_beside(address, name): (index, name) for name in index.shards}
+            found.extend(shards)
+            if indexes is not None:
+                indexes.update(shards)
         else:
             found.append(address)
     return found
@@ -135,14 +188,14 @@ def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
     )
 
 
-def _shards(address: str, context: Context, most: int) -> list[str]:
+def _index(address: str, context: Context, most: int) -> ShardIndex:
     with context.open(address).read() as stream:
         text = read_exactly(stream, most + 1)
-    return [_beside(address, name) for name in parse_index(text, address, most)]
+    return parse_index(text, address, most)
 
 
-def parse_index(text: bytes, address: str, most: int = _MAX_INDEX) -> list[str]:
-    """The names of the shards that an index lists, sorted; ``address`` is for errors.
+def parse_index(text: bytes, address: str, most: int = _MAX_INDEX) -> ShardIndex:
+    """Read an index of shards; ``address`` is where it is.
 
     Raises:
         FormatError: It is too long, does not say what it should, or names something outside its
@@ -159,9 +212,11 @@ def parse_index(text: bytes, address: str, most: int = _MAX_INDEX) -> list[str]:
         raise FormatError(
             "an index of shards has no weight_map", path=address, found=json.dumps(index)[:200]
         )
-    names = sorted(set(shards.values()))
-    check_file_names(names)
-    return names
+    metadata = index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    found = ShardIndex(address, shards, total if type(total) is int else None)
+    check_file_names(found.shards)
+    return found
 
 
 def _path(address: str) -> str:

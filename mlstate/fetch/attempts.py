@@ -26,6 +26,7 @@ from mlstate.transport import Patience, Resource, Retries, Transports
 from mlstate.transport.hub import HubListing
 from mlstate.transport.reach import OWN, Reach
 from mlstate.transport.whole import WholeResource
+from mlstate.warn import warn
 
 __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 
@@ -40,6 +41,7 @@ class Options:
     retries: Retries
     connections: int
     max_size: int  # bytes of tensor data, of a state whose size nobody gives
+    folder: Path | None  # where relative paths of manifests begin; None: at the working folder
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Attempts:
         self._failed: set[str] = set()
         self._patience: dict[str, Patience] = {}
         self._offline = False
+        self._damaged: list[str] = []
 
     def context(
         self, place: str = "", max_bytes: int | None = None, *, whole: bool = False
@@ -94,6 +97,8 @@ class Attempts:
         """The context of one attempt at a place; ``max_bytes`` and ``whole`` as in `Context`."""
         most = read_at_most(self.entry.size or 0) if max_bytes is None else max_bytes
         base = Path(self.entry.origin).parent if self.entry.origin else None
+        if base is not None and self.options.folder is not None:
+            base = self.options.folder / base
         patience = self._patience.setdefault(place, self._transports.patience())
         options = self.options
         reader = Reader(options.retries, self.meter, options.connections, patience)
@@ -117,7 +122,10 @@ class Attempts:
             self._offline = True
             self._note_failure(place, error.message)
         except (TransportError, FormatError, IntegrityError) as error:
-            self._note_failure(place, _reason(error))
+            reason = _reason(error, place)
+            if is_local(place) and getattr(error, "status", None) != 404:
+                self._damaged.append(f"{place}: {reason}")
+            self._note_failure(place, reason)
         else:
             return True
         return False
@@ -125,10 +133,12 @@ class Attempts:
     def _work(self, place: str, work: Callable[[Context], None], max_bytes: int | None) -> None:
         """Work with a mirror, and once more each where the second time may do.
 
+        Without what earlier runs have left here; without copies in the cache of the hub's client.
         Servers that share an address may disagree about the version of a file, though it is the
         same: then it is read whole, and its digest decides.
         """
         whole = again = False
+        damaged: str | None = None
         while True:
             try:
                 work(self.context(place, max_bytes, whole=whole))
@@ -136,16 +146,52 @@ class Attempts:
                 if again:
                     raise
                 again = True
-            except TransportError as error:
-                if whole or not error.relabelled:
+            except (TransportError, FormatError, IntegrityError) as error:
+                if isinstance(error, TransportError) and error.relabelled and not whole:
+                    whole = True
+                elif damaged is None:
+                    damaged = self._passed_over(error)
+                else:
+                    error.add_note(f"before: {damaged}")
                     raise
-                whole = True
             else:
+                if damaged is not None:
+                    self._damaged.append(damaged)
                 return
+
+    def _passed_over(self, error: TransportError | FormatError | IntegrityError) -> str:
+        """What was wrong with copies, now passed over; raises the error if there are none."""
+        copies, may_ask = self._transports.pass_over_copies()
+        if not copies:
+            raise error
+        read = f"read from the cache of the hub's client: {', '.join(map(str, copies))}"
+        if not may_ask:
+            error.add_note(read)
+            self._damaged.append(f"{error.message}; {read}")
+            raise error
+        return f"{error.message}; {read}"
+
+    def warn_of_damage(self) -> None:
+        """Warn of what is damaged on this machine, now that its bytes came from elsewhere."""
+        if self._damaged:
+            warn(
+                f"{self.entry.key} came from elsewhere, since what is on this machine is damaged: "
+                + "; and ".join(self._damaged)
+            )
+            self._damaged.clear()
+
+    def check_copies(self) -> None:
+        """Nobody knows the digest: see `Transports.check_copies`."""
+        self._transports.check_copies()
 
     def note(self, place: str, reason: str) -> None:
         """Note what was wrong with a mirror, which may be asked again."""
         self._noted.append((shown(place), reason))
+
+    def note_damage(self, place: str, reason: str) -> None:
+        """Note that something on this machine is damaged; `warn_of_damage` says so later."""
+        self._damaged.append(f"{place}: {reason}")
+        self.note(place, reason)
 
     def pass_over(self, mirror: UnusableMirror) -> None:
         """Note that a mirror cannot be used by this version."""
@@ -156,6 +202,8 @@ class Attempts:
     def failure(self, message: str, missing: str | None) -> MlstateError:
         """The error that no mirror could help; it lists all attempts."""
         found = None if missing is None else f"missing: {missing}"
+        if self._offline and self._damaged:
+            found = "; ".join(filter(None, [found, *self._damaged]))
         if self._offline:
             return OfflineError(
                 "something is not in the cache, and the network may not be used",
@@ -191,8 +239,17 @@ def shown(address: str) -> str:
     return without_queries(address.partition("?")[0])
 
 
-def _reason(error: MlstateError) -> str:
+def is_local(address: str) -> bool:
+    """Whether an address is one of this machine."""
+    return "://" not in address or address[:7].lower() == "file://"
+
+
+def _reason(error: MlstateError, place: str) -> str:
     said = error.message
+    if error.path not in (None, place) and is_local(str(error.path)):
+        said += f"; where: {error.path}"
+    for note in getattr(error, "__notes__", ()):
+        said += f"; {note}"
     for label in ("tensor", "expected", "found", "remedy"):
         if value := getattr(error, label):
             said += f"; {label}: "

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 
 from mlstate.digests import Digest
@@ -26,6 +27,7 @@ from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.reading import Names, Needs, Only, needs_of, read_state
 from mlstate.transport import Retries, Transports
+from mlstate.warn import warn
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
 
@@ -97,6 +99,9 @@ class FetchReport:
 class Fetcher:
     """Brings states into a cache.
 
+    Relative paths in manifests mean what they meant when it was made, whatever the working folder
+    is by then.
+
     Args:
         cache: What is there already, and where the rest goes.
         transports: Makes what opens addresses, for one fetch.
@@ -125,6 +130,9 @@ class Fetcher:
         self.durable = durable
         self.max_size = max_size
         self.on_progress = on_progress
+        self._folder: Path | None = None
+        with suppress(FileNotFoundError):  # it was removed: absolute paths work all the same
+            self._folder = Path.cwd()
 
     def fetch(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> FetchReport:
         """Bring what is missing of a state. What is there costs a look at names and sizes.
@@ -145,6 +153,8 @@ class Fetcher:
         digest = entry.pinned_digest
         with concerning(entry.key):
             needs = needs_of(entry, self.cache, names, files=files)
+            if unfit := self.cache.pass_over_unfit(needs.objects):
+                needs = needs_of(entry, self.cache, names, files=files)
             # Of a state object in trash/ all can be read, but not for long.
             while needs or self.cache.size(digest) is None:
                 if not self._restored(entry, needs):
@@ -154,11 +164,16 @@ class Fetcher:
                 # A pruning that had chosen this state may have taken something before the note.
                 needs = needs_of(entry, self.cache, names, files=files)
             if not needs:
+                if unfit:
+                    warn(f"{entry.key} is damaged in a cache that is only read: {', '.join(unfit)}")
                 return FetchReport(digest, 0, needs.present)
             if not has_mirrors(entry):
-                raise _no_mirrors(entry, needs, self.cache)
+                raise _no_mirrors(entry, needs, self.cache, unfit)
             with self._run(entry, digest, needs.in_words()) as run:
+                for place in unfit:
+                    run.attempts.note_damage(place, "it has the wrong length, and is only read")
                 run.fetch(names, files=files)
+                run.attempts.warn_of_damage()
             return FetchReport(digest, run.meter.done, run.spared)
 
     def pin(self, entry: StateEntry) -> StateEntry:
@@ -180,7 +195,9 @@ class Fetcher:
                 )
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
             with self._run(entry, identity) as run:
+                run.attempts.check_copies()
                 digest, state = run.pin()
+                run.attempts.warn_of_damage()
             return replace(entry, digest=digest, size=state.nbytes)
 
     def settle(self, entry: StateEntry) -> StateEntry:
@@ -200,6 +217,7 @@ class Fetcher:
             return entry
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
         with concerning(entry.key), self._run(entry, identity) as run:
+            run.attempts.check_copies()
             settled, files = settled_on_hub(entry, run.attempts.context())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
@@ -271,7 +289,7 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    options = Options(self.retries, self.connections, self.max_size)
+                    options = Options(self.retries, self.connections, self.max_size, self._folder)
                     attempts = Attempts(entry, options, transports, receiver, meter)
                     yield Run(attempts, self.cache)
             finally:
@@ -290,13 +308,16 @@ def _takes_nothing(place: object, missing: str | None) -> ReadOnlyStoreError:
     )
 
 
-def _no_mirrors(entry: StateEntry, needs: Needs, cache: Cache) -> ObjectNotFoundError:
+def _no_mirrors(
+    entry: StateEntry, needs: Needs, cache: Cache, unfit: list[str]
+) -> ObjectNotFoundError:
     assert entry.digest is not None
+    damaged = f"; of the wrong length, and only read: {', '.join(unfit)}" if unfit else ""
     return ObjectNotFoundError(
         "a state is not in the cache, and its manifest lists no mirrors",
         path=cache.locate(entry.digest),
         expected=entry.digest,
-        found=f"missing: {needs.in_words()}",
+        found=f"missing: {needs.in_words()}{damaged}",
         remedy="add mirrors to the manifest, or "
         + Phrase(
             "give cache= (or MLSTATE_CACHE, MLSTATE_READONLY_CACHES) a folder that has it",

@@ -9,7 +9,7 @@ from functools import partial
 
 from mlstate.errors import FormatError, NoRangesError
 from mlstate.fetch import plan
-from mlstate.fetch.addresses import addresses_of
+from mlstate.fetch.addresses import ShardIndex, addresses_of
 from mlstate.fetch.attempts import Context
 from mlstate.fetch.checkpoint_mirror import CheckpointMirror
 from mlstate.fetch.download import SummedStream, too_large
@@ -56,6 +56,7 @@ class FileMirror:
         self._room = HeaderRoom(size)
         self._beside = beside
         self._check_sums = check_sums
+        self._indexes: dict[str, tuple[ShardIndex, str]] = {}
 
     def gather(self, gathering: Gathering) -> None:
         """Bring the tensors that the gathering wants, or raise an `MlstateError`."""
@@ -65,7 +66,7 @@ class FileMirror:
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):
             kind = plain if part.format == "safetensors" else checkpoints
-            addresses = addresses_of(part, self._context, self._room.most)
+            addresses = addresses_of(part, self._context, self._room.most, self._indexes)
             kind.extend((part, self._context.open(address)) for address in addresses)
         self._gather_plain(gathering, plain)
         if checkpoints:
@@ -81,6 +82,7 @@ class FileMirror:
 
     def _gather_plain(self, gathering: Gathering, resources: list[tuple[Mirror, Resource]]) -> None:
         headed: dict[int, FileHeader] = {}
+        sizes: dict[str, dict[str, int]] = {}
         whole: list[tuple[Mirror, Resource]] = []
 
         def look(index: int, part: Mirror, resource: Resource) -> None:
@@ -88,12 +90,16 @@ class FileMirror:
                 whole.append((part, resource))
                 return
             try:
-                headed[index] = _named(part, fetch_header(resource, self._header, self._room))
+                header = fetch_header(resource, self._header, self._room)
+                sizes[resource.address] = {n: t.spec.nbytes for n, t in header.tensors.items()}
+                headed[index] = _named(part, header)
             except NoRangesError:
                 whole.append((part, resource))
 
         reader = self._context.reader
         reader.all(partial(look, index, *item) for index, item in enumerate(resources))
+        if self._check_sums and not whole:
+            self._check_indexes(sizes)
         wanted = []
         for _, plain in sorted(headed.items()):
             wanted.append((plain, gathering.expect(plain.specs, plain.resource.address)))
@@ -107,6 +113,13 @@ class FileMirror:
                 ),
             )
         )
+
+    def _check_indexes(self, sizes: dict[str, dict[str, int]]) -> None:
+        """Compare what the files have with what the indexes say that name them."""
+        shown = {self._context.open(address).address: at for address, at in self._indexes.items()}
+        for index in {id(index): index for index, _ in shown.values()}.values():
+            mine = {name: sizes[a] for a, (i, name) in shown.items() if i is index and a in sizes}
+            index.check(mine)
 
     def _runs(
         self, gathering: Gathering, plain: FileHeader, names: list[str]

@@ -11,6 +11,7 @@ table before: they would go when that is removed, and a new value would stand be
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
     """Return a manifest's text, changed to have exactly this content.
 
     Args:
-        data: The manifest as it is.
+        data: The manifest as it is. A byte order mark and its line ends stay.
         origin: Where it is from, for errors.
         wanted: The content.
 
@@ -58,14 +59,15 @@ def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
     before, after = _values(old), _values(wanted)
     if _exact(before) == _exact(after):
         return data
-    if data == format_manifest(old).encode():
-        return format_manifest(wanted).encode()  # nothing of a person's is in it
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+    text = data.removeprefix(mark).decode()
+    if text.replace("\r\n", "\n") == format_manifest(old):  # nothing of a person's is in it
+        return mark + format_manifest(wanted).replace("\n", _line_end(text)).encode()
     try:
-        text = data.decode()
         blocks = _edited(_blocks(text), before, after)
         for key in sorted(wanted.states.keys() - old.states.keys()):
             _insert(blocks, key, format_state(wanted.states[key]), _line_end(text))
-        edited = "".join(block.lead + block.text for block in blocks).encode()
+        edited = mark + "".join(block.lead + block.text for block in blocks).encode()
         said = _values(parse_manifest(edited, origin))
     except (TOMLKitError, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, FormatError) and not isinstance(error, ManifestError):

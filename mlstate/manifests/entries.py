@@ -23,8 +23,18 @@ def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
+class _Values:
+    """Values that go to other processes: a read-only view of a mapping goes as a plain one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: dict(value) if isinstance(value, MappingProxyType) else value
+            for name, value in vars(self).items()
+        }
+
+
 @dataclass(frozen=True)
-class FileEntry:
+class FileEntry(_Values):
     """A file of a state: raw bytes with a digest of their own.
 
     Attributes:
@@ -39,7 +49,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class StateEntry:
+class StateEntry(_Values):
     """A state in a manifest.
 
     Attributes:
@@ -101,7 +111,7 @@ class StateEntry:
 
 
 @dataclass(frozen=True)
-class ManifestContent:
+class ManifestContent(_Values):
     """The content of one manifest file; see `mlstate.manifests.Manifest`."""
 
     states: Mapping[StateKey, StateEntry]

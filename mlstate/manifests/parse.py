@@ -11,7 +11,7 @@ from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.states import StateKey
-from mlstate.texts import load_toml
+from mlstate.texts import decoded, load_toml
 
 __all__ = ["VERSION", "parse_manifest"]
 
@@ -39,7 +39,8 @@ class _Parser:
     def __init__(self, data: bytes, origin: str) -> None:
         self.origin = origin
         try:
-            self.table = load_toml(data, "a manifest")
+            self.text = decoded(data, "a manifest")
+            self.table = load_toml(self.text, "a manifest")
         except FormatError as error:
             raise ManifestError(
                 error.message,
@@ -47,8 +48,8 @@ class _Parser:
                 line=error.line,
                 expected=error.expected,
                 found=error.found,
+                remedy=error.remedy,
             ) from None
-        self.text = data.decode()
 
     def parse(self) -> ManifestContent:
         table = dict(self.table)

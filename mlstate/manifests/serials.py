@@ -19,7 +19,7 @@ from typing import Any
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
 from mlstate.objects.beside import temporary_beside
-from mlstate.objects.durable import read_small, try_lock, write_file
+from mlstate.objects.durable import read_small, try_lock, unlock, write_file
 from mlstate.texts import load_json
 from mlstate.warn import warn
 
@@ -169,4 +169,5 @@ def _locked(folder: Path) -> Iterator[None]:
             time.sleep(_POLL)
         yield
     finally:
+        unlock(descriptor)
         os.close(descriptor)

@@ -19,7 +19,7 @@ from mlstate.manifests import (
     warn_of_stale_signature,
 )
 from mlstate.objects.beside import temporary_beside
-from mlstate.objects.durable import try_lock, write_over
+from mlstate.objects.durable import try_lock, unlock, write_over
 
 __all__ = ["change_manifest"]
 
@@ -82,4 +82,5 @@ def _locked(folder: Path) -> Iterator[None]:
             time.sleep(_POLL)
         yield
     finally:
+        unlock(descriptor)
         os.close(descriptor)

@@ -13,7 +13,7 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from mlstate.objects.durable import (
     create_exclusively,
     make_folders,
     try_lock,
+    unlock,
     write_over,
 )
 from mlstate.objects.folder import FolderObjectStore
@@ -166,6 +167,19 @@ class Cache(ChainObjectStore):
                 os.replace(path, target)
                 return str(target)
         return f"{self.own.path(digest)} (another process has set it aside)"
+
+    def pass_over_unfit(self, sizes: Mapping[Digest, int]) -> list[str]:
+        """Pass over objects of other sizes in stores that are only read; returns where they are.
+
+        Else they would hide a right one, in a store that comes later or on its way.
+        """
+        unfit = []
+        for digest, size in sizes.items():
+            for store in self._asked(digest):
+                if store is not self.stores[-1] and store.size(digest) not in (None, size):
+                    self._damaged.add((store, digest))
+                    unfit.append(store.locate(digest))
+        return unfit
 
     def _asked(self, digest: Digest) -> Sequence[ObjectStore]:
         return [store for store in self.stores if (store, digest) not in self._damaged]
@@ -355,6 +369,7 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
             with contextlib.suppress(OSError):
                 os.unlink(path)
     finally:
+        unlock(descriptor)
         os.close(descriptor)
 
 

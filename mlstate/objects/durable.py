@@ -51,6 +51,7 @@ __all__ = [
     "sync_open",
     "sync_path",
     "try_lock",
+    "unlock",
     "write_file",
     "write_in_store",
     "write_over",
@@ -547,3 +548,14 @@ def try_lock(descriptor: int) -> bool | None:
     except OSError:  # a file system without locks: nobody is worth waiting for
         return None
     return True
+
+
+def unlock(descriptor: int) -> None:
+    """Give back the lock of `try_lock`, before the file is closed.
+
+    To close it is not enough if the process was forked meanwhile: the child has it open, too.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -17,6 +17,7 @@ from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.files import ABSENT, LACKING, UnfitFileError, open_regular
 from mlstate.format import layout
+from mlstate.locations import anchored
 from mlstate.objects.durable import (
     NewFile,
     Publish,
@@ -99,7 +100,7 @@ class FolderObjectStore:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = anchored(root)
         check_folder(self.root)
 
     def __repr__(self) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 from mlstate.buckets.client import BucketClient
 from mlstate.buckets.upload import BucketUploads
 from mlstate.errors import BucketError, FormatError
 from mlstate.format import layout
 from mlstate.objects.durable import SMALL
+from mlstate.parallel import ProcessLock
 from mlstate.warn import warn
 
 __all__ = ["BucketPlace"]
@@ -20,10 +19,10 @@ class BucketPlace:
     def __init__(self, client: BucketClient, base: str = "") -> None:
         self.client = client
         self.base = base
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._settings: bytes | None = None
         self._honours: bool | None = None
-        self._verifying = threading.RLock()
+        self._verifying = ProcessLock(again=True)
         self._verifies: bool | None = None
         self.uploads = BucketUploads(client, self.verifies_uploads)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from threading import Lock
 
 from mlstate.buckets.values import Item
 from mlstate.errors import FormatError, ManifestError
@@ -18,6 +17,7 @@ from mlstate.format import layout
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.prefix import BucketPlace
+from mlstate.parallel import ProcessLock
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.checkpoints import SUFFIX, Checkpoints, key_of_checkpoint
@@ -36,7 +36,7 @@ class BucketStateFiles(StateFiles):
 
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
-        self._lock = Lock()
+        self._lock = ProcessLock()
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here, from the paths alone; of one type, only its own are listed."""

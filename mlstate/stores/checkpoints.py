@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from mlstate.errors import FormatError, ReadOnlyStoreError, concerning
+from mlstate.files import ABSENT
 from mlstate.format.encode import encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
@@ -89,6 +89,16 @@ class WithCheckpoints(Catalog):
         return self._checkpoints.undeletable(key)
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether a name is that of a checkpoint, and leads to a file."""
+    try:
+        return entry.name.endswith(SUFFIX) and entry.is_file()
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return False
+
+
 class FolderCheckpoints(Checkpoints):
     """Checkpoints of the predecessor, directly in a folder, which may be missing."""
 
@@ -100,7 +110,8 @@ class FolderCheckpoints(Checkpoints):
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are compatible with a type, or all; other files are passed over."""
         try:
-            names = os.listdir(self.root)
+            with os.scandir(self.root) as entries:
+                names = [entry.name for entry in entries if _is_file(entry)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         keys = (key_of_checkpoint(name) for name in names)
@@ -109,9 +120,13 @@ class FolderCheckpoints(Checkpoints):
     def listing(self) -> Iterator[Listing]:
         """All of them, with the sizes and times of their files."""
         for key in self.keys():
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 found = self._path(key).stat()
-                yield Listing(key, found.st_mtime, found.st_size)
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    raise
+                continue
+            yield Listing(key, found.st_mtime, found.st_size)
 
     def _path(self, key: StateKey) -> Path:
         return self.root / f"{key}{SUFFIX}"

@@ -84,8 +84,9 @@ class _CustomStore(StateStore):
         super().__init__(_CustomCatalog(store), _NoObjects(store))
         self._store = store
 
-    def __repr__(self) -> str:
-        return repr(self._store)
+    @property
+    def phrase(self) -> Phrase:
+        return Phrase(repr(self._store), str(self._store))
 
     def save(self, model: Any, training_id: str) -> StateKey:
         key: StateKey = self._store.save(model, training_id)

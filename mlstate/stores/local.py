@@ -37,8 +37,10 @@ class MemoryStateStore(SavingStore):
         super().__init__(files, objects, StateSaver(files, objects, files))
         self.own = objects
 
-    def __repr__(self) -> str:
-        return "MemoryStateStore()"
+    @property
+    def phrase(self) -> Phrase:
+        """See `StateStore.phrase`."""
+        return Phrase("MemoryStateStore()", "a store in memory")
 
 
 class LocalStateStore(SavingStore):
@@ -80,7 +82,9 @@ class LocalStateStore(SavingStore):
         super().__init__(catalog, self._objects, StateSaver(self._files, self._objects, catalog))
         self.own = self._objects
 
-    def __repr__(self) -> str:
+    @property
+    def phrase(self) -> Phrase:
+        """See `StateStore.phrase`."""
         return Phrase(f"LocalStateStore({self._given!r})", self._given)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:

@@ -75,7 +75,8 @@ class ManifestStore(StateStore):
         if isinstance(path, Manifest):
             refuse_unsigned(path, require_signature)
             self.manifest = path
-            self._name = f"ManifestStore(<{len(path.states)} states>)"
+            name = f"ManifestStore(<{len(path.states)} states>)"
+            self._name = Phrase(name, name)
         else:
             self.path = anchored(path)
             self.manifest = read_required([self.path], require_signature)
@@ -83,7 +84,9 @@ class ManifestStore(StateStore):
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
         super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)
 
-    def __repr__(self) -> str:
+    @property
+    def phrase(self) -> Phrase:
+        """See `StateStore.phrase`."""
         return self._name
 
     def prune(

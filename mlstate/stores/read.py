@@ -21,7 +21,7 @@ from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.parallel import THREADS
-from mlstate.phrases import FOLDER
+from mlstate.phrases import FOLDER, Phrase
 from mlstate.reading import Names, Only, VerifiedFiles, needs_of, read_state
 from mlstate.states import StateKey, StateType, check_key, check_state_type
 from mlstate.stores.abstract import AbstractStateStore, Found, Listing, RemotePlace
@@ -74,6 +74,15 @@ class StateStore(AbstractStateStore[Any]):
         self.objects = objects
         self.fetcher = fetcher
         self.access = Access(fetcher)
+
+    @property
+    def phrase(self) -> Phrase:
+        """What errors call the store; for the command line, what one gives it as ``--store``."""
+        name = f"{type(self).__name__}()"
+        return Phrase(name, name)
+
+    def __repr__(self) -> str:
+        return str(self.phrase)
 
     def get_state_keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The states that are compatible with a type, or all; sorted by fields.

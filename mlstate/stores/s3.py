@@ -38,8 +38,9 @@ class S3StateStore(SavingStore):
     the predecessor
     (``backend/architecture.extra.training_id.pt``) list and load too.
 
-    Needs ``pip install 'mlstate[s3]'``. Not for use on both sides of a fork: a process that is
-    forked makes a store of its own.
+    Needs ``pip install 'mlstate[s3]'``. In a process that was forked from one that has used a
+    bucket, a bucket cannot be asked: what is in the cache loads there, with ``digest=``, and all
+    else raises a `BucketError`. Processes that are spawned can be sent the store.
 
     Args:
         bucket: The name of the bucket. It must exist.
@@ -91,7 +92,9 @@ class S3StateStore(SavingStore):
         settings_address = f"{self._place.address}/{layout.SETTINGS}"
         self.place = RemotePlace(client.address, settings_address, "no store is there yet")
 
-    def __repr__(self) -> str:
+    @property
+    def phrase(self) -> Phrase:
+        """See `StateStore.phrase`."""
         return Phrase(f"S3StateStore({self._place.address!r})", self._place.address)
 
     def prune(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> PruneReport:

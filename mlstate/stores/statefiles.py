@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from threading import Lock
 
 from mlstate.errors import AccessError, FormatError, ManifestError
 from mlstate.files import ABSENT, LACKING
@@ -18,6 +17,7 @@ from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_manifest
 from mlstate.objects.durable import Publish, make_folders, read_small, sync_path, write_in_store
 from mlstate.objects.folder import check_folder, prepare_folder
+from mlstate.parallel import ProcessLock
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Listing
@@ -212,7 +212,7 @@ class MemoryStateFiles(StateFiles):
 
     def __init__(self) -> None:
         self._files: dict[StateKey, bytes] = {}
-        self._lock = Lock()
+        self._lock = ProcessLock()
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from mlstate.errors import FormatError
 from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_state
 from mlstate.format.state_object import check_name
 from mlstate.format.tensor_object import TensorSpec
+from mlstate.parallel import ProcessLock
 from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
 
-_ONE_COPY = threading.Lock()
+_ONE_COPY = ProcessLock()
 """Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
 
 

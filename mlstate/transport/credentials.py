@@ -172,20 +172,26 @@ def _read_config() -> dict[str, str]:
     except RuntimeError:  # there is no home folder
         return {}
     try:
-        table: Any = load_toml(read_input(path, _LARGEST).decode(), "the config file")
-    except FileNotFoundError:
+        table: Any = load_toml(read_input(path, _LARGEST), "the config file")
+    except (FileNotFoundError, NotADirectoryError):
         if os.environ.get("MLSTATE_CONFIG"):
             raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
+        return {}
+    except PermissionError as error:  # the home of another user, say
+        if os.environ.get("MLSTATE_CONFIG"):
+            raise FormatError(
+                "the config file cannot be read", path=path, found=error.strerror
+            ) from None
+        warn(f"{path}: cannot be read, so no token of it is used")
         return {}
     except UnfitFileError as unfit:
         raise FormatError(
             "the config file cannot be read", path=path, expected="a file", found=unfit.found
         ) from None
-    except UnicodeDecodeError:
-        raise FormatError("the config file is not UTF-8", path=path) from None
     except FormatError as error:  # of which the rest is not shown: it may quote
+        said = error.message if error.remedy else "the config file is not TOML"
         raise FormatError(
-            "the config file is not TOML", path=path, line=error.line, expected=error.expected
+            said, path=path, line=error.line, expected=error.expected, remedy=error.remedy
         ) from None
     tokens = table.get("tokens", {})
     if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
@@ -214,6 +220,17 @@ def _parse_netrc(path: Path) -> Mapping[str, tuple[str | None, str | None, str |
         return netrc.netrc(path).hosts
 
 
+def _is_marked(path: Path) -> bool:
+    """Whether a file begins with a byte order mark, or is no UTF-8."""
+    try:
+        data = read_input(path.expanduser(), _LARGEST)
+        return data.decode().startswith("\ufeff")
+    except UnicodeDecodeError:
+        return True
+    except OSError:
+        return False
+
+
 def _read_netrc() -> dict[str, tuple[str, str]]:
     path = _netrc_path()
     try:
@@ -224,7 +241,8 @@ def _read_netrc() -> dict[str, tuple[str, str]]:
         # What the parser says may quote a password.
         line = getattr(error, "lineno", None)
         where = f"{path}, line {line}" if line else f"{path}"
-        warn(f"{where}: cannot be read, so no login of it is used")
+        said = "is not in plain UTF-8" if _is_marked(path) else "cannot be read"
+        warn(f"{where}: {said}, so no login of it is used")
         return {}
     return {
         host.lower(): (login or "", password or "")

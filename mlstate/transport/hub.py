@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from urllib.parse import quote, unquote
 
 from mlstate.errors import FormatError, OfflineError, TransportError
@@ -22,6 +20,7 @@ from mlstate.locations import check_file_names
 from mlstate.parallel import OneFirst
 from mlstate.texts import load_json
 from mlstate.transport.credentials import hub_endpoint
+from mlstate.transport.hub_cache import HubCopies
 from mlstate.transport.interface import Resource, Stream
 from mlstate.transport.local import LocalResource
 
@@ -114,6 +113,7 @@ class Hub:
         self._lock = threading.Lock()
         self._listings: dict[tuple[str, str, str], HubListing] = {}
         self._asking: dict[tuple[str, str, str], OneFirst] = {}
+        self.copies = HubCopies()
 
     @property
     def offline(self) -> bool:
@@ -207,7 +207,7 @@ class HubResource:
         where, hub = self._where, self._hub
         known = where.is_commit or hub.offline
         commit = where.revision if known else hub.listing(where).commit
-        if cached := _cached(where, commit):
+        if cached := hub.copies.find(where.repo, where.path, commit):
             return LocalResource(cached, self.address)
         if hub.offline:
             raise _offline_error(where)
@@ -252,17 +252,3 @@ def _offline_error(address: HubAddress) -> OfflineError:
 
 def _is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and ".." not in name
-
-
-def _cached(address: HubAddress, revision: str) -> Path | None:
-    """The path of a file in huggingface_hub's cache, or None."""
-    if find_spec("huggingface_hub") is None or address.path is None:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(address.repo, address.path, revision=revision)
-    except (HFValidationError, OSError):
-        return None
-    return Path(found) if isinstance(found, str) else None

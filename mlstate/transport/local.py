@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mlstate.errors import TransportError
-from mlstate.files import UnfitFileError, open_regular
+from mlstate.files import ABSENT, UnfitFileError, open_regular
 from mlstate.transport.interface import Stream
 
 __all__ = ["LocalResource", "check_range", "file_path"]
@@ -88,7 +88,12 @@ class LocalResource:
             ) from None
         except (OSError, ValueError) as error:  # ValueError: a null character
             reason = getattr(error, "strerror", None) or "not a possible path"
-            raise TransportError("a file cannot be read", path=self.address, found=reason) from None
+            raise TransportError(
+                "a file cannot be read",
+                path=self.address,
+                found=reason,
+                status=404 if getattr(error, "errno", None) in ABSENT else None,
+            ) from None
         try:
             status = os.fstat(descriptor)
             seen = (status.st_size, status.st_mtime_ns)

@@ -131,6 +131,22 @@ class Transports:
         """The patience, as yet unspent, with one server."""
         return Patience(self._limits.patience, self._limits.low_speed)
 
+    def check_copies(self) -> None:
+        """Compare copies in the hub's own cache with their names before they are read.
+
+        For what nobody knows the digest of: nothing else would tell that a copy is damaged.
+        """
+        self._hub.copies.checked = True
+
+    def pass_over_copies(self) -> tuple[list[Path], bool]:
+        """Read no copy in the hub's own cache again that was read and may be damaged.
+
+        Returns:
+            These copies, and whether the hub may be asked in their place. If not, they stay.
+        """
+        offline = self._hub.offline
+        return self._hub.copies.wrong(pass_over=not offline), not offline
+
     def close(self) -> None:
         """Close all connections. Nothing is read from the network after this."""
         with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from mlstate.digests import Bytes
 from mlstate.errors import concerning
 from mlstate.format.encode import TensorSource
 from mlstate.format.tensor_object import TensorSpec
+from mlstate.parallel import ProcessLock
 from mlstate.pickled import (
     Checkpoint,
     CheckpointTensor,
@@ -28,7 +28,7 @@ from mlstate.weights.opened import OpenFile
 
 __all__ = ["TensorInCheckpoint", "checkpoint_sources"]
 
-_ONE_COPY = threading.Lock()
+_ONE_COPY = ProcessLock()
 """Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
@@ -32,6 +33,9 @@ from mlstate.weights.containers import (
     weights_in,
 )
 from mlstate.weights.opened import PIECE, OpenFile, pieces_at
+
+if TYPE_CHECKING:
+    from mlstate.fetch.addresses import ShardIndex
 
 __all__ = [
     "PIECE",
@@ -100,7 +104,10 @@ def sources_of_file(
     most = parse_limit(max_size)
     with ExitStack() as stack:
         sources: list[TensorSource] = []
-        for file, container in local_files(local_path(path)):
+        files, index = files_and_index(local_path(path))
+        sizes: dict[str, dict[str, int]] = {}
+        for file, container in files:
+            before = len(sources)
             with concerning(path=file):
                 if container == SAFETENSORS:
                     if select is not None:
@@ -114,6 +121,10 @@ def sources_of_file(
                     sources += checkpoint_sources(
                         file, stack, gzip=gzip, select=select, max_size=most
                     )
+            sizes[str(file)] = {s.name: s.spec.nbytes for s in sources[before:]}
+        if index is not None and select is None:
+            folder = Path(index.address).parent
+            index.check({name: sizes[str(folder / name)] for name in index.shards})
         with concerning(path=path):
             check_size(sum(source.spec.nbytes for source in sources), most)
             check_sources(sources)
@@ -125,6 +136,11 @@ def local_files(path: Path) -> list[tuple[Path, str]]:
 
     A `FormatError` says that there is nothing, or nothing that holds weights.
     """
+    return files_and_index(path)[0]
+
+
+def files_and_index(path: Path) -> tuple[list[tuple[Path, str]], ShardIndex | None]:
+    """As `local_files`, with the index that lists the files, if one does."""
     if not path.exists():
         raise WeightsNotFoundError(
             "there is no such file or folder", path=path, remedy="check the path"
@@ -135,16 +151,17 @@ def local_files(path: Path) -> list[tuple[Path, str]]:
     from mlstate.fetch.reader import read_exactly
     from mlstate.transport.local import LocalResource
 
-    files = [file]
+    files, listed = [file], None
     if file.name.endswith(INDEX):
         with LocalResource(file).read() as stream:  # which is never a pipe or a device
             index = read_exactly(stream, _LARGEST_INDEX)
-        files = [file.parent / name for name in parse_index(index, str(file))]
+        listed = parse_index(index, str(file))
+        files = [file.parent / name for name in listed.shards]
     found = []
     for file in files:
         with LocalResource(file).read() as stream:
             found.append((file, container_of(str(file), stream.read(FRONT))))
-    return found
+    return found, listed
 
 
 @dataclass(frozen=True)

@@ -372,3 +372,58 @@ def test_an_interrupt_without_a_terminal_ends_it_too(shell, distant):
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped" in told
+
+
+HOSTILE = "a\nerror: forged\x1b[2J\x9b\u202eb"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [HOSTILE],
+        ["ls", f"--{HOSTILE}"],
+        ["ls", "store", HOSTILE],
+        ["ls", f"-{HOSTILE}"],
+        ["fetch", f"--all={HOSTILE}", "--store", HOSTILE],
+        ["ls", HOSTILE, "--store", HOSTILE],
+        ["show", HOSTILE, "--store", "."],
+        ["add", HOSTILE, HOSTILE],
+        ["digest", HOSTILE],
+        ["prune", "--max-size", HOSTILE],
+        ["prune", "--older-than", HOSTILE],
+        ["materialize", HOSTILE, HOSTILE, "--store", HOSTILE],
+        ["unbundle", HOSTILE, "--store", HOSTILE],
+        ["verify-signature", HOSTILE, "--allowed-signers", HOSTILE],
+    ],
+    ids=lambda words: words[0][:20] if words[0] != HOSTILE else "command",
+)
+def test_what_was_typed_commands_no_terminal_and_forges_no_line(shell, words):
+    done = shell(*words)
+    assert done.returncode not in (0, 1), done.stderr
+    for line in (done.stdout + done.stderr).splitlines():
+        assert line.isprintable(), line
+        assert not line.startswith("error: forged")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signature_in_what_was_typed_is_not_shown(shell):
+    done = shell("ls", "store", "https://host/x?sig=secret")
+    assert done.returncode == 2
+    assert "secret" not in done.stderr
+    assert "https://host/x" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("words", "code"), [(["no-such-command"], 2), (["ls", "nothing"], 3), ([], 2)]
+)
+def test_where_nobody_can_be_told_the_exit_code_still_says_it(shell, words, code):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PROGRAM, *words],
+            cwd=shell.folder,
+            env={**os.environ, **shell.environment},
+            stderr=full,
+            check=False,
+        )
+    assert done.returncode == code

@@ -5,8 +5,11 @@ The subclass gives a fixture ``store``: an empty store, and is named ``Test...``
 
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import execnet
 import pytest
 import torch
 
@@ -21,6 +24,7 @@ from mlstate.errors import (
 from mlstate.format.encode import encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
+from mlstate.phrases import in_shell
 from mlstate.stores.save_request import SaveRequest
 from tests.support.models import LINEAR, BytesModel, NoModule, net, same, values
 
@@ -321,6 +325,19 @@ class StateStoreSuite:
         with ThreadPoolExecutor(6) as pool:
             keys = list(pool.map(lambda _: store.save(model, "a"), range(6)))
         assert set(keys) == {StateKey(LINEAR, "a")}
+
+    def test_a_pickled_or_copied_store_has_the_same_states(self, store):
+        key = store.save(net(1), "a", files={"f": b"1"}, meta={"m": {"n": 1}})
+        pickled = pickle.loads(pickle.dumps(store))
+        for again in (pickled, copy.copy(store), copy.deepcopy(store)):
+            assert again.digest(key) == store.digest(key)
+            assert same(again.load_state_dict(key), values(net(1)))
+            assert dict(again.files(key)) == {"f": b"1"}
+        assert pickled.save(net(2), "b") == StateKey(LINEAR, "b")
+
+    def test_its_name_is_a_text_that_can_be_sent_by_its_type(self, store):
+        assert execnet.loads(execnet.dumps(repr(store))) == repr(store)
+        assert in_shell(store) == in_shell(store.phrase)
 
     def test_after_everything_the_store_passes_verify(self, store):
         """Saves, savings of the same, overwriting and deleting leave objects that are right."""

@@ -203,7 +203,8 @@ def test_the_next_mirror_does_where_a_checkpoint_did_not(tmp_path):
     content[content.index(state["0.weight"].numpy().tobytes())] ^= 1
     (tmp_path / "damaged.pth").write_bytes(content)
     right = save(tmp_path / "right.pth", {"model": {"state": state}}) | {"select": "model.state"}
-    check_fetched(store_of(tmp_path, state, wrong, damaged, right), state)
+    with pytest.warns(UserWarning, match=r"wrong\.pth.* and .*damaged\.pth"):
+        check_fetched(store_of(tmp_path, state, wrong, damaged, right), state)
 
 
 def test_of_a_checkpoint_only_what_is_missing_is_kept(tmp_path, recording_server):

@@ -39,6 +39,12 @@ class TestLocalOpenedAnewForEveryCall(StateStoreSuite):
             def __getattr__(self, name):
                 return getattr(LocalStateStore(tmp_path / "store"), name)
 
+            def __repr__(self):
+                return repr(self.phrase)
+
+            def __reduce__(self):
+                return (LocalStateStore, (self.folder,))
+
         return Fresh()
 
     def opened(self, store):

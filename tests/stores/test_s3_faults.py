@@ -22,7 +22,7 @@ from mlstate import S3StateStore, StateKey, verify
 from mlstate.buckets.client import PART
 from mlstate.buckets.open import BucketOptions
 from mlstate.digests import Digest
-from mlstate.errors import BucketError, FetchError, IntegrityError
+from mlstate.errors import BucketError, FetchError, IntegrityError, MlstateError
 from mlstate.objects import read_verified
 from mlstate.objects.bucket import LARGE_AT_ONCE, PARTS_EACH, BucketObjectStore
 from mlstate.transport import Retries
@@ -356,3 +356,14 @@ def test_damage_in_the_bucket_is_found_at_load(server, bucket):
     with pytest.raises(FetchError, match="wrong bytes"):
         bucket_store(server, bucket).load(model, StateKey(LINEAR, "earlier"))
     assert same(values(model), values(net(9)))
+
+
+@pytest.mark.parametrize("endpoint", ["::", "https://", "ftp://host", "host:9000", "https://["])
+def test_an_endpoint_that_is_none_is_a_typed_error(monkeypatch, endpoint):
+    """Some that pass for one end the client of buckets by a panic, which is no `Exception`."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(MlstateError) as caught:
+        S3StateStore("bucket").get_state_keys()
+    assert "AWS_ENDPOINT_URL" in str(caught.value)

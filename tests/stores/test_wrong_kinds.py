@@ -205,3 +205,18 @@ def test_a_store_with_the_wrong_kind_of_thing_in_it_says_so_and_the_rest_goes_on
 def refs_of(store: LocalStateStore, key: StateKey) -> set[str]:
     """The digests of a state's tensors."""
     return {ref.digest for ref in read_state(*store.get(key)).refs.values()}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("link", "hard link")])
+def test_what_bears_the_name_of_an_old_checkpoint_and_is_no_file_is_no_state(
+    tmp_path: Path, victim: Victim, kind: str
+):
+    store = LocalStateStore(tmp_path / "store")
+    store.save_state_dict(OTHERS, OTHER)
+    plant(kind, tmp_path / "store" / "pytorch.net.old.pt", victim)
+    # What leads to a device is listed by nobody, either.
+    assert store.get_state_keys() == [OTHER]
+    assert [listed.key for listed in store.listing()] == [OTHER]
+    assert [state.key for state in mlstate.usage(store).states] == [OTHER]
+    assert mlstate.verify(store).ok
+    assert mlstate.copy(store, LocalStateStore(tmp_path / "copy"))

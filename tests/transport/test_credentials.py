@@ -6,6 +6,7 @@ import base64
 import logging
 import os
 import traceback
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -140,6 +141,33 @@ def test_a_broken_config_file_is_an_error_that_shows_no_token(nobody, text, says
     assert says in str(caught.value)
     assert "config.toml" in str(caught.value)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark_and_have_line_ends_of_windows(nobody):
+    config(nobody, "")
+    text = f"\ufeff# ours\r\n[tokens]\r\n'example.org' = '{SECRET}'\r\n"
+    (nobody / "mlstate" / "config.toml").write_bytes(text.encode())
+    assert sent_to("https://example.org/x") == f"Bearer {SECRET}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_config_file_in_another_encoding_is_an_error_that_names_it(nobody, encoding):
+    config(nobody, "")
+    text = f"[tokens]\n'example.org' = '{SECRET}'\n"
+    (nobody / "mlstate" / "config.toml").write_bytes(text.encode(encoding))
+    with pytest.raises(FormatError, match="UTF-8") as caught:
+        sent_to("https://example.org/x")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_netrc_in_another_encoding_is_warned_of(encoding):
+    netrc(f"machine example.org login me password {SECRET}")
+    path = Path(os.environ["NETRC"])
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.warns(UserWarning, match="plain UTF-8") as caught:
+        assert sent_to("https://example.org/x") is None
+    assert SECRET not in str(caught[0].message)
 
 
 def test_a_login_comes_from_netrc_and_only_from_a_hosts_own_entry():
@@ -403,3 +431,17 @@ def test_nothing_secret_is_shown(web, two_servers, monkeypatch):
     ]
     for secret in ("wr0ng", "p4ss", "qu3ry", "fr4gment"):
         assert secret not in "".join(everything)
+
+
+def test_where_the_home_folder_is_no_folder_there_is_no_config(monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null")
+    monkeypatch.setenv("NETRC", "/dev/null/netrc")
+    assert sent_to("https://example.org/x") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_config_of_another_user_is_warned_of(nobody):
+    config(nobody, "")
+    (nobody / "mlstate" / "config.toml").chmod(0)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert sent_to("https://example.org/x") is None

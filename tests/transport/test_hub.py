@@ -355,7 +355,7 @@ def test_the_hubs_own_offline_setting_holds_for_the_hub(web, hub, monkeypatch):
 def test_the_hub_is_read_without_huggingface_hub(web, hub, monkeypatch, tmp_path):
     commit = hub.add("org/repo", FILES)
     cache(tmp_path, commit, "config.json", b"of the cache")
-    for module in ("hub", "credentials"):
+    for module in ("hub_cache", "credentials"):
         monkeypatch.setattr(f"mlstate.transport.{module}.find_spec", lambda name: None)
     assert read(web.open("hf://org/repo/config.json")) == b"{}"
 

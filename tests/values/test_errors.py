@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
+import pkgutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+import mlstate
 from mlstate import errors
 from mlstate.errors import (
     FormatError,
@@ -24,6 +27,8 @@ from mlstate.errors import (
     UnpinnedStateError,
     concerning,
 )
+from mlstate.files import UnfitFileError
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 
 KEY = StateKey.parse("pytorch.resnet18.imagenet")
@@ -138,6 +143,36 @@ def test_copying_keeps_everything(kind):
         assert type(again) is kind
         assert vars(again) == vars(error)
         assert str(again) == str(error)
+
+
+def every_exception() -> set[type[BaseException]]:
+    """The exceptions of all modules, those that do not leave the package too."""
+    for module in pkgutil.walk_packages(mlstate.__path__, "mlstate."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, left = set(), [BaseException]
+    while left:
+        left += set(left.pop().__subclasses__()) - found
+        found.update(left)
+    return {kind for kind in found if kind.__module__.split(".")[0] == "mlstate"}
+
+
+def test_every_exception_of_every_module_can_be_sent_with_all_that_it_says():
+    kinds = every_exception()
+    assert {UnfitFileError, *TYPES} < kinds
+    for kind in kinds:
+        phrase = OVERWRITE + " helps"
+        fields = {**FIELDS, "remedy": phrase} if issubclass(kind, MlstateError) else {}
+        error = kind("it broke", "path") if kind is UnfitFileError else kind("it broke", **fields)
+        error.add_note("more")
+        if fields:
+            error.attempts = (("https://host", phrase),)
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(again) is kind
+            assert (str(again), again.args) == (str(error), error.args)
+            assert vars(again) == vars(error)
+            if fields:
+                assert again.remedy.shell == phrase.shell
 
 
 def test_an_error_crosses_to_another_process():

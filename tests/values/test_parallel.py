@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlstate.parallel import Background, _Helper, begun, for_each
+from mlstate.parallel import Background, ProcessLock, _Helper, begun, for_each
 
 
 @settings(max_examples=50, deadline=None)
@@ -275,3 +279,50 @@ def test_where_threads_are_missing_those_there_are_do_the_work(monkeypatch, star
     with begun(done.append, range(100, 200), 8) as finish:
         finish()
     assert sorted(done) == [*range(200)]
+
+
+FORKED = """
+import os, signal, sys, threading
+from mlstate.parallel import ProcessLock
+
+lock, again = ProcessLock(), ProcessLock(again=True)
+held, done = threading.Event(), threading.Event()
+
+def hold():
+    with lock, again:
+        held.set()
+        done.wait(60)
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(60)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # it would wait for ever
+    with lock, again, again:
+        os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert not lock._lock.acquire(blocking=False)  # in the parent it is held still
+done.set()
+thread.join()
+with lock:
+    if (child := os.fork()) == 0:
+        signal.alarm(30)
+assert child or lock._lock.acquire(blocking=False)
+os._exit(0 if child == 0 else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_lock_that_another_thread_holds_is_free_in_a_forked_child():
+    run = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
+
+
+def test_a_pickled_lock_is_a_new_one():
+    lock = ProcessLock(again=True)
+    with lock, lock:
+        other = pickle.loads(pickle.dumps(lock))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(other.__enter__).result(60) is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mlstate import LocalStateStore, StateKey, file_digest, state_digest
+from mlstate import LocalStateStore, StateKey, file_digest, lock, state_digest
 from mlstate.errors import FormatError, TransportError
 from mlstate.weights.files import sources_of_file
 from tests.support.models import net, values
@@ -117,3 +117,46 @@ def test_weights_that_are_no_file_are_not_waited_for(tmp_path, kind, name):
     plant(kind, tmp_path / "folder" / name, Victim(tmp_path / "home2"))
     with time_limit(20), pytest.raises((TransportError, FormatError)):
         file_digest(tmp_path / "folder")
+
+
+def sharded(folder, *, total=None, extra=(), left_out=()):
+    """Two shards with an index, which says more or less than is true."""
+    names = {"a.safetensors": {"x": torch.ones(4), "y": torch.ones(2)}}
+    names["b.safetensors"] = {"z": torch.zeros(3)}
+    places = {name: shard for shard, tensors in names.items() for name in tensors}
+    for shard, tensors in names.items():
+        save_file({n: t for n, t in tensors.items() if n not in left_out}, folder / shard)
+    index = {"weight_map": {**places, **dict.fromkeys(extra, "b.safetensors")}}
+    if total is not None:
+        index["metadata"] = {"total_size": total}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("how", ["digest", "pin"])
+@pytest.mark.parametrize(
+    ("says", "warning"),
+    [
+        ({}, None),
+        ({"total": 36}, None),
+        ({"total": 40}, "have 40 bytes, and they have 36"),
+        ({"total": "36"}, None),
+        ({"extra": ["w"]}, "there is 'w', which its shards do not have"),
+        ({"left_out": ["y"], "total": 36}, "there is 'y'.* have 36 bytes, and they have 28"),
+    ],
+)
+def test_what_an_index_says_of_its_shards_is_compared(tmp_path, how, says, warning):
+    folder = sharded(tmp_path, **says)
+    address = folder / "model.safetensors.index.json"
+    (folder / "m.toml").write_text(
+        f'version = 1\n[states."pytorch.net.a"]\nmirrors = ["{address}"]\n'
+    )
+
+    def take():
+        return file_digest(folder) if how == "digest" else lock(folder / "m.toml")
+
+    if warning is None:
+        take()
+    else:
+        with pytest.warns(UserWarning, match=warning):
+            take()

@@ -16,6 +16,7 @@ from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.folders import folder_checks, readonly_check
 from mlstate.operations.doctor.network import ask_all
 from mlstate.operations.doctor.places import Place, places_of, unusable
+from mlstate.phrases import called
 from mlstate.stores.open import open_store
 from mlstate.stores.read import StateStore
 
@@ -169,7 +170,7 @@ def _store_check(view: StateStore) -> Check:
             return Check("store", True, f"{found}, of which {unpinned:,} are not pinned", remedy)
         return Check("store", True, found)
     if view.place is not None:
-        return Check("store", True, str(view))  # it is asked as a place
+        return Check("store", True, called(view))  # it is asked as a place
     return Check("store", True, f"{view}, {len(view.get_state_keys()):,} states")
 
 

@@ -75,7 +75,9 @@ class GitHubReleaseStore(SavingStore):
         super().__init__(catalog, fetcher.cache, ReleaseSaver(catalog), fetcher)
         self.place = RemotePlace(f"github:{self.repository}", f"github:{self.repository}")
 
-    def __repr__(self) -> str:
+    @property
+    def phrase(self) -> Phrase:
+        """See `StateStore.phrase`."""
         place = f"{self._github.server}/{self.repository}"
         return Phrase(f"GitHubReleaseStore({place})", place)
 
