@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from tarfile import TarInfo
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import (
@@ -17,6 +17,7 @@ from mlstate.errors import (
     IntegrityError,
     ManifestError,
     ObjectNotFoundError,
+    SignatureError,
     StateExistsError,
     concerning,
 )
@@ -24,15 +25,19 @@ from mlstate.fetch.progress import Meter
 from mlstate.format import layout, tensor_object
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
+from mlstate.manifests.parse import parse_state_file
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
 from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
+from mlstate.signatures.inline import is_signed
 from mlstate.states import StateKey
 from mlstate.stores.save_request import is_same
 from mlstate.stores.state_saver import StateSaver
-from mlstate.stores.statefiles import parse_state_file
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures
 
 __all__ = ["BundleReader"]
 
@@ -47,10 +52,19 @@ _MAKE = (
 class BundleReader:
     """Reads one bundle into a store, once; see `mlstate.operations.bundle.unbundle`."""
 
-    def __init__(self, tar: TarReader, saver: StateSaver, meter: Meter, *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        tar: TarReader,
+        saver: StateSaver,
+        meter: Meter,
+        signatures: StateSignatures | None,
+        *,
+        overwrite: bool,
+    ) -> None:
         self._tar = tar
         self._saver = saver
         self._meter = meter
+        self._signatures = signatures
         self._overwrite = overwrite
         self._names: set[str] = set()
         self._states: dict[StateKey, tuple[StateEntry, bytes]] = {}
@@ -105,7 +119,7 @@ class BundleReader:
 
     def _add_state(self, member: TarInfo, key: StateKey) -> None:
         data = self._text(member)
-        entry = parse_state_file(data, key, self._place(member))
+        entry = self._entry(data, key, self._place(member))
         digest = entry.pinned_digest
         same = [other for other in self._states if str(other).lower() == str(key).lower()]
         if variant := next(iter(same), self._saver.files.case_variant(key)):
@@ -121,6 +135,23 @@ class BundleReader:
         for named in (digest, *(file.digest for file in entry.files.values())):
             self._named.setdefault(named, None)
 
+    def _entry(self, data: bytes, key: StateKey, path: str) -> StateEntry:
+        """The entry of a state file, signed as the bundle's reader and its target require it.
+
+        An older version than one that was seen in the target is refused, if a signature is needed.
+        """
+        needed = [
+            signatures
+            for signatures in (self._signatures, self._saver.files.signatures)
+            if signatures is not None and signatures.signers is not None
+        ]
+        if not needed:
+            return parse_state_file(data, key, path)
+        from mlstate.manifests.state_signatures import StateText
+
+        text = StateText(data, key, path, self._saver.files.identity(key))
+        return [signatures.entry(text) for signatures in needed][-1]
+
     def _text(self, member: TarInfo) -> bytes:
         if member.size > SMALL:
             self._damaged(member, "is too long", f"at most {SMALL} bytes", f"{member.size} bytes")
@@ -130,7 +161,7 @@ class BundleReader:
         """The entry that the store has under the key: none, the same, or one to replace."""
         try:
             stored, _ = self._saver.stored(entry.key)
-        except ManifestError:
+        except (ManifestError, SignatureError):
             if not self._overwrite:
                 raise
             return None
@@ -154,6 +185,12 @@ class BundleReader:
                 pass  # another process was first: is it the same?
         elif self._existing(entry) != entry:
             states.replace(entry.key, data)
+        if self._signatures is None or self._signatures.signers is None:
+            return
+        # Who asks for signatures gets those of the bundle, beside a state that is there without.
+        now = states.read(entry.key)
+        if now is not None and now != data and not is_signed(now):
+            states.change(entry.key, now, data)
 
     def _add_object(self, member: TarInfo, digest: Digest) -> None:
         if digest not in self._named:

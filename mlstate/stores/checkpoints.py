@@ -7,15 +7,26 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlstate.errors import FormatError, ReadOnlyStoreError
+from mlstate.errors import FormatError, ReadOnlyStoreError, SignatureError
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.catalog import Catalog, compatible_keys
 
-__all__ = ["SUFFIX", "Checkpoints", "FolderCheckpoints", "WithCheckpoints", "key_of_checkpoint"]
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateText
+
+__all__ = [
+    "SUFFIX",
+    "Checkpoints",
+    "FolderCheckpoints",
+    "WithCheckpoints",
+    "key_of_checkpoint",
+    "unsigned_checkpoint",
+]
 
 SUFFIX = ".pt"
 
@@ -74,17 +85,42 @@ class WithCheckpoints(Catalog):
         """The entry of the catalog; a checkpoint has none."""
         return self._catalog.recorded(key)
 
+    @property
+    def requires_signature(self) -> bool:
+        """Whether nothing is read that is not signed, and so no checkpoint."""
+        return self._catalog.requires_signature
+
+    def text(self, key: StateKey) -> StateText | None:
+        """The state file of the catalog; a checkpoint has none."""
+        return self._catalog.text(key)
+
     def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint as a state."""
+        self._refuse_unsigned(key)
         return self._checkpoints.checkpoint(key)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint."""
+        self._refuse_unsigned(key)
         return self._checkpoints.checkpoint_bytes(key)
+
+    def _refuse_unsigned(self, key: StateKey) -> None:
+        if self.requires_signature and self._checkpoints.exists(key):
+            raise unsigned_checkpoint(key, self._checkpoints.locate(key))
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
         """The error that a key has a checkpoint."""
         return self._checkpoints.undeletable(key)
+
+
+def unsigned_checkpoint(key: StateKey, path: str) -> SignatureError:
+    """The error that a checkpoint of the predecessor has no signature where one is required."""
+    return SignatureError(
+        "a checkpoint of the older layout has no signature, and one is required",
+        key=key,
+        path=path,
+        remedy="copy it into a store that signs, if you know where it is from",
+    )
 
 
 class FolderCheckpoints(Checkpoints):
