@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mlstate import settings
+from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError, SignatureError, concerning
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest, content_of, listed_files, signature_file
+from mlstate.manifests import Manifest, content_of, is_store, listed_files, signature_file
 from mlstate.manifests.entries import ManifestContent
 from mlstate.manifests.serials import MAX_SERIAL, Sighting, check_serials, keep_serials
+from mlstate.manifests.state_serials import see_serial
 from mlstate.objects.durable import read_small
 from mlstate.phrases import Phrase
 from mlstate.signatures.allowed import parse_allowed_signers
@@ -26,6 +28,7 @@ from mlstate.signatures.lines import MAX_FILE
 from mlstate.signatures.policy import SignaturePolicy
 from mlstate.signatures.revoked import parse_revoked_keys
 from mlstate.signatures.sshsig import MAX_SIGNATURE
+from mlstate.states import StateKey
 
 __all__ = [
     "ManifestSignature",
@@ -49,6 +52,8 @@ class ManifestSignature:
         key_type: The type of the key, such as ``ED25519``.
         states: The number of states that the manifest lists.
         serial: Its serial number; None if it has none.
+        key: The state, of the state file of a store; None of a manifest.
+        digest: The digest that it names for that state, or None.
     """
 
     path: str
@@ -57,6 +62,8 @@ class ManifestSignature:
     key_type: str
     states: int
     serial: int | None
+    key: StateKey | None = None
+    digest: Digest | None = None
 
 
 def signers_of(policy: SignaturePolicy) -> Signers:
@@ -106,12 +113,16 @@ def read_signed(
     sightings: list[Sighting] = []
     for path, policy in paths:
         signers = None if policy is None else signers_of(policy)
+        is_in_store = is_store(local_path(path))
         for file in listed_files(local_path(path)):
             if signers is None:
                 manifests.append(Manifest.parse(content_of(file), str(file)))
                 continue
             manifest, signature = check_file(file, signers)
             manifests.append(manifest)
+            if is_in_store:  # whose own reader has seen it, perhaps
+                see_serial(os.path.realpath(file), signature.serial, str(signature.signer))
+                continue
             sightings.append(
                 Sighting(
                     str(signature.signer),

@@ -25,6 +25,7 @@ from mlstate.manifests.write import format_manifest
 from mlstate.phrases import Phrase
 from mlstate.signatures.check import Signers
 from mlstate.signatures.inline import join_signature, split_signature
+from mlstate.signatures.keys import PublicKey
 from mlstate.states import StateKey
 
 __all__ = [
@@ -99,10 +100,7 @@ class StateSignatures:
             raise unsigned(text.path, text.key)
         signer, public = self.signers.check(signed, signature, text.path)
         content = parse_state_content(signed, text.key, text.path)
-        serial = serial_of(content, text.path)
-        return content, ManifestSignature(
-            text.path, signer, public.fingerprint, public.kind, 1, serial
-        )
+        return content, _report(text, content, signer, public)
 
     def written(self, entry: StateEntry, place: str, before: bytes | None) -> bytes:
         """The content of a new state file, signed if there is a key.
@@ -132,15 +130,28 @@ def signed_again(text: StateText, key: Path) -> tuple[bytes, ManifestSignature]:
     """
     old = without_signature(text.data)
     content = parse_state_content(old, text.key, text.path)
-    serial = next_serial(old, text.place)
-    wanted = Manifest(content.states, content.objects, {**content.unknown, "serial": serial})
+    unknown = {**content.unknown, "serial": next_serial(old, text.place)}
+    wanted = ManifestContent(content.states, content.objects, unknown)
     new = edit_manifest(old, text.path, wanted)
     if not new.endswith(b"\n"):
         new += b"\n"
     armoured, parsed = sign_bytes(new, key, text.path)
-    public = parsed.key
-    report = ManifestSignature(text.path, None, public.fingerprint, public.kind, 1, serial)
-    return join_signature(new, armoured), report
+    return join_signature(new, armoured), _report(text, wanted, None, parsed.key)
+
+
+def _report(
+    text: StateText, content: ManifestContent, signer: str | None, public: PublicKey
+) -> ManifestSignature:
+    return ManifestSignature(
+        text.path,
+        signer,
+        public.fingerprint,
+        public.kind,
+        states=1,
+        serial=serial_of(content, text.path),
+        key=text.key,
+        digest=content.states[text.key].digest,
+    )
 
 
 def with_signature(text: StateText) -> bytes | None:

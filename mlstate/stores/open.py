@@ -18,7 +18,7 @@ from mlstate.stores.read import StateStore
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress
 
-__all__ = ["open_store"]
+__all__ = ["is_manifest", "open_store"]
 
 _BUCKET = re.compile(r"s3://([^/]+)/?(.*)")
 _REPOSITORY = re.compile(r"github:([^/]+)/([^/]+?)(?:\.git)?/?")
@@ -111,6 +111,17 @@ def open_store(
     from mlstate.stores.local import LocalStateStore
 
     return LocalStateStore(path, require_signature=require_signature, signing_key=signing_key)
+
+
+def is_manifest(where: str) -> bool:
+    """Whether a text names a manifest, or a folder of some, and no store.
+
+    Raises:
+        FormatError: It names another file.
+        StoreNotFoundError: There is no such manifest.
+    """
+    elsewhere = "://" in where or where.startswith(("s3:", "github:"))
+    return not elsewhere and _is_manifest(local_path(where))
 
 
 def _is_manifest(path: Path) -> bool:
