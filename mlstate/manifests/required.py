@@ -97,8 +97,8 @@ def state_signatures(
 
 def places_of(path: str | os.PathLike[str]) -> tuple[str, str]:
     """The names of a path on this machine: as it is given, and where its links lead."""
-    given = os.path.abspath(local_path(path))
-    return given, os.path.realpath(given)
+    local = local_path(path)
+    return os.path.abspath(local), os.path.realpath(local)  # which differ in what .. means
 
 
 def _signing_key() -> Path | None:

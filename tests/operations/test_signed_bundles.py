@@ -101,9 +101,7 @@ def test_nothing_comes_of_a_bundle_that_is_not_signed(tmp_path, key, allowed, mo
         tmp_path / "there", require_signature=allowed if who == "target" else False
     )
     with pytest.raises(SignatureError, match="not signed") as caught:
-        unbundle(
-            tmp_path / "x.tar", target, require_signature=allowed if who == "bundle" else None
-        )
+        unbundle(tmp_path / "x.tar", target, require_signature=allowed if who == "bundle" else None)
     assert caught.value.key == B
     assert target.get_state_keys() == []
 
