@@ -275,7 +275,8 @@ def unbundle(
         ReadOnlyStoreError: The target keeps no objects.
     """
     if target is None or isinstance(target, str | os.PathLike):
-        target = LocalStateStore(settings.cache_folder() if target is None else target)
+        folder = settings.cache_folder() if target is None else target
+        target = LocalStateStore(folder, require_signature=require_signature)
     saver = getattr(target, "saver", None)
     if not isinstance(saver, StateSaver):
         raise ReadOnlyStoreError(
