@@ -24,7 +24,7 @@ from mlstate.manifests.state_serials import highest_serial, see_serial
 from mlstate.manifests.write import format_manifest
 from mlstate.phrases import Phrase
 from mlstate.signatures.check import Signers
-from mlstate.signatures.inline import join_signature, split_signature
+from mlstate.signatures.inline import is_signed, join_signature, split_signature
 from mlstate.signatures.keys import PublicKey
 from mlstate.states import StateKey
 
@@ -156,9 +156,12 @@ def _report(
 
 def with_signature(text: StateText) -> bytes | None:
     """A state file with its signature at its end, wherever that is now; None if it has none."""
-    if split_signature(text.data, text.path)[1] is not None:
+    if is_signed(text.data):
         return text.data
-    beside = text.beside()
+    try:
+        beside = text.beside()
+    except SignatureError:  # something else lies there, which is no signature
+        return None
     if beside is None or not text.data.endswith(b"\n"):
         return None
     return join_signature(text.data, beside)

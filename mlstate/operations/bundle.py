@@ -174,15 +174,11 @@ def _signed(store: StateStore, key: StateKey) -> tuple[Found, bytes | None]:
     """A state, and its state file if that is signed: both of one moment."""
     while True:
         found = store.get(key)
-        text = store.catalog.text(key)
-        if text is None:
-            return found, None
-        from mlstate.manifests.state_signatures import with_signature
-
-        data = with_signature(text)
+        data = store.catalog.signed_file(key)
         if data is None:
             return found, None
-        if is_same(parse_state_file(data, key, text.path), found.entry.pinned_digest, found.entry):
+        entry = found.entry
+        if is_same(parse_state_file(data, key, str(entry.origin)), entry.pinned_digest, entry):
             return found, data  # else it was overwritten between the two looks
 
 

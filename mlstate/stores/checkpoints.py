@@ -63,6 +63,7 @@ class WithCheckpoints(Catalog):
         self._catalog = catalog
         self._checkpoints = checkpoints
         self.remote = catalog.remote
+        self.signatures = catalog.signatures
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys of both."""
@@ -84,11 +85,6 @@ class WithCheckpoints(Catalog):
     def recorded(self, key: StateKey) -> StateEntry | None:
         """The entry of the catalog; a checkpoint has none."""
         return self._catalog.recorded(key)
-
-    @property
-    def requires_signature(self) -> bool:
-        """Whether nothing is read that is not signed, and so no checkpoint."""
-        return self._catalog.requires_signature
 
     def text(self, key: StateKey) -> StateText | None:
         """The state file of the catalog; a checkpoint has none."""

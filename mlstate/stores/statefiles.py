@@ -53,18 +53,7 @@ def format_state_file(entry: StateEntry) -> bytes:
 
 
 class StateFiles(Catalog):
-    """A catalog of state files, one for each key.
-
-    Attributes:
-        signatures: How they are signed; None: they are not, and need not be.
-    """
-
-    signatures: StateSignatures | None = None
-
-    @property
-    def requires_signature(self) -> bool:
-        """Whether nothing is read that is not signed."""
-        return self.signatures is not None and self.signatures.signers is not None
+    """A catalog of state files, one for each key."""
 
     def exists(self, key: StateKey) -> bool:
         """Whether there is a state file, readable or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -81,6 +82,26 @@ def test_one_that_lies_beside_goes_along_at_the_end(tmp_path, key, allowed):
     bundle(store, [A], tmp_path / "x.tar")
     assert unbundle(tmp_path / "x.tar", tmp_path / "there", require_signature=allowed) == [A]
     assert LocalStateStore(tmp_path / "there", require_signature=allowed).load_state_dict(A)
+
+
+@pytest.mark.parametrize("kind", ["damaged", "fifo"])
+def test_a_signature_that_is_none_goes_nowhere(tmp_path, key, allowed, kind):
+    """Who requires none reads and bundles such a state as ever, and the others refuse it."""
+    store = saved(tmp_path / "store", A)
+    file = tmp_path / "store" / STATE_FILE
+    if kind == "fifo":
+        os.mkfifo(file.with_name("a.toml.sig"))
+    else:
+        data = file.read_bytes() + b"# -----BEGIN SSH SIGNATURE-----\n# x\n"
+        file.unlink()
+        file.write_bytes(data)
+    bundle(store, [A], tmp_path / "x.tar")
+    assert not is_signed(texts(tmp_path / "x.tar")[STATE_FILE])
+    assert unbundle(tmp_path / "x.tar", tmp_path / "there") == [A]
+    with pytest.raises(SignatureError):
+        unbundle(tmp_path / "x.tar", tmp_path / "there", require_signature=allowed)
+    with pytest.raises(SignatureError):
+        LocalStateStore(tmp_path / "store", require_signature=allowed).digest(A)
 
 
 def test_a_bundle_can_be_signed_as_it_is_made(tmp_path, key, allowed):

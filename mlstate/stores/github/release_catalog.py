@@ -124,11 +124,6 @@ class ReleaseCatalog(Catalog):
         found = self._pointer(key)
         return None if found is None else without_local_mirrors(self.read_entry(key, *found))
 
-    @property
-    def requires_signature(self) -> bool:
-        """Whether nothing is read that is not signed."""
-        return self.signatures is not None and self.signatures.signers is not None
-
     def text(self, key: StateKey) -> StateText | None:
         """The pointer as it is; None without one."""
         found = self._pointer(key)
