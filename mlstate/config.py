@@ -48,6 +48,15 @@ def read_config() -> dict[str, Any]:
         raise FormatError(
             "the config file cannot be read", path=path, expected="a file", found=unfit.found
         ) from None
+    except PermissionError as error:
+        if not os.environ.get("MLSTATE_CONFIG") and not _is_seen(path):
+            return {}  # HOME is another user's, as that of a service which root has started
+        raise FormatError(
+            "the config file cannot be read",
+            path=path,
+            found=error.strerror,
+            remedy="change its rights, or name another file in MLSTATE_CONFIG",
+        ) from error
     except UnicodeDecodeError:
         raise FormatError("the config file is not UTF-8", path=path) from None
     except FormatError as error:  # of which the rest is not shown: it may quote
@@ -55,3 +64,12 @@ def read_config() -> dict[str, Any]:
             "the config file is not TOML", path=path, line=error.line, expected=error.expected
         ) from None
     return table
+
+
+def _is_seen(path: Path) -> bool:
+    """Whether the folder may be looked into, and has such a file."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -159,6 +162,39 @@ def test_a_table_that_is_none_and_a_file_that_is_missing(config, manifest, monke
     monkeypatch.setenv("MLSTATE_CONFIG", str(tmp_path / "none.toml"))
     with pytest.raises(FormatError, match="not there"):
         ManifestStore(manifest)
+
+
+@pytest.fixture
+def home():
+    """A folder outside of the test's own, which only its user may look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_config_file_that_may_not_be_read_is_no_permission(home):
+    """But a folder that may not be looked into is another user's, and says nothing to this one."""
+    (home / "mlstate").mkdir(parents=True)
+    (home / "mlstate" / "config.toml").write_text("")
+    (home / "mlstate" / "config.toml").chmod(0o600)
+    code = (
+        "import os; from mlstate.manifests.required import required_policy\n"
+        "required_policy(None, '/x')  # and all that it imports\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); required_policy(None, '/x')"
+    )
+
+    def run(**more):
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(home), **more}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        ).stderr
+
+    assert "the config file cannot be read" in run()
+    home.chmod(0o700)
+    assert run() == ""
+    assert "cannot be read" in run(MLSTATE_CONFIG=str(home / "mlstate" / "config.toml"))
 
 
 def test_revoked_keys_of_the_config_file(config, monkeypatch):
