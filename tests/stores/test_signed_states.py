@@ -433,6 +433,34 @@ def test_the_variables_hold_for_every_store(place, keys, allowed, monkeypatch):
     refused(place.open(), "not signed", OTHER)
 
 
+def test_the_config_file_speaks_of_a_store_by_its_address(
+    place, keys, allowed, monkeypatch, tmp_path
+):
+    plain = place.open()
+    plain.save_state_dict(weights(), KEY)
+    (address, *_) = plain.places
+    config = tmp_path / "config.toml"
+    monkeypatch.setenv("MLSTATE_CONFIG", str(config))
+    config.write_text(f'[signatures.stores]\n"{address}" = "allowed_signers"\n')
+    refused(place.open(), "not signed")
+    with pytest.raises(SignatureError, match="not signed"):
+        verify_signature(place.open())
+    config.write_text(f'[signatures.stores]\n"{address}x" = "allowed_signers"\n')
+    assert place.open().load_state_dict(KEY)
+    with pytest.raises(FormatError, match="those who may sign"):
+        verify_signature(place.open())
+    config.write_text(
+        f'[signatures]\nsigning_key = "{keys[BOB].path}"\n'
+        f'[signatures.stores]\n"{address}" = {{ allowed_signers = "both", signer = "{BOB}" }}\n'
+    )
+    (tmp_path / "both").write_text(keys[ALICE].line() + keys[BOB].line())
+    sign(place.open(), keys[ALICE].path)
+    refused(place.open(), "may not sign this")
+    place.open().save_state_dict(weights(), KEY, overwrite=True)
+    assert place.open().load_state_dict(KEY)
+    assert verify_signature(place.open())[0].signer == BOB
+
+
 def test_open_store_takes_both(folder, keys, allowed):
     opened = open_store(folder.folder, create=True, signing_key=keys[ALICE].path)
     opened.save_state_dict(weights(), KEY)
