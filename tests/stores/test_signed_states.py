@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlstate import LocalStateStore, ManifestStore, StateKey, copy, manifest_of, sign, verify
-from mlstate.errors import FormatError, SignatureError, StateExistsError
+from mlstate.errors import FormatError, MlstateError, SignatureError, StateExistsError
 from mlstate.manifests.state_serials import serial_file
 from mlstate.operations.describe import describe
 from mlstate.operations.sign import verify_signature
@@ -20,6 +20,7 @@ from mlstate.operations.usage import usage
 from mlstate.signatures import SignaturePolicy
 from mlstate.signatures.inline import join_signature, split_signature
 from mlstate.stores import open_store
+from tests.servers.recording import Reply
 from tests.support.buckets import bucket_store, contents, put
 from tests.support.github_stores import TAG, asset_of, github_store
 from tests.support.models import LINEAR, net
@@ -376,6 +377,36 @@ def test_sign_overwrites_nothing_that_was_saved_meanwhile(place, keys, allowed, 
     sign(plain, keys[ALICE].path, keys=[KEY])
     loaded = place.open(require_signature=allowed).load_state_dict(KEY)
     assert torch.equal(loaded["weight"], weights(2)["weight"])
+
+
+@pytest.mark.parametrize("left", range(4))
+@pytest.mark.parametrize("done", [False, True])
+def test_signing_a_release_that_fails_half_way_loses_nothing(
+    github, tmp_path, keys, allowed, *, left, done
+):
+    """Requests fail after so many that change something; the last is done and not told, or not."""
+    place = Release(github, tmp_path)
+    place.open().save_state_dict(weights(), KEY)
+    changes = []
+
+    def count(record):
+        if record.method != "GET":
+            changes.append(record)
+            if len(changes) > left:
+                return Reply(500, {}, b"{}")
+        return None
+
+    if done:
+        github.after = count
+    else:
+        github.before = count
+    with suppress(MlstateError):
+        sign(place.open(attempts=1), keys[ALICE].path)
+    github.before = github.after = None
+    assert torch.equal(place.open().load_state_dict(KEY)["weight"], weights()["weight"])
+    sign(place.open(), keys[ALICE].path)
+    assert place.open(require_signature=allowed).load_state_dict(KEY)
+    assert place.open().get_state_keys() == [KEY]
 
 
 def test_saving_over_what_is_not_signed_has_to_be_asked_for(place, keys, allowed):
