@@ -101,7 +101,9 @@ class WithCheckpoints(Catalog):
         return self._checkpoints.checkpoint_bytes(key)
 
     def _refuse_unsigned(self, key: StateKey) -> None:
-        if self.requires_signature and self._checkpoints.exists(key):
+        if self.signatures is None or not self.requires_signature:
+            return
+        if self._checkpoints.exists(key):
             raise unsigned_checkpoint(key, self._checkpoints.locate(key))
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
