@@ -310,7 +310,7 @@ class CopyError(_Detailed):
 
 
 class SignatureError(_Detailed):
-    """A manifest has no good signature where one is required; nothing was read from it.
+    """A manifest, or a state, has no good signature where one is required; nothing was read of it.
 
     Attributes:
         signer: Whose key signed, as the allowed-signers file has it; None if it is not known.

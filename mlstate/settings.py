@@ -29,6 +29,7 @@ __all__ = [
     "readonly_caches",
     "required_signature",
     "revoked_keys",
+    "signing_key",
     "state_folder",
     "value_of",
 ]
@@ -72,11 +73,16 @@ SETTINGS = (
     ),
     Setting(
         "MLSTATE_REQUIRE_SIGNATURE",
-        "an allowed-signers file: manifests need a signature of one of them",
+        "an allowed-signers file: manifests and states need a signature of one of them",
         "none is needed",
     ),
     Setting("MLSTATE_REVOKED_KEYS", "public keys whose signatures are good no more", "none"),
-    Setting("MLSTATE_CONFIG", "a TOML file with tokens", "config.toml in the user's config folder"),
+    Setting("MLSTATE_SIGNING_KEY", "an SSH key: it signs what is saved", "nothing is signed"),
+    Setting(
+        "MLSTATE_CONFIG",
+        "a TOML file with tokens, and who signs",
+        "config.toml in the user's config folder",
+    ),
     Setting("MLSTATE_TOKEN_<HOST>", "the token for a host", "none", secret=True),
 )
 OTHERS = (
@@ -196,6 +202,11 @@ def required_signature() -> Path | None:
 def revoked_keys() -> Path | None:
     """MLSTATE_REVOKED_KEYS: the file of revoked public keys; None without one."""
     return _optional_path("MLSTATE_REVOKED_KEYS")
+
+
+def signing_key() -> Path | None:
+    """MLSTATE_SIGNING_KEY: the key that signs states as they are saved; None: none."""
+    return _optional_path("MLSTATE_SIGNING_KEY")
 
 
 def state_folder() -> Path:

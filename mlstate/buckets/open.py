@@ -33,7 +33,7 @@ from mlstate.settings import check_variables
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
-__all__ = ["BucketOptions", "open_bucket", "parse_bucket_address"]
+__all__ = ["BucketOptions", "endpoint_variable", "open_bucket", "parse_bucket_address"]
 
 _ADDRESS = re.compile(r"(s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,254})(?:/(.*))?", re.DOTALL)
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -90,6 +90,11 @@ def open_bucket(address: str, options: BucketOptions | None = None) -> BucketCli
     )
 
 
+def endpoint_variable() -> str | None:
+    """The address of a service other than AWS, where the environment names one."""
+    return next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
+
+
 def _checked_endpoint(endpoint: str) -> str:
     endpoint = endpoint.strip()
     if not endpoint.isprintable() or " " in endpoint:
@@ -122,7 +127,7 @@ def _connect_s3(bucket: str, options: BucketOptions) -> Connection:
     config: S3Config = {"unsigned_payload": False, "conditional_put": "etag"}
     named: dict[str, Any] = {}
     session = None
-    endpoint = options.endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
+    endpoint = options.endpoint or endpoint_variable()
     if options.anonymous:
         config["skip_signature"] = True
     elif find_spec("boto3") is not None:

@@ -74,10 +74,14 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
     ),
     (lock, "Pin the states of a manifest.", "lock manifests/torchvision.toml"),
     (verify, "Read every byte, and compare it with the digests.", "verify --all --store weights"),
-    (sign, "Sign a manifest with an SSH key.", "sign weights.toml --key ~/.ssh/id_ed25519"),
+    (
+        sign,
+        "Sign a manifest, or states, with an SSH key.",
+        "sign weights.toml --key ~/.ssh/id_ed25519",
+    ),
     (
         verify_signature,
-        "Check the signature of a manifest.",
+        "Check the signature of a manifest, or of states.",
         "verify-signature weights.toml --allowed-signers allowed_signers",
     ),
     (

@@ -31,6 +31,15 @@ def bundle(
     everything: All = False,
     store: StoreOption = None,
     overwrite: Overwrite = False,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            "-k",
+            metavar="FILE",
+            help="Sign each state of it with this SSH key. By default signatures stay as they are.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write states and all that they need into one tar, for machines without any network."""
@@ -39,7 +48,9 @@ def bundle(
 
     view = opened(store)
     chosen = chosen_keys(view, keys or [], everything=everything)
-    write_bundle(view, chosen, output, overwrite=overwrite, progress=progress_of(view))
+    write_bundle(
+        view, chosen, output, overwrite=overwrite, progress=progress_of(view), signing_key=key
+    )
     size = human_size(Path(output).stat().st_size)
     put_written("bundle", chosen, output, as_json=as_json)
     note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle")

@@ -76,8 +76,14 @@ def _cells(state: StateUsage, *, cached: bool) -> list[str]:
         "" if unknown else human_size(state.own),
         "" if unknown else human_size(state.shared),
         *([state.cached or ("" if state.digest else "not pinned")] if cached else []),
-        "damaged" if state.error else ago(state.modified),
+        _trouble(state) or ago(state.modified),
     ]
+
+
+def _trouble(state: StateUsage) -> str:
+    if state.unsigned:
+        return "unsigned"
+    return "damaged" if state.error else ""
 
 
 def _complain_of(used: Usage) -> None:

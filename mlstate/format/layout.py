@@ -27,6 +27,7 @@ __all__ = [
     "PARTIAL_SUFFIX",
     "ROOTS",
     "SETTINGS",
+    "SIGNATURE_SUFFIX",
     "STAGED_SUFFIX",
     "STATES",
     "STATE_SUFFIX",
@@ -49,6 +50,7 @@ TEMPORARIES = "tmp"
 TRASH = "trash"
 ROOTS = "roots"
 STATE_SUFFIX = ".toml"
+SIGNATURE_SUFFIX = ".sig"
 
 # Names in tmp/ that a later run looks for. All begin with 64 hex digits.
 STAGED_SUFFIX = ".staged"

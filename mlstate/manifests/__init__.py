@@ -25,6 +25,7 @@ __all__ = [
     "Manifest",
     "StateEntry",
     "content_of",
+    "is_store",
     "listed_files",
     "manifest_files",
     "signature_file",
@@ -219,7 +220,7 @@ def listed_files(path: Path) -> list[Path]:
     Raises:
         ManifestError: There is no such file or folder.
     """
-    if _is_store(path):  # its state files can be read, but not edited: see `manifest_files`
+    if is_store(path):  # its state files can be read, but not edited: see `manifest_files`
         return sorted((path / layout.STATES).rglob("*.toml"))
     return manifest_files(path)
 
@@ -241,7 +242,7 @@ def manifest_files(path: Path) -> list[Path]:
         )
     if not path.is_dir():
         return [path]
-    if _is_store(path):
+    if is_store(path):
         raise ManifestError(
             "this folder is a store, not a folder of manifests",
             path=path,
@@ -252,13 +253,14 @@ def manifest_files(path: Path) -> list[Path]:
         here = Path(place)
         # A store's own files end in .toml, too. They are no manifests, and not to be edited.
         folders[:] = [
-            name for name in folders if not name.startswith(".") and not _is_store(here / name)
+            name for name in folders if not name.startswith(".") and not is_store(here / name)
         ]
         files += (here / name for name in names if name.endswith(".toml"))
     return sorted(files)
 
 
-def _is_store(folder: Path) -> bool:
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store: its files are state files, not manifests to be edited."""
     return (folder / layout.SETTINGS).is_file() or (
         (folder / layout.STATES).is_dir() and (folder / layout.OBJECTS).is_dir()
     )

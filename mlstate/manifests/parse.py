@@ -10,10 +10,11 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.texts import decoded, load_toml
 
-__all__ = ["VERSION", "parse_manifest"]
+__all__ = ["VERSION", "parse_manifest", "parse_state_content", "parse_state_file"]
 
 VERSION = 1
 
@@ -31,6 +32,25 @@ def parse_manifest(data: bytes, origin: str) -> ManifestContent:
         ManifestError: It is not TOML, of a higher version, or says something that is not valid.
     """
     return _Parser(data, origin).parse()
+
+
+def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
+    """The entry of a state file; a ManifestError if it does not have exactly this state."""
+    return parse_state_content(data, key, origin).states[key]
+
+
+def parse_state_content(data: bytes, key: StateKey, origin: str) -> ManifestContent:
+    """All of a state file; a ManifestError if it does not have exactly this state."""
+    content = parse_manifest(data, origin)
+    if content.states.keys() != {key}:
+        raise ManifestError(
+            "a state file has exactly the state that its path names",
+            path=origin,
+            expected=key,
+            found=", ".join(map(str, content.states)) or "none",
+            remedy="restore the file, or save the state again with " + OVERWRITE,
+        )
+    return content
 
 
 class _Parser:

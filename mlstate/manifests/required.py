@@ -1,27 +1,63 @@
-"""Whether manifests need a signature, and reading them accordingly."""
+"""Whether a store needs signatures, and reading manifests accordingly.
+
+A program says it for one store. Otherwise the user's config file does, by the address of the store,
+or else MLSTATE_REQUIRE_SIGNATURE. Nothing in a store, a manifest or a repository is asked.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlstate import settings
+from mlstate.config import config_path, read_config
 from mlstate.errors import FormatError, SignatureError
+from mlstate.locations import local_path
 from mlstate.manifests import Manifest
 from mlstate.phrases import Phrase
 from mlstate.signatures.policy import SignaturePolicy
 
-__all__ = ["RequiredSignature", "read_required", "refuse_unsigned"]
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures
+
+__all__ = [
+    "RequiredSignature",
+    "SigningKey",
+    "places_of",
+    "read_required",
+    "refuse_unsigned",
+    "required_policy",
+    "state_signatures",
+]
 
 RequiredSignature = str | os.PathLike[str] | SignaturePolicy | bool | None
-"""An allowed-signers file or a policy; False: none; None: as MLSTATE_REQUIRE_SIGNATURE says."""
+"""An allowed-signers file or a policy; False: none; None: as the settings say."""
+
+SigningKey = str | os.PathLike[str] | Literal[False] | None
+"""The path of a key; False: nothing is signed; None: as the settings say."""
+
+_RULE = (
+    'false, the path of an allowed-signers file, or a table of "allowed_signers", "revoked_keys" '
+    'and "signer"'
+)
 
 
-def _required(required: RequiredSignature) -> SignaturePolicy | None:
-    """The policy that holds; None where no signature is needed."""
+def required_policy(required: RequiredSignature, *places: str) -> SignaturePolicy | None:
+    """The policy that holds for a store; None where no signature is needed.
+
+    Args:
+        required: What the program says.
+        places: The names of the store: its address; of a path all that lead there. Where one of
+            them needs a signature it is needed, whatever is said of the others.
+
+    Raises:
+        FormatError: The program or the config file says what makes no sense.
+    """
     if required is None:
-        required = settings.required_signature() or False
+        return _configured(places)
     if required is False:
         return None
     if isinstance(required, SignaturePolicy):
@@ -33,6 +69,130 @@ def _required(required: RequiredSignature) -> SignaturePolicy | None:
             found=repr(required),
         )
     return SignaturePolicy(required)
+
+
+def state_signatures(
+    required: RequiredSignature, key: SigningKey, *places: str
+) -> StateSignatures | None:
+    """How the state files of a store are signed, from its arguments and the settings; or None.
+
+    Args:
+        required: See `RequiredSignature`.
+        key: See `SigningKey`.
+        places: As for `required_policy`.
+
+    Raises:
+        FormatError: The files of those who may sign cannot be read, or the config file.
+    """
+    policy = required_policy(required, *places)
+    signing = _signing_key() if key is None else key
+    if policy is None and not signing:
+        return None
+    from mlstate.manifests.signed import signers_of
+    from mlstate.manifests.state_signatures import StateSignatures
+
+    signers = None if policy is None else signers_of(policy)
+    return StateSignatures(signers, local_path(signing) if signing else None)
+
+
+def places_of(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The names of a path on this machine: as it is given, and where its links lead."""
+    local = local_path(path)
+    return os.path.abspath(local), os.path.realpath(local)  # which differ in what .. means
+
+
+def _signing_key() -> Path | None:
+    """The key that signs what is saved: MLSTATE_SIGNING_KEY, or that of the config file; or None.
+
+    Raises:
+        FormatError: The config file cannot be read.
+    """
+    return settings.signing_key() or _path(_table().get("signing_key"), "signing_key")
+
+
+def _configured(places: Iterable[str]) -> SignaturePolicy | None:
+    """The policy of the config file for a store, or else that of the variable."""
+    table = _table()
+    rules = table.get("stores", {})
+    if not isinstance(rules, dict):
+        raise _refused("stores", "a table of addresses")
+    default = _default(table)
+    found = [
+        next((rule for rule in rules.items() if _fits(rule[0], place)), None) for place in places
+    ] or [None]
+    policies = [default if rule is None else _policy(*rule, default, table) for rule in found]
+    return next((policy for policy in policies if policy is not None), None)
+
+
+def _table() -> Mapping[str, Any]:
+    table = read_config().get("signatures", {})
+    if not isinstance(table, dict):
+        raise _refused("", "a table")
+    for name in table.keys() - {"allowed_signers", "revoked_keys", "signing_key", "stores"}:
+        # A misspelt name would require nothing.
+        raise _refused(name, "allowed_signers, revoked_keys, signing_key or stores")
+    return table
+
+
+def _default(table: Mapping[str, Any]) -> SignaturePolicy | None:
+    allowed = settings.required_signature() or _path(
+        table.get("allowed_signers"), "allowed_signers"
+    )
+    return None if allowed is None else SignaturePolicy(allowed, _revoked(table))
+
+
+def _revoked(table: Mapping[str, Any]) -> Path | None:
+    return settings.revoked_keys() or _path(table.get("revoked_keys"), "revoked_keys")
+
+
+def _policy(
+    pattern: str, rule: object, default: SignaturePolicy | None, table: Mapping[str, Any]
+) -> SignaturePolicy | None:
+    where = f'stores."{pattern}"'
+    if rule is False:
+        return None
+    said: Mapping[str, Any] = {"allowed_signers": rule} if isinstance(rule, str) else {}
+    if isinstance(rule, dict):
+        said = rule
+    if not said or said.keys() - {"allowed_signers", "revoked_keys", "signer"}:
+        raise _refused(where, _RULE)
+    allowed = _path(said.get("allowed_signers"), where)
+    if allowed is None and default is not None:
+        allowed = Path(default.allowed_signers)
+    signer = said.get("signer")
+    if allowed is None or not isinstance(signer, str | None):
+        raise _refused(where, _RULE + "; allowed_signers here or above")
+    revoked = _path(said.get("revoked_keys"), where) or _revoked(table)
+    return SignaturePolicy(allowed, revoked, signer)
+
+
+def _fits(pattern: str, place: str) -> bool:
+    """Whether a pattern is that of a place, or of what it is in."""
+    if pattern.startswith("~"):
+        pattern = str(local_path(pattern))
+    if place.startswith("github:"):  # whose names differ not in case alone
+        pattern, place = pattern.lower(), place.lower()
+    if fnmatch.fnmatchcase(place, pattern):
+        return True
+    return fnmatch.fnmatchcase(place, f"{pattern.rstrip('/')}/*")
+
+
+def _path(value: object, name: str) -> Path | None:
+    """A path of the config file: relative to its folder."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise _refused(name, "a path")
+    return config_path().parent / local_path(value)
+
+
+def _refused(name: str, expected: str) -> FormatError:
+    where = "[signatures]" + (f" {name}" if name else "")
+    return FormatError(
+        f"{where} of the config file is not valid",
+        path=config_path(),
+        expected=expected,
+    )
 
 
 def read_required(
@@ -52,13 +212,13 @@ def read_required(
         SignatureError: A signature is needed, and a file has no good one.
         ManifestError: As for `Manifest.read`.
     """
-    unsigned = () if shipped is None else (shipped,)
-    policy = _required(required)
-    if policy is None:
-        return Manifest.read(*paths, *unsigned)
+    policies = [(path, required_policy(required, *places_of(path))) for path in paths]
+    if all(policy is None for _, policy in policies):
+        unsigned = [path for path, _ in policies] + ([] if shipped is None else [shipped])
+        return Manifest.read(*unsigned)
     from mlstate.manifests.signed import read_signed
 
-    return read_signed(paths, policy, unsigned=unsigned)
+    return read_signed([*policies, *([] if shipped is None else [(shipped, None)])])
 
 
 def refuse_unsigned(manifest: Manifest, required: RequiredSignature) -> None:
@@ -67,7 +227,7 @@ def refuse_unsigned(manifest: Manifest, required: RequiredSignature) -> None:
     Raises:
         SignatureError: It lists states, and the bytes that a signature would be of are not known.
     """
-    if manifest.states and _required(required) is not None:
+    if manifest.states and required_policy(required) is not None:
         raise SignatureError(
             "a manifest that was read or made already has no signature that could be checked",
             expected="the path of a signed manifest",

@@ -12,20 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from mlstate import settings
+from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError, SignatureError, concerning
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest, content_of, listed_files, signature_file
+from mlstate.manifests import Manifest, content_of, is_store, listed_files, signature_file
+from mlstate.manifests.entries import ManifestContent
 from mlstate.manifests.serials import MAX_SERIAL, Sighting, check_serials, keep_serials
+from mlstate.manifests.state_serials import see_serial
 from mlstate.objects.durable import read_small
 from mlstate.phrases import Phrase
 from mlstate.signatures.allowed import parse_allowed_signers
 from mlstate.signatures.check import Signers
+from mlstate.signatures.inline import split_signature
 from mlstate.signatures.lines import MAX_FILE
 from mlstate.signatures.policy import SignaturePolicy
 from mlstate.signatures.revoked import parse_revoked_keys
 from mlstate.signatures.sshsig import MAX_SIGNATURE
+from mlstate.states import StateKey
 
-__all__ = ["ManifestSignature", "check_file", "read_signed", "signature_of", "signers_of"]
+__all__ = [
+    "ManifestSignature",
+    "check_file",
+    "read_signature",
+    "read_signed",
+    "serial_of",
+    "signature_of",
+    "signers_of",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,8 @@ class ManifestSignature:
         key_type: The type of the key, such as ``ED25519``.
         states: The number of states that the manifest lists.
         serial: Its serial number; None if it has none.
+        key: The state, of the state file of a store; None of a manifest.
+        digest: The digest that it names for that state, or None.
     """
 
     path: str
@@ -47,6 +62,8 @@ class ManifestSignature:
     key_type: str
     states: int
     serial: int | None
+    key: StateKey | None = None
+    digest: Digest | None = None
 
 
 def signers_of(policy: SignaturePolicy) -> Signers:
@@ -80,42 +97,42 @@ def _key_file(path: Path, what: str) -> bytes:
 
 
 def read_signed(
-    paths: Iterable[str | os.PathLike[str]],
-    policy: SignaturePolicy,
-    *,
-    unsigned: Iterable[Path] = (),
+    paths: Iterable[tuple[str | os.PathLike[str], SignaturePolicy | None]],
 ) -> Manifest:
     """Read manifests, as `Manifest.read` does, of which each file needs a good signature.
 
     Args:
-        paths: Files and folders.
-        policy: Whose signatures are good.
-        unsigned: Files and folders that need none; they are read last.
+        paths: Files and folders, each with whose signatures are good; None: it needs none.
 
     Raises:
         SignatureError: A file has no good signature, or a higher serial number was seen before.
         ManifestError: As for `Manifest.read`.
-        FormatError: The files of the policy cannot be read.
+        FormatError: The files of a policy cannot be read.
     """
-    signers = signers_of(policy)
     manifests: list[Manifest] = []
     sightings: list[Sighting] = []
-    for file in (file for path in paths for file in listed_files(local_path(path))):
-        manifest, signature = check_file(file, signers)
-        manifests.append(manifest)
-        sightings.append(
-            Sighting(
-                str(signature.signer),
-                _name(manifest, file),
-                os.path.realpath(file),
-                signature.serial,
+    for path, policy in paths:
+        signers = None if policy is None else signers_of(policy)
+        is_in_store = is_store(local_path(path))
+        for file in listed_files(local_path(path)):
+            if signers is None:
+                manifests.append(Manifest.parse(content_of(file), str(file)))
+                continue
+            manifest, signature = check_file(file, signers)
+            manifests.append(manifest)
+            if is_in_store:  # whose own reader has seen it, perhaps
+                see_serial(os.path.realpath(file), signature.serial, str(signature.signer))
+                continue
+            sightings.append(
+                Sighting(
+                    str(signature.signer),
+                    _name(manifest, file),
+                    os.path.realpath(file),
+                    signature.serial,
+                )
             )
-        )
     check_serials(sightings)
-    others = [file for path in unsigned for file in listed_files(local_path(path))]
-    read = Manifest.joined(
-        [*manifests, *(Manifest.parse(content_of(file), str(file)) for file in others)]
-    )
+    read = Manifest.joined(manifests)
     keep_serials(sightings)
     return read
 
@@ -123,15 +140,18 @@ def read_signed(
 def check_file(file: Path, signers: Signers) -> tuple[Manifest, ManifestSignature]:
     """Read a manifest file and check its signature; rollback is not looked at.
 
+    The signature of a state file is at its end; otherwise it is in the file beside it.
+
     Raises:
         SignatureError: It has no good signature.
         ManifestError: It is signed, but no manifest.
     """
-    content = content_of(file)
-    beside = signature_file(file)
-    with concerning(path=beside):
-        signer, key = signers.check(content, signature_of(file), str(beside))
-    manifest = Manifest.parse(content, str(file))
+    signed, signature = split_signature(content_of(file), str(file))
+    where = file if signature is not None else signature_file(file)
+    with concerning(path=where):
+        found = signature_of(file) if signature is None else signature
+        signer, key = signers.check(signed, found, str(where))
+    manifest = Manifest.parse(signed, str(file))
     report = ManifestSignature(
         path=str(file),
         signer=signer,
@@ -150,9 +170,8 @@ def signature_of(file: Path) -> bytes:
         SignatureError: There is none, or it cannot be read.
     """
     beside = signature_file(file)
-    try:
-        return read_small(beside)[: MAX_SIGNATURE + 1]
-    except FileNotFoundError:
+    found = read_signature(beside)
+    if found is None:
         raise SignatureError(
             "this manifest is not signed, and a signature is required",
             path=file,
@@ -161,16 +180,29 @@ def signature_of(file: Path) -> bytes:
             + Phrase(
                 "sign it: mlstate.sign(manifest, key)", "sign it: mlstate sign FILE.toml --key KEY"
             ),
-        ) from None
+        )
+    return found
+
+
+def read_signature(path: Path) -> bytes | None:
+    """The content of a signature file, or so much of it as shows it too large; None without one.
+
+    Raises:
+        SignatureError: It cannot be read, or something else bears its name.
+    """
+    try:
+        return read_small(path)[: MAX_SIGNATURE + 1]
+    except FileNotFoundError:
+        return None
     except (OSError, FormatError) as error:
         raise SignatureError(
             "the signature of a manifest cannot be read",
-            path=beside,
+            path=path,
             found=error.message if isinstance(error, FormatError) else error,
         ) from error
 
 
-def serial_of(manifest: Manifest, file: Path) -> int | None:
+def serial_of(manifest: ManifestContent, file: str | os.PathLike[str]) -> int | None:
     """The serial number that a manifest file says at its top; None if it has none.
 
     Raises:

@@ -14,6 +14,7 @@ from mlstate.errors import (
     FormatError,
     ManifestError,
     ReadOnlyStoreError,
+    SignatureError,
     StateNotFoundError,
     concerning,
 )
@@ -253,7 +254,8 @@ def _from_file(
 
 
 def _recorded(target: SavingStore, key: StateKey) -> StateEntry | None:
-    with suppress(ManifestError):  # what cannot be read is replaced, if it may be
+    # What cannot be read is replaced, if it may be.
+    with suppress(ManifestError, SignatureError):
         return target.catalog.recorded(key)
     return None
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from mlstate import settings
 from mlstate.digests import Digest, Hasher
@@ -24,6 +24,8 @@ from mlstate.fetch.progress import Meter, OnProgress, listener
 from mlstate.files import UnfitFileError, open_input
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
+from mlstate.manifests.parse import parse_state_file
+from mlstate.manifests.required import RequiredSignature, places_of, state_signatures
 from mlstate.objects import ObjectStore
 from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import sync_path
@@ -34,14 +36,18 @@ from mlstate.operations.tar_reader import PIECE, TarReader, read_fully
 from mlstate.phrases import Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey, check_keys
-from mlstate.stores.abstract import AnyStore
+from mlstate.stores.abstract import AnyStore, Found
 from mlstate.stores.cache import PathLike
 from mlstate.stores.custom import state_store
 from mlstate.stores.local import LocalStateStore
 from mlstate.stores.read import StateStore
+from mlstate.stores.save_request import is_same
 from mlstate.stores.state_saver import StateSaver
 from mlstate.stores.statefiles import format_state_file
 from mlstate.units import parse_limit
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures
 
 __all__ = ["bundle", "unbundle"]
 
@@ -53,11 +59,13 @@ def bundle(
     *,
     overwrite: bool = False,
     progress: OnProgress | bool | None = None,
+    signing_key: PathLike | None = None,
 ) -> None:
     """Write states, with all their tensors and files, into one uncompressed tar.
 
     Every object is verified as it is read; what a view over mirrors lacks is fetched first. The
-    same states make the same bytes.
+    same states make the same bytes, unless they are signed here. States that are signed in a
+    folder, a bucket or a release stay so.
 
     Args:
         store: Where the states are.
@@ -65,8 +73,11 @@ def bundle(
         path: The tar to write; its folders are made if they are missing.
         overwrite: Replace a file that is there, once the new one is whole.
         progress: Told how many bytes are written; True: a bar on the terminal.
+        signing_key: The path of an SSH key, or of the public key of one that ssh-agent holds: it
+            signs each state of the bundle.
 
     Raises:
+        SignatureError: A state is not signed, in a store that requires it; or cannot be signed.
         StateNotFoundError: There is no such state.
         IntegrityError: An object is damaged or missing; nothing was written under this name.
         UnpinnedStateError: The manifest gives no digest for a state.
@@ -81,13 +92,14 @@ def bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     view = state_store(store)
     on_progress = listener(progress)
+    signatures = state_signatures(False, signing_key or False)
     try:
-        _write(view, keys, target, on_progress, overwrite=overwrite)
+        _write(view, keys, target, on_progress, signatures, overwrite=overwrite)
     except IntegrityError:
         mended = [view.access.mend(view.get(key).entry) for key in keys]
         if not any(mended):
             raise
-        _write(view, keys, target, on_progress, overwrite=overwrite)
+        _write(view, keys, target, on_progress, signatures, overwrite=overwrite)
 
 
 def _write(
@@ -95,10 +107,11 @@ def _write(
     keys: list[StateKey],
     target: Path,
     progress: OnProgress | None,
+    signatures: StateSignatures | None,
     *,
     overwrite: bool,
 ) -> None:
-    texts, objects = _contents(store, keys)
+    texts, objects = _contents(store, keys, signatures)
     meter = Meter(f"bundle {target.name}", progress)
     meter.expect(sum(item.size for item in objects.values()))
     temporary = temporary_beside(target)
@@ -128,18 +141,22 @@ class _Item:
 
 
 def _contents(
-    store: StateStore, keys: list[StateKey]
+    store: StateStore, keys: list[StateKey], signatures: StateSignatures | None
 ) -> tuple[dict[str, bytes], dict[Digest, _Item]]:
     """The texts by path, then the objects in the order of the bundle: state objects first."""
     states: dict[StateKey, bytes] = {}
     heads: dict[Digest, _Item] = {}
     others: dict[Digest, _Item] = {}
     for key in keys:
-        entry, objects = store.get(key)
+        (entry, objects), signed = _signed(store, key)
         with concerning(key):
             store.access.bring(entry)
             state = read_state(entry, objects)
-            states[key] = format_state_file(replace(entry, size=state.nbytes))
+            whole = replace(entry, size=state.nbytes)
+            if signatures is not None:
+                states[key] = signatures.written(whole, str(key), signed)
+            else:
+                states[key] = format_state_file(whole) if signed is None else signed
             digest = entry.pinned_digest
             heads[digest] = _Item(objects, _size(objects, digest), "a state object", key)
             for name, ref in state.refs.items():
@@ -152,6 +169,18 @@ def _contents(
     items |= {digest: others[digest] for digest in sorted(others.keys() - heads.keys())}
     texts = {layout.state_path(key): states[key] for key in sorted(states)}
     return {layout.SETTINGS: layout.NEW_SETTINGS, **texts}, items
+
+
+def _signed(store: StateStore, key: StateKey) -> tuple[Found, bytes | None]:
+    """A state, and its state file if that is signed: both of one moment."""
+    while True:
+        found = store.get(key)
+        data = store.catalog.signed_file(key)
+        if data is None:
+            return found, None
+        entry = found.entry
+        if is_same(parse_state_file(data, key, str(entry.origin)), entry.pinned_digest, entry):
+            return found, data  # else it was overwritten between the two looks
 
 
 def _size(objects: ObjectStore, digest: Digest) -> int:
@@ -211,6 +240,7 @@ def unbundle(
     overwrite: bool = False,
     max_size: int | str | None = None,
     progress: OnProgress | bool | None = None,
+    require_signature: RequiredSignature = None,
 ) -> list[StateKey]:
     """Bring the states of a bundle into a store, all of them verified, or none.
 
@@ -228,11 +258,16 @@ def unbundle(
         max_size: The most bytes that its members may have together: a number, or for instance
             ``"5GB"``. No limit by default.
         progress: Told how many bytes are read; True: a bar on the terminal.
+        require_signature: The path of an allowed-signers file, or a
+            `mlstate.signatures.SignaturePolicy`: each state needs a good signature of one of these
+            signers, beside what the target requires. By default as the settings say; False: none.
 
     Returns:
         The keys, sorted.
 
     Raises:
+        SignatureError: A state has no good signature where one is required; no state of the bundle
+            is in the store.
         IntegrityError: The bundle is cut short, or its bytes are not those that it names; no state
             of it is in the store.
         FormatError: It is no bundle, or holds what does not belong there; likewise.
@@ -241,7 +276,8 @@ def unbundle(
     """
     most = parse_limit(max_size)
     if target is None or isinstance(target, str | os.PathLike):
-        target = LocalStateStore(settings.cache_folder() if target is None else target)
+        folder = settings.cache_folder() if target is None else target
+        target = LocalStateStore(folder, require_signature=require_signature)
     saver = getattr(target, "saver", None)
     if not isinstance(saver, StateSaver):
         raise ReadOnlyStoreError(
@@ -252,6 +288,8 @@ def unbundle(
             + Phrase("the target", "--store")
             + " out: the cache is what every manifest reads",
         )
+    places = places_of(path) if isinstance(path, str | os.PathLike) and path != "-" else ()
+    signatures = state_signatures(require_signature, False, *places)
     with contextlib.ExitStack() as stack:
         if not isinstance(path, str | os.PathLike):
             tar = TarReader(path, str(getattr(path, "name", "a stream")), seekable=False)
@@ -261,7 +299,8 @@ def unbundle(
             file = stack.enter_context(_opened(local_path(path)))
             tar = TarReader(file, str(path), seekable=file.seekable())
         meter = Meter(f"unbundle {Path(tar.origin).name}", listener(progress))
-        keys = BundleReader(tar, saver, meter, overwrite=overwrite, max_size=most).run()
+        reader = BundleReader(tar, saver, meter, signatures, overwrite=overwrite, max_size=most)
+        keys = reader.run()
     meter.end()
     return keys
 

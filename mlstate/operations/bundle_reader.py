@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from tarfile import TarInfo
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import (
@@ -17,6 +17,7 @@ from mlstate.errors import (
     IntegrityError,
     ManifestError,
     ObjectNotFoundError,
+    SignatureError,
     StateExistsError,
     concerning,
 )
@@ -24,18 +25,23 @@ from mlstate.fetch.progress import Meter
 from mlstate.format import layout, tensor_object
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.manifests import StateEntry
+from mlstate.manifests.parse import parse_state_file
 from mlstate.objects import ObjectWriter
 from mlstate.objects.durable import SMALL
 from mlstate.objects.interface import SurveyedObjectStore, TrashingObjectStore
 from mlstate.operations.tar_reader import TarReader
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
+from mlstate.signatures.inline import is_signed
 from mlstate.states import StateKey
 from mlstate.stores.remote_entries import from_elsewhere, has_refused
 from mlstate.stores.save_request import is_same
 from mlstate.stores.state_saver import StateSaver
-from mlstate.stores.statefiles import format_state_file, parse_state_file
+from mlstate.stores.statefiles import format_state_file
 from mlstate.units import check_size
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures
 
 __all__ = ["BundleReader"]
 
@@ -55,6 +61,7 @@ class BundleReader:
         tar: TarReader,
         saver: StateSaver,
         meter: Meter,
+        signatures: StateSignatures | None,
         *,
         overwrite: bool,
         max_size: int | None = None,
@@ -62,6 +69,7 @@ class BundleReader:
         self._tar = tar
         self._saver = saver
         self._meter = meter
+        self._signatures = signatures
         self._overwrite = overwrite
         self._max_size = max_size
         self._size = 0  # of all members so far
@@ -125,11 +133,7 @@ class BundleReader:
 
     def _add_state(self, member: TarInfo, key: StateKey) -> None:
         data = self._text(member)
-        said = parse_state_file(data, key, self._place(member))
-        entry = from_elsewhere(said, f"bundle {self._tar.origin}")
-        if has_refused(said, entry):  # what is stored must not name it, either
-            data = format_state_file(entry)
-            entry = parse_state_file(data, key, self._place(member))
+        entry, data = self._entry(data, key, self._place(member))
         digest = entry.pinned_digest
         same = [other for other in self._states if str(other).lower() == str(key).lower()]
         if variant := next(iter(same), self._saver.files.case_variant(key)):
@@ -145,6 +149,30 @@ class BundleReader:
         for named in (digest, *(file.digest for file in entry.files.values())):
             self._named.setdefault(named, None)
 
+    def _entry(self, data: bytes, key: StateKey, path: str) -> tuple[StateEntry, bytes]:
+        """The entry of a state file, signed as the bundle's reader and its target require it.
+
+        An older version than one that was seen in the target is refused, if a signature is needed.
+        Where none is, the bundle may not name every place, and what is stored must not either.
+        """
+        needed = [
+            signatures
+            for signatures in (self._signatures, self._saver.files.signatures)
+            if signatures is not None and signatures.signers is not None
+        ]
+        if needed:
+            from mlstate.manifests.state_signatures import StateText
+
+            text = StateText(data, key, path, self._saver.files.identity(key))
+            said = [signatures.entry(text) for signatures in needed][-1]
+            return from_elsewhere(said, f"bundle {self._tar.origin}"), data
+        said = parse_state_file(data, key, path)
+        entry = from_elsewhere(said, f"bundle {self._tar.origin}")
+        if has_refused(said, entry):
+            data = format_state_file(entry)
+            entry = parse_state_file(data, key, path)
+        return entry, data
+
     def _text(self, member: TarInfo) -> bytes:
         if member.size > SMALL:
             self._damaged(member, "is too long", f"at most {SMALL} bytes", f"{member.size} bytes")
@@ -154,7 +182,7 @@ class BundleReader:
         """The entry that the store has under the key: none, the same, or one to replace."""
         try:
             stored, _ = self._saver.stored(entry.key)
-        except ManifestError:
+        except (ManifestError, SignatureError):
             if not self._overwrite:
                 raise
             return None
@@ -178,6 +206,12 @@ class BundleReader:
                 pass  # another process was first: is it the same?
         elif self._existing(entry) != entry:
             states.replace(entry.key, data)
+        if self._signatures is None or self._signatures.signers is None:
+            return
+        # Who asks for signatures gets those of the bundle, beside a state that is there without.
+        now = states.read(entry.key)
+        if now is not None and now != data and not is_signed(now):
+            states.change(entry.key, now, data)
 
     def _add_object(self, member: TarInfo, digest: Digest) -> None:
         if digest not in self._named:

@@ -13,6 +13,7 @@ from mlstate.errors import (
     FormatError,
     IntegrityError,
     OfflineError,
+    SignatureError,
     UnsupportedStoreError,
     concerning,
 )
@@ -151,7 +152,7 @@ def _others(store: StateStore, key: StateKey) -> Mapping[Digest, list[str]]:
     having: dict[Digest, list[str]] = {}
     with suppress(UnsupportedStoreError):  # a store of one's own does not list all
         for other in store.get_state_keys():
-            with suppress(IntegrityError, FormatError):  # which `verify` reports
+            with suppress(IntegrityError, FormatError, SignatureError):  # which `verify` reports
                 entry = None if other == key else store.catalog.recorded(other)
                 if entry and entry.digest and store.objects.size(entry.digest) is not None:
                     refs = read_state(entry, store.objects).refs

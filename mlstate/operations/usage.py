@@ -13,6 +13,7 @@ from mlstate.errors import (
     AccessError,
     FetchError,
     MlstateError,
+    SignatureError,
     TransportError,
     UnsupportedStoreError,
 )
@@ -107,7 +108,7 @@ def _look_at_all(
 
 
 def _look(store: StateStore, listing: Listing) -> _Result:
-    if listing.size is not None:
+    if listing.size is not None and not store.catalog.requires_signature:
         return None
     try:
         return store.find(listing.key)
@@ -144,7 +145,12 @@ class _Counter:
         try:
             state = self._state(listing, found)
         except (MlstateError, OSError) as error:  # an object in a closed folder, say
-            state = StateUsage(listing.key, modified=listing.modified, error=reason_of(error))
+            state = StateUsage(
+                listing.key,
+                modified=listing.modified,
+                error=reason_of(error),
+                unsigned=isinstance(error, SignatureError),
+            )
         self._families[family].append(len(self._states))
         self._states.append(state)
 

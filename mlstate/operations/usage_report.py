@@ -31,6 +31,7 @@ class StateUsage:
         modified: The time when it was saved; of a state of a view, when it was last used; None if
             unknown. In Python these are seconds since the epoch.
         error: Why nothing more is known of it, or None.
+        unsigned: Whether this is that it has no good signature, and the store requires one.
     """
 
     key: StateKey
@@ -41,6 +42,7 @@ class StateUsage:
     cached: Cached | None = None
     modified: float | None = field(default=None, metadata={"json": iso_time})
     error: str | None = None
+    unsigned: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from time import time
 
@@ -26,7 +27,7 @@ class Signers:
     """
 
     allowed: tuple[AllowedSigner, ...]
-    revoked: frozenset[PublicKey] = frozenset()
+    revoked: Container[PublicKey] = ()
     signer: str | None = None
     origin: str | None = None
 

@@ -58,13 +58,18 @@ class WireReader:
             raise WireError("a number in it is negative, or longer than it has to be")
         return int.from_bytes(data)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing follows."""
+        return self._position == len(self._data)
+
     def end(self) -> None:
         """Check that nothing follows.
 
         Raises:
             WireError: There are more bytes.
         """
-        if self._position != len(self._data):
+        if not self.at_end:
             raise WireError("more bytes follow than belong to it")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mlstate.buckets.values import Item
 from mlstate.errors import FormatError, ManifestError
@@ -18,11 +19,15 @@ from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects.prefix import BucketPlace
 from mlstate.parallel import ProcessLock
+from mlstate.signatures.sshsig import MAX_SIGNATURE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.checkpoints import SUFFIX, Checkpoints, key_of_checkpoint
 from mlstate.stores.remote_entries import from_elsewhere
 from mlstate.stores.statefiles import StateFiles, find_case_variant, trash_name
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures
 
 __all__ = ["BucketCheckpoints", "BucketStateFiles"]
 
@@ -34,8 +39,15 @@ class BucketStateFiles(StateFiles):
 
     remote = True
 
-    def __init__(self, place: BucketPlace) -> None:
+    def __init__(
+        self,
+        place: BucketPlace,
+        signatures: StateSignatures | None = None,
+        service: str | None = None,
+    ) -> None:
         self.place = place
+        self.signatures = signatures
+        self._service = service
         self._lock = ProcessLock()
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
@@ -95,6 +107,25 @@ class BucketStateFiles(StateFiles):
             if self.place.uploads.replace(path, data, etag):
                 return
 
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Write a state file over exactly this content; see `StateFiles.change`."""
+        self.place.prepare()
+        path = self.place.path(layout.state_path(key))
+        with self._lock:  # for servers that ignore conditions
+            found = self._read(key)
+            if found is None or found[0] != old:
+                return False
+            if found[1] is not None:
+                return self.place.uploads.replace(path, new, found[1])
+            self.place.uploads.put(path, new)
+            return True
+
+    def read_beside(self, key: StateKey) -> bytes | None:
+        """The content of a signature file beside a state file; see `StateFiles.read_beside`."""
+        path = self.place.path(f"{layout.state_path(key)}{layout.SIGNATURE_SUFFIX}")
+        found = self.place.client.read_small(path, MAX_SIGNATURE)
+        return None if found is None else found[0]
+
     def remove(self, key: StateKey) -> bool:
         """Move a state file to trash/, so that what it names lives on for the grace period."""
         found = self._read(key) if self.place.check() else None
@@ -113,6 +144,10 @@ class BucketStateFiles(StateFiles):
     def locate(self, key: StateKey) -> str:
         """The address of the state file."""
         return self.place.locate(layout.state_path(key))
+
+    def identity(self, key: StateKey) -> str:
+        """The address of the state file, and the service that has it if that is not AWS."""
+        return " at ".join(filter(None, [self.locate(key), self._service]))
 
     def _list(self, folder: str) -> Iterator[Listing]:
         for item in self.place.client.items(self.place.path(folder)):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from mlstate.errors import MlstateError, ReadOnlyStoreError, StateNotFoundError
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.arguments import not_found
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures, StateText
 
 __all__ = ["Catalog", "ManifestCatalog", "compatible_keys"]
 
@@ -25,6 +29,13 @@ class Catalog(abc.ABC):
     """Whether each look at an entry is a request over the network."""
     compares = False
     """Whether `checkpoint` compares what it reads with a digest that the store gives."""
+    signatures: StateSignatures | None = None
+    """How its state files are signed; None: they are not, and need not be."""
+
+    @property
+    def requires_signature(self) -> bool:
+        """Whether an entry is read only if it is signed. Keys are listed all the same."""
+        return self.signatures is not None and self.signatures.signers is not None
 
     @abc.abstractmethod
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
@@ -41,6 +52,25 @@ class Catalog(abc.ABC):
     @abc.abstractmethod
     def recorded(self, key: StateKey) -> StateEntry | None:
         """The entry of a state, or None without one; a ManifestError if it cannot be read."""
+
+    def text(self, key: StateKey) -> StateText | None:
+        """The state file of a state as it is, not checked; None where there is none."""
+        return None
+
+    def signed_file(self, key: StateKey) -> bytes | None:
+        """The state file of a state with its signature at its end; None if it has none.
+
+        Raises:
+            SignatureError: It has no good one, and needs one.
+        """
+        text = self.text(key)
+        if text is None:
+            return None
+        if self.signatures is not None and self.requires_signature:
+            self.signatures.entry(text)
+        from mlstate.manifests.state_signatures import with_signature
+
+        return with_signature(text)
 
     def checkpoint(self, key: StateKey) -> Found | None:
         """A state without an entry, encoded in memory or fetched into the cache; None without one.

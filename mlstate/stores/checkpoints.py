@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlstate.errors import FormatError, ReadOnlyStoreError, concerning
+from mlstate.errors import FormatError, ReadOnlyStoreError, SignatureError, concerning
 from mlstate.files import ABSENT
 from mlstate.format.encode import encode_state
 from mlstate.manifests import StateEntry
@@ -17,7 +18,17 @@ from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.catalog import Catalog, compatible_keys
 
-__all__ = ["SUFFIX", "Checkpoints", "FolderCheckpoints", "WithCheckpoints", "key_of_checkpoint"]
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateText
+
+__all__ = [
+    "SUFFIX",
+    "Checkpoints",
+    "FolderCheckpoints",
+    "WithCheckpoints",
+    "key_of_checkpoint",
+    "unsigned_checkpoint",
+]
 
 SUFFIX = ".pt"
 
@@ -54,6 +65,7 @@ class WithCheckpoints(Catalog):
         self._catalog = catalog
         self._checkpoints = checkpoints
         self.remote = catalog.remote
+        self.signatures = catalog.signatures
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys of both."""
@@ -76,13 +88,25 @@ class WithCheckpoints(Catalog):
         """The entry of the catalog; a checkpoint has none."""
         return self._catalog.recorded(key)
 
+    def text(self, key: StateKey) -> StateText | None:
+        """The state file of the catalog; a checkpoint has none."""
+        return self._catalog.text(key)
+
     def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint as a state."""
+        self._refuse_unsigned(key)
         return self._checkpoints.checkpoint(key)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint."""
+        self._refuse_unsigned(key)
         return self._checkpoints.checkpoint_bytes(key)
+
+    def _refuse_unsigned(self, key: StateKey) -> None:
+        if self.signatures is None or not self.requires_signature:
+            return
+        if self._checkpoints.exists(key):
+            raise unsigned_checkpoint(key, self._checkpoints.locate(key))
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
         """The error that a key has a checkpoint."""
@@ -97,6 +121,16 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         if error.errno not in ABSENT:
             raise
         return False
+
+
+def unsigned_checkpoint(key: StateKey, path: str) -> SignatureError:
+    """The error that a checkpoint of the predecessor has no signature where one is required."""
+    return SignatureError(
+        "a checkpoint of the older layout has no signature, and one is required",
+        key=key,
+        path=path,
+        remedy="copy it into a store that signs, if you know where it is from",
+    )
 
 
 class FolderCheckpoints(Checkpoints):

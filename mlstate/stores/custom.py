@@ -205,6 +205,9 @@ class _CustomSaver:
     def delete(self, key: StateKey) -> bool:
         raise unsupported(self._store, "delete(key)")
 
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        raise unsupported(self._store, "state files")
+
     def _options(self, request: SaveRequest) -> dict[str, Any]:
         """The arguments of `save_state_dict`; an error if it takes no files, or no meta."""
         parameters = inspect.signature(self._store.save_state_dict).parameters

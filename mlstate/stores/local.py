@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 from mlstate.locations import anchored
+from mlstate.manifests.required import (
+    RequiredSignature,
+    SigningKey,
+    places_of,
+    state_signatures,
+)
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
@@ -56,6 +62,12 @@ class LocalStateStore(SavingStore):
         folder: The folder; ``~`` is the home folder. A relative path begins at the working folder
             of this moment, whatever that is later. It may be missing or empty: the first save
             makes it a store.
+        require_signature: The path of an allowed-signers file, or a
+            `mlstate.signatures.SignaturePolicy`: a state is not read unless its state file has a
+            good signature of one of these signers, and none of a newer version was seen. By
+            default as the settings say; False: none is needed, whatever they say.
+        signing_key: The path of an SSH key, or of the public key of one that ssh-agent holds: it
+            signs each state that is saved. By default as MLSTATE_SIGNING_KEY says; False: none.
 
     Raises:
         FormatError: The folder has states/ or objects/ but is no store, or it is one of a newer
@@ -73,10 +85,18 @@ class LocalStateStore(SavingStore):
 
     folder: Path
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        require_signature: RequiredSignature = None,
+        signing_key: SigningKey = None,
+    ) -> None:
         self.folder = anchored(folder)
         self._given = os.fspath(folder)
-        self._files = FolderStateFiles(self.folder)
+        self.places = places_of(self.folder)
+        signatures = state_signatures(require_signature, signing_key, *self.places)
+        self._files = FolderStateFiles(self.folder, signatures)
         self._objects = FolderObjectStore(self.folder)
         catalog = WithCheckpoints(self._files, FolderCheckpoints(self.folder))
         super().__init__(catalog, self._objects, StateSaver(self._files, self._objects, catalog))

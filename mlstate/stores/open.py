@@ -12,12 +12,13 @@ from mlstate.errors import FormatError, StoreNotFoundError
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests import manifest_files
+from mlstate.manifests.required import RequiredSignature, SigningKey
 from mlstate.stores.read import StateStore
 
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress
 
-__all__ = ["open_store"]
+__all__ = ["is_manifest", "open_store"]
 
 _BUCKET = re.compile(r"s3://([^/]+)/?(.*)")
 _REPOSITORY = re.compile(r"github:([^/]+)/([^/]+?)(?:\.git)?/?")
@@ -35,6 +36,8 @@ def open_store(
     offline: bool | None = None,
     progress: OnProgress | bool | None = None,
     create: bool = False,
+    require_signature: RequiredSignature = None,
+    signing_key: SigningKey = None,
 ) -> StateStore:
     """Open a store by its name.
 
@@ -52,8 +55,12 @@ def open_store(
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
         create: Accept a folder that is missing or empty, in order to save into it.
+        require_signature: As for `ManifestStore` and `LocalStateStore`, by its settings for this
+            store by default.
+        signing_key: As for `LocalStateStore`. Manifests are signed by `mlstate.sign`.
 
     Raises:
+        SignatureError: A manifest is not signed, where that is required.
         StoreNotFoundError: There is no store here.
         FormatError: The text names no store, or the folder is a store of a newer version.
         ManifestError: A manifest cannot be read.
@@ -65,6 +72,7 @@ def open_store(
     """
     text = "" if where is None else str(where)
     options: dict[str, Any] = {"cache": cache, "offline": offline, "progress": progress}
+    options["require_signature"] = require_signature
     if not text:
         from mlstate.stores.manifest import Store
 
@@ -72,11 +80,13 @@ def open_store(
     if bucket := _BUCKET.fullmatch(text):
         from mlstate.stores.s3 import S3StateStore
 
-        return S3StateStore(bucket[1], base_path=bucket[2].strip("/"), **options)
+        return S3StateStore(
+            bucket[1], base_path=bucket[2].strip("/"), signing_key=signing_key, **options
+        )
     if repository := _REPOSITORY.fullmatch(text):
         from mlstate.stores.github.store import GitHubReleaseStore
 
-        return GitHubReleaseStore(*repository.groups(), **options)
+        return GitHubReleaseStore(*repository.groups(), signing_key=signing_key, **options)
     if "://" in text or text.startswith(("s3:", "github:")):
         web = text.startswith(("http://", "https://"))
         raise FormatError(
@@ -100,7 +110,18 @@ def open_store(
         )
     from mlstate.stores.local import LocalStateStore
 
-    return LocalStateStore(path)
+    return LocalStateStore(path, require_signature=require_signature, signing_key=signing_key)
+
+
+def is_manifest(where: str) -> bool:
+    """Whether a text names a manifest, or a folder of some, and no store.
+
+    Raises:
+        FormatError: It names another file.
+        StoreNotFoundError: There is no such manifest.
+    """
+    elsewhere = "://" in where or where.startswith(("s3:", "github:"))
+    return not elsewhere and _is_manifest(local_path(where))
 
 
 def _is_manifest(path: Path) -> bool:

@@ -55,6 +55,8 @@ class StateStore(AbstractStateStore[Any]):
         folder: The folder that the store is, or None.
         manifest: The manifest that lists its states, or None.
         place: Its place on the network, or None.
+        places: The names under which the settings may speak of it: its address, the paths of its
+            folder.
         clients: The clients of the buckets that it is in, by their addresses.
         threads: How many objects are looked at, hashed and moved at once.
     """
@@ -63,6 +65,7 @@ class StateStore(AbstractStateStore[Any]):
     folder: Path | None = None
     manifest: Manifest | None = None
     place: RemotePlace | None = None
+    places: tuple[str, ...] = ()
     threads = THREADS
     clients: Mapping[str, BucketClient] = MappingProxyType({})
     _read_only = "this store is only read"
@@ -402,7 +405,8 @@ class StateStore(AbstractStateStore[Any]):
 
     def _cached(self, key: StateKey, digest: Digest) -> Found | None:
         """A state of a remote store that is in the cache, found by its digest alone."""
-        if self.catalog.remote:
+        # Where a signature is needed, a digest alone is none.
+        if self.catalog.remote and not self.catalog.requires_signature:
             entry = StateEntry(key, digest)
             with suppress(IntegrityError):
                 if not needs_of(entry, self.objects, None, files=False):

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlstate import settings
-from mlstate.buckets.open import BucketOptions, open_bucket, parse_bucket_address
+from mlstate.buckets.open import BucketOptions, endpoint_variable, open_bucket, parse_bucket_address
 from mlstate.errors import FormatError
 from mlstate.fetch import Fetcher, OnProgress
 from mlstate.format import layout
 from mlstate.locations import check_url
+from mlstate.manifests.required import RequiredSignature, SigningKey, state_signatures
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
@@ -52,6 +53,7 @@ class S3StateStore(SavingStore):
         cache: The cache for fetched objects; as for `ManifestStore`.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
+        require_signature: As for `LocalStateStore`, as is ``signing_key``.
 
     Raises:
         FormatError: A name is not valid in S3, or the cache is no store.
@@ -71,6 +73,8 @@ class S3StateStore(SavingStore):
         cache: CacheLike | None = None,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
+        require_signature: RequiredSignature = None,
+        signing_key: SigningKey = None,
     ) -> None:
         address = f"s3://{bucket}"
         base = _check(address, base_path, s3_endpoint_url)
@@ -82,7 +86,10 @@ class S3StateStore(SavingStore):
             open_cache(cache), offline=forbidden, progress=progress, buckets=self.clients
         )
         self._place = BucketPlace(client, base)
-        self._files = BucketStateFiles(self._place)
+        self.places = (self._place.address,)
+        signatures = state_signatures(require_signature, signing_key, *self.places)
+        service = s3_endpoint_url or endpoint_variable()
+        self._files = BucketStateFiles(self._place, signatures, service)
         self._objects = BucketObjectStore(self._place)
         catalog = WithCheckpoints(self._files, BucketCheckpoints(self._place, fetcher))
         saver = StateSaver(self._files, self._objects, catalog, self.threads)

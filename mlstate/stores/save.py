@@ -39,6 +39,9 @@ class Saver(Protocol):
     def delete(self, key: StateKey) -> bool:
         """Remove a state; False if there was none."""
 
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Write a state file, or pointer, over exactly this content; False if it has another."""
+
 
 class SavingStore(StateStore):
     """A `StateStore` with a saver, which saves and deletes."""

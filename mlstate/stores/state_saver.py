@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import ManifestError, concerning
+from mlstate.errors import ManifestError, SignatureError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.encode import (
     EncodedState,
@@ -34,7 +34,7 @@ from mlstate.stores.save_request import (
     check_same,
     content_of,
 )
-from mlstate.stores.statefiles import StateFiles, format_state_file
+from mlstate.stores.statefiles import StateFiles
 
 __all__ = ["StateSaver"]
 
@@ -67,6 +67,10 @@ class StateSaver:
     def delete(self, key: StateKey) -> bool:
         """Remove a state file; see `Saver.delete`. The objects stay until pruning takes them."""
         return self.files.remove(key)
+
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Write a state file over exactly this content; see `Saver.change`."""
+        return self.files.change(key, old, new)
 
     def save(self, key: StateKey, sources: list[TensorSource], request: SaveRequest) -> None:
         """Save a state, each object hashed and written in one pass; see `Saver.save`."""
@@ -115,7 +119,7 @@ class StateSaver:
         """
         try:
             existing, is_saved = self.stored(wanted.key)
-        except ManifestError as error:
+        except (ManifestError, SignatureError) as error:
             if not request.overwrite:
                 error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
@@ -149,7 +153,7 @@ class StateSaver:
             request.reused.update({d: s.spec.nbytes for d, s in tensors if d in saver.reused})
 
     def _write_state_file(self, entry: StateEntry, *, overwrite: bool) -> None:
-        data = format_state_file(entry)
+        data = self.files.format(entry)
         if overwrite:
             self.files.replace(entry.key, data)
             return

@@ -7,22 +7,33 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlstate.errors import AccessError, FormatError, ManifestError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
 from mlstate.manifests.entries import ManifestContent, StateEntry
-from mlstate.manifests.parse import parse_manifest
-from mlstate.objects.durable import Publish, make_folders, read_small, sync_path, write_in_store
+from mlstate.manifests.parse import parse_state_file
+from mlstate.objects.durable import (
+    Publish,
+    make_folders,
+    read_small,
+    sync_path,
+    write_in_store,
+    write_over,
+)
 from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.parallel import ProcessLock
-from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Listing
 from mlstate.stores.catalog import Catalog, compatible_keys
 from mlstate.warn import warn
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures, StateText
 
 __all__ = [
     "FolderStateFiles",
@@ -42,20 +53,6 @@ def format_state_file(entry: StateEntry) -> bytes:
     return format_manifest(ManifestContent({entry.key: entry}, entry.objects)).encode()
 
 
-def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
-    """The entry of a state file; a ManifestError if it does not have exactly this state."""
-    states = parse_manifest(data, origin).states
-    if states.keys() != {key}:
-        raise ManifestError(
-            "a state file has exactly the state that its path names",
-            path=origin,
-            expected=key,
-            found=", ".join(map(str, states)) or "none",
-            remedy="restore the file, or save the state again with " + OVERWRITE,
-        )
-    return states[key]
-
-
 class StateFiles(Catalog):
     """A catalog of state files, one for each key."""
 
@@ -65,8 +62,40 @@ class StateFiles(Catalog):
 
     def recorded(self, key: StateKey) -> StateEntry | None:
         """The entry of the state file."""
+        if self.signatures is not None:
+            text = self.text(key)
+            return None if text is None else self.signatures.entry(text)
         data = self.read(key)
         return None if data is None else parse_state_file(data, key, self.locate(key))
+
+    def text(self, key: StateKey) -> StateText | None:
+        """The state file as it is, with what is needed to check its signature; None without one."""
+        from mlstate.manifests.state_signatures import StateText
+
+        data = self.read(key)
+        if data is None:
+            return None
+        beside = partial(self.read_beside, key)
+        return StateText(data, key, self.locate(key), self.identity(key), beside)
+
+    def format(self, entry: StateEntry) -> bytes:
+        """The content of a new state file, signed if this store signs."""
+        if self.signatures is None or self.signatures.key is None:
+            return format_state_file(entry)
+        key = entry.key
+        return self.signatures.written(entry, self.identity(key), self.read(key))
+
+    def read_beside(self, key: StateKey) -> bytes | None:
+        """The content of a signature file beside a state file, or None if there is none."""
+        return None
+
+    def identity(self, key: StateKey) -> str:
+        """The place of the state file, the same whatever way leads there; for programs."""
+        return self.locate(key)
+
+    @abc.abstractmethod
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Write a state file over exactly this content; False if it has another, which stays."""
 
     @abc.abstractmethod
     def read(self, key: StateKey) -> bytes | None:
@@ -96,8 +125,9 @@ class StateFiles(Catalog):
 class FolderStateFiles(StateFiles):
     """State files in a store's folder, which may be missing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, signatures: StateSignatures | None = None) -> None:
         self.root = root
+        self.signatures = signatures
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here, from the paths alone: a damaged file only fails to load."""
@@ -158,6 +188,19 @@ class FolderStateFiles(StateFiles):
             os.rename(self._path(key), self.root / layout.TRASH / trash_name(key))
         write_in_store(self.root, layout.state_path(key), [data])
 
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Write a state file over exactly this content; see `StateFiles.change`."""
+        prepare_folder(self.root)
+        make_folders(self.root, self.root / layout.TEMPORARIES)
+        temporary = self.root / layout.TEMPORARIES / uuid.uuid4().hex
+        return write_over(self._path(key), old, [new], temporary=temporary)
+
+    def read_beside(self, key: StateKey) -> bytes | None:
+        """The content of a signature file beside a state file; see `StateFiles.read_beside`."""
+        from mlstate.manifests.signed import read_signature
+
+        return read_signature(self.root / f"{layout.state_path(key)}{layout.SIGNATURE_SUFFIX}")
+
     def remove(self, key: StateKey) -> bool:
         """Move a state file to trash/, so that what it names lives on for the grace period."""
         check_folder(self.root)
@@ -194,6 +237,10 @@ class FolderStateFiles(StateFiles):
     def locate(self, key: StateKey) -> str:
         """The path of the state file."""
         return str(self._path(key))
+
+    def identity(self, key: StateKey) -> str:
+        """The real path of the state file."""
+        return os.path.realpath(self._path(key))
 
     def _path(self, key: StateKey) -> Path:
         return self.root / layout.state_path(key)
@@ -233,6 +280,14 @@ class MemoryStateFiles(StateFiles):
     def replace(self, key: StateKey, data: bytes) -> None:
         """Write a state file, whatever is there."""
         self._files[key] = data
+
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Write a state file over exactly this content; see `StateFiles.change`."""
+        with self._lock:
+            if self._files.get(key) != old:
+                return False
+            self._files[key] = new
+            return True
 
     def remove(self, key: StateKey) -> bool:
         """Forget a state file."""

@@ -20,13 +20,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from mlstate.config import config_path, read_config
 from mlstate.errors import FormatError
 from mlstate.files import UnfitFileError, open_input, read_input
-from mlstate.locations import local_path
 from mlstate.settings import value_of
-from mlstate.texts import load_toml
 from mlstate.transport.urls import Url
 from mlstate.warn import warn
 
@@ -106,14 +104,14 @@ class Credentials:
         tokens = self._tokens
         host = f"[{url.host}]" if ":" in url.host else url.host
         if (token := tokens.get(f"{host}:{url.port}")) is not None:
-            return Credential.bearer(token, str(_config_path()))
+            return Credential.bearer(token, str(config_path()))
         if any_port:
             variable = token_variable(url.host)
             # A "_" in a host name could pass for the "." of another.
             if "_" not in url.host and (token := os.environ.get(variable)):
                 return Credential.bearer(token, variable)
             if (token := tokens.get(host, tokens.get(url.host))) is not None:
-                return Credential.bearer(token, str(_config_path()))
+                return Credential.bearer(token, str(config_path()))
         return _hub_token(url)
 
     @cached_property
@@ -158,49 +156,17 @@ def _hub_token(url: Url) -> Credential | None:
     return None if token is None else Credential.bearer(token, "the token file of huggingface_hub")
 
 
-def _config_path() -> Path:
-    if chosen := value_of("MLSTATE_CONFIG"):
-        return local_path(chosen)
-    from platformdirs import user_config_path
-
-    return user_config_path("mlstate", appauthor=False) / "config.toml"
-
-
 def _read_config() -> dict[str, str]:
-    try:
-        path = _config_path()
-    except RuntimeError:  # there is no home folder
-        return {}
-    try:
-        table: Any = load_toml(read_input(path, _LARGEST), "the config file")
-    except (FileNotFoundError, NotADirectoryError):
-        if os.environ.get("MLSTATE_CONFIG"):
-            raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
-        return {}
-    except PermissionError as error:  # the home of another user, say
-        if os.environ.get("MLSTATE_CONFIG"):
-            raise FormatError(
-                "the config file cannot be read", path=path, found=error.strerror
-            ) from None
-        warn(f"{path}: cannot be read, so no token of it is used")
-        return {}
-    except UnfitFileError as unfit:
-        raise FormatError(
-            "the config file cannot be read", path=path, expected="a file", found=unfit.found
-        ) from None
-    except FormatError as error:  # of which the rest is not shown: it may quote
-        said = error.message if error.remedy else "the config file is not TOML"
-        raise FormatError(
-            said, path=path, line=error.line, expected=error.expected, remedy=error.remedy
-        ) from None
+    table = read_config()
     tokens = table.get("tokens", {})
     if not isinstance(tokens, dict) or not all(isinstance(value, str) for value in tokens.values()):
         raise FormatError(
             "[tokens] of the config file is not a table of texts",
-            path=path,
+            path=config_path(),
             expected='"host" = "token", with the host in quotes',
         )
-    return {host.lower(): _checked_token(token, str(path)) for host, token in tokens.items()}
+    path = str(config_path()) if tokens else ""
+    return {host.lower(): _checked_token(token, path) for host, token in tokens.items()}
 
 
 def _netrc_path() -> Path:

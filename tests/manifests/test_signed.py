@@ -9,11 +9,22 @@ import sys
 
 import pytest
 
-from mlstate import LocalStateStore, Manifest, ManifestStore, StateKey, Store, enlist, unlist
+from mlstate import (
+    LocalStateStore,
+    Manifest,
+    ManifestStore,
+    StateKey,
+    Store,
+    enlist,
+    manifest_of,
+    sign,
+    unlist,
+)
 from mlstate.errors import FormatError, ManifestError, SignatureError
-from mlstate.manifests import serials
+from mlstate.manifests import serials, signed
 from mlstate.manifests.serials import Sighting, check_serials, keep_serials, serials_file
 from mlstate.signatures import SignaturePolicy
+from mlstate.signatures.inline import join_signature
 from mlstate.stores import open_store
 from tests.support.fetching import KEY, TENSORS
 from tests.support.signing import Key, needs_ssh_keygen
@@ -215,6 +226,93 @@ def test_a_manifest_that_is_a_value_has_no_signature(lab, monkeypatch):
         ManifestStore(read)
     assert ManifestStore(read, require_signature=False).get_state_keys()
     assert not ManifestStore(Manifest({})).get_state_keys()  # adopt fetches through such a one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.replace(b"\n", b"\r\n"),
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: data + b"\n",
+        lambda data: data + b" ",
+        lambda data: data + b"\0",
+        lambda data: data.removesuffix(b"\n"),
+        lambda data: data.replace(b" = ", b"="),
+        lambda data: data.decode().encode("utf-16"),
+    ],
+)
+def test_bytes_that_say_the_same_are_not_those_that_were_signed(lab, change):
+    lab.signed()
+    lab.path.write_bytes(change(lab.path.read_bytes()))
+    assert "not what was signed" in lab.refused().message
+
+
+def test_what_is_read_is_what_was_checked(lab, monkeypatch):
+    """The file is read once: whoever exchanges it between a check and a second look finds none."""
+    lab.signed()
+    read, reads = signed.content_of, []
+
+    def once(path):
+        reads.append(path)
+        content = read(path)
+        path.write_text('version = 1\n[states."p.net.evil"]\n')
+        return content
+
+    monkeypatch.setattr(signed, "content_of", once)
+    assert list(map(str, lab.open().get_state_keys())) == ["p.net.a"]
+    assert reads == [lab.path]
+
+
+def test_a_signature_at_the_end_is_that_of_the_bytes_before_it(lab, tmp_path):
+    """As of a state file that was taken out of a store; then a file beside it says nothing."""
+    lab.write()
+    content = lab.path.read_bytes()
+    lab.path.write_bytes(join_signature(content, lab.keys[ALICE].sign(content)))
+    assert lab.open().get_state_keys()
+    lab.sign()  # of all bytes, those at the end too
+    assert lab.open().get_state_keys()
+    lab.path.write_bytes(join_signature(content, lab.keys[BOB].sign(content)))
+    lab.sign()
+    assert "not allowed" in lab.refused().message
+    with pytest.raises(ManifestError, match="signature at its end"):
+        sign(lab.path, lab.keys[ALICE].path)
+
+
+@pytest.mark.parametrize("way", ["link", "folder", "linked folder", "setting", "several"])
+def test_no_other_way_leads_to_a_manifest_without_its_check(lab, tmp_path, monkeypatch, way):
+    """The signature is looked for beside the name that is given, and is there or is not."""
+    folder = tmp_path / "all"
+    folder.mkdir()
+    lab.write(path=folder / "weights.toml")
+    (tmp_path / "link.toml").symlink_to(folder / "weights.toml")
+    (tmp_path / "linked").symlink_to(folder)
+    good = lab.signed(path=tmp_path / "good.toml", states=("p.net.b",))
+    monkeypatch.setenv("MLSTATE_MANIFESTS", f"{good}:{folder}")
+    if way == "several":
+        (folder / "good.toml").write_bytes(good.read_bytes())
+        lab.sign(folder / "good.toml")
+    opened = {
+        "link": lambda: lab.open(tmp_path / "link.toml"),
+        "folder": lambda: lab.open(folder),
+        "linked folder": lambda: lab.open(tmp_path / "linked"),
+        "setting": lambda: Store(require_signature=lab.allowed),
+        "several": lambda: lab.open(folder),
+    }
+    with pytest.raises(SignatureError, match="not signed"):
+        opened[way]()
+
+
+def test_a_manifest_of_a_store_that_is_not_signed_cannot_be_made(lab, tmp_path):
+    store = LocalStateStore(tmp_path / "store")
+    store.save_state_dict(TENSORS, KEY)
+    careful = LocalStateStore(tmp_path / "store", require_signature=lab.allowed)
+    for make in (
+        lambda: manifest_of(careful),
+        lambda: enlist(tmp_path / "new.toml", careful),
+    ):
+        with pytest.raises(SignatureError):
+            make()
+    assert not (tmp_path / "new.toml").exists()
 
 
 def test_an_edit_says_that_the_signature_is_stale_and_leaves_it(lab, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from mlstate import Manifest, ManifestStore, sign, verify_signature
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError, SignatureError
-from mlstate.operations import sign as sign_module
+from mlstate.manifests import keygen
 from tests.support.commands import PROGRAM, Shell
 from tests.support.signing import KINDS, Key, needs_ssh_keygen, ssh_accepts
 
@@ -122,7 +122,7 @@ def test_without_ssh_keygen_it_is_named(manifest, key, monkeypatch, tmp_path):
 
 def test_a_signature_that_is_not_good_is_not_written(manifest, key, monkeypatch, tmp_path):
     other = key.sign(b"something else")
-    monkeypatch.setattr(sign_module, "_signed", lambda *_: other)
+    monkeypatch.setattr(keygen, "_run", lambda *_: other)
     with pytest.raises(SignatureError, match="not what was signed"):
         sign(manifest, key.path)
     assert not (tmp_path / "weights.toml.sig").exists()

@@ -42,7 +42,7 @@ def test_every_block_runs_and_says_what_it_shows(tmp_path):
             said = run(["bash", "-c", command], tmp_path, environment, code)
             pattern = ".*".join(map(re.escape, shown.split("...")))  # three dots: whatever it is
             assert re.fullmatch(pattern, said), said
-    assert steps == 11
+    assert steps == 19
 
 
 def run(command, folder, environment, code):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
@@ -156,7 +157,40 @@ def test_a_line_that_is_no_key_is_refused():
     assert caught.value.line == 2
 
 
-def test_a_krl_is_refused_clearly():
-    with pytest.raises(FormatError, match="KRL") as caught:
-        parse_revoked_keys(b"SSHKRL\n\0" + bytes(40), "x")
-    assert "cat" in caught.value.remedy
+KRL = b"SSHKRL\n\0" + struct.pack(">IQQQII", 1, 0, 0, 0, 0, 0)
+
+
+def section(kind, data):
+    return KRL + bytes([kind]) + struct.pack(">I", len(data)) + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        KRL[:-1],
+        KRL.replace(b"\0\0\0\1", b"\0\0\0\2"),
+        section(2, b"abc"),
+        section(2, struct.pack(">I", 3) + b"abc"),
+        section(3, struct.pack(">I", 32) + bytes(32)),
+        section(5, struct.pack(">I", 20) + bytes(20)),
+        section(6, b""),
+        section(255, struct.pack(">I", 1) + b"x" + b"\1" + struct.pack(">I", 0)),
+        section(5, b"")[:-1],
+        KRL + bytes(1 << 20),
+    ],
+)
+def test_a_krl_that_is_not_understood_is_refused(data):
+    with pytest.raises(FormatError, match="cannot be read"):
+        parse_revoked_keys(data, "x")
+
+
+def test_what_a_krl_may_hold_besides_is_passed_over():
+    extension = section(255, struct.pack(">I", 1) + b"x" + b"\0" + struct.pack(">I", 0))
+    assert list(parse_revoked_keys(extension, "x")) == []
+    assert list(parse_revoked_keys(section(1, b"certificates"), "x")) == []
+
+
+@given(st.binary(max_size=200))
+def test_any_krl_is_read_or_refused_by_a_typed_error(data):
+    with suppress(FormatError):
+        parse_revoked_keys(KRL + data, "x")

@@ -173,6 +173,54 @@ def test_a_revoked_key_is_refused_whatever_allows_it(key, signature, tmp_path):
     assert not ssh_accepts(DATA, signature, key.line(), ALICE, tmp_path, "-r", tmp_path / "revoked")
 
 
+@pytest.mark.parametrize("what", ["key", "sha1", "sha256", "hash", "another"])
+def test_a_krl_counts_as_for_ssh_keygen(keys, key, signature, tmp_path, what):
+    (tmp_path / "key.pub").write_text(key.public + "\n")
+    (tmp_path / "another.pub").write_text(keys["ecdsa256"].public + "\n")
+    fingerprint = run_keygen("-lf", tmp_path / "key.pub").stdout.decode().split()[1]
+    (tmp_path / "spec").write_text(
+        {"hash": f"hash: {fingerprint}\n"}.get(what, f"{what}: {key.public}\n")
+    )
+    source = {"key": "key.pub", "another": "another.pub"}.get(what, "spec")
+    krl = tmp_path / "krl"
+    done = run_keygen("-q", "-k", "-f", krl, tmp_path / source)
+    assert done.returncode == 0, done.stderr
+    check = Signers(
+        parse_allowed_signers(key.line().encode(), "allowed"),
+        parse_revoked_keys(krl.read_bytes(), "krl"),
+    )
+    good = what == "another"
+    assert ssh_accepts(DATA, signature, key.line(), ALICE, tmp_path, "-r", krl) is good
+    if good:
+        assert check.check(DATA, signature, "x")
+    else:
+        assert "revoked" in refused(check, DATA, signature).message
+
+
+def test_rsa_with_sha256_is_accepted_as_by_ssh_keygen(keys, tmp_path):
+    """An agent may sign so; ssh-keygen itself takes SHA-512."""
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    key = keys["rsa2048"]
+    private = serialization.load_ssh_private_key(key.path.read_bytes(), None)
+    hashed = hashlib.sha512(DATA).digest()
+    to_sign = b"SSHSIG" + b"".join(map(string, [b"mlstate", b"", b"sha512", hashed]))
+    blob = base64.b64decode(key.public.split()[1])
+    for name, hash_, good in (
+        (b"rsa-sha2-256", hashes.SHA256(), True),
+        (b"rsa-sha2-512", hashes.SHA256(), False),
+        (b"ssh-rsa", hashes.SHA1(), False),
+    ):
+        raw = private.sign(to_sign, padding.PKCS1v15(), hash_)
+        file = armoured(blob, string(name) + string(raw))
+        assert ssh_accepts(DATA, file, key.line(), ALICE, tmp_path) is good
+        if good:
+            assert signers(key.line()).check(DATA, file, "x")
+        else:
+            refused(signers(key.line()), DATA, file)
+
+
 def test_a_certificate_is_refused_clearly(tmp_path):
     authority, key = Key.make(tmp_path, "ca"), Key.make(tmp_path, ALICE, "ecdsa256")
     run_keygen("-q", "-s", authority.path, "-I", "id", "-n", ALICE, f"{key.path}.pub")

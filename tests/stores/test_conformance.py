@@ -7,6 +7,7 @@ import pytest
 from mlstate import AbstractStateStore, LocalStateStore, ManifestStore, MemoryStateStore
 from mlstate.stores.abstract import DeletingStore, DescribedStore
 from tests.conformance.state_stores import StateStoreSuite
+from tests.support.signing import Key, needs_ssh_keygen
 
 
 def test_what_they_can_beyond_the_three_methods_are_protocols(tmp_path):
@@ -49,3 +50,20 @@ class TestLocalOpenedAnewForEveryCall(StateStoreSuite):
 
     def opened(self, store):
         return LocalStateStore(store.folder)
+
+
+@needs_ssh_keygen
+class TestSigned(StateStoreSuite):
+    """Each state is signed when it is saved, and nothing else is read: all else stays the same."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def signer(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("signer")
+        key = Key.make(folder, "alice@lab.example")
+        (folder / "allowed_signers").write_text(key.line())
+        return {"signing_key": key.path, "require_signature": folder / "allowed_signers"}
+
+    @pytest.fixture
+    def store(self, tmp_path, signer):
+        return LocalStateStore(tmp_path / "store", **signer)

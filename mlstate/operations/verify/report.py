@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlstate.digests import Digest
-from mlstate.errors import AccessError, IntegrityError, ManifestError
+from mlstate.errors import AccessError, IntegrityError, ManifestError, SignatureError
 from mlstate.manifests import StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
@@ -18,10 +18,11 @@ __all__ = [
     "VerifyReport",
     "unreadable_folder",
     "unreadable_state_file",
+    "unsigned_state",
     "wrong_size",
 ]
 
-Kind = Literal["damaged", "missing", "unreadable"]
+Kind = Literal["damaged", "missing", "unreadable", "unsigned"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Finding:
         keys: The states concerned, sorted; none if no state that was looked at needs the object.
         kind: "damaged": an object whose bytes are not those that its digest names. "missing": an
             object that is not there. "unreadable": a state file that cannot be read, bytes that a
-            digest names but the format forbids, an object that may not be read.
+            digest names but the format forbids, an object that may not be read. "unsigned": a state
+            without a good signature, in a store that requires one.
         what: What it is, in words: "the state object", "tensor 'a.weight' and 3 more".
         tensors: The names of the tensors that need the object, sorted.
         digest: The object's digest; None if this is about no object.
@@ -128,6 +130,19 @@ def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Find
         expected=None if expected is None else str(expected),
         found=said,
         remedy=remedy or "restore it, or save the state again with " + OVERWRITE,
+    )
+
+
+def unsigned_state(key: StateKey, error: SignatureError) -> Finding:
+    """A finding of a state without a good signature, with the error that says why."""
+    return Finding(
+        (key,),
+        "unsigned",
+        "the state file",
+        path=None if error.path is None else str(error.path),
+        expected=None if error.expected is None else str(error.expected),
+        found=error.message if error.found is None else f"{error.message}: {error.found}",
+        remedy=error.remedy,
     )
 
 

@@ -7,7 +7,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mlstate.digests import Digest
-from mlstate.errors import AccessError, IntegrityError, ManifestError, MlstateError
+from mlstate.errors import (
+    AccessError,
+    IntegrityError,
+    ManifestError,
+    MlstateError,
+    SignatureError,
+)
 from mlstate.fetch import OnProgress
 from mlstate.fetch.fetcher import has_mirrors
 from mlstate.fetch.progress import Meter, listener
@@ -24,6 +30,7 @@ from mlstate.operations.verify.report import (
     other_weights,
     unreadable_folder,
     unreadable_state_file,
+    unsigned_state,
     wrong_size,
 )
 from mlstate.parallel import for_each
@@ -152,6 +159,9 @@ class _Verification:
         def look_up(key: StateKey) -> None:
             try:
                 entry = self._store.catalog.recorded(key)
+            except SignatureError as error:
+                self._findings.append(unsigned_state(key, error))
+                return
             except (ManifestError, OSError) as error:
                 if isinstance(error, MlstateError) and not isinstance(error, ManifestError):
                     raise  # the store as a whole cannot be asked
@@ -182,6 +192,11 @@ class _Verification:
         if not self._store.exists(key):
             if self._keys is not None:
                 raise not_found(key, self._store, self._store.get_state_keys(key.state_type))
+        elif self._store.catalog.requires_signature:
+            try:
+                self._store.get(key)
+            except SignatureError as error:
+                self._findings.append(unsigned_state(key, error))
         elif not self._store.catalog.compares:
             self._unverifiable.append(key)
         else:
@@ -211,7 +226,7 @@ class _Verification:
         inspection.missing &= self._dependents(missing).keys()
 
     def _is_current(self, entry: StateEntry) -> bool:
-        with suppress(ManifestError):
+        with suppress(ManifestError, SignatureError):
             now = self._store.catalog.recorded(entry.key)
             return now is not None and now.digest == entry.digest
         return False

@@ -23,13 +23,13 @@ from mlstate.format.encode import EncodedState
 from mlstate.format.plain_file import PlainFile, split
 from mlstate.locations import Mirror, parse_mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.manifests.parse import parse_state_file
 from mlstate.phrases import FOLDER_OR_BUCKET
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Listing
 from mlstate.stores.github.releases import Asset
 from mlstate.stores.github.upload import Upload
 from mlstate.stores.save_request import Content, content_of
-from mlstate.stores.statefiles import parse_state_file
 
 __all__ = [
     "LEGACY",
@@ -37,12 +37,14 @@ __all__ = [
     "OLD",
     "POINTER",
     "Plan",
+    "check_pointer_size",
     "is_data",
     "key_of",
     "listings",
     "make_plan",
     "named",
     "parse_pointer",
+    "pointer_of",
     "stem_of",
 ]
 
@@ -92,13 +94,18 @@ def listings(tag: str, assets: Iterable[Asset]) -> Iterator[Listing]:
 
 def parse_pointer(data: bytes, key: StateKey, where: str) -> StateEntry:
     """The entry of a pointer; a ManifestError if it cannot be read, or is too large."""
+    check_pointer_size(data, where)
+    return parse_state_file(data, key, where)
+
+
+def check_pointer_size(data: bytes, where: str) -> None:
+    """Refuse, by a ManifestError, what is larger than a pointer can be."""
     if len(data) > MAX_POINTER:
         raise ManifestError(
             "this is larger than a pointer can be",
             path=where,
             expected=f"at most {MAX_POINTER} bytes",
         )
-    return parse_state_file(data, key, where)
 
 
 def is_data(stem: str, name: str) -> bool:
@@ -175,7 +182,12 @@ def make_plan(
         files=files,
     )
     text = Manifest({entry.key: entry}).format().encode()
-    return Plan(entry, data, _whole(f"{stem}{POINTER}", text, limit, "a pointer"))
+    return Plan(entry, data, pointer_of(entry.key, text, limit))
+
+
+def pointer_of(key: StateKey, text: bytes, limit: int) -> Upload:
+    """The pointer with this content, to be uploaded; a LimitError if it is too large."""
+    return _whole(f"{stem_of(key)}{POINTER}", text, min(limit, MAX_POINTER), "a pointer")
 
 
 def _address(folder: str, name: str) -> str:

@@ -12,33 +12,41 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from mlstate.errors import AccessError, FormatError, MlstateError, OfflineError, TransportError
 from mlstate.fetch import Fetcher
 from mlstate.fetch.reader import read_exactly
+from mlstate.format.layout import SIGNATURE_SUFFIX
 from mlstate.locations import parse_mirror
 from mlstate.manifests import StateEntry
+from mlstate.manifests.parse import parse_state_file
 from mlstate.pickled.gzipped import unpacks_to
+from mlstate.signatures.sshsig import MAX_SIGNATURE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found, Listing
 from mlstate.stores.arguments import not_found
 from mlstate.stores.catalog import Catalog
+from mlstate.stores.checkpoints import unsigned_checkpoint
 from mlstate.stores.github.api import GitHub, GitHubApi
 from mlstate.stores.github.assets import (
     LEGACY,
     MAX_POINTER,
     OLD,
     POINTER,
+    check_pointer_size,
     key_of,
     listings,
-    parse_pointer,
     stem_of,
 )
 from mlstate.stores.github.releases import UPLOADED, Release, Releases
 from mlstate.stores.remote_entries import from_elsewhere
 from mlstate.transport import Resource, retrying
+
+if TYPE_CHECKING:
+    from mlstate.manifests.state_signatures import StateSignatures, StateText
 
 __all__ = ["ReleaseCatalog", "ReleasePlace"]
 
@@ -82,8 +90,14 @@ class ReleaseCatalog(Catalog):
 
     remote = True
 
-    def __init__(self, place: ReleasePlace, fetcher: Fetcher) -> None:
+    def __init__(
+        self,
+        place: ReleasePlace,
+        fetcher: Fetcher,
+        signatures: StateSignatures | None = None,
+    ) -> None:
         self.place = place
+        self.signatures = signatures
         self._fetcher = fetcher
         self._pinned: dict[StateKey, StateEntry] = {}
 
@@ -108,19 +122,60 @@ class ReleaseCatalog(Catalog):
 
     def recorded(self, key: StateKey) -> StateEntry | None:
         """The entry of the pointer, or of the old one while a new one is uploaded."""
+        found = self._pointer(key)
+        return None if found is None else from_elsewhere(self.read_entry(key, *found), found[1])
+
+    def text(self, key: StateKey) -> StateText | None:
+        """The pointer as it is; None without one."""
+        found = self._pointer(key)
+        return None if found is None else self._text(key, *found)
+
+    def read_entry(self, key: StateKey, data: bytes, url: str | None = None) -> StateEntry:
+        """The entry of a pointer with this content, if it is signed where it has to be.
+
+        Raises:
+            SignatureError: It has no good signature, and needs one.
+            ManifestError: It cannot be read, or is too large.
+        """
+        url = url or self.place.url(key, POINTER)
+        check_pointer_size(data, url)
+        if self.signatures is None:
+            return parse_state_file(data, key, url)
+        return self.signatures.entry(self._text(key, data, url))
+
+    def signed_text(self, entry: StateEntry, before: bytes | None) -> bytes | None:
+        """The content of a new pointer if this store signs, else None.
+
+        `before` is that of the pointer that it replaces.
+        """
+        if self.signatures is None or self.signatures.key is None:
+            return None
+        return self.signatures.written(entry, self.place.url(entry.key, POINTER), before)
+
+    def _text(self, key: StateKey, data: bytes, url: str) -> StateText:
+        from mlstate.manifests.state_signatures import StateText
+
+        # A pointer that is about to be replaced is the same pointer under another name.
+        beside = partial(self._read, url + SIGNATURE_SUFFIX, MAX_SIGNATURE)
+        return StateText(data, key, url, self.place.url(key, POINTER), beside)
+
+    def _pointer(self, key: StateKey) -> tuple[bytes, str] | None:
+        """The content of the pointer, and its address."""
         for suffix in (POINTER, OLD, POINTER):  # it may be replaced between the first two requests
             url = self.place.url(key, suffix)
             data = self._read(url, MAX_POINTER)
             if data is not None:
-                return from_elsewhere(parse_pointer(data, key, url), url)
+                return data, url
         return None
 
     def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint of the predecessor, downloaded once for each store object."""
+        url = self.place.url(key, LEGACY)
+        if self.requires_signature and self._has_checkpoint(key):
+            raise unsigned_checkpoint(key, url)
         if key not in self._pinned:
             if not self._has_checkpoint(key):
                 return None
-            url = self.place.url(key, LEGACY)
             mirror = parse_mirror({"url": url, "format": "torch-gzip"})
             entry = StateEntry(key, None, None, (mirror,), origin=url)
             self._pinned[key] = self._fetcher.pin(entry)
@@ -132,6 +187,8 @@ class ReleaseCatalog(Catalog):
         data = self._read(url, most)
         if data is None:
             return None
+        if self.requires_signature:
+            raise unsigned_checkpoint(key, url)
         most = min(most, unpacks_to(len(data)))
         try:
             content = bytearray()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from mlstate.errors import ManifestError, ReadOnlyStoreError, StateNotFoundError, concerning
+from mlstate.errors import (
+    ManifestError,
+    ReadOnlyStoreError,
+    SignatureError,
+    StateNotFoundError,
+    concerning,
+)
 from mlstate.format.encode import (
     EncodedState,
     TensorSource,
@@ -15,7 +21,7 @@ from mlstate.format.encode import (
 from mlstate.manifests import StateEntry
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
-from mlstate.stores.github.assets import LEGACY, key_of, make_plan
+from mlstate.stores.github.assets import LEGACY, MAX_POINTER, key_of, make_plan, pointer_of
 from mlstate.stores.github.release_catalog import ReleaseCatalog
 from mlstate.stores.github.releases import Releases, immutable
 from mlstate.stores.github.state_writer import StateAssets, StateWriter
@@ -79,6 +85,16 @@ class ReleaseSaver:
                 raise StateNotFoundError("another process deleted this state first")
             return True
 
+    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
+        """Replace a pointer of exactly this content; see `Saver.change`."""
+        with concerning(key), self._catalog.releases() as releases:
+            releases.need_credential("signing")
+            release = releases.find(self._place.tag(key.state_type))
+            if release is None:
+                return False
+            writer = StateWriter(releases, release, key, self.most_assets)
+            return writer.change(writer.list_assets(), old, pointer_of(key, new, MAX_POINTER))
+
     def _upload(
         self, wanted: StateEntry, request: SaveRequest, encode: Callable[[], EncodedState]
     ) -> bool:
@@ -100,7 +116,7 @@ class ReleaseSaver:
         if release is None:
             _refuse_case_variant(key, self._catalog.all_keys(releases))
             release = releases.create(self._place.tag(key.state_type), self._place.branch)
-        writer = StateWriter(releases, release, key, self.most_assets)
+        writer = StateWriter(releases, release, key, self.most_assets, self._catalog.signed_text)
         assets, existing = self._existing(writer, overwrite=request.overwrite)
         is_saved = assets.current is not None
         if existing is not None:
@@ -127,8 +143,10 @@ class ReleaseSaver:
                 return assets, None if found is None else found.entry
             try:
                 if entry := writer.read_pointer(assets.current):
+                    if self._catalog.requires_signature and writer.text is not None:
+                        entry = self._catalog.read_entry(writer.key, writer.text)
                     return assets, entry
-            except ManifestError as error:
+            except (ManifestError, SignatureError) as error:
                 if overwrite:
                     return assets, None  # what cannot be read is replaced
                 error.remedy = "save with " + OVERWRITE + " to replace it"

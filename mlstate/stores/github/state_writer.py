@@ -8,9 +8,9 @@ the new one is uploaded; readers that find no pointer look for the old one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlstate.errors import FormatError, MlstateError, TransportError
 from mlstate.manifests import StateEntry
@@ -24,10 +24,11 @@ from mlstate.stores.github.assets import (
     is_data,
     named,
     parse_pointer,
+    pointer_of,
     stem_of,
 )
 from mlstate.stores.github.releases import UPLOADED, Asset, Release, Releases
-from mlstate.stores.github.upload import full, upload
+from mlstate.stores.github.upload import Upload, full, upload
 from mlstate.stores.save_request import check_same
 
 __all__ = ["StateAssets", "StateWriter"]
@@ -75,13 +76,26 @@ class StateAssets:
 
 
 class StateWriter:
-    """Changes the assets of one key in a release that has at most `most` assets."""
+    """Changes the assets of one key in a release that has at most `most` assets.
 
-    def __init__(self, releases: Releases, release: Release, key: StateKey, most: int) -> None:
+    `sign` gives the signed content of a pointer, from its entry and the content of that before it;
+    None if nothing is signed.
+    """
+
+    def __init__(
+        self,
+        releases: Releases,
+        release: Release,
+        key: StateKey,
+        most: int,
+        sign: Callable[[StateEntry, bytes | None], bytes | None] | None = None,
+    ) -> None:
         self._releases = releases
         self._release = release
         self._most = most
         self.key = key
+        self.text: bytes | None = None  # of the pointer that was read last
+        self._sign = sign
 
     def list_assets(self) -> StateAssets:
         """The assets as they are now."""
@@ -102,7 +116,10 @@ class StateWriter:
         """The entry that a pointer has; None if the asset is gone: then the list is out of date."""
         data = self._releases.read(pointer, MAX_POINTER)
         where = f"{self._releases.repository}, tag {self._release.tag}, {pointer.name}"
-        return None if data is None else parse_pointer(data, self.key, where)
+        if data is None:
+            return None
+        self.text = data
+        return parse_pointer(data, self.key, where)
 
     def save(self, plan: Plan, assets: StateAssets, *, overwrite: bool) -> None:
         """Save a state that is not there, or with `overwrite` replaces another.
@@ -115,6 +132,9 @@ class StateWriter:
         count = len(assets.names)
         if count + new + 1 > self._most:
             raise full(self._release.tag, f"{count} assets; {new + 1} more are needed")
+        signed = None if self._sign is None else self._sign(plan.entry, self.text)
+        if signed is not None:
+            plan = replace(plan, pointer=pointer_of(self.key, signed, MAX_POINTER))
         self.upload_data(plan, assets, verify=True)
         pointer, before = self._replace_pointer(plan, overwrite=overwrite)
         after = self.list_assets()
@@ -180,6 +200,22 @@ class StateWriter:
                         self._releases.delete(current)
                 return pointer, before
         raise AssertionError  # `poll_assets` ends with an error
+
+    def change(self, assets: StateAssets, old: bytes, new: Upload) -> bool:
+        """Replace the pointer that has a certain content by a new one; False if it has another."""
+        current = assets.current
+        if current is None or self._releases.read(current, MAX_POINTER) != old:
+            return False
+        if assets.pointer is not None:
+            if assets.old is not None:
+                self._releases.delete(assets.old)
+            if not self._releases.rename(assets.pointer, stem_of(self.key) + OLD):
+                return False
+        if upload(self._releases, self._release, new, replace=False) is None:
+            return False
+        with suppress(MlstateError):  # a later save removes it
+            self._releases.delete(current)
+        return True
 
     def _data_of(self, pointer: Asset) -> set[str]:
         """The names of the data that a pointer refers to; none if it cannot be read."""

@@ -7,6 +7,7 @@ import re
 from mlstate import settings
 from mlstate.errors import FormatError
 from mlstate.fetch import Fetcher, OnProgress
+from mlstate.manifests.required import RequiredSignature, SigningKey, state_signatures
 from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
@@ -42,6 +43,8 @@ class GitHubReleaseStore(SavingStore):
         cache: The cache for fetched objects; as for `ManifestStore`.
         offline: Open no socket. By default as MLSTATE_OFFLINE says.
         progress: As for `ManifestStore`.
+        require_signature: As for `LocalStateStore`, as is ``signing_key``: the signature is that of
+            the pointer.
 
     Raises:
         FormatError: A name is not valid on GitHub, or the cache is no store.
@@ -60,6 +63,8 @@ class GitHubReleaseStore(SavingStore):
         cache: CacheLike | None = None,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
+        require_signature: RequiredSignature = None,
+        signing_key: SigningKey = None,
     ) -> None:
         _check("repository_owner", repository_owner, _OWNER)
         _check("repository_name", repository_name, _NAME)
@@ -71,7 +76,9 @@ class GitHubReleaseStore(SavingStore):
         place = ReleasePlace(
             self._github, self.repository, branch_name, release_name_prefix, forbidden
         )
-        catalog = ReleaseCatalog(place, fetcher)
+        self.places = (f"github:{self.repository}",)
+        signatures = state_signatures(require_signature, signing_key, *self.places)
+        catalog = ReleaseCatalog(place, fetcher, signatures)
         super().__init__(catalog, fetcher.cache, ReleaseSaver(catalog), fetcher)
         self.place = RemotePlace(f"github:{self.repository}", f"github:{self.repository}")
 
