@@ -6,11 +6,14 @@ times, whatever prunings are under way, finished or killed.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import random
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -479,3 +482,74 @@ def test_a_bundle_that_is_read_beside_prunings_puts_back_what_they_took(tmp_path
     scene.saved.add(NEW)
     scene.check()
     scene.check_in_place()
+
+
+# Many processes, with a history.
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def _work(folder: str, worker: int, seconds: float, log: Any) -> None:
+    """Save, overwrite, delete and load states of one's own, whose tensors others have, too."""
+    torch.set_num_threads(1)
+    rng = random.Random(worker)
+    store = LocalStateStore(folder)
+    model: dict[StateKey, dict[str, torch.Tensor]] = {}  # what was reported saved, not deleted
+    end = time.monotonic() + seconds
+    count = 0
+    try:
+        while time.monotonic() < end:
+            count += 1
+            key = StateKey.parse(f"pytorch.net.w{worker}n{rng.randrange(3)}")
+            if key in model and rng.random() < 0.3:
+                store.delete(key)
+                del model[key]
+            else:
+                numbers = rng.sample(range(8), 3)
+                model.pop(key, None)  # while it is overwritten it is either
+                tensors = {f"t{number}": tensor(number) for number in numbers}
+                store.save_state_dict(tensors, key, overwrite=True)
+                model[key] = tensors
+            for saved, tensors in model.items():
+                found = LocalStateStore(folder).load_state_dict(saved)
+                assert same(found, tensors), f"{saved} has other bytes"
+            if rng.random() < 0.2:  # as if nobody had used them for long
+                for path in rng.sample(sorted(Path(folder).glob("objects/*/*")), 2):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(path, (time.time() - 13 * HOUR,) * 2)
+    except BaseException as error:
+        log.put((worker, count, f"{error!r}: {error}"))
+        raise
+    log.put((worker, count, None))
+
+
+def _prune(folder: str, grace: float, seconds: float, log: Any) -> None:
+    end = time.monotonic() + seconds
+    count = deleted = 0
+    try:
+        while time.monotonic() < end:
+            count += 1
+            deleted += len(LocalStateStore(folder).prune(grace_seconds=grace).deleted)
+    except BaseException as error:
+        log.put(("prune", count, f"{error!r}: {error}"))
+        raise
+    log.put(("prune", deleted, None))
+
+
+def test_processes_that_save_delete_load_and_prune_at_once(tmp_path):
+    """With a grace of twelve hours and with none; objects become old at random."""
+    seconds, folder, log = 600.0 if TORTURE else 5.0, str(tmp_path / "store"), SPAWN.Queue()
+    processes = [SPAWN.Process(target=_work, args=(folder, n, seconds, log)) for n in range(3)]
+    processes += [
+        SPAWN.Process(target=_prune, args=(folder, grace, seconds, log)) for grace in (0, 12 * HOUR)
+    ]
+    for process in processes:
+        process.start()
+    told = [log.get(timeout=seconds + 120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [error for *_, error in told if error is not None] == []
+    assert all(count > 0 for who, count, _ in told if who != "prune")
+    store = LocalStateStore(folder)
+    for key in store.get_state_keys():
+        store.load_state_dict(key)
