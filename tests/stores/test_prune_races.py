@@ -331,6 +331,53 @@ def test_a_second_look_that_fails_puts_everything_back(scenes, monkeypatch):
     assert len(scene.prune(12)().trashed) == 3
 
 
+def test_a_pruning_that_is_killed_after_its_moves_leaves_all_loadable(scenes, monkeypatch):
+    """The whole state, saved after the first look, is in the trash when the second would come."""
+    scene = scenes(13)
+    looks, live = [], Pruning._live
+
+    def look(self):
+        looks.append(len(looks))
+        return live(self)
+
+    with turns(scene.prune(-1)) as (pruning,):  # nothing is young
+        monkeypatch.setattr(Pruning, "_live", look)
+        move = _FolderPruning.move
+
+        def after_a_save(self, place, digest):
+            if NEW not in scene.saved:
+                scene.save()
+            return move(self, place, digest)
+
+        monkeypatch.setattr(_FolderPruning, "move", after_a_save)
+        while len(looks) < 2:
+            pruning.step()
+        pruning.kill()
+    monkeypatch.undo()
+    store = LocalStateStore(scene.folder)
+    assert objects_of(NEW, scene.folder) - in_place(store)
+    scene.check()
+    scene.prune(12)()
+    scene.check_in_place()
+
+
+def test_a_save_writes_anew_what_it_has_written_and_prunings_have_deleted(scenes, monkeypatch):
+    scene = scenes(13)
+    store = LocalStateStore(scene.folder)
+    create = store.saver.files.create
+
+    def pruned_before(key, data):
+        for _ in range(2):
+            scene.prune(-1)()  # nothing is young: what is new goes, too
+        return create(key, data)
+
+    monkeypatch.setattr(store.saver.files, "create", pruned_before)
+    store.save_state_dict({"x": tensor(11)}, NEW)  # which reuses nothing
+    assert same(store.load_state_dict(NEW), {"x": tensor(11)})
+    store.fetch(NEW)
+    scene.check()
+
+
 def test_an_error_amid_the_moves_puts_back_what_was_moved(scenes, monkeypatch):
     scene = scenes(13)
     before = scene.places()
