@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,53 +80,69 @@ def prune(
     In a cache those go first that were not used for longest; they are fetched again when they are
     needed. In a store objects go to its trash first, and the next prune deletes them.
     """
-    from mlstate.errors import FormatError, ReadOnlyStoreError
     from mlstate.units import parse_size
 
     view = opened(store, quiet=True)
     age = None if older_than is None else _seconds(older_than)
-    states: list[str] = []
-    in_use: list[str] = []
-    pruning: Any = getattr(view, "prune", None)
-    if pruning is not None and view.manifest is not None:
+    if hasattr(view, "prune") and view.manifest is not None:
         size = None if max_size is None else parse_size(max_size)
-        made = pruning(max_size=size, older_than=age, dry_run=dry_run)
-        states, taken, trashed = sorted(made.states.values()), made.objects, {}
-        in_use, future = sorted(made.in_use.values()), made.future
-        if size is None and age is None:
-            note("all fetched states stay: give --max-size or --older-than to make room")
-        elif states and not taken:
-            note("what was fetched or used within the last hour stays; prune again after it")
+        done = _prune_cache(view, size, age, dry_run)
     else:
-        if max_size is not None:
-            raise FormatError(
-                "--max-size is for a cache: a store keeps every state that was saved",
-                path=view,
-                remedy="remove states with mlstate rm",
-            )
-        if pruning is None:
-            raise ReadOnlyStoreError("there is nothing to prune in this store", path=view)
-        graced = {} if age is None else {"grace_seconds": age}
-        report = pruning(dry_run=dry_run, **graced)
-        taken, trashed, future = report.deleted, report.trashed, report.future
-    for path in future:
+        done = _prune_store(view, max_size, age, dry_run)
+    for path in done.future:
         note(f"{path} is dated in the future, and stays: a clock was or is wrong")
     if as_json:
-        gone, moved = (Objects(len(found), sum(found.values())) for found in (taken, trashed))
-        pruned = {"dry_run": dry_run, "states": states, "deleted": gone, "trashed": moved}
-        pruned |= {"in_use": in_use, "future": list(future)}
-        print_json("prune", pruned)
+        gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
+        pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
+        print_json("prune", pruned | {"in_use": done.in_use, "future": done.future})
         return
-    for key in states:
+    for key in done.states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
-    for key in in_use:
+    for key in done.in_use:
         put(f"{key}  stays: it is in use")
     would = "would be " if dry_run else ""
-    put(_line(f"{would}deleted", taken))
-    if trashed:
-        put(_line(f"{would}moved to the trash", trashed))
+    put(_line(f"{would}deleted", done.taken))
+    if done.trashed:
+        put(_line(f"{would}moved to the trash", done.trashed))
         if not dry_run:
             note("the next prune deletes what is still unused then")
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """What a pruning of either kind did."""
+
+    taken: Mapping[Digest, int]
+    trashed: Mapping[Digest, int]
+    future: list[str]
+    states: list[str] = field(default_factory=list)
+    in_use: list[str] = field(default_factory=list)
+
+
+def _prune_cache(view: Any, size: int | None, age: float | None, dry_run: bool) -> _Pruned:
+    made = view.prune(max_size=size, older_than=age, dry_run=dry_run)
+    if size is None and age is None:
+        note("all fetched states stay: give --max-size or --older-than to make room")
+    elif made.states and not made.objects:
+        note("what was fetched or used within the last hour stays; prune again after it")
+    states, in_use = sorted(made.states.values()), sorted(made.in_use.values())
+    return _Pruned(made.objects, {}, list(made.future), states, in_use)
+
+
+def _prune_store(view: Any, max_size: str | None, age: float | None, dry_run: bool) -> _Pruned:
+    from mlstate.errors import FormatError, ReadOnlyStoreError
+
+    if max_size is not None:
+        raise FormatError(
+            "--max-size is for a cache: a store keeps every state that was saved",
+            path=view,
+            remedy="remove states with mlstate rm",
+        )
+    if not hasattr(view, "prune"):
+        raise ReadOnlyStoreError("there is nothing to prune in this store", path=view)
+    graced = {} if age is None else {"grace_seconds": age}
+    report = view.prune(dry_run=dry_run, **graced)
+    return _Pruned(report.deleted, report.trashed, report.future)
 
 
 def _line(what: str, objects: Mapping[Digest, int]) -> str:

@@ -6,11 +6,14 @@ times, whatever prunings are under way, finished or killed.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import random
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -328,6 +331,53 @@ def test_a_second_look_that_fails_puts_everything_back(scenes, monkeypatch):
     assert len(scene.prune(12)().trashed) == 3
 
 
+def test_a_pruning_that_is_killed_after_its_moves_leaves_all_loadable(scenes, monkeypatch):
+    """The whole state, saved after the first look, is in the trash when the second would come."""
+    scene = scenes(13)
+    looks, live = [], Pruning._live
+
+    def look(self):
+        looks.append(len(looks))
+        return live(self)
+
+    with turns(scene.prune(-1)) as (pruning,):  # nothing is young
+        monkeypatch.setattr(Pruning, "_live", look)
+        move = _FolderPruning.move
+
+        def after_a_save(self, place, digest):
+            if NEW not in scene.saved:
+                scene.save()
+            return move(self, place, digest)
+
+        monkeypatch.setattr(_FolderPruning, "move", after_a_save)
+        while len(looks) < 2:
+            pruning.step()
+        pruning.kill()
+    monkeypatch.undo()
+    store = LocalStateStore(scene.folder)
+    assert objects_of(NEW, scene.folder) - in_place(store)
+    scene.check()
+    scene.prune(12)()
+    scene.check_in_place()
+
+
+def test_a_save_writes_anew_what_it_has_written_and_prunings_have_deleted(scenes, monkeypatch):
+    scene = scenes(13)
+    store = LocalStateStore(scene.folder)
+    create = store.saver.files.create
+
+    def pruned_before(key, data):
+        for _ in range(2):
+            scene.prune(-1)()  # nothing is young: what is new goes, too
+        return create(key, data)
+
+    monkeypatch.setattr(store.saver.files, "create", pruned_before)
+    store.save_state_dict({"x": tensor(11)}, NEW)  # which reuses nothing
+    assert same(store.load_state_dict(NEW), {"x": tensor(11)})
+    store.fetch(NEW)
+    scene.check()
+
+
 def test_an_error_amid_the_moves_puts_back_what_was_moved(scenes, monkeypatch):
     scene = scenes(13)
     before = scene.places()
@@ -479,3 +529,74 @@ def test_a_bundle_that_is_read_beside_prunings_puts_back_what_they_took(tmp_path
     scene.saved.add(NEW)
     scene.check()
     scene.check_in_place()
+
+
+# Many processes, with a history.
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def _work(folder: str, worker: int, seconds: float, log: Any) -> None:
+    """Save, overwrite, delete and load states of one's own, whose tensors others have, too."""
+    torch.set_num_threads(1)
+    rng = random.Random(worker)
+    store = LocalStateStore(folder)
+    model: dict[StateKey, dict[str, torch.Tensor]] = {}  # what was reported saved, not deleted
+    end = time.monotonic() + seconds
+    count = 0
+    try:
+        while time.monotonic() < end:
+            count += 1
+            key = StateKey.parse(f"pytorch.net.w{worker}n{rng.randrange(3)}")
+            if key in model and rng.random() < 0.3:
+                store.delete(key)
+                del model[key]
+            else:
+                numbers = rng.sample(range(8), 3)
+                model.pop(key, None)  # while it is overwritten it is either
+                tensors = {f"t{number}": tensor(number) for number in numbers}
+                store.save_state_dict(tensors, key, overwrite=True)
+                model[key] = tensors
+            for saved, tensors in model.items():
+                found = LocalStateStore(folder).load_state_dict(saved)
+                assert same(found, tensors), f"{saved} has other bytes"
+            if rng.random() < 0.2:  # as if nobody had used them for long
+                for path in rng.sample(sorted(Path(folder).glob("objects/*/*")), 2):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(path, (time.time() - 13 * HOUR,) * 2)
+    except BaseException as error:
+        log.put((worker, count, f"{error!r}: {error}"))
+        raise
+    log.put((worker, count, None))
+
+
+def _prune(folder: str, grace: float, seconds: float, log: Any) -> None:
+    end = time.monotonic() + seconds
+    count = deleted = 0
+    try:
+        while time.monotonic() < end:
+            count += 1
+            deleted += len(LocalStateStore(folder).prune(grace_seconds=grace).deleted)
+    except BaseException as error:
+        log.put(("prune", count, f"{error!r}: {error}"))
+        raise
+    log.put(("prune", deleted, None))
+
+
+def test_processes_that_save_delete_load_and_prune_at_once(tmp_path):
+    """With a grace of twelve hours and with none; objects become old at random."""
+    seconds, folder, log = 600.0 if TORTURE else 5.0, str(tmp_path / "store"), SPAWN.Queue()
+    processes = [SPAWN.Process(target=_work, args=(folder, n, seconds, log)) for n in range(3)]
+    processes += [
+        SPAWN.Process(target=_prune, args=(folder, grace, seconds, log)) for grace in (0, 12 * HOUR)
+    ]
+    for process in processes:
+        process.start()
+    told = [log.get(timeout=seconds + 120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [error for *_, error in told if error is not None] == []
+    assert all(count > 0 for who, count, _ in told if who != "prune")
+    store = LocalStateStore(folder)
+    for key in store.get_state_keys():
+        store.load_state_dict(key)
