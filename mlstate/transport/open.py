@@ -82,8 +82,16 @@ class Transports:
         self._credentials, self._no_credentials = Credentials(), NoCredentials()
         self._buckets = dict(buckets or {})
         self._public_buckets: dict[str, BucketClient] = {}  # asked without credentials
-        self._hub = Hub(self._connect, offline=offline)
+        self._hub_opened: Hub | None = None
         self._closed = False
+
+    @property
+    def _hub(self) -> Hub:
+        """The hub, which most jobs do not need: one, so that all know what one has found out."""
+        with self._lock:
+            if self._hub_opened is None:
+                self._hub_opened = Hub(self._connect, offline=self._offline)
+            return self._hub_opened
 
     def open(self, address: str, *, base: Path | None = None, reach: Reach = OWN) -> Resource:
         """The resource at an address. Whether it is there shows when it is read.
@@ -144,6 +152,8 @@ class Transports:
         Returns:
             These copies, and whether the hub may be asked in their place. If not, they stay.
         """
+        if self._hub_opened is None:
+            return [], False
         offline = self._hub.offline
         return self._hub.copies.wrong(pass_over=not offline), not offline
 
