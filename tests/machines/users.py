@@ -58,6 +58,8 @@ class Users:
         """End the process."""
         assert self._process.stdin
         self._process.stdin.close()
+        assert self._process.stdout
+        self._process.stdout.close()
         assert self._process.wait(60) == 0
 
 

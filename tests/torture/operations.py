@@ -91,10 +91,12 @@ class Operation:
         self.done(root)
 
     def check_swept(self, root: Path) -> None:
-        """After prunings that spare nothing: no temporary is left, and all is as it was."""
+        """After prunings that spare nothing, an hour later: no temporary is left, and all is as it was."""
         for name in ("store", "cache"):
             if (root / name / layout.SETTINGS).exists():
                 states, objects = FolderStateFiles(root / name), FolderObjectStore(root / name)
+                # A temporary may be somebody's work for an hour, whatever the grace period.
+                _age(root / name / layout.TEMPORARIES)
                 for _ in range(2):
                     prune_folder(states, objects, grace_seconds=-60)
                 for folder in (layout.TEMPORARIES, layout.TRASH):
