@@ -17,6 +17,8 @@ from mlstate.texts import decoded, load_toml
 __all__ = ["VERSION", "parse_manifest", "parse_state_content", "parse_state_file"]
 
 VERSION = 1
+_LONGEST_NAME = 1000
+"""The longest name whose line is looked for: a search for one of megabytes takes gigabytes."""
 
 _Kind = TypeVar("_Kind")
 
@@ -183,6 +185,8 @@ class _Parser:
 
     def line_of(self, where: tuple[str, ...]) -> int | None:
         """The line where these names stand one below the other, as far as a search can tell."""
+        if any(len(word) > _LONGEST_NAME for word in where):
+            return None
         lines = self.text.split("\n")
         position, found = 0, None
         for word in where:

@@ -15,6 +15,7 @@ from typing import Any
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
+from mlstate.errors import TransportError
 from mlstate.limits import Limits, SpeedLimit
 from mlstate.transport.errors import translated_errors
 from mlstate.transport.interface import CheckedStream
@@ -127,6 +128,8 @@ class Body(CheckedStream):
             else:
                 data = self._reply.read1(len(buffer))
                 count = len(data)
+                if count > len(buffer):  # http.client takes a chunk of less than no bytes for one
+                    raise TransportError("the reply makes no sense", found="a chunk's length")
                 buffer[:count] = data
         self._speed.count(count)
         return count
