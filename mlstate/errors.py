@@ -324,7 +324,7 @@ class SignatureError(_Detailed):
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
         names = [name for name in (self.signer, self.fingerprint) if name is not None]
-        by = f"\n  signed by: {_brief(' '.join(names))}" if names else ""
+        by = f"\n  signed by: {_said(' '.join(names), say)}" if names else ""
         return super().text(say) + by
 
 

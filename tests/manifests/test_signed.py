@@ -384,6 +384,19 @@ def test_a_name_protects_wherever_the_file_lies(lab):
     assert "older" in lab.refused().message
 
 
+def test_a_folder_that_became_a_store_brings_no_older_manifest_back(lab):
+    """Who may change a folder of manifests may give it the shape of a store, too."""
+    folder = lab.folder / "manifests"
+    folder.mkdir()
+    path = lab.signed('name = "lab/nets"\nserial = 5', folder / "weights.toml")
+    assert lab.open(folder)
+    path.unlink()
+    for name in ("states", "objects"):
+        (folder / name).mkdir()
+    lab.signed('name = "lab/nets"\nserial = 4', folder / "states" / "weights.toml")
+    assert "older" in lab.refused(folder).message
+
+
 def test_a_name_that_is_new_takes_no_protection_away(lab):
     lab.signed("serial = 5")
     assert lab.open()
