@@ -188,7 +188,7 @@ class UnpinnedStateError(MlstateError):
 class ReadOnlyStoreError(MlstateError, NotImplementedError):
     """This store, or this state of it, cannot be written.
 
-    Also a `NotImplementedError`, which programs for the predecessor's stores catch.
+    Also a `NotImplementedError`, which programs for MLModule's stores catch.
     """
 
 

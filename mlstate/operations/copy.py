@@ -147,7 +147,7 @@ def _copy_one(
     try:
         found = source.get(key)
     except (FormatError, FetchError):
-        # A predecessor's file that need not be a torch checkpoint is copied as the bytes it is.
+        # A file of MLModule that need not be a torch checkpoint is copied as the bytes it is.
         is_torch = key.state_type.backend == "pytorch"
         raw = None if is_torch else source.catalog.checkpoint_bytes(key)
         if raw is None:

@@ -1,4 +1,4 @@
-"""State files in a bucket, and checkpoints of the predecessor.
+"""State files in a bucket, and checkpoints of MLModule.
 
 A state file is created by one request on the condition that there is none, and replaced by one on
 the condition that the old one, which is in trash/ by then, is unchanged. Some servers ignore
@@ -174,7 +174,7 @@ class BucketStateFiles(StateFiles):
 
 
 class BucketCheckpoints(Checkpoints):
-    """Checkpoints of the predecessor below a prefix; the fetcher brings them into the cache."""
+    """Checkpoints of MLModule below a prefix; the fetcher brings them into the cache."""
 
     remedy = "remove it from the bucket"
 

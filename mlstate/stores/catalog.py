@@ -75,7 +75,7 @@ class Catalog(abc.ABC):
     def checkpoint(self, key: StateKey) -> Found | None:
         """A state without an entry, encoded in memory or fetched into the cache; None without one.
 
-        It is a checkpoint of the predecessor, or a state of a user's own store.
+        It is a checkpoint of MLModule, or a state of a user's own store.
 
         Raises:
             MlstateError: It cannot be read, or is no mapping of plain tensors.

@@ -1,4 +1,4 @@
-"""Checkpoints of the predecessor: files that stand beside the states of a folder or a bucket."""
+"""Checkpoints of MLModule: files that stand beside the states of a folder or a bucket."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def unsigned_checkpoint(key: StateKey, path: str) -> SignatureError:
-    """The error that a checkpoint of the predecessor has no signature where one is required."""
+    """The error that a checkpoint of MLModule has no signature where one is required."""
     return SignatureError(
         "a checkpoint of the older layout has no signature, and one is required",
         key=key,
@@ -134,7 +134,7 @@ def unsigned_checkpoint(key: StateKey, path: str) -> SignatureError:
 
 
 class FolderCheckpoints(Checkpoints):
-    """Checkpoints of the predecessor, directly in a folder, which may be missing."""
+    """Checkpoints of MLModule, directly in a folder, which may be missing."""
 
     remedy = "remove the file"
 

@@ -55,7 +55,7 @@ class LocalStateStore(SavingStore):
     Each tensor is stored once, whichever states it belongs to. Several processes may save, load
     and delete at once. A copy of the folder is a store.
 
-    Checkpoints of the predecessor (``backend.architecture.extra.training_id.pt``) in the folder
+    Checkpoints of MLModule (``backend.architecture.extra.training_id.pt``) in the folder
     list and load too; new states are saved beside them.
 
     Args:

@@ -145,7 +145,7 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _is_store(folder: Path) -> bool:
-    """Whether a folder is a store, a cache, or a folder of the predecessor."""
+    """Whether a folder is a store, a cache, or a folder of MLModule."""
     if any((folder / name).exists() for name in (layout.SETTINGS, layout.STATES, layout.OBJECTS)):
         return True
     from mlstate.stores.checkpoints import FolderCheckpoints

@@ -136,7 +136,7 @@ class SavingStore(StateStore):
 
         Raises:
             StateNotFoundError: There is no such state.
-            ReadOnlyStoreError: A checkpoint of the predecessor has this key: it is not deleted, and
+            ReadOnlyStoreError: A checkpoint of MLModule has this key: it is not deleted, and
                 would take the place of a newer state that was. Or a release is immutable.
             BucketError: The store is in a bucket, which cannot be asked.
             AccessError: The token is missing, wrong, or may not write.

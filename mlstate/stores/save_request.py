@@ -82,7 +82,7 @@ class SaveRequest:
     ) -> bool:
         """Whether a stored state stays: it is the one to save, and nothing of it is replaced.
 
-        `is_saved` is False of a checkpoint of the predecessor.
+        `is_saved` is False of a checkpoint of MLModule.
 
         Raises:
             StateExistsError: It is another state, and the caller does not overwrite it.

@@ -200,7 +200,7 @@ def kill_at_requests(kind: str) -> Callable[[Bench, int, float], None]:
     def run(bench: Bench, seed: int, seconds: float) -> None:
         server, chance = bench.buckets(kind), random.Random(seed)
         for _ in _until(seconds):
-            name, at = chance.choice([*buckets.OPERATIONS]), chance.randint(1, 16)
+            name, at = chance.choice([*buckets.OPERATIONS]), chance.randint(1, 8)
             buckets.attack(server, name, at, chance.random() < 0.5, bench.figures)
 
     return run

@@ -27,7 +27,7 @@ from tests.torture.states import key_of, save, whole
 __all__ = ["Held", "soak"]
 
 SCALE = 0.3
-WARM = 30
+WARM = 20
 """Rounds before the first count."""
 _GROWTH = 16 << 20
 """Bytes that memory may grow: a round that kept its tensors would take more in forty rounds."""

@@ -29,8 +29,8 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new_and_a_second_try_works(
 def test_every_kind_of_call_is_met(attacked, ram):
     """The shim sees the calls that the operations make."""
     met = set()
-    for name in ("save", "save over", "prune", "fetch objects", "delete"):
-        for at in range(1, calls_of(attacked, name, ram) + 1, 2):
+    for name in ("save", "delete"):
+        for at in range(1, calls_of(attacked, name, ram) + 1):
             root = ram / f"{name} {at}"
             root.mkdir()
             OPERATIONS[name].prepare(root)

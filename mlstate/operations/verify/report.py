@@ -87,7 +87,7 @@ class VerifyReport:
         absent: States of which a cache has nothing.
         partial: States of which a cache has something, which was verified, and not all.
         unpinned: States without a digest, of which nothing can be verified.
-        unverifiable: Checkpoints of the predecessor: these carry no digest.
+        unverifiable: Checkpoints of MLModule: these carry no digest.
     """
 
     states: tuple[StateKey, ...]

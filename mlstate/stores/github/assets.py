@@ -4,7 +4,7 @@
 uploaded, it is called ``....toml.old``. The data has the digest in its name:
 ``....{digest}.safetensors`` (or ``....{digest}-00001-of-00002.safetensors``, and so on), the
 state object ``....{digest}.mlstate``, and each file of the state ``....{its digest}.file``.
-``....state.gzip`` is a checkpoint of the predecessor.
+``....state.gzip`` is a checkpoint of MLModule.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class ReleaseCatalog(Catalog):
         return self._listings(None)
 
     def exists(self, key: StateKey) -> bool:
-        """Whether there is a pointer, or a checkpoint of the predecessor."""
+        """Whether there is a pointer, or a checkpoint of MLModule."""
         return self.recorded(key) is not None or self._has_checkpoint(key)
 
     def recorded(self, key: StateKey) -> StateEntry | None:
@@ -169,7 +169,7 @@ class ReleaseCatalog(Catalog):
         return None
 
     def checkpoint(self, key: StateKey) -> Found | None:
-        """A checkpoint of the predecessor, downloaded once for each store object."""
+        """A checkpoint of MLModule, downloaded once for each store object."""
         url = self.place.url(key, LEGACY)
         if self.requires_signature and self._has_checkpoint(key):
             raise unsigned_checkpoint(key, url)
@@ -182,7 +182,7 @@ class ReleaseCatalog(Catalog):
         return Found(self._pinned[key], self._fetcher.cache)
 
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
-        """The content of a checkpoint of the predecessor, unpacked; None without one."""
+        """The content of a checkpoint of MLModule, unpacked; None without one."""
         url, most = self.place.url(key, LEGACY), self._fetcher.max_size
         data = self._read(url, most)
         if data is None:

@@ -44,7 +44,7 @@ class StateAssets:
     Attributes:
         pointer: The pointer, complete; or None.
         old: A pointer that another is about to replace, or has replaced.
-        legacy: A checkpoint of the predecessor.
+        legacy: A checkpoint of MLModule.
         data: The data, by name, incomplete assets too.
         names: The names of all assets of the release.
     """

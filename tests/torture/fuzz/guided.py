@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import sys
 
-import atheris
-
-with atheris.instrument_imports(include=["mlstate"]):
-    from tests.torture.fuzz.check import Rules, try_input
-    from tests.torture.fuzz.mutate import CORPUS
-
 
 def main() -> None:
     """Fuzz one target for a time."""
+    import atheris
+
+    with atheris.instrument_imports(include=["mlstate"]):
+        from tests.torture.fuzz.check import Rules, try_input
+        from tests.torture.fuzz.mutate import CORPUS
+
     target, seconds, *folders = sys.argv[1:]
     rules = Rules()
     arguments = [
