@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,13 +18,12 @@ from mlstate.errors import FormatError, SignatureError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, content_of, is_store, listed_files
 from mlstate.phrases import Phrase
-from mlstate.signatures.policy import SignaturePolicy
+from mlstate.signatures.policy import ManifestFile, SignaturePolicy
 
 if TYPE_CHECKING:
     from mlstate.manifests.state_signatures import StateSignatures
 
 __all__ = [
-    "ManifestFile",
     "RequiredSignature",
     "SigningKey",
     "places_of",
@@ -45,21 +43,6 @@ _RULE = (
     'false, the path of an allowed-signers file, or a table of "allowed_signers", "revoked_keys" '
     'and "signer"'
 )
-
-
-@dataclass(frozen=True)
-class ManifestFile:
-    """A manifest file that is to be read.
-
-    Attributes:
-        path: The file.
-        policy: Whose signatures of it are good; None: it needs none.
-        is_in_store: Whether it is a state file of a store.
-    """
-
-    path: Path
-    policy: SignaturePolicy | None = None
-    is_in_store: bool = False
 
 
 def required_policy(required: RequiredSignature, *places: str) -> SignaturePolicy | None:
@@ -239,7 +222,9 @@ def read_required(
         return required_policy(required) if required is not None else _configured(places, table)
 
     files = [
-        ManifestFile(file, policy_of(path, file), is_store(local_path(path)))
+        ManifestFile(
+            file, policy_of(path, file), local_path(path) if is_store(local_path(path)) else None
+        )
         for path in paths
         for file in listed_files(local_path(path))
     ]

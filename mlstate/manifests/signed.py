@@ -14,10 +14,11 @@ from typing import Any
 from mlstate import settings
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError, SignatureError, concerning
+from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, content_of, signature_file
 from mlstate.manifests.entries import ManifestContent
-from mlstate.manifests.required import ManifestFile
+from mlstate.manifests.parse import check_state_content
 from mlstate.manifests.serials import MAX_SERIAL, Sighting, check_serials, keep_serials
 from mlstate.manifests.state_serials import see_serial
 from mlstate.objects.durable import read_small
@@ -26,7 +27,7 @@ from mlstate.signatures.allowed import parse_allowed_signers
 from mlstate.signatures.check import Signers
 from mlstate.signatures.inline import split_signature
 from mlstate.signatures.lines import MAX_FILE
-from mlstate.signatures.policy import SignaturePolicy
+from mlstate.signatures.policy import ManifestFile, SignaturePolicy
 from mlstate.signatures.revoked import parse_revoked_keys
 from mlstate.signatures.sshsig import MAX_SIGNATURE
 from mlstate.states import StateKey
@@ -120,9 +121,12 @@ def read_signed(files: Iterable[ManifestFile]) -> Manifest:
         manifest, signature = check_file(file.path, signers[file.policy])
         manifests.append(manifest)
         name, path = _name(manifest, file.path), os.path.realpath(file.path)
-        if file.is_in_store:  # whose own reader has seen it, perhaps
+        if file.store is not None:  # whose own reader has seen it, perhaps
+            # Elsewhere in the store nobody has seen a newer version of it.
+            key = layout.key_of_state_path(file.path.relative_to(file.store).as_posix())
+            check_state_content(manifest, key, str(file.path))
             see_serial(path, signature.serial, str(signature.signer))
-        if not file.is_in_store or name is not None:  # a manifest among the state files is one
+        if file.store is None or name is not None:  # a manifest among the state files is one
             sightings.append(Sighting(str(signature.signer), name, path, signature.serial))
     check_serials(sightings)
     read = Manifest.joined(manifests)
