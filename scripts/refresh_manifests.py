@@ -226,8 +226,9 @@ def _moved(mirror: Mirror, repo: str, commit: str) -> Mirror:
 def _brief(error: MlstateError) -> str:
     if isinstance(error, FetchError) and error.attempts:
         return "; ".join(reason for _, reason in error.attempts)
-    status = error.status if isinstance(error, TransportError) else None
-    return error.message + (f" ({status})" if status else "")
+    if isinstance(error, TransportError) and error.status and "://" in str(error.path):
+        return f"{error.message} ({error.status})"
+    return error.message
 
 
 def _parser() -> argparse.ArgumentParser:

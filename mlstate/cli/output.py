@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol, TextIO
 
 from mlstate.errors import MlstateError
@@ -23,6 +24,7 @@ from mlstate.units import format_size
 __all__ = [
     "ago",
     "complain",
+    "from_here",
     "has_colour",
     "human_count",
     "human_shape",
@@ -144,6 +146,15 @@ def _escaped(character: str) -> str:
         if character.isprintable()
         else json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
     )
+
+
+def from_here(path: object) -> str:
+    """A path as one would type it: relative, if it is below the working folder."""
+    text = str(path)
+    with suppress(OSError):  # the working folder is gone
+        here = f"{os.getcwd()}{os.sep}"
+        return text.removeprefix(here)
+    return text
 
 
 def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json: bool) -> None:

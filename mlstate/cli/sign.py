@@ -9,7 +9,7 @@ import typer
 from mlstate.cli.exit_codes import OK
 from mlstate.cli.keys import chosen_keys
 from mlstate.cli.options import Json, opened
-from mlstate.cli.output import human_count, note, print_json, put
+from mlstate.cli.output import from_here, human_count, note, print_json, put
 
 if TYPE_CHECKING:
     from mlstate.manifests.signed import ManifestSignature
@@ -65,7 +65,7 @@ def sign(
         print_json("sign", {"signatures": done})
         return OK
     for signed in done:
-        put(signed.path if chosen is not None else f"{signed.path}.sig")
+        put(from_here(signed.path) if chosen is not None else f"{from_here(signed.path)}.sig")
         note(f"{_about(signed)}, signed with {signed.key_type} key {signed.fingerprint}")
     return OK
 
@@ -117,7 +117,7 @@ def verify_signature(
         print_json("verify-signature", {"signatures": good})
         return OK
     for signed in good:
-        put(f"{signed.path}  signed by {signed.signer}")
+        put(f"{from_here(signed.path)}  signed by {signed.signer}")
         note(f"{_about(signed)}, {signed.key_type} key {signed.fingerprint}")
     return OK
 

@@ -246,8 +246,9 @@ def is_local(address: str) -> bool:
 
 def _reason(error: MlstateError, place: str) -> str:
     said = error.message
-    if error.path not in (None, place) and is_local(str(error.path)):
-        said += f"; where: {error.path}"
+    where = str(error.path or "")
+    if where and is_local(where) and not where.endswith(place):  # which is said already
+        said += f"; where: {where}"
     for note in getattr(error, "__notes__", ()):
         said += f"; {note}"
     for label in ("tensor", "expected", "found", "remedy"):

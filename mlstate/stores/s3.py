@@ -36,8 +36,7 @@ class S3StateStore(SavingStore):
     ``aws s3 sync`` makes one of a `LocalStateStore`, and the other way round. States load by way
     of the local cache: objects that are there are not requested again, and with ``digest=`` the
     bucket is not asked at all. Several processes may save, load and delete at once. Checkpoints of
-    MLModule
-    (``backend/architecture.extra.training_id.pt``) list and load too.
+    MLModule (``backend/architecture.extra.training_id.pt``) list and load too.
 
     Needs ``pip install 'mlstate[s3]'``. In a process that was forked from one that has used a
     bucket, a bucket cannot be asked: what is in the cache loads there, with ``digest=``, and all

@@ -438,7 +438,8 @@ def test_a_file_that_changes_between_ranges_is_never_a_mixture(
         fetch()
     [(_, said)] = caught.value.attempts
     sums = "wrong bytes came" if how == "state object known" else "CRC-32"
-    assert ("changed" if says == "another ETag" else sums) in said
+    # Of another ETag all is read once more, as one piece: hosts may disagree about the same file.
+    assert sums in said or (says == "another ETag" and ("changed" in said or "another" in said))
     assert leftovers(tmp_path / "cache") == {}
     assert check_cache(tmp_path / "cache") == (how == "state object known")
 

@@ -110,8 +110,7 @@ def shards(folder: Path, state: Tensors) -> Any:
 
 def write_index(path: Path, places: Mapping[str, str]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = {"total_size": 1}
-    path.write_text(json.dumps({"metadata": size, "weight_map": dict(places)}))
+    path.write_text(json.dumps({"metadata": {}, "weight_map": dict(places)}))
     return path.name
 
 

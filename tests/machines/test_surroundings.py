@@ -12,7 +12,7 @@ import pytest
 import mlstate
 from mlstate import LocalStateStore, ManifestStore, manifest_of
 from mlstate.errors import FormatError
-from mlstate.files import temporary_beside
+from mlstate.objects.beside import temporary_beside
 from tests.machines.job import BASE, FILES, KEYS, read, save, tensors
 from tests.support.models import same
 

@@ -71,7 +71,7 @@ def test_listing_a_type_and_finding_a_state_do_not_look_at_other_architectures(
     asked.clear()
     assert store.get_state_keys(ASKED) == [key]
     # Its own folder, and the store's for checkpoints of MLModule.
-    assert asked == {f"listdir {tmp_path / 'states/pytorch/asked'}": 1, f"listdir {tmp_path}": 1}
+    assert asked == {f"listdir {tmp_path / 'states/pytorch/asked'}": 1, f"scandir {tmp_path}": 1}
     asked.clear()
     assert store.exists(key)
     assert not store.exists(StateKey(ASKED, "b"))
