@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mlstate.phrases import called
-from mlstate.shown import without_queries
+from mlstate.shown import printable, without_queries
 
 __all__ = [
     "AccessError",
@@ -114,12 +114,13 @@ def _place(path: object | None) -> str | None:
 
 
 def _said(value: object, say: Callable[[object], str]) -> str:
-    """A value as a text for a message; the name of its type if Python has no text for it.
+    """A value as one line of a message; the name of its type if Python has no text for it.
 
+    A program that ends with an error shows it on a terminal: what does not print is escaped.
     It has none of a number with thousands of digits, or of lists within lists within lists.
     """
     try:
-        return _brief(without_queries(say(value)))
+        return printable(_brief(without_queries(say(value))))
     except (ValueError, RecursionError, MemoryError):
         return f"a value of type {type(value).__name__} that is too large to be shown"
 
@@ -323,7 +324,7 @@ class SignatureError(_Detailed):
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""
         names = [name for name in (self.signer, self.fingerprint) if name is not None]
-        by = f"\n  signed by: {_brief(' '.join(names))}" if names else ""
+        by = f"\n  signed by: {_said(' '.join(names), say)}" if names else ""
         return super().text(say) + by
 
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 from types import FrameType
 
-from mlstate.shown import without_queries
+from mlstate.shown import printable, without_queries
 
 __all__ = ["warn"]
 
@@ -23,7 +23,7 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while _is_inside(frame) and frame.f_back is not None:
         frame, level = frame.f_back, level + 1
-    warnings.warn(without_queries(message), stacklevel=level)
+    warnings.warn(printable(without_queries(message)), stacklevel=level)
 
 
 def _is_inside(frame: FrameType) -> bool:

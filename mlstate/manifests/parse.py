@@ -14,9 +14,17 @@ from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.texts import decoded, load_toml
 
-__all__ = ["VERSION", "parse_manifest", "parse_state_content", "parse_state_file"]
+__all__ = [
+    "VERSION",
+    "check_state_content",
+    "parse_manifest",
+    "parse_state_content",
+    "parse_state_file",
+]
 
 VERSION = 1
+_LONGEST_NAME = 1000
+"""The longest name whose line is looked for: a search for one of megabytes takes gigabytes."""
 
 _Kind = TypeVar("_Kind")
 
@@ -42,15 +50,20 @@ def parse_state_file(data: bytes, key: StateKey, origin: str) -> StateEntry:
 def parse_state_content(data: bytes, key: StateKey, origin: str) -> ManifestContent:
     """All of a state file; a ManifestError if it does not have exactly this state."""
     content = parse_manifest(data, origin)
+    check_state_content(content, key, origin)
+    return content
+
+
+def check_state_content(content: ManifestContent, key: StateKey | None, origin: str) -> None:
+    """Raise a ManifestError if a state file does not have exactly the state that its path names."""
     if content.states.keys() != {key}:
         raise ManifestError(
             "a state file has exactly the state that its path names",
             path=origin,
-            expected=key,
+            expected="none" if key is None else key,
             found=", ".join(map(str, content.states)) or "none",
             remedy="restore the file, or save the state again with " + OVERWRITE,
         )
-    return content
 
 
 class _Parser:
@@ -183,6 +196,8 @@ class _Parser:
 
     def line_of(self, where: tuple[str, ...]) -> int | None:
         """The line where these names stand one below the other, as far as a search can tell."""
+        if any(len(word) > _LONGEST_NAME for word in where):
+            return None
         lines = self.text.split("\n")
         position, found = 0, None
         for word in where:

@@ -16,9 +16,9 @@ from mlstate import settings
 from mlstate.config import config_path, read_config
 from mlstate.errors import FormatError, SignatureError
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest
+from mlstate.manifests import Manifest, content_of, is_store, listed_files
 from mlstate.phrases import Phrase
-from mlstate.signatures.policy import SignaturePolicy
+from mlstate.signatures.policy import ManifestFile, SignaturePolicy
 
 if TYPE_CHECKING:
     from mlstate.manifests.state_signatures import StateSignatures
@@ -110,9 +110,11 @@ def _signing_key() -> Path | None:
     return settings.signing_key() or _path(_table().get("signing_key"), "signing_key")
 
 
-def _configured(places: Iterable[str]) -> SignaturePolicy | None:
+def _configured(
+    places: Iterable[str], table: Mapping[str, Any] | None = None
+) -> SignaturePolicy | None:
     """The policy of the config file for a store, or else that of the variable."""
-    table = _table()
+    table = _table() if table is None else table
     rules = table.get("stores", {})
     if not isinstance(rules, dict):
         raise _refused("stores", "a table of addresses")
@@ -212,13 +214,29 @@ def read_required(
         SignatureError: A signature is needed, and a file has no good one.
         ManifestError: As for `Manifest.read`.
     """
-    policies = [(path, required_policy(required, *places_of(path))) for path in paths]
-    if all(policy is None for _, policy in policies):
-        unsigned = [path for path, _ in policies] + ([] if shipped is None else [shipped])
-        return Manifest.read(*unsigned)
+    table = _table() if required is None else {}
+
+    def policy_of(path: str | os.PathLike[str], file: Path) -> SignaturePolicy | None:
+        # The config file may speak of one file in a folder, and such a file may be a link.
+        places = (*places_of(file), *places_of(path))
+        return required_policy(required) if required is not None else _configured(places, table)
+
+    files = [
+        ManifestFile(
+            file, policy_of(path, file), local_path(path) if is_store(local_path(path)) else None
+        )
+        for path in paths
+        for file in listed_files(local_path(path))
+    ]
+    if shipped is not None:
+        files += [ManifestFile(file) for file in listed_files(shipped)]
+    if all(file.policy is None for file in files):
+        return Manifest.joined(
+            [Manifest.parse(content_of(file.path), str(file.path)) for file in files]
+        )
     from mlstate.manifests.signed import read_signed
 
-    return read_signed([*policies, *([] if shipped is None else [(shipped, None)])])
+    return read_signed(files)
 
 
 def refuse_unsigned(manifest: Manifest, required: RequiredSignature) -> None:
@@ -227,7 +245,13 @@ def refuse_unsigned(manifest: Manifest, required: RequiredSignature) -> None:
     Raises:
         SignatureError: It lists states, and the bytes that a signature would be of are not known.
     """
-    if manifest.states and required_policy(required) is not None:
+    origins = {entry.origin for entry in manifest.states.values() if entry.origin}
+    places = [
+        place
+        for origin in origins
+        for place in ([origin] if "://" in origin else (origin, *places_of(origin)))
+    ]
+    if manifest.states and required_policy(required, *places) is not None:
         raise SignatureError(
             "a manifest that was read or made already has no signature that could be checked",
             expected="the path of a signed manifest",

@@ -14,9 +14,11 @@ from typing import Any
 from mlstate import settings
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError, SignatureError, concerning
+from mlstate.format import layout
 from mlstate.locations import local_path
-from mlstate.manifests import Manifest, content_of, is_store, listed_files, signature_file
+from mlstate.manifests import Manifest, content_of, signature_file
 from mlstate.manifests.entries import ManifestContent
+from mlstate.manifests.parse import check_state_content
 from mlstate.manifests.serials import MAX_SERIAL, Sighting, check_serials, keep_serials
 from mlstate.manifests.state_serials import see_serial
 from mlstate.objects.durable import read_small
@@ -25,7 +27,7 @@ from mlstate.signatures.allowed import parse_allowed_signers
 from mlstate.signatures.check import Signers
 from mlstate.signatures.inline import split_signature
 from mlstate.signatures.lines import MAX_FILE
-from mlstate.signatures.policy import SignaturePolicy
+from mlstate.signatures.policy import ManifestFile, SignaturePolicy
 from mlstate.signatures.revoked import parse_revoked_keys
 from mlstate.signatures.sshsig import MAX_SIGNATURE
 from mlstate.states import StateKey
@@ -96,13 +98,11 @@ def _key_file(path: Path, what: str) -> bytes:
     return data[: MAX_FILE + 1]
 
 
-def read_signed(
-    paths: Iterable[tuple[str | os.PathLike[str], SignaturePolicy | None]],
-) -> Manifest:
-    """Read manifests, as `Manifest.read` does, of which each file needs a good signature.
+def read_signed(files: Iterable[ManifestFile]) -> Manifest:
+    """Read manifests, as `Manifest.read` does, of which files need a good signature.
 
     Args:
-        paths: Files and folders, each with whose signatures are good; None: it needs none.
+        files: The files, each with whose signatures are good.
 
     Raises:
         SignatureError: A file has no good signature, or a higher serial number was seen before.
@@ -111,26 +111,23 @@ def read_signed(
     """
     manifests: list[Manifest] = []
     sightings: list[Sighting] = []
-    for path, policy in paths:
-        signers = None if policy is None else signers_of(policy)
-        is_in_store = is_store(local_path(path))
-        for file in listed_files(local_path(path)):
-            if signers is None:
-                manifests.append(Manifest.parse(content_of(file), str(file)))
-                continue
-            manifest, signature = check_file(file, signers)
-            manifests.append(manifest)
-            if is_in_store:  # whose own reader has seen it, perhaps
-                see_serial(os.path.realpath(file), signature.serial, str(signature.signer))
-                continue
-            sightings.append(
-                Sighting(
-                    str(signature.signer),
-                    _name(manifest, file),
-                    os.path.realpath(file),
-                    signature.serial,
-                )
-            )
+    signers: dict[SignaturePolicy, Signers] = {}
+    for file in files:
+        if file.policy is None:
+            manifests.append(Manifest.parse(content_of(file.path), str(file.path)))
+            continue
+        if file.policy not in signers:
+            signers[file.policy] = signers_of(file.policy)
+        manifest, signature = check_file(file.path, signers[file.policy])
+        manifests.append(manifest)
+        name, path = _name(manifest, file.path), os.path.realpath(file.path)
+        if file.store is not None:  # whose own reader has seen it, perhaps
+            # Elsewhere in the store nobody has seen a newer version of it.
+            key = layout.key_of_state_path(file.path.relative_to(file.store).as_posix())
+            check_state_content(manifest, key, str(file.path))
+            see_serial(path, signature.serial, str(signature.signer))
+        if file.store is None or name is not None:  # a manifest among the state files is one
+            sightings.append(Sighting(str(signature.signer), name, path, signature.serial))
     check_serials(sightings)
     read = Manifest.joined(manifests)
     keep_serials(sightings)

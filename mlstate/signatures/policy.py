@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["SignaturePolicy"]
+__all__ = ["ManifestFile", "SignaturePolicy"]
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,18 @@ class SignaturePolicy:
     allowed_signers: str | os.PathLike[str]
     revoked_keys: str | os.PathLike[str] | None = None
     signer: str | None = None
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A manifest file that is to be read.
+
+    Attributes:
+        path: The file.
+        policy: Whose signatures of it are good; None: it needs none.
+        store: The folder of the store that it is a state file of; None: it is of none.
+    """
+
+    path: Path
+    policy: SignaturePolicy | None = None
+    store: Path | None = None

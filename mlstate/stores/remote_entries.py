@@ -45,7 +45,11 @@ def has_refused(entry: StateEntry, permitted: StateEntry) -> bool:
 def _permitted(mirrors: _Mirrors, reach: Reach) -> _Mirrors:
     found: list[Mirror | UnusableMirror] = []
     for mirror in mirrors:
-        refusal = None if isinstance(mirror, UnusableMirror) else _refusal(_all(mirror), reach)
+        if isinstance(mirror, UnusableMirror):
+            # A later version may know how to use it: where it leads then, nobody can tell.
+            found.append(replace(mirror, kept=False))
+            continue
+        refusal = _refusal(_all(mirror), reach)
         if refusal is None:
             found.append(mirror)
         else:

@@ -24,7 +24,7 @@ from urllib3 import exceptions as problems
 from mlstate.digests import Bytes
 from mlstate.errors import TransportError
 from mlstate.limits import Limits
-from mlstate.transport.connections import Body, prepare
+from mlstate.transport.connections import Body, prepare, soon_over
 from mlstate.transport.errors import translated_errors
 from mlstate.transport.reach import is_allowed
 from mlstate.transport.urls import Url
@@ -36,6 +36,7 @@ SERVERS = 64  # whose connections are kept alive
 REDIRECTS = 10
 _REDIRECTED = frozenset({301, 302, 303, 307, 308})
 SMALL = 1 << 14  # a body up to here is read to its end, so that its connection can be used again
+DISCARD_SECONDS = 2.0  # that this may take: a new connection takes less
 
 
 def _user_agent() -> str:
@@ -245,7 +246,10 @@ def discard(reply: BaseHTTPResponse) -> None:
     """Release a reply whose body nobody reads; its connection stays open if that is cheap."""
     length = reply.length_remaining
     if length is not None and length <= SMALL:
-        with suppress(problems.HTTPError, OSError, http.client.HTTPException):
+        with (
+            suppress(problems.HTTPError, OSError, http.client.HTTPException),
+            soon_over(reply, DISCARD_SECONDS),
+        ):
             while reply.read(SMALL):
                 pass
     release(reply)

@@ -10,16 +10,18 @@ import http.client
 import io
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
+from mlstate.errors import TransportError
 from mlstate.limits import Limits, SpeedLimit
 from mlstate.transport.errors import translated_errors
 from mlstate.transport.interface import CheckedStream
 
-__all__ = ["Body", "prepare"]
+__all__ = ["Body", "prepare", "soon_over"]
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -93,6 +95,23 @@ def prepare(pool: HTTPConnectionPool, admit: Callable[[str], None]) -> None:
     pool.ConnectionCls = type(kind.__name__, (kind,), changed)
 
 
+@contextmanager
+def soon_over(reply: BaseHTTPResponse, seconds: float) -> Iterator[None]:
+    """Within this, reading a reply of such a pool is a `TimeoutError` after so many seconds."""
+    sock = getattr(reply.connection, "sock", None)
+    plain = getattr(reply, "_original_response", None)
+    if sock is None or not isinstance(plain, _Response):
+        yield
+        return
+    usual = sock.gettimeout()
+    plain.reader.deadline = min(plain.reader.deadline, time.monotonic() + seconds)
+    sock.settimeout(seconds if usual is None else min(usual, seconds))
+    try:
+        yield
+    finally:
+        sock.settimeout(usual)
+
+
 class Body(CheckedStream):
     """The body of a reply, one receive at a time; a server that is too slow is an error.
 
@@ -127,6 +146,8 @@ class Body(CheckedStream):
             else:
                 data = self._reply.read1(len(buffer))
                 count = len(data)
+                if count > len(buffer):  # http.client takes a chunk of less than no bytes for one
+                    raise TransportError("the reply makes no sense", found="a chunk's length")
                 buffer[:count] = data
         self._speed.count(count)
         return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import socket
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
@@ -24,7 +25,11 @@ class Zone(enum.Enum):
 ZoneOf = Callable[[str], Zone]
 """Classifies a numeric address."""
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_CARRIERS = tuple(
+    map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96", "::/96"))
+)
+"""Where the last 32 bits are an IPv4 address: NAT64, of a network's own, too; IPv4-translated and
+-compatible addresses."""
 
 
 def zone_of(address: str) -> Zone:
@@ -36,7 +41,7 @@ def zone_of(address: str) -> Zone:
 
 
 def _inner(ip: IPv6Address) -> IPv4Address | None:
-    if ip in _NAT64:
+    if any(ip in carrier for carrier in _CARRIERS) and not ip.is_loopback:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour
 
@@ -46,15 +51,27 @@ def _zone(ip: IPv4Address | IPv6Address) -> Zone:
         return Zone.LOOPBACK
     if ip.is_link_local:
         return Zone.LINK_LOCAL
+    if isinstance(ip, IPv6Address) and ip.is_site_local:
+        return Zone.PRIVATE
     return Zone.PUBLIC if ip.is_global and not ip.is_multicast else Zone.PRIVATE
 
 
 def zone_by_name(url: Url, classify: ZoneOf) -> Zone:
-    """The zone of a server that is reached by a proxy: only of a number it can be told."""
+    """The zone of a server that is reached by a proxy: only of a number it can be told.
+
+    Proxies take a number in any form for one: ``2130706433``, ``0x7f.1`` and ``127.0.0.1.``, too.
+    """
+    host = url.host.rstrip(".")
     try:
-        return classify(url.host)
+        return classify(host)
     except ValueError:
-        return Zone.LOOPBACK if url.is_loopback else Zone.PUBLIC
+        pass
+    if host == "localhost" or host.endswith(".localhost"):
+        return Zone.LOOPBACK
+    try:
+        return classify(socket.inet_ntoa(socket.inet_aton(host)))
+    except OSError:
+        return Zone.PUBLIC
 
 
 def most_public(zones: Iterable[Zone]) -> Zone:

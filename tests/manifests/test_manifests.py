@@ -11,6 +11,7 @@ import signal
 import stat
 import tempfile
 import tomllib
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -1437,3 +1438,15 @@ def test_an_error_finds_its_line_among_long_lines_in_no_time():
     with pytest.raises(ManifestError) as caught:
         Manifest.parse(text.encode(), "a.toml")
     assert caught.value.line == 5
+
+
+def test_a_name_of_a_megabyte_is_refused_without_a_search_that_takes_more():
+    text = 'version = 1\n[states."p.net.' + "a" * (1 << 20) + '"]\n'
+    tracemalloc.start()
+    try:
+        with pytest.raises(ManifestError, match="not a valid part") as caught:
+            Manifest.parse(text.encode(), "hostile.toml")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 2000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlstate import LocalStateStore, ManifestStore, Store
+from mlstate import LocalStateStore, Manifest, ManifestStore, Store
 from mlstate.errors import FormatError, SignatureError
 from mlstate.manifests.required import places_of, required_policy, state_signatures
 from mlstate.stores import open_store
@@ -119,6 +119,29 @@ def test_a_link_takes_no_requirement_away(config, manifest, tmp_path):
         ManifestStore(manifest)
     config(f'[signatures.stores]\n"{manifest.parent}" = false\n"{elsewhere}" = false\n')
     assert ManifestStore(manifest).get_state_keys()
+
+
+def test_what_is_said_of_a_file_holds_where_its_folder_is_opened(config, manifest, tmp_path):
+    path = config(f'[signatures.stores]\n"{manifest}" = "signers"\n')
+    (path.parent / "signers").write_text("")
+    with pytest.raises(SignatureError):
+        ManifestStore(manifest.parent)
+    elsewhere = tmp_path / "elsewhere"  # has a link to it
+    elsewhere.mkdir()
+    (elsewhere / "more.toml").symlink_to(manifest)
+    with pytest.raises(SignatureError):
+        ManifestStore(elsewhere)
+    manifest.rename(manifest.with_name("other.toml"))
+    assert ManifestStore(manifest.parent).get_state_keys()
+
+
+def test_what_was_read_already_is_refused_by_where_it_was_read(config, manifest):
+    path = config(f'[signatures.stores]\n"{manifest.parent}" = "signers"\n')
+    (path.parent / "signers").write_text("")
+    with pytest.raises(SignatureError, match="read or made already"):
+        ManifestStore(Manifest.read(manifest))
+    config(f'[signatures.stores]\n"{manifest.parent}/more" = "signers"\n')
+    assert ManifestStore(Manifest.read(manifest)).get_state_keys()
 
 
 def test_what_a_repository_brings_along_is_not_asked(config, manifest, monkeypatch):

@@ -384,6 +384,35 @@ def test_a_name_protects_wherever_the_file_lies(lab):
     assert "older" in lab.refused().message
 
 
+def test_a_folder_that_became_a_store_brings_no_older_manifest_back(lab):
+    """Who may change a folder of manifests may give it the shape of a store, too."""
+    folder = lab.folder / "manifests"
+    folder.mkdir()
+    path = lab.signed('name = "lab/nets"\nserial = 5', folder / "weights.toml")
+    assert lab.open(folder)
+    path.unlink()
+    (folder / "objects").mkdir()
+    (folder / "states" / "p" / "net").mkdir(parents=True)
+    older = lab.signed('name = "lab/nets"\nserial = 4', folder / "states" / "p" / "net" / "a.toml")
+    assert "older" in lab.refused(folder).message
+    older.rename(older.with_name("b.toml"))
+    lab.sign(older.with_name("b.toml"))
+    with pytest.raises(ManifestError, match="its path names"):
+        lab.open(folder)
+
+
+def test_a_state_file_under_another_name_in_its_store_brings_no_older_version_back(lab):
+    store = lab.folder / "store"
+    (store / "objects").mkdir(parents=True)
+    (store / "states" / "p" / "net").mkdir(parents=True)
+    newer = lab.signed("serial = 5", store / "states" / "p" / "net" / "a.toml")
+    assert lab.open(store)
+    newer.unlink()
+    lab.signed("serial = 4", store / "states" / "p" / "net" / "b.toml")
+    with pytest.raises(ManifestError, match="its path names"):
+        lab.open(store)
+
+
 def test_a_name_that_is_new_takes_no_protection_away(lab):
     lab.signed("serial = 5")
     assert lab.open()

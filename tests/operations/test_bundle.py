@@ -661,7 +661,8 @@ def test_what_a_bundle_may_not_name_is_not_stored(store, tmp_path):
     contents = []
     for member, content in members(tmp_path / "x.tar"):
         if member.name.endswith("a.toml"):
-            listed = ", ".join(f'"{mirror}"' for mirror in [*mirrors, allowed])
+            listed = ", ".join(f'"{mirror}"' for mirror in [*mirrors, allowed, "later://victim/x"])
+            listed += ', {url = "file:///etc/hostname", of_a_later_version = 1}'
             text = content.decode().replace("size", f"mirrors = [{listed}]\nsize", 1)
             content = f'objects = ["/srv/objects", "{allowed}"]\n{text}'.encode()
         contents.append((member, content))

@@ -164,6 +164,12 @@ def endless_chunks(talk: Talk) -> None:
     talk.endless(lambda data: b"%x\r\n%s\r\n" % (len(data), data))
 
 
+def chunk_negative(talk: Talk) -> None:  # http.client reads on as if there were no chunks
+    talk.head("200 OK", "Transfer-Encoding: chunked")
+    talk.body(b"-1\r\n" + talk.content)
+    raise Hangup
+
+
 def endless_headers(talk: Talk) -> None:
     talk.body(b"HTTP/1.1 200 OK\r\n")
     talk.endless(block=b"X-More: %s\r\n" % (b"more" * 1000))
@@ -223,6 +229,7 @@ LIES: dict[str, Callable[[Talk], None]] = {
         *(length_too_large, length_too_small, length_huge, length_garbage, two_lengths),
         *(range_shifted, range_other_total, range_unnamed, range_ignored),
         *(wrong_bytes, header_huge, html, gzip_anyway, redirect_loop, redirect_file),
+        chunk_negative,
         *(endless_body, endless_chunks, endless_headers, endless_gzip),
         *(drip, silence, hangup, garbage),
     )

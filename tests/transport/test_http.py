@@ -518,6 +518,24 @@ def test_the_body_of_a_redirect_or_an_error_is_not_read_to_its_end(web, recordin
     assert recording_server.bytes_sent < 1 << 26
 
 
+def test_the_body_of_a_redirect_that_does_not_come_is_not_waited_for(start_recording):
+    ended = threading.Event()
+
+    def never():
+        ended.wait(60)
+        yield b""
+
+    headers = {"Location": "/x", "Content-Length": "10"}
+    server = start_recording(
+        {"x": b"abc"}, lambda r: None if r.path == "/x" else Reply(302, headers, never())
+    )
+    begun = time.monotonic()
+    with Transports(read_timeout=60) as web:
+        assert read(web.open(server.url + "/start")) == b"abc"
+    assert time.monotonic() - begun < 30
+    ended.set()
+
+
 def test_a_redirect_may_have_letters_of_any_kind(web, recording_server):
     recording_server.files = {"Gewürz ß.bin": b"abc"}
     raw = "/Gewürz ß.bin".encode().decode("latin-1")

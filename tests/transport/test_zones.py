@@ -65,6 +65,10 @@ def lead(server, target, path="/start"):
         ("64:ff9b::a9fe:a9fe", Zone.LINK_LOCAL),
         ("64:ff9b::5db8:d822", Zone.PUBLIC),
         ("2002:a00:1::1", Zone.PRIVATE),
+        ("64:ff9b:1::7f00:1", Zone.LOOPBACK),
+        ("::ffff:0:10.0.0.1", Zone.PRIVATE),
+        ("::169.254.169.254", Zone.LINK_LOCAL),
+        ("fec0::1", Zone.PRIVATE),
     ],
 )
 def test_an_address_is_of_a_zone(address, zone):
@@ -133,10 +137,17 @@ def test_the_user_may_allow_a_host(web, servers, monkeypatch):
     assert read(web.open(lead(servers[PUBLIC], target.url + "/x"))) == DATA
 
 
-def test_a_numeric_address_behind_a_proxy_is_found_out(web, start_recording, monkeypatch):
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "169.254.169.254.", "2852039166", "0xa9.0xfea9fe", "10.1"),
+        *("[::a00:1]", "localhost.", "models.localhost"),
+    ],
+)
+def test_a_numeric_address_behind_a_proxy_is_found_out(web, start_recording, monkeypatch, host):
     proxy = start_recording({"x": DATA})
     monkeypatch.setenv("http_proxy", proxy.url)
-    lead(proxy, "http://169.254.169.254/x", "http://models.invalid/start")
+    lead(proxy, f"http://{host}/x", "http://models.invalid/start")
     with pytest.raises(TransportError, match="must not lead"):
         read(web.open("http://models.invalid/start"))
     assert len(proxy.requests) == 1

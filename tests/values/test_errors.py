@@ -30,6 +30,7 @@ from mlstate.errors import (
 from mlstate.files import UnfitFileError
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
+from mlstate.warn import warn
 
 KEY = StateKey.parse("pytorch.resnet18.imagenet")
 TYPES = [getattr(errors, name) for name in errors.__all__ if name != "concerning"]
@@ -227,3 +228,17 @@ def test_an_error_has_a_text_for_values_that_have_none(field):
         assert "too large to be shown" in str(error)
     while deep:  # piece by piece: a destructor that recurses needs more room than there is
         deep = deep.pop()
+
+
+def test_no_error_and_no_warning_commands_the_terminal_of_a_program():
+    """A traceback is shown on a terminal, too."""
+    hostile = "a\x1b[2Jb\nerror: c\u202ed\x9be"
+    error = errors.FetchError(hostile, path=hostile, found=hostile, attempts=((hostile, hostile),))
+    shown = [error, errors.SignatureError(hostile, signer=hostile)]
+    shown.append(errors.CopyError(hostile, failures=((hostile, error),)))
+    with pytest.warns(UserWarning, match="error: c") as caught:
+        warn(hostile)
+    for text in (*map(str, shown), str(caught[0].message)):
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert "\nerror" not in text
+        assert "\\x1b[2J" in text
