@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
-from mlstate.files import UnfitFileError, open_folder_of, open_regular
+from mlstate.files import UnfitFileError, open_folder_of, open_listed, open_regular
 from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
@@ -250,12 +250,13 @@ def remove_abandoned(folder: Path) -> None:
     for name in _names(folder):
         if _TEMPORARY.fullmatch(name):
             run = folder / name
-            try:
-                newest = max(path.lstat().st_mtime for path in (run, *run.iterdir()))
-            except (FileNotFoundError, NotADirectoryError, PermissionError):
-                continue
-            if newest < limit:
-                remove_temporaries(run)
+            with suppress(OSError), open_listed(run) as place:
+                found = (
+                    os.stat(one, dir_fd=place, follow_symlinks=False)
+                    for one in (".", *os.listdir(place))
+                )
+                if max(one.st_mtime for one in found) < limit:
+                    remove_temporaries(run)
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_/-][A-Za-z0-9_./-]{0,99}(?<![./])")
@@ -309,9 +310,13 @@ def _try_name(path: Path, name: str, made: list[Path]) -> None:
 
 
 def remove_temporaries(run: Path) -> None:
-    """Remove a folder of temporaries, which has files alone, as far as that can be done."""
-    for name in _names(run):
-        with suppress(OSError):
-            (run / name).unlink()
+    """Remove a folder of temporaries, which has files alone, as far as that can be done.
+
+    Of a link, which another member of a group may have put there, nothing is removed.
+    """
+    with suppress(OSError), open_listed(run) as place:
+        for name in os.listdir(place):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=place)
     with suppress(OSError):
         run.rmdir()

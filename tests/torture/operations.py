@@ -95,6 +95,7 @@ class Operation:
         for name in ("store", "cache"):
             if (root / name / layout.SETTINGS).exists():
                 states, objects = FolderStateFiles(root / name), FolderObjectStore(root / name)
+                _age(root / name / layout.TEMPORARIES)  # younger ones may be in use
                 for _ in range(2):
                     prune_folder(states, objects, grace_seconds=-60)
                 for folder in (layout.TEMPORARIES, layout.TRASH):
