@@ -165,7 +165,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise StateExistsError("a folder is in the way of a file; nothing was changed", path=target)
     if target.exists() and not target.is_file():  # a device would be lost
         raise StateExistsError(
-            "a file is written whole, beside what it replaces, and this is none; nothing was changed",
+            "a file is replaced by a whole new one, and this is none; nothing was changed",
             path=target,
             expected="the name of a file",
             found=kind_of(target.stat().st_mode),

@@ -56,7 +56,7 @@ def prune_folder(
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
     for name in (layout.STATES, layout.OBJECTS, layout.TRASH, layout.TEMPORARIES, layout.ROOTS):
-        check_no_foreign_link(objects.root / name)  # by a link of others another store would be pruned
+        check_no_foreign_link(objects.root / name)  # another store would be pruned through it
     try:
         now = time.time() if dry_run else file_time(objects.root)
         return _FolderPruning(states, objects, now, grace_seconds, dry_run, forgotten or {}).run()

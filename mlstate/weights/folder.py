@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mlstate.files import UnfitFileError, open_folder_of, open_listed, open_regu
 from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
+from mlstate.objects.beside import abandoned_since
 from mlstate.objects.durable import read_small
 from mlstate.phrases import OVERWRITE
 from mlstate.texts import load_toml
@@ -46,7 +46,6 @@ RECORD_NAME = ".mlstate.toml"
 
 _OWN = ".mlstate"
 _TEMPORARY = re.compile(r"\.mlstate-[0-9a-f]{32}\.tmp")
-_ABANDONED_SECONDS = 3600
 
 Recorded = Mapping[str, tuple[Digest, ...]]
 """Name -> the digests that were written under this name."""
@@ -246,11 +245,11 @@ def temporary_name() -> str:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove temporaries that nobody has written to for an hour."""
-    limit = time.time() - _ABANDONED_SECONDS
     for name in _names(folder):
         if _TEMPORARY.fullmatch(name):
             run = folder / name
             with suppress(OSError), open_listed(run) as place:
+                limit = abandoned_since(folder)
                 found = (
                     os.stat(one, dir_fd=place, follow_symlinks=False)
                     for one in (".", *os.listdir(place))

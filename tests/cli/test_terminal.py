@@ -247,7 +247,7 @@ def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path):
         "print(os.open('own', os.O_WRONLY | os.O_CREAT), file=open('said', 'w'))"
     )
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -c \"{code}\" <&- >&- 2>&-"],
+        ["bash", "-c", f'{sys.executable} -c "{code}" <&- >&- 2>&-'],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,

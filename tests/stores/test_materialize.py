@@ -699,6 +699,18 @@ def test_what_a_link_with_the_name_of_temporaries_leads_to_stays(store, folder, 
     assert (home / "thesis").read_text() == "mine"
 
 
+def test_temporaries_of_others_stay_whatever_the_clock_of_this_machine_says(
+    store, folder, monkeypatch
+):
+    run = folder / f".mlstate-{'0' * 32}.tmp"
+    run.mkdir(parents=True)
+    (run / "0").write_text("another process writes it just now")
+    ahead = time.time() + 30 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    store.materialize(KEY, folder)
+    assert (run / "0").exists()
+
+
 def test_what_a_link_in_the_place_of_the_temporaries_leads_to_stays(
     store, folder, tmp_path, monkeypatch
 ):
