@@ -28,6 +28,7 @@ __all__ = [
     "open_folder",
     "open_folder_of",
     "open_input",
+    "open_listed",
     "open_own",
     "open_regular",
     "read_file",
@@ -259,13 +260,26 @@ def open_folder(path: StrPath) -> Iterator[int]:
 
 
 @contextmanager
-def open_folder_of(root: StrPath, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+def open_listed(path: StrPath) -> Iterator[int]:
+    """Hold a folder open to list it and to remove what is in it; a link to one is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_folder_of(
+    root: StrPath, name: str, *, make: bool = False, folder: int | None = None
+) -> Iterator[tuple[int, str]]:
     """Hold the folder of a file below a root open, none of which below the root is a link.
 
     Args:
         root: The root, which may be a link itself.
         name: The file's path below it, with slashes.
         make: Make the folders that are missing.
+        folder: The descriptor of the open folder that a relative root begins at.
 
     Yields:
         The descriptor of the folder, and the name of the file in it.
@@ -275,7 +289,7 @@ def open_folder_of(root: StrPath, name: str, *, make: bool = False) -> Iterator[
         UnfitFileError: Something else bears the name of one.
     """
     *folders, last = name.split("/")
-    here = os.open(root, _FOLDER)
+    here = os.open(root, _FOLDER, dir_fd=folder)
     try:
         path = os.fspath(root)
         for part in folders:

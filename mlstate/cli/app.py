@@ -29,6 +29,7 @@ from mlstate.version import __version__
 __all__ = ["app", "command_tree", "run"]
 
 PROGRAM = "mlstate"
+_LAST_STREAM = 2
 
 app = typer.Typer(
     name=PROGRAM,
@@ -190,7 +191,14 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Replace closed streams (``>&-``): printing into them is no error, and goes nowhere."""
-    for name in ("stdout", "stderr"):
+    """Replace closed streams (``>&-``): printing into them is no error, and goes nowhere.
+
+    Their descriptors are taken, too: else a file of a store would get one of them, and with it what
+    some library prints.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STREAM:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # as long as the process
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError
-from mlstate.files import read_file
+from mlstate.files import is_trusted_link, read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
@@ -33,6 +33,7 @@ __all__ = [
 
 
 _LARGEST = 256 << 20
+_ATTEMPTS = 100
 """The largest manifest that is read, in bytes: some hundred thousand states."""
 
 
@@ -127,14 +128,19 @@ class Manifest(ManifestContent):
             FormatError: `meta` holds something that TOML cannot.
         """
         from mlstate.objects.beside import temporary_beside
-        from mlstate.objects.durable import write_file
+        from mlstate.objects.durable import write_over
 
         target = resolved(path)
-        old = content_of(target) if target.exists() else None
-        new = edited(self, old, str(path))
-        if new != old:
-            write_file(target, [new], temporary=temporary_beside(target), read_only=False)
-            warn_of_stale_signature(path)
+        for _ in range(_ATTEMPTS):
+            old = content_of(target) if target.exists() else None
+            new = edited(self, old, str(path))
+            temporary = temporary_beside(target)
+            if new == old:
+                return
+            if write_over(target, old, [new], temporary=temporary, read_only=False):
+                warn_of_stale_signature(path)
+                return
+        raise changed_by_others(path)
 
     def _of_one_file(self) -> Manifest:
         """Itself, with the object mirrors of its entries if it has none of its own."""
@@ -167,11 +173,21 @@ def edited(manifest: Manifest, old: bytes | None, origin: str) -> bytes:
     return edit_manifest(old, origin, manifest._of_one_file())
 
 
+def changed_by_others(path: str | os.PathLike[str]) -> ManifestError:
+    """The error for a manifest that others write again and again."""
+    return ManifestError(
+        "this manifest is changed again and again by others; nothing was changed",
+        path=path,
+        remedy="try again when they are done",
+    )
+
+
 def resolved(path: str | os.PathLike[str]) -> Path:
     """The file that a path names in the end: where a link is written through, it stays a link.
 
     Raises:
-        ManifestError: The links go round in a circle.
+        ManifestError: The links go round in a circle, or another user has put one there: in the
+            folder of a group it could lead to any file of this user.
     """
     try:
         target = local_path(path).resolve()
@@ -181,6 +197,16 @@ def resolved(path: str | os.PathLike[str]) -> Path:
         raise ManifestError(
             "a manifest cannot be read", path=path, found="links that go round in a circle"
         )
+    link = local_path(path)
+    while link.is_symlink():
+        if not is_trusted_link(link):
+            raise ManifestError(
+                "a manifest is not written through a link of another user; nothing was changed",
+                path=link,
+                found=f"a link to {os.readlink(link)}",
+                remedy="give the path of the file itself",
+            )
+        link = link.parent / os.readlink(link)
     return target
 
 

@@ -8,6 +8,7 @@ kept in the user's state folder, and a lower one is refused.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
 from mlstate.objects.beside import temporary_beside
-from mlstate.objects.durable import read_small, try_lock, unlock, write_file
+from mlstate.objects.durable import read_small, try_lock, unlock, write_over
 from mlstate.texts import load_json
 from mlstate.warn import warn
 
@@ -28,6 +29,7 @@ __all__ = ["MAX_SERIAL", "Sighting", "check_serials", "keep_serials", "serials_f
 MAX_SERIAL = 2**63 - 1
 _POLL = 0.01
 _PATIENCE = 10.0
+_ATTEMPTS = 100
 _Key = tuple[str, str | None, str]
 _Seen = dict[_Key, int]
 
@@ -95,19 +97,24 @@ def check_serials(sightings: Iterable[Sighting]) -> None:
 def keep_serials(sightings: Iterable[Sighting]) -> None:
     """Remember the serial numbers that are higher than what was seen.
 
+    Who was stopped with the lock, for minutes say, overwrites nothing that others kept meanwhile.
     Where the folder cannot be written this is a warning: the manifest itself is good.
     """
     wanted = {s.key: s.serial for s in sightings if s.serial is not None}
     if not _higher(wanted, _read()):
         return
-    file = serials_file()
+    file = Path(os.path.realpath(serials_file()))  # of a link, the file which is written
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(file.parent):
-            seen = _read()
-            seen.update(_higher(wanted, seen))
-            temporary = temporary_beside(file)
-            write_file(file, [_text(seen)], temporary=temporary, read_only=False)
+            for _ in range(_ATTEMPTS):
+                data = _content()
+                seen = _parsed(data)
+                seen.update(_higher(wanted, seen))
+                temporary = temporary_beside(file)
+                if write_over(file, data, [_text(seen)], temporary=temporary, read_only=False):
+                    return
+            raise OSError(errno.EAGAIN, "others change it again and again, or it cannot be read")
     except OSError as error:
         warn(
             f"the serial number of a signed manifest could not be kept in {file} ({error}): an "
@@ -130,11 +137,21 @@ def _text(seen: _Seen) -> bytes:
 
 
 def _read() -> _Seen:
-    file = serials_file()
+    return _parsed(_content())
+
+
+def _content() -> bytes | None:
+    """What was kept; None if nothing was."""
     try:
-        data = read_small(file)
+        return read_small(serials_file())
     except OSError:  # it is not there; or it cannot be read, and then nothing was written either
+        return None
+
+
+def _parsed(data: bytes | None) -> _Seen:
+    if data is None:
         return {}
+    file = serials_file()
     try:
         seen = load_json(data, "the file of serial numbers", most=len(data))["seen"]
         return dict(map(_row, seen))

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlstate.errors import ManifestError
 from mlstate.locations import local_path
 from mlstate.manifests import (
     Manifest,
+    changed_by_others,
     content_of,
     edited,
     resolved,
@@ -61,11 +61,7 @@ def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], M
             if write_over(target, old, [new], temporary=temporary, read_only=False):
                 warn_of_stale_signature(path)
                 return
-    raise ManifestError(
-        "this manifest is changed again and again by others; nothing was changed",
-        path=path,
-        remedy="try again when they are done",
-    )
+    raise changed_by_others(path)
 
 
 @contextlib.contextmanager

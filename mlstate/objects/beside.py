@@ -6,11 +6,11 @@ import contextlib
 import os
 import re
 import stat
-import time
+import tempfile
 import uuid
 from pathlib import Path
 
-__all__ = ["temporary_beside"]
+__all__ = ["abandoned_since", "temporary_beside"]
 
 _ABANDONED_SECONDS = 3600
 _LONGEST = 200
@@ -25,12 +25,24 @@ def temporary_beside(target: Path) -> Path:
     """
     start = f".{os.fsencode(target.name)[:_LONGEST].decode(errors='ignore')}."
     abandoned = re.compile(rf"{re.escape(start)}[0-9a-f]{{32}}\.tmp")
-    limit = time.time() - _ABANDONED_SECONDS
     with contextlib.suppress(OSError):  # the folder may not be there, or not be ours to read
-        for name in os.listdir(target.parent):
-            if abandoned.fullmatch(name):
-                _remove_older(target.with_name(name), limit)
+        names = list(filter(abandoned.fullmatch, os.listdir(target.parent)))
+        limit = abandoned_since(target.parent) if names else 0.0
+        for name in names:
+            _remove_older(target.with_name(name), limit)
     return target.with_name(f"{start}{uuid.uuid4().hex}.tmp")
+
+
+def abandoned_since(folder: Path) -> float:
+    """What nobody has written to since then is abandoned: an hour ago, by the clock of its folder.
+
+    That of this machine may go wrong, and what others write just now would be removed.
+
+    Raises:
+        OSError: The folder may not be written into.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime - _ABANDONED_SECONDS
 
 
 def _remove_older(path: Path, limit: float) -> None:

@@ -244,8 +244,11 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
             noted = path.lstat()
             if not stat.S_ISREG(noted.st_mode) or noted.st_nlink > 1:
                 write_root(folder, digest, key, files)  # no note, or not ours alone to touch
-            elif time.time() - noted.st_mtime > _NOTED:
-                os.utime(path, follow_symlinks=False)
+            elif not 0 <= time.time() - noted.st_mtime <= _NOTED:  # clocks differ: once more
+                try:
+                    os.utime(path, follow_symlinks=False)
+                except PermissionError:  # another member's, whose time only its owner may set
+                    write_root(folder, digest, key, files)
             else:
                 return False
         except FileNotFoundError:

@@ -40,6 +40,7 @@ __all__ = [
     "SMALL",
     "NewFile",
     "Publish",
+    "check_no_foreign_link",
     "check_written",
     "create_exclusively",
     "make_folders",
@@ -456,6 +457,13 @@ def _check_own_folder(folder: Path) -> None:
             found=kind_of(mode),
             remedy="move it out of the way",
         )
+
+
+def check_no_foreign_link(folder: Path) -> None:
+    """Refuse, by a FormatError, a link that another user has put in the place of a folder."""
+    with contextlib.suppress(FileNotFoundError):
+        if folder.is_symlink() and not is_trusted_link(folder):
+            _check_own_folder(folder)
 
 
 def move_to_trash(root: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlstate.errors import FormatError, StateExistsError, concerning
+from mlstate.files import kind_of
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
 from mlstate.phrases import OVERWRITE, Phrase
@@ -162,6 +163,13 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Refuse, by a StateExistsError, a destination that is taken, before anything is read."""
     if target.is_dir():
         raise StateExistsError("a folder is in the way of a file; nothing was changed", path=target)
+    if target.exists() and not target.is_file():  # a device would be lost
+        raise StateExistsError(
+            "a file is replaced by a whole new one, and this is none; nothing was changed",
+            path=target,
+            expected="the name of a file",
+            found=kind_of(target.stat().st_mode),
+        )
     if not overwrite and os.path.lexists(target):
         raise StateExistsError(
             "this file is there already; nothing was changed",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import AccessError
-from mlstate.files import ABSENT
+from mlstate.files import ABSENT, open_folder, open_folder_of
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
-from mlstate.objects.durable import NewFile, make_folders
+from mlstate.objects.durable import NewFile, check_no_foreign_link, make_folders, read_small
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.stores.prune import TRASHED_STATE, PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
@@ -55,6 +55,8 @@ def prune_folder(
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
+    for name in (layout.STATES, layout.OBJECTS, layout.TRASH, layout.TEMPORARIES, layout.ROOTS):
+        check_no_foreign_link(objects.root / name)  # another store would be pruned through it
     try:
         now = time.time() if dry_run else file_time(objects.root)
         return _FolderPruning(states, objects, now, grace_seconds, dry_run, forgotten or {}).run()
@@ -99,7 +101,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
         return self.is_fresh(place)  # a rename keeps the time of a file
 
     def read(self, place: Path) -> bytes:
-        return place.read_bytes()
+        return read_small(place)
 
     def size(self, place: Path) -> int | None:
         try:
@@ -112,7 +114,12 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
         make_folders(self.objects.root, trash)
         target = trash / f"{digest}.{uuid.uuid4().hex}"
         try:
-            os.rename(place, target)
+            # What another member puts in the place of a folder meanwhile is not followed.
+            with (
+                open_folder(self.objects.root / layout.OBJECTS) as above,
+                open_folder_of(".", f"{digest[:2]}/{digest[2:]}", folder=above) as (folder, name),
+            ):
+                os.rename(name, target, src_dir_fd=folder)
         except FileNotFoundError:  # another pruning was first
             return None
         if self.is_fresh(target):  # a save reused it just before it was moved
@@ -125,7 +132,8 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
 
     def delete(self, place: Path) -> bool:
         try:
-            place.unlink()
+            with open_folder(place.parent) as folder:
+                os.unlink(place.name, dir_fd=folder)
         except FileNotFoundError:
             return False
         return True

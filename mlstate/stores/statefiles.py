@@ -209,6 +209,7 @@ class FolderStateFiles(StateFiles):
         if not os.path.lexists(path) or not self._is_here(key):
             return False
         make_folders(self.root, trash)
+        make_folders(self.root, path.parent)  # they are there; a link of others is refused
         try:
             try:
                 os.utime(path, follow_symlinks=False)  # its age in the trash counts from now

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
-from mlstate.files import UnfitFileError, open_folder_of, open_regular
+from mlstate.files import UnfitFileError, open_folder_of, open_listed, open_regular
 from mlstate.format.plain_file import PlainFile, is_weights_name
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
+from mlstate.objects.beside import abandoned_since
 from mlstate.objects.durable import read_small
 from mlstate.phrases import OVERWRITE
 from mlstate.texts import load_toml
@@ -46,7 +46,6 @@ RECORD_NAME = ".mlstate.toml"
 
 _OWN = ".mlstate"
 _TEMPORARY = re.compile(r"\.mlstate-[0-9a-f]{32}\.tmp")
-_ABANDONED_SECONDS = 3600
 
 Recorded = Mapping[str, tuple[Digest, ...]]
 """Name -> the digests that were written under this name."""
@@ -246,16 +245,17 @@ def temporary_name() -> str:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove temporaries that nobody has written to for an hour."""
-    limit = time.time() - _ABANDONED_SECONDS
     for name in _names(folder):
         if _TEMPORARY.fullmatch(name):
             run = folder / name
-            try:
-                newest = max(path.lstat().st_mtime for path in (run, *run.iterdir()))
-            except (FileNotFoundError, NotADirectoryError, PermissionError):
-                continue
-            if newest < limit:
-                remove_temporaries(run)
+            with suppress(OSError), open_listed(run) as place:
+                limit = abandoned_since(folder)
+                found = (
+                    os.stat(one, dir_fd=place, follow_symlinks=False)
+                    for one in (".", *os.listdir(place))
+                )
+                if max(one.st_mtime for one in found) < limit:
+                    remove_temporaries(run)
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_/-][A-Za-z0-9_./-]{0,99}(?<![./])")
@@ -309,9 +309,13 @@ def _try_name(path: Path, name: str, made: list[Path]) -> None:
 
 
 def remove_temporaries(run: Path) -> None:
-    """Remove a folder of temporaries, which has files alone, as far as that can be done."""
-    for name in _names(run):
-        with suppress(OSError):
-            (run / name).unlink()
+    """Remove a folder of temporaries, which has files alone, as far as that can be done.
+
+    Of a link, which another member of a group may have put there, nothing is removed.
+    """
+    with suppress(OSError), open_listed(run) as place:
+        for name in os.listdir(place):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=place)
     with suppress(OSError):
         run.rmdir()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -227,6 +228,32 @@ def test_closed_output_is_no_error(shell):
             ["bash", "-c", command], cwd=shell.folder, capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_input_is_an_empty_one(shell):
+    command = f"{PROGRAM} unbundle - --store weights <&-"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=shell.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path):
+    """What a library prints there would be written into an object."""
+    code = (
+        "import os; from mlstate.cli.app import run; run(['--version']); "
+        "print(os.open('own', os.O_WRONLY | os.O_CREAT), file=open('said', 'w'))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{code}" <&- >&- 2>&-'],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert done.returncode == 0
+    assert int((tmp_path / "said").read_text()) > 2
 
 
 def test_names_cannot_command_the_terminal(shell):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_a_shared_cache_stays_shared(as_user: Users, whole: bool):
         )
         as_user(BEN, FETCH.format(whole), folder, umask=0o077)
         assert locked_out(cache) == {}
+
+
+def test_the_use_of_a_state_that_another_member_fetched_is_noted(as_user: Users):
+    """Else it is evicted while it is used every day."""
+    with shared_folder() as folder:
+        as_user(ANNA, SAVE, folder)
+        as_user(ANNA, FETCH.format(True), folder)
+        notes = list((folder / "cache1" / "roots").iterdir())
+        old = time.time() - 30 * 24 * 3600
+        for note in notes:
+            os.utime(note, (old, old))
+        view = f"ManifestStore('{folder}/mirror1.toml', cache='{folder}/cache1')"
+        as_user(BEN, f"read({view})", folder)
+        assert any(note.stat().st_mtime > old + 24 * 3600 for note in notes)
 
 
 def test_in_a_folder_that_is_not_shared_the_umask_decides(as_user: Users):

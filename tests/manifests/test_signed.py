@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -528,10 +531,50 @@ def test_no_serial_is_lost_where_several_processes_see_them():
             check_serials([Sighting("alice", None, f"/m/{number}", 54 + number)])
 
 
+STOPPED = """
+import os, signal
+from mlstate.manifests import serials
+from tests.manifests.test_signed import keep
+real, stops = serials.write_over, [True]
+def stopped(*arguments, **named):
+    if stops.pop() if stops else False:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real(*arguments, **named)
+serials.write_over = stopped
+keep([1])
+"""
+
+
+def test_a_process_that_was_stopped_loses_no_serial_of_others(monkeypatch):
+    monkeypatch.setattr(serials, "_PATIENCE", 0.2)
+    child = subprocess.Popen([sys.executable, "-c", STOPPED], cwd=Path(__file__).parents[2])
+    try:
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        keep([2])  # nobody waits for it longer than the patience
+    finally:
+        child.send_signal(signal.SIGCONT)
+    assert child.wait(30) == 0
+    for number in (1, 2):
+        with pytest.raises(SignatureError, match="older"):
+            check_serials([Sighting("alice", None, f"/m/{number}", number - 1)])
+
+
+def test_a_file_of_serials_may_be_a_link(tmp_path):
+    serials_file().parent.mkdir(parents=True, exist_ok=True)
+    keep([1])
+    serials_file().rename(tmp_path / "elsewhere.json")
+    serials_file().symlink_to(tmp_path / "elsewhere.json")
+    keep([6])
+    assert serials_file().is_symlink()
+    with pytest.raises(SignatureError, match="older"):
+        check_serials([Sighting("alice", None, "/m/1", 5)])
+
+
 def test_a_serial_that_is_known_writes_nothing(lab, monkeypatch):
     lab.signed("serial = 5")
     lab.open()
-    monkeypatch.setattr(serials, "write_file", lambda *_, **__: pytest.fail("it was written"))
+    monkeypatch.setattr(serials, "write_over", lambda *_, **__: pytest.fail("it was written"))
     lab.open()
 
 

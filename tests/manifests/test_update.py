@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlstate import Manifest, StateKey
+from mlstate import Manifest, StateKey, manifests
 from mlstate.errors import ManifestError
 from mlstate.manifests import StateEntry, update
 from mlstate.manifests.update import change_manifest
@@ -149,3 +149,44 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(tmp_path: Path, kind: str)
         add(folder / "m.toml", 1)
     with time_limit(20), pytest.raises(ManifestError):
         Manifest({}).write(folder / "m.toml")
+
+
+def test_a_manifest_that_is_written_whole_keeps_what_an_editor_wrote_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "m.toml"
+    path.write_bytes(TEXT)
+    real = manifests.edited
+
+    def and_edit(*arguments: object) -> bytes:
+        new = real(*arguments)  # type: ignore[arg-type]
+        if b"later" not in path.read_bytes():
+            path.write_bytes(b"# later\n" + TEXT)
+        return new
+
+    monkeypatch.setattr(manifests, "edited", and_edit)
+    Manifest({entry(1).key: entry(1)}).write(path)
+    assert numbers(path) == {1}
+    assert path.read_bytes().startswith(b"# later\n# by hand\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_of_another_user_is_not_written_through(tmp_path: Path, there: bool):
+    """In the folder of a group it could lead to any file of this user."""
+    victim, shared = tmp_path / "pyproject.toml", tmp_path / "shared"
+    shared.mkdir()
+    if there:
+        victim.write_bytes(TEXT)
+    path = shared / "m.toml"
+    path.symlink_to(victim)
+    os.lchown(path, 12345, 12345)
+    for write in (lambda: add(path, 1), lambda: Manifest({}).write(path)):
+        with pytest.raises(ManifestError, match="link of another user"):
+            write()
+    assert victim.exists() == there
+    assert not there or victim.read_bytes() == TEXT
+    os.lchown(path, 0, 0)
+    add(path, 1)
+    assert path.is_symlink()
+    assert numbers(victim) == {1}

@@ -27,6 +27,16 @@ def test_what_was_left_beside_a_file_an_hour_ago_is_removed_and_nothing_else(tmp
     assert sorted(tmp_path.iterdir()) == sorted([*others, young, folder])
 
 
+def test_the_clock_of_this_machine_may_go_wrong(tmp_path, monkeypatch):
+    """What another process writes just now is not taken for abandoned."""
+    left = tmp_path / f".m.toml.{'a' * 32}.tmp"
+    left.touch()
+    ahead = time.time() + 30 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    temporary_beside(tmp_path / "m.toml")
+    assert left.exists()
+
+
 def test_an_edit_of_a_manifest_removes_what_an_earlier_one_left(tmp_path):
     left = tmp_path / f".m.toml.{'a' * 32}.tmp"
     left.touch()

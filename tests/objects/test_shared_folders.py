@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,6 +250,19 @@ def test_a_note_of_a_use_is_a_file(store: FolderObjectStore, victim: Victim, kin
     note_use(store.root, DIGEST, "pytorch.net.a", [])
     write_root(store.root, DIGEST, "pytorch.net.a", [])
     assert [root.digest for root in read_roots(store.root)] == [DIGEST]
+
+
+def test_a_use_is_noted_by_a_clock_that_goes_behind(
+    store: FolderObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    """Else what is used every day looks as if it was not, by the clock that it is evicted by."""
+    write_root(store.root, DIGEST, "pytorch.net.a", [])
+    path = store.root / layout.ROOTS / DIGEST
+    hour_ago = time.time() - 3600
+    os.utime(path, (hour_ago, hour_ago))
+    monkeypatch.setattr(time, "time", lambda: hour_ago - 24 * 3600)
+    note_use(store.root, DIGEST, "pytorch.net.a", [])
+    assert path.stat().st_mtime > hour_ago + 1800
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "file"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from mlstate import (
     MemoryStateStore,
     StateKey,
     adopt,
+    bundle,
     export,
     file_digest,
     manifest_of,
@@ -260,3 +262,32 @@ except OSError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("OSError"), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, store, overwrite):
+    """As root ``-o /dev/null --overwrite`` would leave a machine without that."""
+    pipe = tmp_path / "null"
+    os.mkfifo(pipe)
+    for write in (
+        lambda: export(store, KEY, pipe, format="torch", overwrite=overwrite),
+        lambda: bundle(store, [KEY], pipe, overwrite=overwrite),
+    ):
+        with pytest.raises(StateExistsError, match="none; nothing was changed") as caught:
+            write()
+        assert caught.value.found == "a pipe"
+    assert pipe.is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["null", "store"]
+
+
+def test_what_a_link_with_the_name_of_temporaries_leads_to_stays(tmp_path, store):
+    home, shared = tmp_path / "home", tmp_path / "shared"
+    home.mkdir()
+    shared.mkdir()
+    (home / "thesis").write_text("mine")
+    link = shared / f".mlstate-{'0' * 32}.tmp"
+    link.symlink_to(home)
+    for path in (link, home / "thesis", home):
+        os.utime(path, (10**9, 10**9), follow_symlinks=False)
+    export(store, KEY, shared / "x.safetensors")
+    assert (home / "thesis").read_text() == "mine"

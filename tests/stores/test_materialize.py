@@ -685,6 +685,51 @@ def test_a_record_cannot_lead_out_of_the_folder(store, folder, tmp_path):
     assert outside.exists()
 
 
+def test_what_a_link_with_the_name_of_temporaries_leads_to_stays(store, folder, tmp_path):
+    """In a folder of a group, another member puts it there; the victim's files are old enough."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis").write_text("mine")
+    folder.mkdir()
+    link = folder / f".mlstate-{'0' * 32}.tmp"
+    link.symlink_to(home)
+    for path in (link, home / "thesis", home):
+        os.utime(path, (10**9, 10**9), follow_symlinks=False)
+    store.materialize(KEY, folder)
+    assert (home / "thesis").read_text() == "mine"
+
+
+def test_temporaries_of_others_stay_whatever_the_clock_of_this_machine_says(
+    store, folder, monkeypatch
+):
+    run = folder / f".mlstate-{'0' * 32}.tmp"
+    run.mkdir(parents=True)
+    (run / "0").write_text("another process writes it just now")
+    ahead = time.time() + 30 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    store.materialize(KEY, folder)
+    assert (run / "0").exists()
+
+
+def test_what_a_link_in_the_place_of_the_temporaries_leads_to_stays(
+    store, folder, tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis").write_text("mine")
+
+    def swapped(folder, *_):
+        (run,) = folder.glob(".mlstate-*.tmp")
+        run.rename(tmp_path / "aside")
+        run.symlink_to(home)
+        raise OSError(5, "and then it fails")
+
+    monkeypatch.setattr(materialize, "_write_record", swapped)
+    with pytest.raises(OSError, match="and then it fails"):
+        store.materialize(KEY, folder)
+    assert (home / "thesis").read_text() == "mine"
+
+
 def test_temporaries_that_nobody_works_on_are_swept(store, folder):
     store.materialize(KEY, folder)
     old = time.time() - 4000

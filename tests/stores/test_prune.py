@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from mlstate import LocalStateStore, StateKey
-from mlstate.errors import IntegrityError, StateExistsError, StateNotFoundError
+from mlstate.digests import Digest
+from mlstate.errors import (
+    FormatError,
+    IntegrityError,
+    MlstateError,
+    StateExistsError,
+    StateNotFoundError,
+)
+from mlstate.objects import FolderObjectStore
 from tests.support.models import LINEAR, net, same, values
 
 DAY = 24 * 3600
@@ -252,6 +260,91 @@ def test_foreign_files_are_left_alone(store):
     store.prune()
     store.prune()
     assert all(path.exists() for path in foreign)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+def link_of_another_member(path, target):
+    if path.exists():
+        path.rename(path.with_name(f"was-{path.name}"))
+    path.symlink_to(target)
+    os.lchown(path, 12345, 12345)
+
+
+@pytest.fixture
+def private(tmp_path):
+    """Another store, with everything that a pruning takes, all of it old."""
+    found = LocalStateStore(tmp_path / "private")
+    found.save(net(5), "mine")
+    for name in ("trash/" + "a" * 64 + "." + "b" * 32, "tmp/" + "c" * 32, "roots/" + "d" * 64):
+        (found.folder / name).parent.mkdir(exist_ok=True)
+        (found.folder / name).write_bytes(b"mine")
+    age(found, 1000)
+    return found
+
+
+def everything(store):
+    return {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+
+
+@as_root
+@pytest.mark.parametrize("name", ["states", "objects", "trash", "tmp", "roots"])
+def test_no_other_store_is_pruned_through_a_link_of_another_member(store, private, name):
+    key = store.save(net(1), "a")
+    store.delete(key)
+    before = everything(private)
+    link_of_another_member(store.folder / name, private.folder / name)
+    with pytest.raises(FormatError, match="no folder that a store may write into"):
+        store.prune(grace_seconds=0)
+    assert everything(private) == before
+
+
+@as_root
+def test_a_folder_of_objects_that_becomes_a_link_meanwhile_is_not_pruned(
+    store, private, monkeypatch
+):
+    before = everything(private)
+    store.save(net(1), "a")
+    digests = FolderObjectStore.digests
+
+    def and_swap(objects):
+        if objects.root == store.folder:
+            monkeypatch.undo()
+            for path in (private.folder / "objects").iterdir():
+                link_of_another_member(store.folder / "objects" / path.name, path)
+                yield from (Digest(path.name + file.name) for file in path.iterdir())
+        else:
+            yield from digests(objects)
+
+    monkeypatch.setattr(FolderObjectStore, "digests", and_swap)
+    with contextlib.suppress(OSError, MlstateError):
+        store.prune(grace_seconds=0)
+    assert everything(private) == before
+
+
+@as_root
+def test_no_state_of_another_store_is_deleted_through_a_link(store, private):
+    key = store.save(net(1), "mine")
+    for name in ("states", "states/pytorch"):
+        link_of_another_member(store.folder / name, private.folder / name)
+        with pytest.raises(FormatError, match="no folder that a store may write into"):
+            store.delete(key)
+        (store.folder / name).unlink()
+        (store.folder / name).with_name(f"was-{(store.folder / name).name}").rename(
+            store.folder / name
+        )
+    assert private.exists(key)
+    store.delete(key)
+
+
+def test_a_deleted_state_file_without_an_end_is_not_read(store):
+    """A member of the group may have put it into trash/: a hole of a terabyte, say."""
+    store.save(net(1), "a")
+    (store.folder / "trash").mkdir()
+    with open(store.folder / "trash" / ("pytorch.x.y.toml." + "0" * 32), "wb") as file:
+        file.truncate(1 << 40)
+    store.prune()
 
 
 def test_a_folder_that_is_no_store_yet_is_nobodys_to_prune(tmp_path):

@@ -383,11 +383,11 @@ def test_an_error_amid_the_moves_puts_back_what_was_moved(scenes, monkeypatch):
     before = scene.places()
     rename, moved = os.rename, []
 
-    def failing(source, target):
+    def failing(source, target, **folders):
         if len(moved) == 2:
             raise OSError(5, "Input/output error")
         moved.append(source)
-        rename(source, target)
+        rename(source, target, **folders)
 
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OSError, match="Input/output"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -25,13 +26,16 @@ from mlstate import (
     enlist,
     export,
     lock,
+    sign,
     unbundle,
     unlist,
     verify,
+    verify_signature,
 )
 from mlstate.format import layout
 from mlstate.manifests.update import change_manifest
 from mlstate.objects import FolderObjectStore
+from mlstate.signatures.inline import is_signed
 from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
 from tests.torture.shim import mark
@@ -307,6 +311,59 @@ def _history(root: Path) -> object:
     return states
 
 
+def _key(root: Path) -> None:
+    _base(root)
+    key = root / "id_ed25519"
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    public = key.with_suffix(".pub").read_text()
+    (root / "allowed").write_text(f"alice@lab.example {public}")
+    Manifest({}).write(root / "m.toml")
+    enlist(root / "m.toml", _store(root), [key_of("base")])
+
+
+def _sign(root: Path) -> object:
+    sign(root / "m.toml", root / "id_ed25519")
+    return len(sign(_store(root), root / "id_ed25519"))
+
+
+def _signed(root: Path) -> None:
+    for target in (_store(root), root / "m.toml"):
+        (found,) = verify_signature(target, allowed_signers=root / "allowed")
+        assert found.signer == "alice@lab.example"
+
+
+def _check_signed(root: Path) -> None:
+    """What is signed is signed well."""
+    if (root / "m.toml.sig").exists():
+        verify_signature(root / "m.toml", allowed_signers=root / "allowed")
+    assert Manifest.read(root / "m.toml").states.keys() == {key_of("base")}
+    if is_signed((root / "store" / layout.state_path(key_of("base"))).read_bytes()):
+        verify_signature(_store(root), allowed_signers=root / "allowed")
+
+
+def _damaged(root: Path) -> None:
+    """A cache with damaged objects, and a mirror that is whole."""
+    _web(root)
+    ManifestStore(root / "objects.toml", cache=root / "cache").fetch(key_of("a"))
+    objects = FolderObjectStore(root / "cache")
+    for digest in sorted(known(2).encoded.sources)[:2]:
+        objects.path(digest).chmod(0o644)
+        objects.path(digest).write_bytes(b"rot")
+
+
+def _repair(root: Path) -> object:
+    store = ManifestStore(root / "objects.toml", cache=root / "cache")
+    verify(store, repair=True)
+    return store.fetch(key_of("a")).fetched  # what a kill left set aside
+
+
+def _over(root: Path) -> None:
+    """A folder that holds another state."""
+    _two(root)
+    _store(root).materialize(key_of("gone"), root / "plain")
+
+
 OPERATIONS: dict[str, Operation] = {
     "save into nothing": Operation(
         _nothing, lambda root: save(_store(root), "base", 0), {"base": None}, BASE
@@ -391,7 +448,17 @@ OPERATIONS: dict[str, Operation] = {
         BASE,
         done=_materialized,
     ),
+    "materialize over": Operation(
+        _over,
+        lambda root: _store(root).materialize(key_of("base"), root / "plain"),
+        {"base": 0, "gone": 1},
+        {"base": 0, "gone": 1},
+        done=_materialized,
+    ),
+    "repair": Operation(_damaged, _repair, done=_fetched(True)),
 }
+if shutil.which("ssh-keygen"):
+    OPERATIONS["sign"] = Operation(_key, _sign, BASE, BASE, check=_check_signed, done=_signed)
 """The operations, by their names."""
 
 

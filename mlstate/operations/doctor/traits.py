@@ -17,6 +17,7 @@ from pathlib import Path
 from mlstate.objects.durable import rename_exclusively, try_lock
 from mlstate.objects.mapped import may_map
 from mlstate.objects.reflink import clone_range
+from mlstate.weights.folder import remove_temporaries
 
 __all__ = ["Traits", "file_system_of", "probe"]
 
@@ -74,9 +75,7 @@ def probe(folder: Path) -> Traits:
             flush_seconds=flush_seconds,
         )
     finally:
-        for name in os.listdir(trial):
-            (trial / name).unlink()
-        trial.rmdir()
+        remove_temporaries(trial)
 
 
 def _works(call: Callable[[Path], object], path: Path) -> bool:
