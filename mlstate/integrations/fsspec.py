@@ -114,6 +114,24 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignore]
         """As `ukey`, a number."""
         return int(self.ukey(path)[:15] or "0", 16)
 
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        """The bytes of a file, or some of them: nothing is read ahead.
+
+        Args:
+            path: The file.
+            start: The first byte; from the end if it is negative.
+            end: The byte behind the last; from the end if it is negative.
+            **kwargs: Have no effect.
+        """
+        size, content = self._content(path)
+        first, last, _ = slice(start, end).indices(size)
+        try:
+            return content.read(first, last)
+        finally:
+            content.close()
+
     def _open(
         self,
         path: str,
@@ -125,21 +143,23 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignore]
     ) -> StateFile:
         if mode != "rb":
             self._refuse(path)
-        place = self._place(path)
-        entry = self.info(path)
-        if place.key is None or entry["type"] != "file":
-            raise FormatError("this is a folder, which cannot be opened", path=path)
-        view = _View(place.store, place.key)
-        content = view.content(place.name)
+        size, content = self._content(path)
         return StateFile(
             self,
             path,
             content=content,
-            size=entry["size"],
+            size=size,
             block_size=block_size or "default",
             cache_options=cache_options,
             **kwargs,
         )
+
+    def _content(self, path: str) -> tuple[int, _Content]:
+        """The size and the bytes of a file."""
+        place, entry = self._place(path), self.info(path)
+        if place.key is None or entry["type"] != "file":
+            raise FormatError("this is a folder, which cannot be opened", path=path)
+        return entry["size"], _View(place.store, place.key).content(place.name)
 
     def _below(self, path: str, place: _Place) -> Iterator[dict[str, Any]]:
         """The entries of a folder of a state; of a file that itself."""

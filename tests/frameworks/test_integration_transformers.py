@@ -1,8 +1,12 @@
-"""The integration with transformers: a real `Trainer`, and `from_pretrained` without the network."""
+"""The integration with transformers: a real `Trainer`; and `from_pretrained`, without a network."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from tests.support.models import same, values
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
 TYPE = StateType("pytorch", "BertForSequenceClassification")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -132,17 +137,16 @@ def test_at_the_trainers_own_save_steps(integration, store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "greater", "scores", "best"),
+    ("wanted", "scores", "best"),
     [
-        ("score", None, [0.1, 0.9, 0.3, 0.2], 2),
-        ("eval_score", False, [0.5, 0.9, 0.1, 0.2], 3),
-        ("score", None, [0.9, 0.9, 0.1, float("nan")], 1),
+        ({"keep_best": "score"}, [0.1, 0.9, 0.3, 0.2], 2),
+        ({"keep_best": "eval_score", "greater_is_better": False}, [0.5, 0.9, 0.1, 0.2], 3),
+        ({"keep_best": "score"}, [0.9, 0.9, 0.1, float("nan")], 1),
     ],
 )
-def test_the_last_and_the_best_stay(integration, store, tmp_path, metric, greater, scores, best):
-    callback = integration.SaveStates(
-        store, "a", keep_last=1, keep_best=metric, greater_is_better=greater
-    )
+def test_the_last_and_the_best_stay(integration, tmp_path, wanted, scores, best):
+    store = LocalStateStore(tmp_path / "store")
+    callback = integration.SaveStates(store, "a", keep_last=1, **wanted)
     trainer(tmp_path, callback, metrics=scores, epochs=4).train()
     assert names(store) == {"a-best", f"a-e{best}", "a-e4"}
     alias, named = StateKey(TYPE, "a-best"), StateKey(TYPE, f"a-e{best}")
@@ -226,19 +230,32 @@ def test_a_new_run_does_not_take_the_name_of_another(integration, store, tmp_pat
     assert store.digest(StateKey(TYPE, "a-e1")) != digest
 
 
-def test_other_processes_than_the_main_one_save_nothing(integration, store, tmp_path):
-    training = trainer(tmp_path, integration.SaveStates(store, "a"), epochs=1)
-    for callback in training.callback_handler.callbacks:
-        if isinstance(callback, integration.SaveStates):
-            real = callback._save
+PROGRAM = """
+import os, sys
+from mlstate.integrations.transformers import SaveStates
+from tests.frameworks.test_integration_transformers import trainer
 
-            def save(state, *args, **kwargs):
-                state.is_world_process_zero = False
-                real(state, *args, **kwargs)
+folder, rank = sys.argv[1], os.environ["RANK"]
+training = trainer(folder, SaveStates(f"{folder}/store{rank}", "a"), epochs=1, ddp_backend="gloo")
+training.train()
+assert training.args.world_size == 2
+"""
 
-            callback._save = save
-    training.train()
-    assert names(store) == set()
+
+def test_of_several_processes_the_main_one_saves(integration, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, tmp_path / "program.py", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert names(LocalStateStore(tmp_path / "store0")) == {"a-e1"}
+    assert not (tmp_path / "store1").exists()
 
 
 def test_what_could_not_be_is_refused_before_training(integration, store, tmp_path):
@@ -302,9 +319,7 @@ def test_options_are_its_own(integration, store, tmp_path, dtype, no_network):
     assert store.digest(key) == before
 
 
-def test_by_a_manifest_it_is_fetched_and_nothing_lies_in_a_folder(
-    integration, store, tmp_path, start_recording
-):
+def test_by_a_manifest_it_is_fetched_and_nothing_lies_in_a_folder(integration, store, tmp_path):
     tiny = Tiny("BertForMaskedLM")
     tiny.make(1).save_pretrained(tmp_path / "saved")
     key = StateKey(tiny.state_type, "a")
