@@ -48,17 +48,16 @@ def from_pretrained(
     """
     check_key(key)
     view = reading_store(store)
+    kind: Any = model_class
     if not issubclass(model_class, ModelMixin) or _takes_more(model_class, kwargs):
         folder = folder_with(view, key)
-        found: Any = model_class.from_pretrained(  # type: ignore[attr-defined]
-            folder, **{"local_files_only": True, **kwargs}
-        )
+        found = kind.from_pretrained(folder, **{"local_files_only": True, **kwargs})
     else:
         with files_in(view, key) as files:
-            config = model_class.load_config(files, local_files_only=True)
+            config = kind.load_config(files, local_files_only=True)
         with _without_values():
-            found = model_class.from_config(config)
-        # As its own does: what is stored in another type is cast to float32, or to what is asked for.
+            found = kind.from_config(config)
+        # As its own does: what is stored in another type is cast to float32, or as it is asked for.
         dtype = kwargs.get("torch_dtype") or found.dtype
         found = with_state_type(found, key.state_type).eval()
         view.load(found, key, assign=True)

@@ -55,7 +55,7 @@ class _Place:
     name: str = ""
 
 
-class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignore]
+class StoreFileSystem(AbstractFileSystem):
     """Stores as a file system, read-only: ``fsspec.open("mlstate://weights/KEY/config.json")``.
 
     A path is a store, as `mlstate.open_store` takes it (a folder, a manifest, ``s3://...``), then a
@@ -217,7 +217,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc, unused-ignore]
     put_file = mv = _refuse
 
 
-class StateFile(AbstractBufferedFile):  # type: ignore[misc, unused-ignore]
+class StateFile(AbstractBufferedFile):
     """A file of a state, open for reading."""
 
     def __init__(

@@ -30,9 +30,10 @@ _PLAIN = "lightning.pt"
 """The file of that state with all but the tensors, read with ``weights_only``."""
 _POINTER = "mlstate-checkpoint"
 _LARGEST = 4096
+_META: tuple[str, ...] = ("epoch", "global_step")
 
 
-class StoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]
+class StoreCheckpointIO(CheckpointIO):
     """Keeps the checkpoints of a `Trainer` in a store: it is one of the trainer's ``plugins``.
 
     The model is a state of its own, ``<run>-<name of the file>``, which loads without Lightning.
@@ -104,7 +105,7 @@ class StoreCheckpointIO(CheckpointIO):  # type: ignore[misc, unused-ignore]
         self.store.save_state_dict(tensors, beside, files={_PLAIN: plain})
         named = {"state": str(beside), "blake3": self.store.digest(beside)}
         files = {_BESIDE: json.dumps(named).encode()}
-        meta = {name: checkpoint[name] for name in ("epoch", "global_step") if name in checkpoint}
+        meta = {name: checkpoint[name] for name in _META if name in checkpoint}
         self.store.save_state_dict(model, key, files=files, meta=meta, overwrite=True)
         self._forget(old)
         self._write_pointer(path, key)

@@ -284,7 +284,7 @@ class SaveStates(TrainerCallback):
 
 def _files_of(model: Any, processing_class: Any) -> dict[str, bytes]:
     """The files that `save_pretrained` writes beside the weights."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     with tempfile.TemporaryDirectory(prefix="mlstate-") as name:
         folder = Path(name)
         if hasattr(config, "save_pretrained"):

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +16,11 @@ from safetensors.torch import load
 
 from mlstate import LocalStateStore, ManifestStore, StateKey, manifest_of
 from mlstate.errors import IntegrityError, ReadOnlyStoreError, StoreNotFoundError
+from tests.frameworks.entry_points import ROOT, installed
 from tests.frameworks.models import needs
 from tests.support.models import LINEAR, net, same, values
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
-ROOT = Path(__file__).parents[2]
 FILES = {"config.json": b'{"a": 1}', "1_Pooling/config.json": b"{}", "table.csv": b"x,y\n1,2\n"}
 
 
@@ -229,14 +228,10 @@ def test_the_entry_point_is_what_fsspec_looks_for(store, saved, tmp_path):
     needs("fsspec")
     point = importlib.metadata.EntryPoint(name, value, "fsspec.specs")
     assert point.load().protocol == name == "mlstate"
-    installed = tmp_path / "installed" / "named-0.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: named\nVersion: 0\n")
-    (installed / "entry_points.txt").write_text(f"[fsspec.specs]\n{name} = {value}\n")
     code = f"import fsspec; print(fsspec.open('{address}/table.csv', 'rt').open().read())"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": f"{ROOT}:{tmp_path / 'installed'}"},
+        env={"PYTHONPATH": installed(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
