@@ -199,6 +199,8 @@ class UnsupportedStoreError(FormatError):
 class MissingPackageError(MlstateError, ImportError):
     """A package that is not installed is needed, such as that of a framework."""
 
+    path: str | None = None  # not ImportError's own, which is no part of what is sent
+
 
 class AccessError(MlstateError, PermissionError):
     """A credential is missing, wrong or expired, or does not allow this."""
