@@ -258,16 +258,18 @@ class _View:
         """The bytes of a file."""
         output = self._weights().get(name)
         if isinstance(output, WeightsOutput):
-            return _WeightsContent(self.store, self.store.get(self.key), output)
+            return _WeightsContent(self.store, self.store.get(self.key), self._state(), output)
         return _Content(self.store.files(self.key)[name])
 
     def _weights(self) -> dict[str, WeightsOutput | BytesOutput]:
+        return {output.name: output for output in weights_of(self._state(), None)}
+
+    def _state(self) -> StateObject:
         def read(found: Found) -> StateObject:
             self.store.access.bring(found.entry, Only.STATE_OBJECT, files=False)
             return read_state(*found)
 
-        state = self.store.reading(self.key, read, Only.STATE_OBJECT, files=False)
-        return {output.name: output for output in weights_of(state, None)}
+        return self.store.reading(self.key, read, Only.STATE_OBJECT, files=False)
 
 
 class _Content:
@@ -286,8 +288,12 @@ class _Content:
 class _WeightsContent(_Content):
     """The bytes of a weights file, put together of tensors that are verified as they are met."""
 
-    def __init__(self, store: StateStore, found: Found, output: WeightsOutput) -> None:
+    def __init__(
+        self, store: StateStore, found: Found, whole: StateObject, output: WeightsOutput
+    ) -> None:
         super().__init__(output.layout.header)
+        # What is fetched is named as the state names it; a file may call it something else.
+        self._names = {ref.digest: name for name, ref in whole.refs.items()}
         self._store = store
         self._found = found
         self._layout = output.layout
@@ -328,13 +334,14 @@ class _WeightsContent(_Content):
         is verified again.
         """
         entry, ref = self._found.entry, self._state.refs[name]
+        known = [self._names[ref.digest]]
 
         def read() -> BinaryIO:
-            self._store.access.bring(entry, [name], files=False)
+            self._store.access.bring(entry, known, files=False)
             return _opened(self._found.objects, ref)
 
         with concerning(entry.key, tensor=name):
-            return self._store.access.repaired(entry, read, [name], files=False)
+            return self._store.access.repaired(entry, read, known, files=False)
 
 
 def _opened(objects: ObjectStore, ref: TensorRef) -> BinaryIO:
