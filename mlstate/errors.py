@@ -25,6 +25,7 @@ __all__ = [
     "LimitError",
     "ManifestError",
     "ManifestNotFoundError",
+    "MissingPackageError",
     "MlstateError",
     "NoRangesError",
     "ObjectNotFoundError",
@@ -194,6 +195,12 @@ class ReadOnlyStoreError(MlstateError, NotImplementedError):
 
 class UnsupportedStoreError(FormatError):
     """A store of one's own lacks a method that an operation needs; `expected` names it."""
+
+
+class MissingPackageError(MlstateError, ImportError):
+    """A package that is not installed is needed, such as that of a framework."""
+
+    path: str | None = None  # not ImportError's own, which is no part of what is sent
 
 
 class AccessError(MlstateError, PermissionError):

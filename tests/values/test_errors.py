@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import pickle
@@ -19,6 +20,7 @@ from mlstate.errors import (
     IncompatibleStateError,
     IntegrityError,
     ManifestError,
+    MissingPackageError,
     MlstateError,
     ObjectNotFoundError,
     ReadOnlyStoreError,
@@ -150,7 +152,8 @@ def every_exception() -> set[type[BaseException]]:
     """The exceptions of all modules, those that do not leave the package too."""
     for module in pkgutil.walk_packages(mlstate.__path__, "mlstate."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with contextlib.suppress(MissingPackageError):  # of a framework that is not installed
+                importlib.import_module(module.name)
     found, left = set(), [BaseException]
     while left:
         left += set(left.pop().__subclasses__()) - found
