@@ -43,6 +43,7 @@ from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import Content, SaveRequest, is_same
 from mlstate.units import parse_limit
+from mlstate.weights.components import SourceLayout
 from mlstate.weights.files import sources_of_file
 
 __all__ = ["adopt"]
@@ -136,8 +137,11 @@ def adopt(
     counter = ByteCounter(listener(progress))
     with concerning(key):
         found = find_source(source, select, offline=offline)
-        request = SaveRequest(
-            found.files if files is None else files, meta, overwrite, verify, reused={}
+        request = _with_layout(
+            SaveRequest(
+                found.files if files is None else files, meta, overwrite, verify, reused={}
+            ),
+            found.layout,
         )
         adoption = Adoption(key, found, request, files is not None, counter)
         if isinstance(into, Path):
@@ -247,10 +251,23 @@ def _from_file(
     if after is None:
         raise StateNotFoundError("another process deleted this state meanwhile", path=target)
     digest = after.pinned_digest
-    existed = before is not None and is_same(before, digest, after) and before.meta == after.meta
+    existed = (
+        before is not None and is_same(before, digest, after) and _said(before) == _said(after)
+    )
     spared = size if existed else sum((request.reused or {}).values())
     names = [tensor.name for tensor in tensors]
     return adoption.report(digest, size, after.files, spared=spared, existed=existed, tensors=names)
+
+
+def _with_layout(request: SaveRequest, layout: SourceLayout) -> SaveRequest:
+    """A request that records how the source lies in its folder, indexes of shards included."""
+    if not layout.files:
+        return request
+    return replace(request, files={**layout.indexes, **request.files}, layout=layout.files)
+
+
+def _said(entry: StateEntry) -> tuple[object, ...]:
+    return (entry.meta, entry.layout)
 
 
 def _recorded(target: SavingStore, key: StateKey) -> StateEntry | None:

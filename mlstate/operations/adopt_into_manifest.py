@@ -81,8 +81,9 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
 def _has_mirror(known: StateEntry, mirror: Mirror, folder: Path) -> bool:
     """Whether an entry names the place of a mirror already, perhaps with more said of it."""
     others = (other for other in known.mirrors if isinstance(other, Mirror))
-    places = (below(other, folder) if other.urls else other for other in others)
-    return any((place.urls, place.select) == (mirror.urls, mirror.select) for place in places)
+    places = (below(other, folder) for other in others)
+    said = (mirror.urls, mirror.select, mirror.parts)
+    return any((place.urls, place.select, place.parts) == said for place in places)
 
 
 def _check_free(manifest: Manifest, key: StateKey, *, overwrite: bool) -> None:

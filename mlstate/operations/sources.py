@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mlstate.phrases import Phrase
 from mlstate.transport import Retries, Transports, retried, retrying
 from mlstate.transport.hub import parse_hub_address
 from mlstate.transport.local import file_path
+from mlstate.weights.components import Component, SourceLayout, components_of
 from mlstate.weights.containers import (
     FRONT,
     INDEX,
@@ -26,7 +27,7 @@ from mlstate.weights.containers import (
     named_container,
     weights_in,
 )
-from mlstate.weights.files import local_files
+from mlstate.weights.files import layout_of, local_files
 
 __all__ = ["WeightSource", "below", "find_source", "mirror_of_file"]
 
@@ -38,6 +39,7 @@ class WeightSource:
     mirror: Mirror
     path: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)  # beside them, by name
+    layout: SourceLayout = field(default_factory=SourceLayout)
 
 
 def find_source(
@@ -74,6 +76,10 @@ def find_source(
 
 def _on_this_machine(path: Path, select: str | None) -> WeightSource:
     path = Path(os.path.abspath(path))  # without what leads out and in again
+    layout = layout_of(path)
+    if components := components_of(path):
+        beside = _companions(path, {component.weights.parent for component in components})
+        return WeightSource(_joined(components, select), path, beside, layout)
     files = local_files(path)
     forms = {form for _, form in files}
     if len(forms) > 1:
@@ -83,7 +89,19 @@ def _on_this_machine(path: Path, select: str | None) -> WeightSource:
     if forms == {SAFETENSORS} and index.name.endswith(f".safetensors{INDEX}"):
         addresses = [str(index)]
     beside = _companions(path) if path.is_dir() else {}
-    return WeightSource(_mirror(tuple(addresses), forms.pop(), select), path, beside)
+    return WeightSource(_mirror(tuple(addresses), forms.pop(), select), path, beside, layout)
+
+
+def _joined(components: list[Component], select: str | None) -> Mirror:
+    """Several models as one mirror, of parts."""
+    parts = []
+    for component in components:
+        part = _on_this_machine(component.weights, select).mirror
+        table = {"url": part.toml} if isinstance(part.toml, str) else dict(part.toml)
+        parts.append(table | ({"add_prefix": component.prefix} if component.prefix else {}))
+    mirror = parse_mirror({"parts": parts})
+    assert isinstance(mirror, Mirror)
+    return mirror
 
 
 def _mirror(addresses: tuple[str, ...], form: str, select: str | None) -> Mirror:
@@ -119,15 +137,16 @@ def _looked_up(address: str, transports: Transports) -> str:
         return container_of(address, read_exactly(stream, FRONT))
 
 
-def _companions(folder: Path) -> dict[str, Path]:
+def _companions(folder: Path, components: Collection[Path] = ()) -> dict[str, Path]:
     """The config and the tokenizer in a folder of weights, by the rule for a hub's repository.
 
-    Folders below that have weights of their own, checkpoints of a training say, are left out.
+    Folders below that have weights of their own, checkpoints of a training say, are left out,
+    unless they are components of it.
     """
     found: dict[str, Path] = {}
     for place, folders, names in os.walk(folder):
         here = Path(place)
-        if here != folder and any(named_container(name) for name in names):
+        if here not in (folder, *components) and any(named_container(name) for name in names):
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -150,5 +169,12 @@ def below(mirror: Mirror, folder: Path) -> Mirror:
             return address
         return Path(address).relative_to(folder).as_posix()
 
+    if mirror.parts:
+        parts = [below(part, folder).toml for part in mirror.parts]
+        tables = [{"url": part} if isinstance(part, str) else part for part in parts]
+        added = [{"add_prefix": p.add_prefix} if p.add_prefix else {} for p in mirror.parts]
+        joined = parse_mirror({"parts": [t | a for t, a in zip(tables, added, strict=True)]})
+        assert isinstance(joined, Mirror)
+        return joined
     changed = tuple(map(relative, mirror.urls))
     return mirror if changed == mirror.urls else _mirror(changed, mirror.format, mirror.select)

@@ -10,20 +10,28 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
 from mlstate.format.encode import TensorSource, check_sources, encode_state
+from mlstate.format.plain_file import PT, WEIGHTS_NAME
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef, is_state_object
 from mlstate.format.tensor_object import TensorSpec, check_values
+from mlstate.layouts import WeightsFile
 from mlstate.locations import local_path
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.units import check_size, parse_limit
 from mlstate.weights.checkpoints import TensorInCheckpoint, checkpoint_sources
+from mlstate.weights.components import (
+    Component,
+    SourceLayout,
+    components_of,
+    layout_of_files,
+)
 from mlstate.weights.containers import (
     FRONT,
     INDEX,
@@ -43,6 +51,7 @@ __all__ = [
     "OpenFile",
     "digest_of_tensors",
     "file_digest",
+    "layout_of",
     "local_files",
     "pieces_at",
     "sources_of_file",
@@ -104,6 +113,10 @@ def sources_of_file(
     most = parse_limit(max_size)
     with ExitStack() as stack:
         sources: list[TensorSource] = []
+        components = components_of(local_path(path))
+        if components:
+            yield _of_components(components, stack, select, most, path)
+            return
         files, index = files_and_index(local_path(path))
         sizes: dict[str, dict[str, int]] = {}
         for file, container in files:
@@ -129,6 +142,66 @@ def sources_of_file(
             check_size(sum(source.spec.nbytes for source in sources), most)
             check_sources(sources)
         yield sources
+
+
+def _of_components(
+    components: list[Component],
+    stack: ExitStack,
+    select: str | None,
+    most: int | None,
+    path: str | os.PathLike[str],
+) -> list[TensorSource]:
+    """The tensors of several models, each name with the prefix of its model."""
+    sources: list[TensorSource] = []
+    prefixes = [component.prefix for component in components]
+    for component in components:
+        own = component.prefix
+        deeper = tuple(other for other in prefixes if len(other) > len(own))
+        opened = sources_of_file(component.weights, select=select, max_size=most)
+        for source in stack.enter_context(opened):
+            assert isinstance(source, LocalTensor | TensorInCheckpoint)
+            name = f"{own}{source.name}"
+            if name.startswith(deeper):
+                raise FormatError(
+                    "a tensor's name begins like those of another folder",
+                    path=component.weights,
+                    tensor=source.name,
+                )
+            sources.append(replace(source, name=name))
+    with concerning(path=path):
+        check_size(sum(source.spec.nbytes for source in sources), most)
+        check_sources(sources)
+    return sources
+
+
+def layout_of(path: Path) -> SourceLayout:
+    """The layout of weights on this machine, which their state records: see `mlstate.layouts`.
+
+    Of a single file it is what its metadata says. What a folder of one model is by itself, a
+    `model.safetensors` with the usual metadata, needs no record.
+
+    Raises:
+        FormatError: As of `sources_of_file`.
+    """
+    folder = path if path.is_dir() else path.parent
+    models = components_of(path) or [Component(path, "")]
+    found = SourceLayout()
+    for model in models:
+        files, index = files_and_index(model.weights)
+        place = model.weights / weights_in(path) if model.weights.is_dir() else model.weights
+        listed = None if index is None or place.name.endswith(f".bin{INDEX}") else index.places
+        one = layout_of_files(folder, model.prefix, files, listed, place)
+        if not one.files:
+            return one  # it could not say where all tensors belong
+        found.files.update(one.files)
+        found.indexes.update(one.indexes)
+    if path.is_file() and not found.indexes:
+        (said,) = found.files.values()
+        usual = said.metadata is None or files[0][1] != SAFETENSORS
+        found = SourceLayout({WEIGHTS_NAME: replace(said, metadata=PT) if usual else said})
+    if found.files == {WEIGHTS_NAME: WeightsFile(metadata=PT)}:
+        return SourceLayout()
+    return found
 
 
 def local_files(path: Path) -> list[tuple[Path, str]]:
