@@ -146,6 +146,9 @@ def _mirrors(mirrors: Sequence[Mirror | UnusableMirror]) -> dict[str, Any]:
     return {"mirrors": [_mirror(mirror) for mirror in kept]} if kept else {}
 
 
+_PREFIXES = ("strip_prefix", "add_prefix")
+
+
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:
     if isinstance(mirror, UnusableMirror):
         return mirror.toml
@@ -156,7 +159,7 @@ def _mirror(mirror: Mirror | UnusableMirror) -> Any:
         table["url"] = mirror.urls[0]
     elif mirror.urls:
         table["urls"] = list(mirror.urls)
-    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix", "format"):
+    for name in ("state", "sha256", "select", "tensors_only", *_PREFIXES, "format"):
         if getattr(mirror, name) != getattr(Mirror, name):
             table[name] = getattr(mirror, name)
     if mirror.rename:

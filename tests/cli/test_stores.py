@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch

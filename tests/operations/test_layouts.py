@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from mlstate import (
 from mlstate.errors import FormatError, StateNotFoundError
 from mlstate.layouts import WeightsFile
 from mlstate.operations.describe import describe
+from mlstate.reading import read_state
+from mlstate.stores.materialize import materialize_state
 from tests.support.models import same
 
 KEY = StateKey.parse("pytorch.net.a")
@@ -178,7 +181,11 @@ def test_the_layout_goes_wherever_the_state_goes(folder, store, tmp_path, way):
     else:
         adopt(folder, KEY, tmp_path / "m.toml", mirror=True)
         if way == "lock":
-            lock(tmp_path / "m.toml", update=[KEY])
+            text = (tmp_path / "m.toml").read_text()
+            pinned = f'blake3 = "{store.digest(KEY)}"\n'
+            assert pinned in text
+            (tmp_path / "m.toml").write_text(text.replace(pinned, ""))
+            lock(tmp_path / "m.toml")
         taken = ManifestStore(tmp_path / "m.toml", tmp_path / "other")
     assert taken.get(KEY).entry.layout == store.get(KEY).entry.layout
     taken.materialize(KEY, tmp_path / "out")
@@ -235,8 +242,6 @@ def test_a_component_fetches_no_other(pipe, store, tmp_path):
 
 
 def _refs(store):
-    from mlstate.reading import read_state
-
     return read_state(*store.get(KEY)).refs
 
 
@@ -347,10 +352,6 @@ def test_describe_names_the_files(pipe, store):
 def test_a_layout_that_does_not_fit_is_refused_before_anything_is_written(
     pipe, store, tmp_path, layout
 ):
-    from dataclasses import replace
-
-    from mlstate.stores.materialize import materialize_state
-
     adopt(pipe, KEY, store)
     found = store.get(KEY)
     entry = replace(found.entry, layout=layout)
@@ -358,11 +359,14 @@ def test_a_layout_that_does_not_fit_is_refused_before_anything_is_written(
         materialize_state(entry, found.objects, tmp_path / "out")
         return
     with pytest.raises(FormatError):
-        text = Manifest({KEY: entry}).format()
-        materialize_state(
-            Manifest.parse(text.encode(), "m").states[KEY], found.objects, tmp_path / "out"
-        )
+        _materialize_by_text(entry, found.objects, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _materialize_by_text(entry, objects, folder):
+    """As a state whose text was edited by hand would be: what is read is checked first."""
+    text = Manifest({KEY: entry}).format().encode()
+    materialize_state(Manifest.parse(text, "m").states[KEY], objects, folder)
 
 
 def test_names_that_would_be_taken_for_another_folders_are_refused(tmp_path, store):
