@@ -245,14 +245,21 @@ def materialize(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder; made if missing.")],
     store: StoreOption = None,
     max_shard_size: ShardSize = None,
+    component: Annotated[
+        str | None,
+        typer.Option("--component", metavar="NAME", help="Of a pipeline, one model: unet."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a state as a folder for from_pretrained, vLLM and the like: weights, config, tokenizer.
 
-    A folder that holds an earlier state is brought up to date: only what differs is written.
+    What was adopted from a folder is written under the names that it had there. A folder that holds
+    an earlier state is brought up to date: only what differs is written.
     """
     view = opened(store)
     wanted = one_key(view, key)
-    written = view.materialize(wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite)
+    written = view.materialize(
+        wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite, component=component
+    )
     put_written("materialize", [wanted], written, as_json=as_json)

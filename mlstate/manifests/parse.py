@@ -127,8 +127,10 @@ class _Parser:
         mirrors = self.mirrors(table.pop("mirrors", []), text)
         files = self.files(table.pop("files", {}), text)
         meta = self.typed(dict, table.pop("meta", {}), "meta is a table", text, "meta")
-        said = table.pop("layout", {})
-        layout = self.checked(lambda: parse_layout(said), text, "layout")
+        said = table.pop("layout", None)
+        layout = {}
+        if said is not None:
+            layout = self.checked(lambda: parse_layout(said), text, "layout")
         return StateEntry(
             key, digest, size, mirrors, files, meta, table, objects, self.origin, layout
         )
