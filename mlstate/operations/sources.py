@@ -13,6 +13,8 @@ from mlstate.errors import FormatError, NoRangesError
 from mlstate.fetch.addresses import companions, hub_weights, is_index_name
 from mlstate.fetch.header import front_of
 from mlstate.fetch.reader import read_exactly
+from mlstate.format.plain_file import PT, WEIGHTS_NAME
+from mlstate.layouts import WeightsFile
 from mlstate.locations import Mirror, check_url, local_path, parse_mirror
 from mlstate.operations.adopt_choice import Choice, chosen_files
 from mlstate.transport import Retries, Transports, retried, retrying
@@ -201,7 +203,11 @@ def _repository(where: HubAddress, transports: Transports, choice: Choice) -> We
     taken = {*weights, *beside}
     skipped = tuple(sorted({*names} - taken))
     mirror = choice.mirror((address,), form)
-    return WeightSource(mirror, None, {}, tuple(beside), tuple(sorted(taken)), skipped)
+    layout = SourceLayout()
+    if form == SAFETENSORS and not is_index_name(chosen) and chosen != WEIGHTS_NAME:
+        # Its header is read later: the metadata are those that nearly all files have.
+        layout = SourceLayout({chosen: WeightsFile(metadata=PT)})
+    return WeightSource(mirror, None, {}, tuple(beside), tuple(sorted(taken)), skipped, layout)
 
 
 def _looked_up(address: str, transports: Transports) -> str:

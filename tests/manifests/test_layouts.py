@@ -1,4 +1,4 @@
-"""The layout of a state in TOML: the golden text, what is refused, and where each tensor belongs."""
+"""The layout of a state in TOML: the golden text, what is refused, where each tensor belongs."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from mlstate import (
     adopt,
     bundle,
     copy,
+    export,
     file_digest,
     lock,
     manifest_of,
@@ -30,6 +31,8 @@ from mlstate.layouts import WeightsFile
 from mlstate.operations.describe import describe
 from mlstate.reading import read_state
 from mlstate.stores.materialize import materialize_state
+from tests.support.buckets import bucket_store
+from tests.support.github_stores import github_store
 from tests.support.models import same
 
 KEY = StateKey.parse("pytorch.net.a")
@@ -190,6 +193,67 @@ def test_the_layout_goes_wherever_the_state_goes(folder, store, tmp_path, way):
     assert taken.get(KEY).entry.layout == store.get(KEY).entry.layout
     taken.materialize(KEY, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(folder)
+
+
+def test_a_bucket_keeps_the_layout(pipe, moto, tmp_path):
+    bucket = moto.new_bucket()
+    adopt(pipe, KEY, bucket_store(moto, bucket))
+    again = bucket_store(moto, bucket, cache=tmp_path / "other")
+    again.materialize(KEY, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(pipe)
+
+
+def test_a_release_keeps_the_layout(pipe, github, tmp_path):
+    adopt(pipe, KEY, github_store(tmp_path / "one"))
+    github_store(tmp_path / "other").materialize(KEY, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(pipe)
+
+
+def test_an_adapter_of_the_hub_keeps_its_name(hub_only, store, tmp_path):
+    source = write(tmp_path / "source", adapter())
+    hub_only.add("org/adapter", {p.name: p.read_bytes() for p in source.iterdir()})
+    adopt("hf://org/adapter@main", KEY, store)
+    store.materialize(KEY, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(source)
+
+
+def test_export_writes_the_metadata(store, tmp_path):
+    source = write(tmp_path / "source", metadata_alone())
+    adopt(source, KEY, store)
+    export(store, KEY, tmp_path / "one.safetensors")
+    export(store, KEY, tmp_path / "folder")
+    for path in (tmp_path / "one.safetensors", tmp_path / "folder/model.safetensors"):
+        with safe_open(path, "pt") as opened:
+            assert opened.metadata() == metadata_alone()["model.safetensors"][1]
+
+
+def test_a_single_file_keeps_its_metadata(store, tmp_path):
+    source = write(tmp_path / "source", {"any.safetensors": (tensors(1), {"flat": "[1]"})})
+    adopt(source / "any.safetensors", KEY, store)
+    store.materialize(KEY, tmp_path / "out")
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as opened:
+        assert opened.metadata() == {"flat": "[1]"}
+
+
+@pytest.mark.parametrize("option", ["add_prefix", "strip_prefix", "rename", "select"])
+def test_the_names_of_a_pipeline_are_its_own(pipe, store, option):
+    value = {"a": "b"} if option == "rename" else "a"
+    with pytest.raises(FormatError, match="its components"):
+        adopt(pipe, KEY, store, **{option: value})
+
+
+def test_renamed_tensors_are_written_with_their_new_names(store, tmp_path):
+    for number, files in enumerate((adapter(), FOLDERS["shards"]())):
+        key = StateKey.parse(f"pytorch.net.n{number}")
+        adopt(write(tmp_path / str(number), files), key, store, add_prefix="new.")
+        store.materialize(key, tmp_path / f"out{number}")
+    assert set(load_file(tmp_path / "out0/adapter_model.safetensors")) == {
+        "new.big",
+        "new.small",
+        "new.n",
+    }
+    # Of the shards no index knows the new names: they are one file.
+    assert set(load_file(tmp_path / "out1/model.safetensors")) == {"new.a", "new.b", "new.c"}
 
 
 def test_each_component_loads_alone(pipe, store, tmp_path):
