@@ -29,6 +29,7 @@ __all__ = [
 MAX_WEIGHTS_FILES = 10_000
 """The most files that a layout may list: many more than the shards of any model."""
 
+_MAX_PREFIX = 1000
 _ENDING = ".safetensors"
 
 
@@ -59,7 +60,8 @@ def check_layout(layout: Layout) -> None:
 
     Raises:
         FormatError: A name that leaves the folder, ends otherwise than a safetensors file, or is a
-            folder of another; too many files; an index in another folder than its shards.
+            folder of another; too many files; a prefix too long; an index in another folder than
+            its shards.
     """
     if len(layout) > MAX_WEIGHTS_FILES:
         raise FormatError(
@@ -70,6 +72,13 @@ def check_layout(layout: Layout) -> None:
     indexes = {file.index for file in layout.values() if file.index is not None}
     check_file_names({*layout, *indexes})
     for name, file in layout.items():
+        if len(file.prefix) > _MAX_PREFIX:
+            raise FormatError(
+                "a prefix of a layout is too long",
+                path=name,
+                expected=f"at most {_MAX_PREFIX} characters",
+                found=len(file.prefix),
+            )
         if not name.lower().endswith(_ENDING):
             raise FormatError(
                 "a file of a layout is a safetensors file",
@@ -106,7 +115,7 @@ def place_tensors(
         FormatError: A tensor would be in no file, or in two.
     """
     owners = _owners(layout)
-    lengths = sorted({len(prefix) for prefix in owners}, reverse=True)
+    lengths = sorted({len(prefix) for prefix in owners}, reverse=True)  # each at most 1000
     placed: dict[str, dict[str, str]] = {path: {} for path in layout}
     for name in names:
         prefix = next((name[:n] for n in lengths if name[:n] in owners), None)

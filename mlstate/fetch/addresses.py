@@ -19,6 +19,7 @@ from mlstate.transport.hub import HubAddress, parse_hub_address
 from mlstate.warn import warn
 
 __all__ = [
+    "LARGEST_INDEX",
     "ShardIndex",
     "addresses_of",
     "any_on_hub",
@@ -105,7 +106,7 @@ INDEX = ".safetensors.index.json"
 _INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$", re.IGNORECASE)
 _PLAIN_INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$", re.IGNORECASE)
 
-_MAX_INDEX = 100_000_000
+LARGEST_INDEX = 100_000_000
 _WEIGHTS = {
     "safetensors": ("model.safetensors", f"model{INDEX}", "adapter_model.safetensors"),
     "torch": ("pytorch_model.bin",),
@@ -156,7 +157,7 @@ class ShardIndex:
 def addresses_of(
     mirror: Mirror,
     context: Context,
-    most: int = _MAX_INDEX,
+    most: int = LARGEST_INDEX,
     indexes: dict[str, tuple[ShardIndex, str]] | None = None,
 ) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
@@ -213,7 +214,7 @@ def _index(address: str, context: Context, most: int) -> ShardIndex:
     return parse_index(text, address, most)
 
 
-def parse_index(text: bytes, address: str, most: int = _MAX_INDEX) -> ShardIndex:
+def parse_index(text: bytes, address: str, most: int = LARGEST_INDEX) -> ShardIndex:
     """Read an index of shards; ``address`` is where it is.
 
     Raises:

@@ -123,7 +123,7 @@ def _on_this_machine(path: Path, choice: Choice) -> WeightSource:
     renamed = bool(choice.strip_prefix or choice.add_prefix or choice.rename)
     layout = layout_of(path, weights=choice.weights, form=choice.form, renamed=renamed)
     components = components_of(path) if choice.weights is None else []
-    if len(components) > 1 or (components and components[0].prefix):
+    if components:
         return _pipeline(path, components, choice, layout)
     mirror, weights = _model(path, choice)
     if not path.is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, concerning
-from mlstate.fetch.addresses import parse_index
+from mlstate.fetch.addresses import LARGEST_INDEX, parse_index
 from mlstate.format.plain_file import is_weights_name
 from mlstate.format.state_object import StateObject
 from mlstate.layouts import Layout, component_names, component_prefix, metadata_of, within
@@ -163,7 +163,8 @@ def _index(entry: StateEntry, objects: ObjectStore, name: str) -> Mapping[str, s
             "the layout of this state names an index that is no file of it; nothing was written",
             path=name,
         )
-    text = read_verified(objects, entry.files[name].digest, what=f"the file {name!r}")
+    digest, what = entry.files[name].digest, f"the file {name!r}"
+    text = read_verified(objects, digest, what=what, max_size=LARGEST_INDEX)
     return parse_index(text, name).places
 
 

@@ -33,13 +33,13 @@ class Component:
 
 
 def components_of(path: Path) -> list[Component]:
-    """The models of a pipeline's folder that have weights; none of any other path."""
+    """The models of a pipeline's folder that have weights; none of a folder of one model."""
     found = []
     for name in listed_parts(path) if path.is_dir() else ():
         folder = path / name if name else path
         if folder.is_dir() and any(_is_weights(file.name) for file in folder.iterdir()):
             found.append(Component(folder, f"{name}/" if name else ""))
-    return found
+    return found if any(component.prefix for component in found) else []
 
 
 def _is_weights(name: str) -> bool:

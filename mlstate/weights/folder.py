@@ -19,7 +19,13 @@ from typing import BinaryIO
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
 from mlstate.files import UnfitFileError, open_folder_of, open_regular
-from mlstate.format.plain_file import PlainFile, content_digest, is_weights_name, stem_of_shard
+from mlstate.format.plain_file import (
+    PlainFile,
+    content_digest,
+    index_name,
+    is_weights_name,
+    stem_of_shard,
+)
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
 from mlstate.objects.durable import read_small
@@ -142,8 +148,9 @@ def _rivals(folder: Path, weights: Collection[str]) -> set[str]:
 
 
 def _like(name: str) -> re.Pattern[str]:
-    stem = re.escape(stem_of_shard(name))
-    return re.compile(rf"{stem}(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IGNORECASE)
+    stem = stem_of_shard(name)
+    index = re.escape(index_name(stem))
+    return re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.safetensors|{index}", re.IGNORECASE)
 
 
 _ENDING = ".safetensors"

@@ -66,6 +66,7 @@ def test_keys_of_a_later_version_are_kept(tmp_path):
         '"x.safetensors" = 1',
         '"x.safetensors" = {prefix = 1}',
         '"x.safetensors" = {index = 1}',
+        f'"x.safetensors" = {{prefix = "{"a" * 1001}"}}',
         '"x.safetensors" = {metadata = {format = 1}}',
         '"x.safetensors" = {metadata = "pt"}',
         '"a/x.safetensors" = {index = "x.safetensors.index.json"}',
