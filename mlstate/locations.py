@@ -42,6 +42,7 @@ class Mirror:
         format: ``"safetensors"``, ``"torch"`` or ``"torch-gzip"``.
         sha256: The file's SHA-256, whole or its leading hex digits, or None.
         select: The dotted path of the state dict inside a torch checkpoint, or None.
+        tensors_only: Whether entries of that state dict that are no tensors are passed over.
         strip_prefix: A prefix to remove from every name.
         add_prefix: A prefix to add to every name.
         rename: Pairs of literal texts, replaced in every name, in order.
@@ -54,6 +55,7 @@ class Mirror:
     format: str = "safetensors"
     sha256: str | None = None
     select: str | None = None
+    tensors_only: bool = False
     strip_prefix: str = ""
     add_prefix: str = ""
     rename: tuple[tuple[str, str], ...] = ()
@@ -115,6 +117,7 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
         format=form,
         sha256=_sha256(table),
         select=_text(table, "select"),
+        tensors_only=_flag(table, "tensors_only"),
         strip_prefix=_text(table, "strip_prefix") or "",
         add_prefix=_text(table, "add_prefix") or "",
         rename=tuple(_pair(pair) for pair in _list(table, "rename")),
@@ -237,6 +240,13 @@ def _text(table: Mapping[str, Any], key: str) -> str | None:
     value = table.get(key)
     if value is not None and not isinstance(value, str):
         raise FormatError(f"{key} of a mirror is a text", found=repr(value))
+    return value
+
+
+def _flag(table: Mapping[str, Any], key: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise FormatError(f"{key} of a mirror is true or false", found=repr(value))
     return value
 
 

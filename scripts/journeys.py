@@ -41,6 +41,7 @@ VALUES = (
     "digests.py",
     "errors.py",
     "format/",
+    "layouts.py",
     "limits.py",
     "locations.py",
     "manifests/entries.py",

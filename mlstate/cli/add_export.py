@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,15 +53,63 @@ def add(
         ),
     ] = False,
     select: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="PATH", help="Where in a torch checkpoint the weights are: model.state_dict."
+            "--select",
+            metavar="PATH",
+            help="Where in a torch checkpoint the weights are: model.state_dict. Repeated, each is "
+            "put in front of its names.",
+        ),
+    ] = None,
+    tensors_only: Annotated[
+        bool,
+        typer.Option(
+            "--tensors-only", help="Pass over what is no tensor in the state dict of a checkpoint."
+        ),
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a folder or a repository, the file of weights."),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include", metavar="PATTERN", help="Keep these files, too; may be repeated."
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", metavar="PATTERN", help="Do not keep these files; may be repeated."
         ),
     ] = None,
     file: Annotated[
         list[str] | None,
         typer.Option(
-            "--file", metavar="FILE", help="A file that belongs to the state; may be repeated."
+            "--file",
+            metavar="FILE",
+            help="Another file that belongs to the state; may be repeated.",
+        ),
+    ] = None,
+    strip_prefix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Take this off the front of names: module."),
+    ] = None,
+    add_prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Put this in front of all names.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename", metavar="OLD=NEW", help="Replace a text in names; may be repeated."
+        ),
+    ] = None,
+    container: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="safetensors, torch or torch-gzip, where the source does not say.",
         ),
     ] = None,
     meta: Annotated[
@@ -92,8 +141,16 @@ def add(
         StateKey.parse(key),
         target,
         files=_files(file or []) or None,
-        meta=_pairs(meta or []) or None,
-        select=select,
+        meta=_pairs(meta or [], "--meta") or None,
+        select=select or None,
+        tensors_only=tensors_only,
+        weights=weights,
+        include=include or (),
+        exclude=exclude or (),
+        strip_prefix=strip_prefix or "",
+        add_prefix=add_prefix or "",
+        rename=_pairs(rename or [], "--rename"),
+        format=container,
         mirror=mirror,
         overwrite=overwrite,
         verify=verify,
@@ -107,19 +164,34 @@ def add(
     if report.existed:
         note("it was there already")
     if report.prefix:
-        note(f"all names begin with {report.prefix} as those of a wrapped model do")
+        note(
+            f"all names begin with {report.prefix} as those of a wrapped model do; "
+            f"--strip-prefix {report.prefix} takes it off"
+        )
+    if report.select:
+        note(f"what {report.select} holds in the checkpoint, and nothing else of it")
+    if report.passed_over:
+        note(f"without {_listed(report.passed_over)}: no tensors")
     if report.files:
         note(f"with {', '.join(report.files)}")
+    if report.skipped:
+        note(f"not taken: {_listed(report.skipped)}")
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--meta")
+            form = "OLD=NEW" if option == "--rename" else "NAME=VALUE"
+            raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
         if name in pairs:
-            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--meta")
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
         pairs[name] = value
     return pairs
 
@@ -173,14 +245,21 @@ def materialize(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder; made if missing.")],
     store: StoreOption = None,
     max_shard_size: ShardSize = None,
+    component: Annotated[
+        str | None,
+        typer.Option("--component", metavar="NAME", help="Of a pipeline, one model: unet."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a state as a folder for from_pretrained, vLLM and the like: weights, config, tokenizer.
 
-    A folder that holds an earlier state is brought up to date: only what differs is written.
+    What was adopted from a folder is written under the names that it had there. A folder that holds
+    an earlier state is brought up to date: only what differs is written.
     """
     view = opened(store)
     wanted = one_key(view, key)
-    written = view.materialize(wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite)
+    written = view.materialize(
+        wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite, component=component
+    )
     put_written("materialize", [wanted], written, as_json=as_json)

@@ -117,6 +117,10 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
                 ("file", f"{file.name}  {human_size(file.nbytes)}  {file.digest}")
                 for file in described.files
             ),
+            *(
+                ("weights", f"{file.name}  {file.prefix}*" if file.prefix else file.name)
+                for file in described.layout
+            ),
             *((f"meta {name}", str(value)) for name, value in described.meta.items()),
         ]
     )

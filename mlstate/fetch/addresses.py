@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -18,18 +19,23 @@ from mlstate.transport.hub import HubAddress, parse_hub_address
 from mlstate.warn import warn
 
 __all__ = [
+    "LARGEST_INDEX",
     "ShardIndex",
     "addresses_of",
     "any_on_hub",
     "companions",
     "hub_weights",
+    "is_index_name",
     "parse_index",
     "settled_on_hub",
 ]
 
 _SCHEME = "hf://"
-_KEPT = (".json", ".jinja", ".model", ".tiktoken", ".txt")
-"""How the names end of what a model folder needs beside its weights: configs, tokenizers."""
+_KEPT = re.compile(
+    r"\.(json|jinja|md|model|tiktoken|txt|yaml|yml)$|^(licen[cs]e|notice|readme)[\w.-]*$",
+    re.IGNORECASE,
+)
+"""What a model folder has beside its weights: configs, tokenizers, its card and its licence."""
 
 
 def any_on_hub(entry: StateEntry) -> bool:
@@ -39,11 +45,13 @@ def any_on_hub(entry: StateEntry) -> bool:
     return any(url.startswith(_SCHEME) for part in parts for url in part.urls)
 
 
-def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dict[str, Mirror]]:
+def settled_on_hub(
+    entry: StateEntry, context: Context, beside: Collection[str] | None = None
+) -> tuple[StateEntry, dict[str, Mirror]]:
     """The entry with a commit and a file in each address on the hub.
 
     Also gives the files beside the weights of the first mirror that named a whole repository: by
-    name, each with where it is.
+    name, each with where it is. With ``beside``, those of these names, of the first mirror.
 
     Raises:
         TransportError: The hub does not say.
@@ -62,10 +70,12 @@ def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dic
         where = parse_hub_address(url)
         listing = context.hub_files(str(replace(where, path=None)))
         exact = HubAddress(where.repo, listing.commit, where.path)
+        if (exact.path is None or beside) and not files:
+            names = companions(listing.files)
+            if beside is not None:
+                names = [name for name in beside if name in listing.files]
+            files.update((name, Mirror((str(replace(exact, path=name)),))) for name in names)
         if exact.path is None:
-            if not files:
-                names = companions(listing.files)
-                files.update((name, Mirror((str(replace(exact, path=name)),))) for name in names)
             exact = replace(exact, path=hub_weights(listing.files, mirror.format, url))
         return str(exact)
 
@@ -74,19 +84,29 @@ def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dic
 
 
 def companions(files: tuple[str, ...]) -> list[str]:
-    """The files of a repository that `from_pretrained` may look for: configs and tokenizers."""
+    """The files of a repository that belong to its model: configs, tokenizers, card, licence."""
     return sorted(
         name
         for name in files
-        if posixpath.splitext(name)[1] in _KEPT
-        and not name.endswith((INDEX, ".bin.index.json"))
+        if _KEPT.search(posixpath.basename(name))
+        and not is_index_name(name)
         and not posixpath.basename(name).startswith(".")
     )
 
 
-INDEX = ".safetensors.index.json"
+def is_index_name(name: str) -> bool:
+    """Whether a name, or an address without a query, is that of an index of shards.
 
-_MAX_INDEX = 100_000_000
+    One of a variant is for instance ``model.safetensors.index.fp16.json``.
+    """
+    return _INDEX_NAME.search(name) is not None
+
+
+INDEX = ".safetensors.index.json"
+_INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$", re.IGNORECASE)
+_PLAIN_INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$", re.IGNORECASE)
+
+LARGEST_INDEX = 100_000_000
 _WEIGHTS = {
     "safetensors": ("model.safetensors", f"model{INDEX}", "adapter_model.safetensors"),
     "torch": ("pytorch_model.bin",),
@@ -137,7 +157,7 @@ class ShardIndex:
 def addresses_of(
     mirror: Mirror,
     context: Context,
-    most: int = _MAX_INDEX,
+    most: int = LARGEST_INDEX,
     indexes: dict[str, tuple[ShardIndex, str]] | None = None,
 ) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
@@ -162,7 +182,7 @@ def addresses_of(
             listing = context.hub_files(given)
             name = hub_weights(listing.files, mirror.format, given)
             address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
-        if _path(address).endswith(INDEX):
+        if _PLAIN_INDEX.search(_path(address)):
             index = _index(address, context, most)
             shards = {_beside(address, name): (index, name) for name in index.shards}
             found.extend(shards)
@@ -194,7 +214,7 @@ def _index(address: str, context: Context, most: int) -> ShardIndex:
     return parse_index(text, address, most)
 
 
-def parse_index(text: bytes, address: str, most: int = _MAX_INDEX) -> ShardIndex:
+def parse_index(text: bytes, address: str, most: int = LARGEST_INDEX) -> ShardIndex:
     """Read an index of shards; ``address`` is where it is.
 
     Raises:

@@ -97,7 +97,7 @@ class CheckpointMirror:
             return None
         archive, source = read
         with concerning(path=resource.address):
-            tensors = select_tensors(archive.root, source.size, part.select)
+            tensors = select_tensors(archive.root, source.size, part.select, part.tensors_only)
             tensors = _named(gathering, part, tensors)
             specs = {name: spec_of(name, tensor) for name, tensor in tensors.items()}
         return RemoteCheckpoint(resource, source, archive, tensors, specs)
@@ -149,7 +149,7 @@ class CheckpointMirror:
     ) -> None:
         with concerning(path=resource.address):
             checkpoint = read_checkpoint(source)
-            found = select_tensors(checkpoint.root, source.size, part.select)
+            found = select_tensors(checkpoint.root, source.size, part.select, part.tensors_only)
             tensors = _named(gathering, part, found)
             specs = {name: spec_of(name, tensor) for name, tensor in tensors.items()}
 

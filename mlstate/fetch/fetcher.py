@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,11 +200,11 @@ class Fetcher:
                 run.attempts.warn_of_damage()
             return replace(entry, digest=digest, size=state.nbytes)
 
-    def settle(self, entry: StateEntry) -> StateEntry:
+    def settle(self, entry: StateEntry, beside: Collection[str] | None = None) -> StateEntry:
         """Say exactly where on the hub a state is from: by commit, with its config and tokenizer.
 
         A branch moves on; the digest of a state does not. An entry whose mirrors are not on the hub
-        is returned as it is.
+        is returned as it is. ``beside`` names the files to take instead of config and tokenizer.
 
         Returns:
             The entry with the commit in its mirrors; with the files of the repository, if a mirror
@@ -218,7 +218,7 @@ class Fetcher:
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
         with concerning(entry.key), self._run(entry, identity) as run:
             run.attempts.check_copies()
-            settled, files = settled_on_hub(entry, run.attempts.context())
+            settled, files = settled_on_hub(entry, run.attempts.context(), beside)
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
 

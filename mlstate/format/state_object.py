@@ -132,6 +132,16 @@ class StateObject:
         inline = sum(tensor.spec.nbytes for tensor in self.inline.values())
         return inline + sum(ref.spec.nbytes for ref in self.refs.values())
 
+    def part(self, names: Mapping[str, str]) -> StateObject:
+        """A part of it: the name of each tensor in the part -> its name here.
+
+        Raises:
+            FormatError: A name that no tensor of a state can have.
+        """
+        inline = {new: self.inline[old] for new, old in names.items() if old in self.inline}
+        refs = {new: self.refs[old] for new, old in names.items() if old in self.refs}
+        return StateObject(inline, refs)
+
     def encode(self) -> bytes:
         """The state object's bytes; a FormatError if its header exceeds 100,000,000 bytes."""
         names = _order({name: tensor.spec for name, tensor in self.inline.items()})

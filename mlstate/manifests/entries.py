@@ -10,13 +10,14 @@ from typing import Any
 
 from mlstate.digests import Digest
 from mlstate.errors import UnpinnedStateError
+from mlstate.layouts import Layout
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.phrases import LOCK
 from mlstate.states import StateKey
 
 __all__ = ["FileEntry", "ManifestContent", "StateEntry"]
 
-_NAMES = ("blake3", "size", "mirrors", "files", "meta")
+_NAMES = ("blake3", "size", "mirrors", "files", "layout", "meta")
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -62,6 +63,7 @@ class StateEntry(_Values):
         unknown: Keys of a later version: kept, not understood.
         objects: The object mirrors of its manifest.
         origin: The manifest that lists it, or None.
+        layout: The files that its tensors came in, by path; empty if that is not known.
         source: Where the manifest itself came from, if from elsewhere; None if it is the user's
             own. What is from elsewhere may not name every place: see `mlstate.transport.reach`.
     """
@@ -75,6 +77,7 @@ class StateEntry(_Values):
     unknown: Mapping[str, Any] = field(default_factory=_nothing)
     objects: tuple[str, ...] = ()
     origin: str | None = field(default=None, compare=False)
+    layout: Layout = field(default_factory=_nothing)
     source: str | None = field(default=None, compare=False)
 
     @property

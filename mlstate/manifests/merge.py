@@ -56,6 +56,7 @@ def _merged(first: StateEntry, second: StateEntry) -> StateEntry:
         files=_files(first, second),
         meta={**second.meta, **first.meta},
         unknown={**second.unknown, **first.unknown},
+        layout=first.layout or second.layout,
         objects=tuple(
             dict.fromkeys((*_absolute(first, first.objects), *_absolute(second, second.objects)))
         ),

@@ -10,6 +10,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.layouts import parse_layout
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.texts import decoded, load_toml
@@ -139,7 +140,13 @@ class _Parser:
         mirrors = self.mirrors(table.pop("mirrors", []), text)
         files = self.files(table.pop("files", {}), text)
         meta = self.typed(dict, table.pop("meta", {}), "meta is a table", text, "meta")
-        return StateEntry(key, digest, size, mirrors, files, meta, table, objects, self.origin)
+        said = table.pop("layout", None)
+        layout = {}
+        if said is not None:
+            layout = self.checked(lambda: parse_layout(said), text, "layout")
+        return StateEntry(
+            key, digest, size, mirrors, files, meta, table, objects, self.origin, layout
+        )
 
     def mirrors(self, value: Any, *where: str) -> tuple[Mirror | UnusableMirror, ...]:
         where = (*where, "mirrors")

@@ -11,6 +11,7 @@ import tomlkit
 from mlstate.errors import FormatError
 from mlstate.locations import Mirror, UnusableMirror, parse_mirror
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.layouts import plain_layout
 from mlstate.manifests.parse import VERSION, parse_manifest
 
 __all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
@@ -45,10 +46,18 @@ def format_state(entry: StateEntry) -> str:
     states = tomlkit.table(is_super_table=True)
     table = tomlkit.table(is_super_table=False)  # its header is there even with nothing below
     for name, value in plain_state(entry).items():
-        table[name] = toml_value(value)
+        table[name] = _file_by_file(value) if name == "layout" else toml_value(value)
     states[str(entry.key)] = table
     document["states"] = states
     return tomlkit.dumps(document)
+
+
+def _file_by_file(layout: Mapping[str, Any]) -> Any:
+    """A layout with a line for each file."""
+    table = tomlkit.table()
+    for name, file in layout.items():
+        table[_text(name)] = toml_value(file, inline=True)
+    return table
 
 
 def plain_top(manifest: ManifestContent) -> dict[str, Any]:
@@ -67,6 +76,8 @@ def plain_state(entry: StateEntry) -> dict[str, Any]:
     table |= _mirrors(entry.mirrors) | _sorted(entry.unknown)
     if entry.files:
         table["files"] = {name: _file(entry.files[name]) for name in sorted(entry.files)}
+    if entry.layout:
+        table["layout"] = _sorted(plain_layout(entry.layout))
     if entry.meta:
         table["meta"] = _sorted(entry.meta)
     return table
@@ -135,6 +146,9 @@ def _mirrors(mirrors: Sequence[Mirror | UnusableMirror]) -> dict[str, Any]:
     return {"mirrors": [_mirror(mirror) for mirror in kept]} if kept else {}
 
 
+_PREFIXES = ("strip_prefix", "add_prefix")
+
+
 def _mirror(mirror: Mirror | UnusableMirror) -> Any:
     if isinstance(mirror, UnusableMirror):
         return mirror.toml
@@ -145,7 +159,7 @@ def _mirror(mirror: Mirror | UnusableMirror) -> Any:
         table["url"] = mirror.urls[0]
     elif mirror.urls:
         table["urls"] = list(mirror.urls)
-    for name in ("state", "sha256", "select", "strip_prefix", "add_prefix", "format"):
+    for name in ("state", "sha256", "select", "tensors_only", *_PREFIXES, "format"):
         if getattr(mirror, name) != getattr(Mirror, name):
             table[name] = getattr(mirror, name)
     if mirror.rename:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
+from mlstate.fetch.names import translate_all
 from mlstate.fetch.progress import Meter, listener
 from mlstate.format.encode import TensorSource, check_not_empty
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.cache import forget_root, read_roots
+from mlstate.operations.adopt_choice import Choice, make_choice
 from mlstate.operations.adopt_into_manifest import adopt_into_manifest
 from mlstate.operations.adopt_report import (
     Adoption,
@@ -36,14 +38,16 @@ from mlstate.operations.adopt_report import (
 from mlstate.operations.sources import find_source
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
 from mlstate.phrases import ANY_STORE, flag
+from mlstate.pickled.select import Selected
 from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore, Found
 from mlstate.stores.cache import CacheLike, PathLike
 from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import Content, SaveRequest, is_same
-from mlstate.units import parse_limit
-from mlstate.weights.files import sources_of_file
+from mlstate.units import check_size, parse_limit
+from mlstate.weights.files import open_weights
+from mlstate.weights.source_layout import SourceLayout
 
 __all__ = ["adopt"]
 
@@ -55,7 +59,15 @@ def adopt(
     *,
     files: Mapping[str, Content] | None = None,
     meta: Mapping[str, Any] | None = None,
-    select: str | None = None,
+    select: str | Sequence[str] | None = None,
+    tensors_only: bool = False,
+    strip_prefix: str = "",
+    add_prefix: str = "",
+    rename: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    weights: str | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    format: str | None = None,  # noqa: A002  # what a container is called, everywhere
     mirror: bool = False,
     overwrite: bool = False,
     verify: bool = False,
@@ -90,10 +102,25 @@ def adopt(
             the path of a manifest, ``something.toml``, which is made if it is missing, and else
             edited: comments in it stay.
         files: Files to keep with it: name -> bytes, or the path of a file, which is read when it
-            is needed; of a manifest paths alone, which become the mirrors of the files. By default
-            those that lie beside the weights in a folder or a repository of the hub.
+            is needed; of a manifest paths alone, which become the mirrors of the files. They are
+            added to those that lie beside the weights in a folder or a repository of the hub:
+            config, tokenizer, card. An empty mapping keeps none at all.
         meta: What to note with it: licence, description, metrics.
-        select: Of a torch checkpoint, the dotted path of the state dict inside.
+        select: Of a torch checkpoint, the dotted path of the state dict inside; not needed where
+            there is one only. Of several paths each is put in front of the names of its tensors:
+            ``model.weight``, ``ema.weight``.
+        tensors_only: Of a torch checkpoint, pass over entries of the state dict that are no tensors
+            under a name: numbers, lists, None. The report names them.
+        strip_prefix: What to take off the front of the names that have it, such as ``module.``.
+        add_prefix: What to put in front of all names, after that.
+        rename: Old -> new text; each is replaced wherever it occurs, before `add_prefix`.
+        weights: Of a folder or a repository, the file that holds or lists the weights, where there
+            are several.
+        include: Patterns of files to keep with it, besides those kept by default:
+            ``"optimizer.pt"``, ``"2_Dense/*"``.
+        exclude: Patterns of files not to keep.
+        format: The container (``"safetensors"``, ``"torch"``, ``"torch-gzip"``), where neither name
+            nor first bytes tell it.
         mirror: Write the source into a manifest as a mirror.
         overwrite: Replace another state that has the key.
         verify: Read the objects that the store has already, and write anew what is damaged. Of a
@@ -132,19 +159,35 @@ def adopt(
     """
     check_key(key)
     most = parse_limit(max_size)
+    choice = make_choice(
+        select=select,
+        weights=weights,
+        form=format,
+        tensors_only=tensors_only,
+        strip_prefix=strip_prefix,
+        add_prefix=add_prefix,
+        rename=rename,
+        include=include,
+        exclude=exclude,
+    )
     into = _check_target(target, mirror=mirror)
     counter = ByteCounter(listener(progress))
     with concerning(key):
-        found = find_source(source, select, offline=offline)
-        request = SaveRequest(
-            found.files if files is None else files, meta, overwrite, verify, reused={}
-        )
-        adoption = Adoption(key, found, request, files is not None, counter)
+        found = find_source(source, choice, offline=offline)
+        bare = files is not None and not files
+        kept: Mapping[str, Content] = {} if bare else found.files
+        if isinstance(files, Mapping):
+            kept = {**kept, **files}
+        elif files is not None:
+            kept = files  # refused with the right words
+        request = SaveRequest(kept, meta, overwrite, verify, reused={})
+        request = _with_layout(request, found.layout)
+        adoption = Adoption(key, found, request, bare, counter)
         if isinstance(into, Path):
             fetching = _fetching(cache, offline, counter, most)
             return adopt_into_manifest(into, adoption, fetching)
         if found.path is not None:
-            return _from_file(adoption, found.path, into, most)
+            return _from_file(adoption, found.path, into, choice, most)
         cache = _cache_for(into, key, cache, request)
         fetching = _fetching(cache, offline, counter, most)
         return _from_elsewhere(adoption, into, fetching)
@@ -226,19 +269,34 @@ class _MeteredTensor:
 
 
 def _from_file(
-    adoption: Adoption, path: Path, target: SavingStore, max_size: int | None
+    adoption: Adoption, path: Path, target: SavingStore, choice: Choice, max_size: int | None
 ) -> AdoptReport:
     """Save what lies on this machine, in one pass over its bytes."""
     key, request = adoption.key, adoption.request
     before = _recorded(target, key)
     meter = Meter(str(key), adoption.counter)
-    select = adoption.source.mirror.select
-    with sources_of_file(path, select=select, max_size=max_size) as sources:
-        size = sum(tensor.spec.nbytes for tensor in sources)
+    with ExitStack() as stack:
+        tensors: list[TensorSource] = []
+        chosen: Selected | None = None
+        for part in adoption.source.translated:
+            opened = open_weights(
+                path,
+                select=part.select,
+                tensors_only=part.tensors_only,
+                weights=choice.weights,
+                form=choice.form,
+                max_size=max_size,
+            )
+            found = stack.enter_context(opened)
+            chosen = found.chosen if chosen is None else chosen
+            sources = {source.name: source for source in found.sources}
+            tensors += [
+                _MeteredTensor(name, sources[old].spec, sources[old].memory, sources[old], meter)
+                for name, old in translate_all(part, sources).items()
+            ]
+        size = sum(tensor.spec.nbytes for tensor in tensors)
+        check_size(size, max_size)
         meter.expect(size)
-        tensors: list[TensorSource] = [
-            _MeteredTensor(t.name, t.spec, t.memory, t, meter) for t in sources
-        ]
         try:
             target.saver.save(key, tensors, request)
         finally:
@@ -247,10 +305,25 @@ def _from_file(
     if after is None:
         raise StateNotFoundError("another process deleted this state meanwhile", path=target)
     digest = after.pinned_digest
-    existed = before is not None and is_same(before, digest, after) and before.meta == after.meta
+    existed = (
+        before is not None and is_same(before, digest, after) and _said(before) == _said(after)
+    )
     spared = size if existed else sum((request.reused or {}).values())
     names = [tensor.name for tensor in tensors]
-    return adoption.report(digest, size, after.files, spared=spared, existed=existed, tensors=names)
+    return adoption.report(
+        digest, size, after.files, spared=spared, existed=existed, tensors=names, chosen=chosen
+    )
+
+
+def _with_layout(request: SaveRequest, layout: SourceLayout) -> SaveRequest:
+    """A request that records how the source lies in its folder, indexes of shards included."""
+    if not layout.files or not isinstance(request.files, Mapping):
+        return request
+    return replace(request, files={**layout.indexes, **request.files}, layout=layout.files)
+
+
+def _said(entry: StateEntry) -> tuple[object, ...]:
+    return (entry.meta, entry.layout)
 
 
 def _recorded(target: SavingStore, key: StateKey) -> StateEntry | None:
@@ -273,13 +346,13 @@ def _from_elsewhere(
     present = digests_in(own)
     kept = set() if own is None else {root.digest for root in read_roots(own.root)}
     unpinned = StateEntry(key, None, mirrors=(adoption.source.mirror,))
-    found = Found(fetcher.pin(fetcher.settle(unpinned)), fetching.objects)
+    found = Found(fetcher.pin(fetcher.settle(unpinned, adoption.beside)), fetching.objects)
     digest = found.entry.pinned_digest
     try:
         transfer = StateTransfer(fetching, found, ObjectCounter(key, None))
         check_not_empty(transfer.encoded.state.specs)
-        if not adoption.by_caller:
-            request = replace(request, files=fetching.files_of(found))
+        if found.entry.files:
+            request = replace(request, files={**fetching.files_of(found), **request.files})
         wanted = request.entry(key)
         saved = transfer.save_into(target.saver, wanted, request)
     finally:

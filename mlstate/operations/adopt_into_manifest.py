@@ -40,23 +40,23 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     known = manifest.states.get(key)
     _check_free(manifest, key, overwrite=request.overwrite)
     wanted = request.entry(key)
+    given = _with_mirrors(wanted, request.files, folder)
     entry = replace(
         wanted,
         mirrors=(below(adoption.source.mirror, folder),),
-        files=_with_mirrors(wanted, request.files, folder),
+        files={},
         objects=manifest.objects,
         origin=str(folder / path.name),
     )
     fetcher = fetching.fetcher
     present = digests_in(fetcher.cache.own)
-    pinned = fetcher.pin(fetcher.settle(entry))
-    if adoption.by_caller:
-        pinned = replace(pinned, files=entry.files)
+    pinned = fetcher.pin(fetcher.settle(entry, adoption.beside))
+    pinned = replace(pinned, files={**pinned.files, **given})
     state = read_state(pinned, fetching.objects)
     check_not_empty(state.specs)
     digest, size = pinned.pinned_digest, state.nbytes
     if known is not None and not request.overwrite:
-        if not (adoption.by_caller or pinned.files):  # the source has none, and none were given
+        if not (adoption.bare or pinned.files):  # the source has none, and none were given
             pinned = replace(pinned, files=known.files)
         check_same(known, digest, pinned)
         request.warn_of_other_meta(known, wanted)
@@ -81,8 +81,12 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
 def _has_mirror(known: StateEntry, mirror: Mirror, folder: Path) -> bool:
     """Whether an entry names the place of a mirror already, perhaps with more said of it."""
     others = (other for other in known.mirrors if isinstance(other, Mirror))
-    places = (below(other, folder) if other.urls else other for other in others)
-    return any((place.urls, place.select) == (mirror.urls, mirror.select) for place in places)
+    places = (below(other, folder) for other in others)
+    return any(_place(place) == _place(mirror) for place in places)
+
+
+def _place(mirror: Mirror) -> tuple[object, ...]:
+    return mirror.urls, mirror.select, tuple(map(_place, mirror.parts))
 
 
 def _check_free(manifest: Manifest, key: StateKey, *, overwrite: bool) -> None:

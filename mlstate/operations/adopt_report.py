@@ -10,6 +10,7 @@ from mlstate.fetch.progress import OnProgress, Progress
 from mlstate.format.state_object import StateObject
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
+from mlstate.pickled.select import Selected
 from mlstate.states import StateKey
 from mlstate.stores.save_request import SaveRequest
 from mlstate.weights.containers import SAFETENSORS
@@ -24,6 +25,8 @@ __all__ = [
 ]
 
 _WRAPPERS = ("module.", "_orig_mod.")
+_AVERAGED = "n_averaged"
+"""The count that torch's AveragedModel has beside the wrapped model."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,17 @@ class AdoptReport:
             (of those of 16 KiB and more); all, if the state was there.
         existed: Whether the same state was there under this key, and nothing was done.
         files: The names of its files.
+        taken: The names of the files of the source that its tensors and files are from; without
+            those that the caller gave.
+        skipped: The names of what else lies beside them, in a folder or a repository, and was not
+            taken. Names that begin with a dot are not listed.
+        select: The dotted path of the state dict inside of a torch checkpoint on this machine, if
+            it was the only one and none was asked for.
+        passed_over: The names of its entries that are no tensors, by ``tensors_only``.
         prefix: What all names of tensors begin with, if it is what wrappers put there: ``module.``
-            (DataParallel), ``_orig_mod.`` (torch.compile), and in a torch checkpoint ``model.``
-            (Lightning). Such a state does not fit the model without the wrapper. Else None.
+            (DataParallel, AveragedModel), ``_orig_mod.`` (torch.compile), and in a torch checkpoint
+            ``model.`` (Lightning). Such a state does not fit the model without the wrapper. Else
+            None.
     """
 
     key: StateKey
@@ -51,6 +62,10 @@ class AdoptReport:
     spared: int
     existed: bool
     files: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    select: str | None = None
+    passed_over: tuple[str, ...] = ()
     prefix: str | None = None
 
 
@@ -60,6 +75,7 @@ def wrapper_prefix(names: Collection[str], *, lightning: bool) -> str | None:
     That of Lightning, ``model.``, is common in models, too: it counts alone if ``lightning`` says.
     """
     prefix = ""
+    names = [name for name in names if name != _AVERAGED]
     while names:
         words = [*_WRAPPERS, "model."] if lightning and not prefix else _WRAPPERS
         fitting = (w for w in words if all(name.startswith(prefix + w) for name in names))
@@ -98,13 +114,27 @@ class ByteCounter:
 
 @dataclass(frozen=True)
 class Adoption:
-    """A request to adopt weights under a key."""
+    """A request to adopt weights under a key.
+
+    Attributes:
+        key: The key.
+        source: Where they are.
+        request: What is to be saved with them: its files are those of the source that are on this
+            machine, and the caller's.
+        bare: Whether the caller wants no files at all.
+        counter: Counts what is read.
+    """
 
     key: StateKey
     source: WeightSource
     request: SaveRequest
-    by_caller: bool  # the files of the request are the caller's, not the source's
-    counter: ByteCounter  # of what is read
+    bare: bool
+    counter: ByteCounter
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The files of a repository on the hub that are kept."""
+        return () if self.bare else self.source.beside
 
     def report(
         self,
@@ -115,9 +145,23 @@ class Adoption:
         spared: int,
         existed: bool,
         tensors: Collection[str],
+        chosen: Selected | None = None,
     ) -> AdoptReport:
         """The report, with these values; ``tensors`` are the names of the state's tensors."""
-        names = tuple(sorted(files))
+        source = self.source
         nbytes = self.counter.nbytes
-        prefix = wrapper_prefix(tensors, lightning=self.source.mirror.format != SAFETENSORS)
-        return AdoptReport(self.key, digest, size, nbytes, spared, existed, names, prefix)
+        first = (*source.mirror.parts, source.mirror)[0]
+        return AdoptReport(
+            self.key,
+            digest,
+            size,
+            nbytes,
+            spared,
+            existed,
+            tuple(sorted(files)),
+            source.taken,
+            source.skipped,
+            None if chosen is None else chosen.path,
+            () if chosen is None else chosen.passed_over,
+            wrapper_prefix(tensors, lightning=first.format != SAFETENSORS),
+        )

@@ -159,8 +159,9 @@ def _copy_one(
         files, meta = source.files_of(found), found.entry.meta
         # Not where the bytes are here: they will be elsewhere.
         entries = {name: FileEntry(file.digest) for name, file in found.entry.files.items()}
-        wanted = StateEntry(key, None, files=entries, meta=meta)
-        asked = replace(request, files=files, meta=meta or None)
+        layout = found.entry.layout
+        wanted = StateEntry(key, None, files=entries, meta=meta, layout=layout)
+        asked = replace(request, files=files, meta=meta or None, layout=layout or None)
         return transfer.save_into(target, wanted, asked)
 
     return source.reading(key, send, found=found)

@@ -27,7 +27,7 @@ from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 
-__all__ = ["Description", "FileInfo", "TensorInfo", "describe"]
+__all__ = ["Description", "FileInfo", "TensorInfo", "WeightsFileInfo", "describe"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class WeightsFileInfo:
+    """A file that tensors of a state came in: its path, and what `prefix` their names got."""
+
+    name: str
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Description:
     """All that is known of a state.
 
@@ -74,6 +82,7 @@ class Description:
         mirrors: The addresses of its tensors.
         objects: The addresses of copies of a store that have its objects.
         files: Its files.
+        layout: The files that its tensors came in; empty if that is not known.
         meta: The notes that were saved with it.
         tensors: Its tensors; None if its state object is not at hand.
     """
@@ -85,6 +94,7 @@ class Description:
     mirrors: tuple[str, ...]
     objects: tuple[str, ...]
     files: tuple[FileInfo, ...]
+    layout: tuple[WeightsFileInfo, ...]
     meta: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...] | None
 
@@ -127,6 +137,7 @@ def describe(store: AnyStore, key: StateKey) -> Description:
                 FileInfo(name, file.digest, objects.size(file.digest))
                 for name, file in sorted(entry.files.items())
             ),
+            tuple(WeightsFileInfo(n, file.prefix) for n, file in sorted(entry.layout.items())),
             entry.meta,
             None if state is None else tuple(_tensors(state, _others(view, key))),
         )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mlstate.errors import FormatError, StateExistsError, concerning
 from mlstate.files import kind_of
+from mlstate.layouts import metadata_of
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
 from mlstate.phrases import OVERWRITE, Phrase
@@ -134,7 +135,7 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
 def _write_plain(store: StateStore, key: StateKey, temporary: Path) -> Path:
     def write(found: Found) -> Path:
         store.access.bring(found.entry, files=False)
-        (output,) = weights_of(read_state(*found), None)
+        (output,) = weights_of(read_state(*found), None, metadata_of(found.entry.layout))
         temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
         return write_output(output, found.objects, temporary)
 

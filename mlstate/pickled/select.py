@@ -4,33 +4,64 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from mlstate.errors import FormatError
+from mlstate.phrases import Phrase
 from mlstate.pickled.caps import MAX_REPEAT, SMALL
 from mlstate.pickled.tensor import CheckpointTensor
-from mlstate.pickled.values import Call, Global, Pairs, Value, kind_of
+from mlstate.pickled.values import Call, Global, Items, Pairs, Value, kind_of
 
-__all__ = ["select_tensors"]
+__all__ = ["Selected", "choose_tensors", "select_tensors"]
 
 _SHOWN = 8
 
 
+@dataclass(frozen=True)
+class Selected:
+    """The state dict of a checkpoint.
+
+    Attributes:
+        tensors: Its tensors by name.
+        path: Where it was found, if nobody said where it is and it is not the checkpoint itself.
+        passed_over: Its entries that are no tensors.
+    """
+
+    tensors: dict[str, CheckpointTensor]
+    path: str | None = None
+    passed_over: tuple[str, ...] = ()
+
+
 def select_tensors(
-    root: Value, size: int, select: str | None = None
+    root: Value, size: int, select: str | None = None, tensors_only: bool = False
 ) -> dict[str, CheckpointTensor]:
-    """The tensors of the state dict of a checkpoint.
+    """The tensors of the state dict of a checkpoint; see `choose_tensors`."""
+    return choose_tensors(root, size, select, tensors_only).tensors
+
+
+def choose_tensors(
+    root: Value, size: int, select: str | None = None, tensors_only: bool = False
+) -> Selected:
+    """The state dict of a checkpoint.
 
     Args:
         root: What the checkpoint holds.
         size: The size of the file, which bounds how often its tensors may repeat it.
         select: The dotted path of the state dict inside. At each step the longest key that
-            matches is taken, so keys may have dots themselves.
+            matches is taken, so keys may have dots themselves. Without it the checkpoint is the
+            state dict, or has exactly one mapping with tensors under names inside.
+        tensors_only: Pass over entries that are no tensors under a name.
 
     Raises:
         FormatError: Nothing where `select` leads, or entries that are no tensors.
     """
-    found = root if select is None else _selected(root, select)
+    found, path = root if select is None else _selected(root, select), None
+    if select is None and isinstance(root, Pairs) and not _has_tensor(root):
+        inside = _inside(root, 2)
+        if len(inside) == 1:
+            path = inside[0]
+            found = _selected(root, path)
     if isinstance(found, Call | Global):
         raise FormatError(
             "this file is not a checkpoint of plain tensors",
@@ -44,12 +75,41 @@ def select_tensors(
             found=_kind(found),
         )
     tensors = {}
+    passed_over = []
     for name, value in found.items():
-        if type(name) is not str or not isinstance(value, CheckpointTensor):
+        if type(name) is str and isinstance(value, CheckpointTensor):
+            tensors[name] = value
+        elif tensors_only and not _holds_tensors(value):
+            passed_over.append(name if isinstance(name, str) else _brief(name))
+        else:
             raise _no_tensor(found, name, value)
-        tensors[name] = value
     _check_repeats(tensors.values(), size)
-    return tensors
+    return Selected(tensors, path, tuple(passed_over))
+
+
+def _has_tensor(pairs: Pairs) -> bool:
+    return any(isinstance(value, CheckpointTensor) for _, value in pairs.items())
+
+
+def _holds_tensors(value: Value) -> bool:
+    """Whether a value is, or has in it, a tensor: one that must not be passed over."""
+    queue, seen = [value], set()
+    while queue:
+        here = queue.pop()
+        if isinstance(here, CheckpointTensor):
+            return True
+        if id(here) in seen:
+            continue
+        seen.add(id(here))
+        if isinstance(here, Pairs):
+            queue.extend(part for pair in here.items() for part in pair)
+        elif isinstance(here, list | tuple):
+            queue.extend(here)
+        elif isinstance(here, Items):
+            queue.extend(here.items)
+        elif isinstance(here, Call):
+            queue.extend((here.arguments, *here.parts))
+    return False
 
 
 def _kind(value: Value) -> str:
@@ -59,6 +119,11 @@ def _kind(value: Value) -> str:
 def _no_tensor(found: Pairs, name: Value, value: Value) -> FormatError:
     inside = _inside(found)
     unknown = isinstance(value, Call | Global) and _remedy(value) is None
+    remedy: str | None = _remedy(value)
+    if inside:
+        remedy = "select the state dict inside: " + ", ".join(inside)
+    elif remedy is None and _has_tensor(found) and not _holds_tensors(value):
+        remedy = Phrase("tensors_only=True", "--tensors-only") + " passes over what is no tensor"
     return FormatError(
         "this file is not a checkpoint of plain tensors"
         if unknown
@@ -66,7 +131,7 @@ def _no_tensor(found: Pairs, name: Value, value: Value) -> FormatError:
         tensor=name if isinstance(name, str) else _brief(name),
         expected="a mapping from names to tensors",
         found=_kind(value),
-        remedy=f"select the state dict inside: {', '.join(inside)}" if inside else _remedy(value),
+        remedy=remedy,
     )
 
 

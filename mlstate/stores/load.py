@@ -6,6 +6,7 @@ from typing import Any
 
 from mlstate.errors import IncompatibleStateError
 from mlstate.format.state_object import BYTES_NAME
+from mlstate.layouts import component_names, component_prefix
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.reading import read_bytes_state, read_state
 from mlstate.stores.abstract import Found
@@ -14,11 +15,21 @@ __all__ = ["load_into"]
 
 
 def load_into(
-    model: Any, found: Found, *, strict: bool, assign: bool, ignore_mismatched_sizes: bool
+    model: Any,
+    found: Found,
+    *,
+    strict: bool,
+    assign: bool,
+    ignore_mismatched_sizes: bool,
+    component: str | None = None,
 ) -> LoadResult:
     """Load a state whose bytes are there; see `StateStore.load`."""
     digest = found.entry.pinned_digest
     state = read_state(*found)
+    if component is not None:
+        prefix = component_prefix(component)
+        names = {name[len(prefix) :]: name for name in component_names(state.specs, component)}
+        state = state.part(names)
     if not state.specs:
         raise IncompatibleStateError("this state has no tensors; nothing was loaded")
     if BYTES_NAME in state.specs and isinstance(model, BytesModel):

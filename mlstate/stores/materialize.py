@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, concerning
-from mlstate.format.plain_file import INDEX_NAME, is_weights_name
+from mlstate.fetch.addresses import LARGEST_INDEX, parse_index
+from mlstate.format.plain_file import is_weights_name
 from mlstate.format.state_object import StateObject
+from mlstate.layouts import Layout, component_names, component_prefix, metadata_of, within
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
-from mlstate.objects import ObjectStore
+from mlstate.objects import ObjectStore, read_verified
 from mlstate.objects.durable import read_small, sync_path, write_file
 from mlstate.reading import read_state
 from mlstate.units import parse_size
@@ -29,7 +31,16 @@ from mlstate.weights.folder import (
     plan_folder,
     remove_abandoned,
 )
-from mlstate.weights.writer import BytesOutput, Output, temporaries, weights_of, write_output
+from mlstate.weights.writer import (
+    BytesOutput,
+    Output,
+    WeightsOutput,
+    laid_out,
+    split_anew,
+    temporaries,
+    weights_of,
+    write_output,
+)
 
 __all__ = ["materialize_state"]
 
@@ -42,19 +53,25 @@ def materialize_state(
     max_shard_size: int | str | None = None,
     overwrite: bool = False,
     files: bool = True,
+    component: str | None = None,
 ) -> Path:
     """Write a state's tensors and files into a plain folder; see `StateStore.materialize`.
 
-    Without `files`, only the tensors are written; other files there stay as they are.
+    Without `files`, only the tensors are written, into the usual files; others there stay as they
+    are.
     """
-    entry = entry if files else replace(entry, files={})
     target = local_path(folder)
     with concerning(entry.key):
         most = None if max_shard_size is None else parse_size(max_shard_size)
         state = read_state(entry, objects)
-        outputs = _outputs(entry, state, most)
+        if component is not None:
+            entry, state = _part(entry, state, component)
+        outputs = _outputs(entry, state, objects, most) if files else _plain(entry, state, most)
         wanted = {output.name: output.digest for output in outputs}
-        plan = plan_folder(target, wanted, overwrite=overwrite, weights_only=not files)
+        weights = {output.name for output in outputs if isinstance(output, WeightsOutput)}
+        plan = plan_folder(
+            target, wanted, weights=weights, overwrite=overwrite, weights_only=not files
+        )
         remove_abandoned(target)
         final = format_record(entry.key, entry.pinned_digest, _recorded(wanted, plan.kept))
         if plan.write or plan.stale or not _says(target / RECORD_NAME, final):
@@ -73,21 +90,82 @@ def materialize_state(
     return target
 
 
-def _outputs(entry: StateEntry, state: StateObject, most: int | None) -> list[Output]:
-    """The files to write, in the order in which they get their names: an index is the last."""
-    weights = weights_of(state, most)
-    check_file_names(entry.files)
-    outputs: list[Output] = []
-    for name, file in sorted(entry.files.items()):
-        first = name.partition("/")[0]
-        if is_weights_name(first) or is_own_name(first):
+def _part(entry: StateEntry, state: StateObject, component: str) -> tuple[StateEntry, StateObject]:
+    """What is below a folder of a state, as a state of its own: see `component_prefix`."""
+    prefix = component_prefix(component)
+    names = {name[len(prefix) :]: name for name in component_names(state.specs, component)}
+    files = {n[len(prefix) :]: f for n, f in entry.files.items() if n.startswith(prefix)}
+    part = replace(entry, files=files, layout=within(entry.layout, prefix))
+    return part, state.part(names)
+
+
+def _plain(entry: StateEntry, state: StateObject, most: int | None) -> list[Output]:
+    """The usual files of weights, and no others."""
+    return weights_of(state, most, metadata_of(entry.layout))
+
+
+def _outputs(
+    entry: StateEntry, state: StateObject, objects: ObjectStore, most: int | None
+) -> list[Output]:
+    """The files to write, in the order in which they get their names: indexes are the last."""
+    layout, files = entry.layout, dict(entry.files)
+    if not layout:
+        weights = weights_of(state, most)
+    else:
+        _check_understood(layout)
+        indexes = {name: _index(entry, objects, name) for name in _index_names(layout)}
+        if most is None:
+            weights = laid_out(state, layout, indexes)
+        else:
+            weights = split_anew(state, layout, indexes, most)
+            files = {name: file for name, file in files.items() if name not in indexes}
+    check_file_names(files)
+    taken = {output.name.lower() for output in weights}
+    first: list[Output] = []
+    last: list[Output] = []
+    for name, file in sorted(files.items()):
+        top = name.partition("/")[0]
+        if (not layout and is_weights_name(top)) or name.lower() in taken or is_own_name(top):
             raise FormatError(
                 "a file of this state has a name that its weights need here",
                 path=name,
                 remedy="save the state without this file, or with another name for it",
             )
-        outputs.append(BytesOutput(name, file.digest))
-    return [*outputs, *weights]
+        (last if name in _index_names(layout) else first).append(BytesOutput(name, file.digest))
+    outputs = [*first, *weights, *last]
+    for output in outputs:
+        if is_own_name(output.name.partition("/")[0]):
+            raise FormatError("a file of a layout has a name of mlstate's own", path=output.name)
+    check_file_names(output.name for output in outputs)  # none is a folder of another
+    return outputs
+
+
+def _check_understood(layout: Layout) -> None:
+    """Refuse what a later version says of a file: it may not be left out."""
+    for name, file in layout.items():
+        if file.unknown:
+            raise FormatError(
+                "the layout of this state was written by a later version; nothing was written",
+                path=name,
+                found=", ".join(sorted(file.unknown)),
+                remedy="install a newer mlstate, or export the tensors alone",
+            )
+
+
+def _index_names(layout: Layout) -> list[str]:
+    return sorted({file.index for file in layout.values() if file.index is not None})
+
+
+def _index(entry: StateEntry, objects: ObjectStore, name: str) -> Mapping[str, str]:
+    """What an index of shards says, which is a file of the state: tensor -> shard."""
+    if name not in entry.files:
+        raise FormatError(
+            "the layout of this state names an index that is no file of it; nothing was written",
+            path=name,
+        )
+    digest, what = entry.files[name].digest, f"the file {name!r}"
+    text = read_verified(objects, digest, what=what, max_size=LARGEST_INDEX)
+    return parse_index(text, name).places
 
 
 def _publish(folder: Path, written: dict[str, Path], plan: FolderPlan) -> None:
@@ -99,10 +177,14 @@ def _publish(folder: Path, written: dict[str, Path], plan: FolderPlan) -> None:
             os.replace(temporary, last, dst_dir_fd=place)
     _sync({folder, *((folder / name).parent for name in written)})
     # The index first, so that no index is there without its shards.
-    for name in sorted(plan.stale, key=lambda name: name != INDEX_NAME):
+    for name in sorted(plan.stale, key=lambda name: not _is_index(name)):
         with suppress(FileNotFoundError), folder_of(folder, name) as (place, last):
             os.unlink(last, dir_fd=place)
     _sync({(folder / name).parent for name in plan.stale})
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(".json") and ".safetensors.index." in name
 
 
 def _sync(folders: Iterable[Path]) -> None:

@@ -17,6 +17,7 @@ from mlstate.errors import (
     ReadOnlyStoreError,
     concerning,
 )
+from mlstate.layouts import component_names, component_prefix
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
@@ -229,6 +230,7 @@ class StateStore(AbstractStateStore[Any]):
         assign: bool = False,
         ignore_mismatched_sizes: bool = False,
         digest: str | None = None,
+        component: str | None = None,
     ) -> LoadResult:
         """Load a state into a model: all of it verified before the first value changes.
 
@@ -246,6 +248,9 @@ class StateStore(AbstractStateStore[Any]):
             ignore_mismatched_sizes: Skip tensors whose shapes differ, as transformers does, rather
                 than refuse.
             digest: Refuse anything but the state with exactly this digest.
+            component: Load a part of the state alone, a folder of a pipeline: the tensors whose
+                names begin with ``component/``, by what follows. No others are read, and the model
+                needs no state type.
 
         Returns:
             Torch's pair ``(missing_keys, unexpected_keys)``, with ``mismatched_keys``,
@@ -258,17 +263,22 @@ class StateStore(AbstractStateStore[Any]):
             StateNotFoundError: There is no such state.
             UnpinnedStateError: The manifest gives no digest.
         """
-        check_compatible(model, state_key)
+        if component is None:
+            check_compatible(model, state_key)
+        else:
+            check_key(state_key)
 
         def load(found: Found) -> LoadResult:
             check_pin(found.entry.pinned_digest, digest)
-            self.access.bring(found.entry)
+            names = self._names_in(found, component)
+            self.access.bring(found.entry, names, files=names is None)
             return load_into(
                 model,
                 found,
                 strict=strict,
                 assign=assign,
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
+                component=component,
             )
 
         if digest is not None and (cached := self._cached(state_key, Digest(digest))):
@@ -287,7 +297,12 @@ class StateStore(AbstractStateStore[Any]):
         return self.reading(state_key, load, found=found)
 
     def load_state_dict(
-        self, key: StateKey, names: Sequence[str] | None = None, device: Any = "cpu"
+        self,
+        key: StateKey,
+        names: Sequence[str] | None = None,
+        device: Any = "cpu",
+        *,
+        component: str | None = None,
     ) -> dict[str, Tensor]:
         """The tensors of a state, without a model.
 
@@ -295,6 +310,7 @@ class StateStore(AbstractStateStore[Any]):
             key: The state.
             names: The tensors to load; no others are read or verified. All by default.
             device: The device for them: a ``torch.device`` or its name.
+            component: The part of the state to load, as for `load`. Names are those within it.
 
         Returns:
             Name -> tensor, verified. On the CPU they are mapped where that is safe, private and
@@ -307,16 +323,21 @@ class StateStore(AbstractStateStore[Any]):
         from mlstate.tensors import places_on, read_tensors
 
         given = check_list(names)
+        prefix = "" if component is None else component_prefix(component)
+        if given is not None:
+            given = [prefix + name for name in given]
+        whole = given is None and component is None
 
         def read(found: Found) -> dict[str, Tensor]:
-            self.access.bring(found.entry, given, files=given is None)
+            given_here = self._names_in(found, component) if given is None else given
+            self.access.bring(found.entry, given_here, files=whole)
             state = read_state(*found)
-            wanted = check_names(given, state.specs)
+            wanted = check_names(given_here, state.specs)
             places = places_on(device, state.specs if wanted is None else wanted)
             return read_tensors(found.objects, state, wanted, places=places)
 
-        tensors = self.reading(key, read, given, files=given is None)
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+        tensors = self.reading(key, read, given, files=whole)
+        return {name[len(prefix) :]: tensor.to(device) for name, tensor in tensors.items()}
 
     def materialize(
         self,
@@ -325,10 +346,13 @@ class StateStore(AbstractStateStore[Any]):
         *,
         max_shard_size: int | str | None = None,
         overwrite: bool = False,
+        component: str | None = None,
     ) -> Path:
         """Write a state as a plain folder: for `from_pretrained`, stock safetensors, and the like.
 
-        It holds ``model.safetensors`` and the state's files. All is verified before the first file
+        It holds the state's files, and its tensors in the files that they came in, where that is
+        known (of a state that was adopted from a folder: ``adapter_model.safetensors``, shards, the
+        folders of a pipeline), else in ``model.safetensors``. All is verified before the first file
         gets its name. Blocks are shared with the store where the file system can (btrfs, XFS). A
         folder that holds an earlier state is brought up to date: files that are right already are
         not touched, those of the earlier state are replaced, or removed where this one has none.
@@ -340,6 +364,7 @@ class StateStore(AbstractStateStore[Any]):
                 index, as transformers does: a number, or for instance ``"5GB"``.
             overwrite: Replace files that mlstate did not write or that were changed since, and
                 remove weights that a tool would read instead.
+            component: Write a part of the state alone, a folder of a pipeline, as a folder.
 
         Returns:
             The folder.
@@ -347,15 +372,20 @@ class StateStore(AbstractStateStore[Any]):
         Raises:
             StateExistsError: Such a file is in the way; nothing was changed.
             IntegrityError: Bytes are damaged or missing; the folder is as it was.
-            FormatError: The state holds no tensors, or a file of it has the name of a weights file.
-            StateNotFoundError: There is no such state.
+            FormatError: The state holds no tensors, a file of it has the name of a weights file, or
+                its layout does not fit its tensors; nothing was written.
+            StateNotFoundError: There is no such state, or no such component in it.
         """
         from mlstate.stores.materialize import materialize_state
 
         def write(found: Found) -> Path:
-            self.access.bring(found.entry)
+            self.access.bring(found.entry, self._names_in(found, component))
             return materialize_state(
-                *found, folder, max_shard_size=max_shard_size, overwrite=overwrite
+                *found,
+                folder,
+                max_shard_size=max_shard_size,
+                overwrite=overwrite,
+                component=component,
             )
 
         return self.reading(key, write)
@@ -402,6 +432,17 @@ class StateStore(AbstractStateStore[Any]):
                 if now is None or now.entry.digest == found.entry.digest:
                     raise
                 return repaired(now)
+
+    def _names_in(self, found: Found, component: str | None) -> list[str] | None:
+        """The names of a component, for which the state object is fetched; None for no component.
+
+        Raises:
+            StateNotFoundError: The state has no such component.
+        """
+        if component is None:
+            return None
+        self.access.bring(found.entry, Only.STATE_OBJECT, files=False)
+        return component_names(read_state(*found).specs, component)
 
     def _cached(self, key: StateKey, digest: Digest) -> Found | None:
         """A state of a remote store that is in the cache, found by its digest alone."""

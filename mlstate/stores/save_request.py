@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, StateExistsError
 from mlstate.files import read_file
+from mlstate.layouts import Layout
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.phrases import OVERWRITE
@@ -52,6 +53,7 @@ class SaveRequest:
         overwrite: Replace another state.
         verify: Read objects that are reused.
         source: The store from which the state is copied, if there is one.
+        layout: The files that the tensors came in; None leaves that of a stored state.
         reused: Filled, by some stores, with the tensor objects that were there already, each with
             the bytes of its tensor.
     """
@@ -62,6 +64,7 @@ class SaveRequest:
     verify: bool = False
     source: Source | None = None
     reused: dict[Digest, int] | None = None
+    layout: Layout | None = None
 
     def entry(self, key: StateKey) -> StateEntry:
         """The entry of the state, without digest and size, as it will be read back.
@@ -72,8 +75,9 @@ class SaveRequest:
         _check_kinds(self.files, self.meta)
         check_file_names(self.files)
         files = {name: FileEntry(Digest.of(content_of(self.files[name]))) for name in self.files}
-        entry = StateEntry(key, None, files=files, meta=self.meta or {})
-        if not files and not self.meta:
+        layout = self.layout or {}
+        entry = StateEntry(key, None, files=files, meta=self.meta or {}, layout=layout)
+        if not files and not self.meta and not layout:
             return entry  # nothing that TOML might refuse or change
         return parse_state_file(format_state_file(entry), key, "the new state file")
 
@@ -90,7 +94,8 @@ class SaveRequest:
         if not self.overwrite:
             check_same(stored, digest, wanted)
             return True
-        renews = self._has_other_meta(stored, wanted) or not is_saved
+        other_layout = self.layout is not None and wanted.layout != stored.layout
+        renews = self._has_other_meta(stored, wanted) or other_layout or not is_saved
         return is_same(stored, digest, wanted) and not renews
 
     def warn_of_other_meta(self, stored: StateEntry, wanted: StateEntry) -> None:
@@ -99,6 +104,13 @@ class SaveRequest:
             warn(
                 f"{stored.key} is stored already with the same weights and other meta: the stored "
                 "meta stays; " + OVERWRITE + " replaces it"
+            )
+        if self.layout and wanted.layout != stored.layout:
+            said = "another layout" if stored.layout else "no layout"
+            warn(
+                f"{stored.key} is stored already with the same weights and {said}: it stays so; "
+                + OVERWRITE
+                + " writes the layout of these files"
             )
 
     def _has_other_meta(self, stored: StateEntry, wanted: StateEntry) -> bool:

@@ -19,14 +19,14 @@ from mlstate.pickled import (
     FileSource,
     is_contiguous,
     read_checkpoint,
-    select_tensors,
     spec_of,
     tensor_pieces,
 )
 from mlstate.pickled.gzipped import plain_file
+from mlstate.pickled.select import Selected, choose_tensors
 from mlstate.weights.opened import OpenFile
 
-__all__ = ["TensorInCheckpoint", "checkpoint_sources"]
+__all__ = ["TensorInCheckpoint", "checkpoint_sources", "chosen_sources"]
 
 _ONE_COPY = ProcessLock()
 """Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
@@ -96,6 +96,19 @@ def checkpoint_sources(
     select: str | None = None,
     max_size: int | None = None,
 ) -> list[TensorSource]:
+    """The tensors of a checkpoint; arguments and errors as of `chosen_sources`."""
+    return chosen_sources(path, stack, gzip=gzip, select=select, max_size=max_size)[0]
+
+
+def chosen_sources(
+    path: Path,
+    stack: ExitStack,
+    *,
+    gzip: bool = False,
+    select: str | None = None,
+    tensors_only: bool = False,
+    max_size: int | None = None,
+) -> tuple[list[TensorSource], Selected]:
     """The tensors of a checkpoint; nothing in it is run, and no torch is imported.
 
     Args:
@@ -103,7 +116,11 @@ def checkpoint_sources(
         stack: Keeps it open.
         gzip: Whether it is compressed; what it becomes has a limit, see `plain_file`.
         select: The dotted path of the state dict inside.
+        tensors_only: Pass over entries that are no tensors.
         max_size: The most bytes that a compressed file may become; see `plain_file`.
+
+    Returns:
+        A source for each tensor, and what was chosen inside.
 
     Raises:
         FormatError: See `read_checkpoint` and `select_tensors`; or a tensor that the format
@@ -113,8 +130,9 @@ def checkpoint_sources(
     opened = OpenFile(file, str(path))
     source = FileSource(file)
     checkpoint = read_checkpoint(source)
-    tensors = select_tensors(checkpoint.root, source.size, select)
-    return [
+    chosen = choose_tensors(checkpoint.root, source.size, select, tensors_only)
+    sources: list[TensorSource] = [
         TensorInCheckpoint(name, spec_of(name, tensor), tensor, checkpoint, opened)
-        for name, tensor in tensors.items()
+        for name, tensor in chosen.tensors.items()
     ]
+    return sources, chosen

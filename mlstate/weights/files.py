@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,28 +23,28 @@ from mlstate.locations import local_path
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.units import check_size, parse_limit
-from mlstate.weights.checkpoints import TensorInCheckpoint, checkpoint_sources
-from mlstate.weights.containers import (
-    FRONT,
-    INDEX,
-    SAFETENSORS,
-    TORCH_GZIP,
-    container_of,
-    weights_in,
-)
+from mlstate.weights.candidates import missing_shards, weights_in
+from mlstate.weights.checkpoints import TensorInCheckpoint, chosen_sources
+from mlstate.weights.components import Component, components_of
+from mlstate.weights.containers import FRONT, SAFETENSORS, TORCH_GZIP, container_of
 from mlstate.weights.opened import PIECE, OpenFile, pieces_at
 
 if TYPE_CHECKING:
     from mlstate.fetch.addresses import ShardIndex
+    from mlstate.pickled.select import Selected
 
 __all__ = [
     "PIECE",
     "LocalTensor",
     "OpenFile",
+    "OpenWeights",
     "digest_of_tensors",
     "file_digest",
+    "files_and_index",
     "local_files",
+    "open_weights",
     "pieces_at",
+    "shards_of",
     "sources_of_file",
 ]
 
@@ -101,15 +101,97 @@ def sources_of_file(
     Yields a source for each tensor, good within the context. Its bytes are mapped where that is
     safe, else read, when they are asked for.
     """
-    most = parse_limit(max_size)
+    with open_weights(path, select=select, max_size=max_size) as opened:
+        yield opened.sources
+
+
+@dataclass(frozen=True)
+class OpenWeights:
+    """The tensors of a file of weights, and what was chosen in a torch checkpoint."""
+
+    sources: list[TensorSource]
+    chosen: Selected | None
+
+
+@contextmanager
+def open_weights(
+    path: str | os.PathLike[str],
+    *,
+    select: str | None = None,
+    tensors_only: bool = False,
+    weights: str | None = None,
+    form: str | None = None,
+    max_size: int | str | None = None,
+) -> Iterator[OpenWeights]:
+    """Open a file of weights; see `sources_of_file`, and `mlstate.adopt` for the arguments.
+
+    Of the folder of a pipeline all components are opened, each name with the prefix of its own.
+    """
+    place, most = local_path(path), parse_limit(max_size)
+    components = components_of(place) if weights is None else []
+    with ExitStack() as stack:
+        models = [
+            stack.enter_context(
+                _open_model(
+                    component.folder,
+                    select=select,
+                    tensors_only=tensors_only,
+                    weights=weights,
+                    form=form,
+                    most=most,
+                )
+            )
+            for component in components or [Component(place, "")]
+        ]
+        if not components:
+            yield models[0]
+            return
+        sources = _joined(components, models)
+        with concerning(path=path):
+            check_size(sum(source.spec.nbytes for source in sources), most)
+            check_sources(sources)
+        yield OpenWeights(sources, None)
+
+
+def _joined(components: list[Component], models: list[OpenWeights]) -> list[TensorSource]:
+    """The tensors of several models, each name with the prefix of its model."""
+    sources: list[TensorSource] = []
+    for component, model in zip(components, models, strict=True):
+        own = component.prefix
+        deeper = tuple(other.prefix for other in components if len(other.prefix) > len(own))
+        for source in model.sources:
+            assert isinstance(source, LocalTensor | TensorInCheckpoint)
+            name = f"{own}{source.name}"
+            if name.startswith(deeper):
+                raise FormatError(
+                    "a tensor's name begins like those of another folder",
+                    path=component.folder,
+                    tensor=source.name,
+                )
+            sources.append(replace(source, name=name))
+    return sources
+
+
+@contextmanager
+def _open_model(
+    path: Path,
+    *,
+    select: str | None,
+    tensors_only: bool,
+    weights: str | None,
+    form: str | None,
+    most: int | None,
+) -> Iterator[OpenWeights]:
     with ExitStack() as stack:
         sources: list[TensorSource] = []
-        files, index = files_and_index(local_path(path))
+        chosen: Selected | None = None
+        files, index = files_and_index(path, weights)
         sizes: dict[str, dict[str, int]] = {}
         for file, container in files:
             before = len(sources)
             with concerning(path=file):
-                if container == SAFETENSORS:
+                kind = form or container
+                if kind == SAFETENSORS:
                     if select is not None:
                         raise FormatError(
                             "a safetensors file has nothing inside that could be selected",
@@ -117,51 +199,74 @@ def sources_of_file(
                         )
                     sources += _safetensors(file, stack)
                 else:
-                    gzip = container == TORCH_GZIP
-                    sources += checkpoint_sources(
-                        file, stack, gzip=gzip, select=select, max_size=most
+                    gzip = kind == TORCH_GZIP
+                    found, chosen = chosen_sources(
+                        file,
+                        stack,
+                        gzip=gzip,
+                        select=select,
+                        tensors_only=tensors_only,
+                        max_size=most,
                     )
+                    sources += found
             sizes[str(file)] = {s.name: s.spec.nbytes for s in sources[before:]}
-        if index is not None and select is None:
-            folder = Path(index.address).parent
-            index.check({name: sizes[str(folder / name)] for name in index.shards})
         with concerning(path=path):
             check_size(sum(source.spec.nbytes for source in sources), most)
             check_sources(sources)
-        yield sources
+        if index is not None and select is None:
+            folder = Path(index.address).parent
+            index.check({name: sizes[str(folder / name)] for name in index.shards})
+        yield OpenWeights(sources, chosen)
 
 
-def local_files(path: Path) -> list[tuple[Path, str]]:
+def local_files(path: Path, weights: str | None = None) -> list[tuple[Path, str]]:
     """The files that a path for `file_digest` stands for, all shards, each with its container.
 
     A `FormatError` says that there is nothing, or nothing that holds weights.
     """
-    return files_and_index(path)[0]
+    return files_and_index(path, weights)[0]
 
 
-def files_and_index(path: Path) -> tuple[list[tuple[Path, str]], ShardIndex | None]:
+def files_and_index(
+    path: Path, weights: str | None = None
+) -> tuple[list[tuple[Path, str]], ShardIndex | None]:
     """As `local_files`, with the index that lists the files, if one does."""
     if not path.exists():
         raise WeightsNotFoundError(
             "there is no such file or folder", path=path, remedy="check the path"
         )
-    file = path / weights_in(path) if path.is_dir() else path
     # Every store imports this module, few need fetching: it is imported here.
-    from mlstate.fetch.addresses import parse_index
-    from mlstate.fetch.reader import read_exactly
+    from mlstate.fetch.addresses import is_index_name
     from mlstate.transport.local import LocalResource
 
-    files, listed = [file], None
-    if file.name.endswith(INDEX):
-        with LocalResource(file).read() as stream:  # which is never a pipe or a device
-            index = read_exactly(stream, _LARGEST_INDEX)
-        listed = parse_index(index, str(file))
-        files = [file.parent / name for name in listed.shards]
+    files, listed = [path], None
+    if path.is_dir():
+        files = [path / name for name in weights_in(path, weights, shards_of)]
+    if len(files) == 1 and is_index_name(files[0].name):
+        listed = _read_index(files[0])
+        folder = files[0].parent
+        files = [folder / name for name in listed.shards]
+        if lacking := [name for name in listed.shards if not (folder / name).exists()]:
+            raise missing_shards(lacking, listed.address)
     found = []
     for file in files:
         with LocalResource(file).read() as stream:
             found.append((file, container_of(str(file), stream.read(FRONT))))
     return found, listed
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index lists; see `parse_index`."""
+    return _read_index(index).shards
+
+
+def _read_index(path: Path) -> ShardIndex:
+    from mlstate.fetch.addresses import parse_index
+    from mlstate.fetch.reader import read_exactly
+    from mlstate.transport.local import LocalResource
+
+    with LocalResource(path).read() as stream:  # which is never a pipe or a device
+        return parse_index(read_exactly(stream, _LARGEST_INDEX), str(path))
 
 
 @dataclass(frozen=True)

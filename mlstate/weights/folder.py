@@ -18,7 +18,13 @@ from typing import BinaryIO
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
 from mlstate.files import UnfitFileError, open_folder_of, open_listed, open_regular
-from mlstate.format.plain_file import PlainFile, is_weights_name
+from mlstate.format.plain_file import (
+    PlainFile,
+    content_digest,
+    index_name,
+    is_weights_name,
+    stem_of_shard,
+)
 from mlstate.format.state_object import MAX_HEADER
 from mlstate.locations import check_file_names
 from mlstate.objects.beside import abandoned_since
@@ -69,13 +75,19 @@ class FolderPlan:
 
 
 def plan_folder(
-    folder: Path, wanted: Mapping[str, Digest], *, overwrite: bool, weights_only: bool = False
+    folder: Path,
+    wanted: Mapping[str, Digest],
+    *,
+    weights: Collection[str],
+    overwrite: bool,
+    weights_only: bool = False,
 ) -> FolderPlan:
     """Compare a folder with what it is to hold; nothing is changed.
 
     Args:
         folder: The folder; it may be missing.
-        wanted: Each file with its digest: of weights the state digest of the tensors in it.
+        wanted: Each file with its digest: of weights that of `content_digest`.
+        weights: Those that are weights.
         overwrite: Replace what is in the way, whoever wrote it.
         weights_only: Leave other recorded files, and their record, as they are.
 
@@ -86,23 +98,24 @@ def plan_folder(
     write, stale = set(), []
     for name, digest in wanted.items():
         with _in_our_words():
-            found = _found(folder, name)
+            found = _found(folder, name, {digest, *recorded.get(name, ())}, name in weights)
         if found == digest:
             continue
         if found is not None and not overwrite and found not in recorded.get(name, ()):
             raise _in_the_way(folder / name)
         write.add(name)
-    others = {*filter(is_weights_name, _names(folder)), *recorded}
+    rivals = _rivals(folder, weights)
+    others = {*rivals, *recorded}
     if weights_only:
-        others = set(filter(is_weights_name, others))
+        others = {name for name in others if name in rivals or is_weights_name(name)}
     for name in sorted(others - wanted.keys()):
         try:
-            found = _found(folder, name)
+            found = _found(folder, name, recorded.get(name, ()))
         except UnfitFileError:
             continue  # what is behind a link is not ours to remove
         if found in recorded.get(name, ()):
             stale.append(name)
-        elif found is not None and is_weights_name(name):
+        elif found is not None and name in rivals:
             if not overwrite:  # tools would read it instead of ours, or beside them
                 raise _in_the_way(folder / name)
             stale.append(name)
@@ -119,11 +132,37 @@ def _in_the_way(path: Path) -> StateExistsError:
     )
 
 
+def _rivals(folder: Path, weights: Collection[str]) -> set[str]:
+    """The files that a tool may take for weights, where these are to be written.
+
+    In the folder itself those with the usual names; in each folder of weights what is called like
+    one of these, or like a shard or an index of it.
+    """
+    rivals = set(filter(is_weights_name, _names(folder)))
+    for name in weights:
+        place, slash, last = name.rpartition("/")
+        like = _like(last)
+        rivals |= {place + slash + n for n in _names(folder / place) if like.fullmatch(n)}
+    return rivals
+
+
+def _like(name: str) -> re.Pattern[str]:
+    stem = stem_of_shard(name)
+    index = re.escape(index_name(stem))
+    return re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.safetensors|{index}", re.IGNORECASE)
+
+
+_ENDING = ".safetensors"
 _FOREIGN = "something else"
 
 
-def _found(folder: Path, name: str) -> str | None:
+def _found(
+    folder: Path, name: str, known: Collection[str], weights: bool | None = None
+) -> str | None:
     """The digest of a file; None if there is none, `_FOREIGN` if it cannot be ours.
+
+    Of weights it is that of `content_digest`. Without a word on what it is, it is the one of both
+    that is known.
 
     Raises:
         UnfitFileError: Its folder is a link, or no folder.
@@ -140,15 +179,18 @@ def _found(folder: Path, name: str) -> str | None:
                 return _FOREIGN
             descriptor = open_regular(last, folder=place, follow=False)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            return _digest_of(file, name, path)
+            return _digest_of(file, path, known, weights)
     except FileNotFoundError:
         return None  # or another process removed it
 
 
-def _digest_of(file: BinaryIO, name: str, path: Path) -> str:
-    if name.lower().endswith(".safetensors") and is_weights_name(name):
-        return _weights_digest(file, path) or _FOREIGN
+def _digest_of(file: BinaryIO, path: Path, known: Collection[str], weights: bool | None) -> str:
+    if weights is not False and path.name.lower().endswith(_ENDING):
+        found = _weights_digest(file, path) or _FOREIGN
+        if weights or found in known or is_weights_name(path.name):
+            return found
     hasher = Hasher()
+    file.seek(0)
     while piece := file.read(PIECE):
         hasher.update(piece)
     return hasher.digest()
@@ -180,20 +222,22 @@ def _in_our_words() -> Iterator[None]:
 
 
 def _weights_digest(file: BinaryIO, path: Path) -> Digest | None:
-    """The state digest of the tensors in a plain file; None of a file with another layout."""
+    """The `content_digest` of a plain file; None of a file that is laid out in another way."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(b"".join(pieces_at(file.fileno(), 0, 8)), "little")
     if not 2 <= length <= min(MAX_HEADER, size - 8):
         return None
     try:
-        layout = PlainFile.parse(b"".join(pieces_at(file.fileno(), 0, 8 + length)))
+        header = b"".join(pieces_at(file.fileno(), 0, 8 + length))
+        layout = PlainFile.parse(header, any_metadata=True)
         if layout.size != size:
             return None
         opened = OpenFile(file, str(path))
-        return digest_of_tensors(
+        tensors = digest_of_tensors(
             LocalTensor(name, spec, opened, layout.starts[name], exact=True)
             for name, spec in layout.specs.items()
         )
+        return content_digest(tensors, layout.metadata)
     except FormatError:
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,19 @@ from mlstate.errors import FormatError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.plain_file import (
     BLOCK,
-    INDEX_NAME,
+    PT,
+    WEIGHTS_STEM,
     PlainFile,
+    content_digest,
     format_index,
+    index_name,
     shard_names,
     split,
+    stem_of_shard,
 )
 from mlstate.format.state_object import BYTES_NAME, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorCheck
+from mlstate.layouts import Layout, place_tensors
 from mlstate.objects import ObjectStore
 from mlstate.objects.durable import make_folders, sync_path
 from mlstate.objects.mapped import write_all
@@ -42,6 +47,8 @@ __all__ = [
     "Output",
     "WeightsOutput",
     "check_has_tensors",
+    "laid_out",
+    "split_anew",
     "temporaries",
     "weights_of",
     "write_output",
@@ -50,7 +57,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WeightsOutput:
-    """A file of tensors to write; `digest` is the state digest of these."""
+    """A file of tensors to write; `digest` is that of `content_digest`."""
 
     name: str
     digest: Digest
@@ -70,12 +77,19 @@ class BytesOutput:
 Output = WeightsOutput | BytesOutput
 
 
-def weights_of(state: StateObject, most: int | None) -> list[Output]:
+def weights_of(
+    state: StateObject,
+    most: int | None,
+    metadata: Mapping[str, str] | None = None,
+    stem: str = WEIGHTS_STEM,
+) -> list[Output]:
     """The files that hold a state's tensors; the index is last, so it is published last.
 
     Args:
         state: The state.
         most: The most bytes of data in a file that holds several tensors; None for one file.
+        metadata: The metadata of each file; by default the usual.
+        stem: What their names begin with, paths included.
 
     Raises:
         FormatError: It has no tensors that a tool could read.
@@ -83,17 +97,52 @@ def weights_of(state: StateObject, most: int | None) -> list[Output]:
     check_has_tensors(state.specs)
     outputs: list[Output] = []
     shards = split(state.specs, most)
-    names = shard_names(len(shards))
+    names = shard_names(len(shards), stem)
+    said = PT if metadata is None else metadata
     for name, shard in zip(names, shards, strict=True):
-        part = StateObject(
-            {tensor: state.inline[tensor] for tensor in shard if tensor in state.inline},
-            {tensor: state.refs[tensor] for tensor in shard if tensor in state.refs},
-        )
-        digest = Digest.of(part.encode())
-        outputs.append(WeightsOutput(name, digest, PlainFile.lay_out(shard), part))
+        outputs.append(_weights(name, state.part({tensor: tensor for tensor in shard}), said))
     if len(shards) > 1:
-        index = format_index(names, shards)
-        outputs.append(BytesOutput(INDEX_NAME, Digest.of(index), index))
+        listed = [name.rpartition("/")[2] for name in names]
+        index = format_index(listed, shards)
+        outputs.append(BytesOutput(index_name(stem), Digest.of(index), index))
+    return outputs
+
+
+def _weights(name: str, part: StateObject, metadata: Mapping[str, str] | None = PT) -> Output:
+    digest = content_digest(Digest.of(part.encode()), metadata)
+    return WeightsOutput(name, digest, PlainFile.lay_out(part.specs, metadata), part)
+
+
+def laid_out(
+    state: StateObject, layout: Layout, indexes: Mapping[str, Mapping[str, str]]
+) -> list[Output]:
+    """The files that a state's tensors came in; see `place_tensors` for the arguments.
+
+    Raises:
+        FormatError: The layout does not fit the tensors, or there are none that a tool could read.
+    """
+    check_has_tensors(state.specs)
+    placed = place_tensors(layout, state.specs, indexes)
+    return [
+        _weights(path, state.part(placed[path]), file.metadata)
+        for path, file in sorted(layout.items())
+    ]
+
+
+def split_anew(
+    state: StateObject, layout: Layout, indexes: Mapping[str, Mapping[str, str]], most: int
+) -> list[Output]:
+    """The files of a layout, each model in shards of another size; see `laid_out`."""
+    check_has_tensors(state.specs)
+    placed = place_tensors(layout, state.specs, indexes)
+    models: dict[str, list[str]] = {}  # each by its prefix, with its files
+    for path in sorted(layout):
+        models.setdefault(layout[path].prefix, []).append(path)
+    outputs: list[Output] = []
+    for paths in models.values():
+        names = {inner: name for path in paths for inner, name in placed[path].items()}
+        metadata = layout[paths[0]].metadata
+        outputs += weights_of(state.part(names), most, metadata, stem_of_shard(paths[0]))
     return outputs
 
 

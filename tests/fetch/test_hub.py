@@ -289,7 +289,12 @@ def test_lock_pins_commit_weights_and_what_lies_beside_them(hub, tmp_path, shape
     [mirror] = pinned.mirrors
     weights = "model.safetensors" if shape is single else "model.safetensors.index.json"
     assert mirror.urls == (f"hf://org/model@{commit}/{weights}",)
-    assert pinned.files.keys() == {"config.json", "tokenizer.json", "1_Pooling/config.json"}
+    assert pinned.files.keys() == {
+        "README.md",
+        "config.json",
+        "tokenizer.json",
+        "1_Pooling/config.json",
+    }
     assert path.read_text().startswith(head)
     # The branch moves on; another machine gets what was pinned, with its files.
     hub.add("org/model", {"config.json": b"{}", **shape(tensors(1))})

@@ -105,7 +105,9 @@ def test_each_container_gives_the_same_state(tmp_path, store, container):
     source = write(container, tmp_path / "source", state)
     report = adopt(source, KEY, store)
     assert report.digest == store.digest(KEY) == file_digest(source) == state_digest(state)
-    assert (report.existed, report.spared, report.files) == (False, 0, ())
+    assert (report.existed, report.spared) == (False, 0)
+    has_index = container in ("shards", "index")
+    assert report.files == (("model.safetensors.index.json",) if has_index else ())
     assert report.size == report.fetched == sum(tensor.nbytes for tensor in state.values())
     assert same(store.load_state_dict(KEY), state)
     again = adopt(source, KEY, store)
@@ -125,10 +127,14 @@ def test_each_container_gives_the_same_state(tmp_path, store, container):
 def test_a_selected_mapping_of_a_checkpoint(tmp_path, store):
     state = values(net(0))
     torch.save({"epoch": 3, "model": state}, tmp_path / "x.pth")
-    assert adopt(tmp_path / "x.pth", KEY, store, select="model").digest == state_digest(state)
+    report = adopt(tmp_path / "x.pth", KEY, store, select="model")
+    assert report.digest == state_digest(state)
     assert file_digest(tmp_path / "x.pth", select="model") == state_digest(state)
+    alone = adopt(tmp_path / "x.pth", KEY, store)  # the only one inside, which is said
+    assert (alone.existed, alone.select, report.select) == (True, "model", None)
+    torch.save({"epoch": 3, "model": state, "ema": values(net(1))}, tmp_path / "two.pth")
     with pytest.raises(FormatError, match="model") as caught:
-        adopt(tmp_path / "x.pth", OTHER, store)
+        adopt(tmp_path / "two.pth", OTHER, store)
     assert "select" in str(caught.value.remedy)
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(FormatError, match="nothing inside"):
@@ -169,7 +175,7 @@ def test_a_repository_of_the_hub_brings_config_and_tokenizer(tmp_path, hub_only,
     state = values(net(0))
     files = {"config.json": b"{}", "tokenizer.json": b"[]", "README.md": b"#"}
     commit = hub_only.add("org/model", {**files, "model.safetensors": save(state)})
-    kept = ("config.json", "tokenizer.json")
+    kept = ("README.md", "config.json", "tokenizer.json")
     if target == "manifest":
         report = adopt("hf://org/model", KEY, tmp_path / "m.toml", mirror=True)
         opened = ManifestStore(tmp_path / "m.toml", offline=True)

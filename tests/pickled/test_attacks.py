@@ -380,9 +380,13 @@ def test_an_unknown_object_beside_the_weights_is_a_name():
     root = read_checkpoint(source).root
     assert kind_of(root.get("args")) == "a pickled pathlib.PosixPath"
     assert select_tensors(root, source.size, "state").keys() == {"w"}
+    assert select_tensors(root, source.size).keys() == {"w"}  # the only one
+    file = io.BytesIO()
+    torch.save({"args": Path("x"), "a": {"w": torch.ones(1)}, "b": {"w": torch.ones(1)}}, file)
+    source = BytesSource(file.getvalue())
     with pytest.raises(FormatError) as caught:
-        select_tensors(root, source.size)
-    assert caught.value.remedy == "select the state dict inside: state"
+        select_tensors(read_checkpoint(source).root, source.size)
+    assert caught.value.remedy == "select the state dict inside: a, b"
 
 
 def test_globals_are_names():

@@ -220,7 +220,10 @@ def test_what_is_no_tensor_is_refused_by_name(tmp_path, zipped, value):
     path = save(tmp_path / "net.pth", {"w": torch.ones(1), "extra": value}, zipped=zipped)
     error = refused(path)
     assert (error.tensor, error.found) == ("extra", type(value).__name__)
-    assert error.remedy is None  # there is nothing inside to select
+    # There is nothing inside to select; and no tensor is ever passed over.
+    passed_over = None if isinstance(value, list) else "tensors_only=True passes over"
+    assert (error.remedy or "").startswith(passed_over or "")
+    assert (error.remedy is None) == isinstance(value, list)
 
 
 def test_a_nested_checkpoint_is_refused_with_what_to_select(tmp_path):

@@ -1,0 +1,233 @@
+"""Which of the files of a folder are its weights: one choice, or a refusal that names them all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from mlstate.errors import FormatError
+from mlstate.fetch.addresses import is_index_name
+from mlstate.format import layout
+from mlstate.locations import check_file_names
+from mlstate.phrases import Phrase
+from mlstate.weights.containers import SAFETENSORS, named_container
+
+__all__ = ["check_whole", "choose_weights", "is_beside_weights", "missing_shards", "weights_in"]
+
+_SHOWN = 8
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>\..+)", re.DOTALL)
+_USUAL = re.compile(
+    r"(?P<stem>(?:pytorch_|diffusion_pytorch_|adapter_)?model)(?:\.(?P<variant>[A-Za-z]\w*))?"
+    r"(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<last>\w+))?\.json)?",
+    re.IGNORECASE,
+)
+"""The names that transformers, diffusers and peft look for; a variant is for instance ``fp16``."""
+_TRAINING = re.compile(
+    r"(?:optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)[\w-]*"
+    r"\.(?:pt|pth|bin|pkl)",
+    re.IGNORECASE,
+)
+"""What transformers and accelerate write beside a model to go on with its training."""
+
+
+def weights_in(
+    folder: Path, wanted: str | None, shards_of: Callable[[Path], Collection[str]]
+) -> tuple[str, ...]:
+    """The names of the files in a folder that hold or list its weights.
+
+    Args:
+        folder: The folder.
+        wanted: The one to take, where several could be meant.
+        shards_of: Gives the names that an index lists.
+
+    Returns:
+        One name; several, if they are all shards of a set that has no index.
+
+    Raises:
+        FormatError: There are none, or several that are no parts of one another; or some of a set
+            of shards are missing. They are named.
+    """
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if wanted is None and layout.SETTINGS in names:
+        raise FormatError(
+            "this folder is a store, not a file of weights",
+            path=folder,
+            remedy="bring its states over with "
+            + Phrase("mlstate.copy", "mlstate copy")
+            + ", or give one a key of this store",
+        )
+    if wanted is not None and wanted not in names:
+        check_file_names([wanted])
+        if (folder / wanted).is_file():  # in a folder below
+            check_whole(wanted)
+            return (wanted,)
+    return choose_weights(names, folder, wanted, lambda name: shards_of(folder / name))
+
+
+def choose_weights(
+    names: Collection[str],
+    place: object,
+    wanted: str | None,
+    listed: Callable[[str], Collection[str]],
+) -> tuple[str, ...]:
+    """Choose the files that hold or list the weights of one folder.
+
+    Files of a usual name stand for each other (a safetensors file is taken before a ``.bin``, one
+    without a variant before those with one); all others stand for themselves.
+
+    Args:
+        names: The names in the folder.
+        place: The folder, for errors.
+        wanted: As of `weights_in`.
+        listed: Gives the names that an index lists.
+
+    Raises:
+        FormatError: As `weights_in`.
+    """
+    weights = [name for name in sorted(names) if named_container(name) is not None]
+    shards = {shard for name in weights if is_index_name(name) for shard in listed(name)}
+    units = _units(name for name in weights if name not in shards)
+    if wanted is not None:
+        return _wanted(wanted, names, units, shards, place)
+    found = {name: unit for name, unit in units.items() if not is_beside_weights(name)}
+    found = {name: unit for name, unit in found.items() if not _stands_behind(name, found)}
+    if not found:
+        raise FormatError(
+            "this folder has no weights",
+            path=place,
+            expected="model.safetensors, or another safetensors file or torch checkpoint",
+            found=_shown(units) if units else None,
+            remedy=_choose(min(units)) if units else None,
+        )
+    if len(found) > 1:
+        raise FormatError(
+            "this folder has several files of weights",
+            path=place,
+            found=_shown(found),
+            remedy="say which one is meant: " + _choose(min(found)),
+        )
+    ((name, unit),) = found.items()
+    return _complete(name, unit, place)
+
+
+def is_beside_weights(name: str) -> bool:
+    """Whether a name is that of a training's state: its optimizer, its random numbers, say."""
+    return _TRAINING.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def check_whole(name: str) -> None:
+    """Refuse a file that says of itself that it is a part of a model.
+
+    Raises:
+        FormatError: It is one of several shards.
+    """
+    found = _SHARD.fullmatch(name.replace("\\", "/").rpartition("/")[2])
+    if found is not None and int(found["count"]) > 1 and not is_index_name(name):
+        raise FormatError(
+            "this file is one shard of a model, and not the whole",
+            path=name,
+            remedy="give the index beside it, or its folder",
+        )
+
+
+def _units(names: Iterable[str]) -> dict[str, list[str]]:
+    """Files that are one whole, each set under its first name: shards without an index."""
+    units: dict[str, list[str]] = {}
+    heads: dict[tuple[str, ...], str] = {}
+    for name in names:
+        found = _SHARD.fullmatch(name)
+        if found is None or is_index_name(name):
+            units[name] = [name]
+            continue
+        head = heads.setdefault((found["stem"], found["count"], found["rest"]), name)
+        units.setdefault(head, []).append(name)
+    return units
+
+
+def _complete(name: str, unit: list[str], place: object) -> tuple[str, ...]:
+    found = _SHARD.fullmatch(name)
+    if found is None or is_index_name(name):
+        return (name,)
+    width, count = len(found["number"]), int(found["count"])
+    numbers = {int(match["number"]) for each in unit if (match := _SHARD.fullmatch(each))}
+    first = 0 if 0 in numbers else 1
+    lacking = [
+        number for number in range(first, min(first + count, 10_000)) if number not in numbers
+    ]
+    if lacking or len(unit) != count:
+        missing = [
+            f"{found['stem']}-{number:0{width}}-of-{found['count']}{found['rest']}"
+            for number in lacking
+        ]
+        raise missing_shards(missing, place)
+    return tuple(unit)
+
+
+def missing_shards(missing: Collection[str], place: object) -> FormatError:
+    """The error that some shards of a model are not there."""
+    return FormatError(
+        "some shards of this model are missing",
+        path=place,
+        found=f"missing: {_shown(missing)}",
+        remedy="bring them here, too: a part of a model is not taken for the whole",
+    )
+
+
+def _stands_behind(name: str, others: Collection[str]) -> bool:
+    """Whether another file is the same model in a better known container, or without a variant."""
+    mine = _rank(name)
+    if mine is None:
+        return False
+    stem, variant, container = mine
+    for other in others:
+        theirs = _rank(other)
+        if other == name or theirs is None or theirs[0] != stem:
+            continue
+        if (not theirs[1] and variant) or (theirs[1] == variant and theirs[2] < container):
+            return True
+    return False
+
+
+def _rank(name: str) -> tuple[str, str, int] | None:
+    """What a usual name says: the model, its variant, and how well known its container is."""
+    found = _USUAL.fullmatch(name)
+    if found is None:
+        return None
+    stem = found["stem"].lower().replace("pytorch_model", "model")
+    return stem, found["variant"] or found["last"] or "", named_container(name) != SAFETENSORS
+
+
+def _wanted(
+    wanted: str,
+    names: Collection[str],
+    units: dict[str, list[str]],
+    shards: Collection[str],
+    place: object,
+) -> tuple[str, ...]:
+    if wanted not in names:
+        raise FormatError(
+            "there is no such file of weights in this folder",
+            path=place,
+            expected=wanted,
+            found=_shown(units) or "no files of weights",
+        )
+    if wanted in shards:
+        raise FormatError(
+            "this file is one shard of a model, and not the whole",
+            path=wanted,
+            remedy="choose the index that lists it",
+        )
+    unit = next(((head, unit) for head, unit in units.items() if wanted in unit), None)
+    return (wanted,) if unit is None else _complete(*unit, place)
+
+
+def _choose(name: str) -> Phrase:
+    return Phrase(f"weights={name!r}", f"--weights {name}")
+
+
+def _shown(names: Collection[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more
