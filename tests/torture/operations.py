@@ -95,7 +95,7 @@ class Operation:
         self.done(root)
 
     def check_swept(self, root: Path) -> None:
-        """After prunings an hour later that spare nothing: nothing is left over, all is as it was."""
+        """After prunings an hour later that spare nothing: nothing is left, all is as it was."""
         for name in ("store", "cache"):
             if (root / name / layout.SETTINGS).exists():
                 states, objects = FolderStateFiles(root / name), FolderObjectStore(root / name)
