@@ -23,6 +23,7 @@ __all__ = [
     "ABSENT",
     "LACKING",
     "UnfitFileError",
+    "check_input",
     "is_trusted_link",
     "kind_of",
     "open_folder",
@@ -125,12 +126,12 @@ def read_file(path: StrPath, most: int, *, follow: bool = True) -> bytes:
 
 def _read(file: BinaryIO, most: int, path: StrPath) -> bytes:
     size = os.fstat(file.fileno()).st_size
-    data = file.read(size + 1) if size <= most else b""
-    while len(data) <= most and (more := file.read(_PIECE)):  # of a pipe, or a file that grew
+    data = bytearray(file.read(size + 1) if size <= most else b"")
+    while size <= most >= len(data) and (more := file.read(_PIECE)):  # a pipe, or a file that grew
         data += more
     if max(size, len(data)) > most:
         raise UnfitFileError(f"one of more than {most} bytes", path)
-    return data
+    return bytes(data)
 
 
 def open_input(path: StrPath) -> BinaryIO:
@@ -145,6 +146,13 @@ def open_input(path: StrPath) -> BinaryIO:
     if os.fspath(path) == os.devnull or os.fspath(path).startswith(_HANDED_OVER):
         return open(path, "rb")
     return os.fdopen(open_regular(path), "rb")
+
+
+def check_input(path: StrPath, most: int) -> None:
+    """Refuse what `read_input` refuses, for another program that reads it, without reading it."""
+    with open_input(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise UnfitFileError(f"one of more than {most} bytes", path)
 
 
 def read_input(path: StrPath, most: int) -> bytes:

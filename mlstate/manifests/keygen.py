@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 from mlstate.errors import SignatureError
+from mlstate.files import UnfitFileError, check_input
 from mlstate.phrases import Phrase
 from mlstate.signatures.crypto import check_signed
 from mlstate.signatures.sshsig import NAMESPACE, SshSignature, parse_signature
 
 __all__ = ["sign_bytes"]
+
+_LARGEST_KEY = 1 << 20
 
 
 def sign_bytes(content: bytes, key: Path, origin: str) -> tuple[bytes, SshSignature]:
@@ -28,10 +31,23 @@ def sign_bytes(content: bytes, key: Path, origin: str) -> tuple[bytes, SshSignat
     Raises:
         SignatureError: ssh-keygen is missing, does not sign, or what it wrote is not good.
     """
+    _check_key(key)
     armoured = _run(content, key, origin)
     parsed = parse_signature(armoured, origin)
     _check_own(parsed, content)
     return armoured, parsed
+
+
+def _check_key(key: Path) -> None:
+    """Refuse what ssh-keygen would wait for, or read without an end; what is missing it tells."""
+    try:
+        check_input(key, _LARGEST_KEY)
+    except UnfitFileError as unfit:
+        raise SignatureError(
+            "this is no file of a key", path=key, expected="a file", found=unfit.found
+        ) from None
+    except OSError:
+        pass
 
 
 def _run(content: bytes, key: Path, origin: str) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlstate import files
 from mlstate.digests import Digest
 from mlstate.errors import FormatError
 from mlstate.files import UnfitFileError, open_own, read_file
@@ -297,3 +298,14 @@ def test_no_more_is_read_than_may_be(tmp_path: Path):
     assert read_file(tmp_path / "file", 5) == b"12345"
     with pytest.raises(UnfitFileError, match="more than 4 bytes"):
         read_file(tmp_path / "file", 4)
+
+
+def test_what_is_too_large_is_refused_before_a_byte_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A hole of a terabyte is made by one call; a manifest may have 256 MiB."""
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(1 << 40)
+    monkeypatch.setattr(files, "_PIECE", 1 << 62)  # a read of so much is a MemoryError
+    with pytest.raises(UnfitFileError, match="more than 268435456 bytes"):
+        read_file(tmp_path / "file", 256 << 20)

@@ -12,6 +12,7 @@ from mlstate import Manifest, ManifestStore, sign, verify_signature
 from mlstate.errors import FormatError, ManifestError, ManifestNotFoundError, SignatureError
 from mlstate.manifests import keygen
 from tests.support.commands import PROGRAM, Shell
+from tests.support.planting import time_limit
 from tests.support.signing import KINDS, Key, needs_ssh_keygen, ssh_accepts
 
 pytestmark = needs_ssh_keygen
@@ -204,3 +205,16 @@ def test_commands_refuse_what_is_not_signed_where_it_has_to_be(tmp_path, manifes
     assert len(shell.lines("ls", "weights.toml")) == 2
     assert shell.lines("verify-signature", "weights.toml")
     assert Manifest.read(manifest)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_a_key_that_is_no_file_is_not_waited_for(manifest, tmp_path, kind):
+    key = tmp_path / "key"
+    if kind == "pipe":
+        os.mkfifo(key)
+    else:
+        key.write_bytes(b"")
+        os.truncate(key, 1 << 40)
+    with time_limit(20), pytest.raises(SignatureError, match="no file of a key"):
+        sign(manifest, key)
+    assert not (tmp_path / "weights.toml.sig").exists()
