@@ -231,7 +231,7 @@ def test_a_new_run_does_not_take_the_name_of_another(integration, store, tmp_pat
 
 
 PROGRAM = """
-import os, sys
+import os, sys, torch
 from mlstate.integrations.transformers import SaveStates
 from tests.frameworks.test_integration_transformers import trainer
 
@@ -239,6 +239,8 @@ folder, rank = sys.argv[1], os.environ["RANK"]
 training = trainer(folder, SaveStates(f"{folder}/store{rank}", "a"), epochs=1, ddp_backend="gloo")
 training.train()
 assert training.args.world_size == 2
+torch.distributed.barrier()  # a process that goes first may take the other with it
+torch.distributed.destroy_process_group()
 """
 
 
