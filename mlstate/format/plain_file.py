@@ -25,6 +25,7 @@ from mlstate.format.tensor_object import (
 __all__ = [
     "BLOCK",
     "INDEX_NAME",
+    "USUAL_METADATA",
     "PlainFile",
     "format_index",
     "is_weights_name",
@@ -37,7 +38,9 @@ BLOCK = 4096
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-_METADATA = {"__metadata__": '{"format":"pt"}'}  # transformers asks for it
+USUAL_METADATA = {"format": "pt"}
+"""What every file of torch says; transformers asks for it."""
+
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", re.IGNORECASE)
 
 
@@ -51,9 +54,12 @@ class PlainFile:
     size: int
 
     @classmethod
-    def lay_out(cls, specs: Mapping[str, TensorSpec]) -> PlainFile:
-        """The layout of these tensors; the same for the same names, types and shapes."""
-        entries = dict(_METADATA)
+    def lay_out(
+        cls, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] = USUAL_METADATA
+    ) -> PlainFile:
+        """The layout of these tensors; the same for the same names, types, shapes and metadata."""
+        compact = json.dumps(dict(metadata), separators=(",", ":"), sort_keys=True)
+        entries = {"__metadata__": compact}
         ordered = {name: specs[name] for name in sorted(specs, key=lambda n: _place(n, specs[n]))}
         position, starts = 0, {}
         for name, spec in ordered.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from mlstate.format import tensor_object
 from mlstate.format.plain_file import (
     BLOCK,
     INDEX_NAME,
+    USUAL_METADATA,
     PlainFile,
     format_index,
     shard_names,
@@ -70,12 +71,15 @@ class BytesOutput:
 Output = WeightsOutput | BytesOutput
 
 
-def weights_of(state: StateObject, most: int | None) -> list[Output]:
+def weights_of(
+    state: StateObject, most: int | None, metadata: Mapping[str, str] = USUAL_METADATA
+) -> list[Output]:
     """The files that hold a state's tensors; the index is last, so it is published last.
 
     Args:
         state: The state.
         most: The most bytes of data in a file that holds several tensors; None for one file.
+        metadata: What each file says of itself.
 
     Raises:
         FormatError: It has no tensors that a tool could read.
@@ -90,7 +94,7 @@ def weights_of(state: StateObject, most: int | None) -> list[Output]:
             {tensor: state.refs[tensor] for tensor in shard if tensor in state.refs},
         )
         digest = Digest.of(part.encode())
-        outputs.append(WeightsOutput(name, digest, PlainFile.lay_out(shard), part))
+        outputs.append(WeightsOutput(name, digest, PlainFile.lay_out(shard, metadata), part))
     if len(shards) > 1:
         index = format_index(names, shards)
         outputs.append(BytesOutput(INDEX_NAME, Digest.of(index), index))

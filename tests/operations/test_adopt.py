@@ -308,11 +308,13 @@ def test_files_may_be_paths_for_stores_too(tmp_path, store):
     [
         ("x.safetensors", b"", "an empty file"),
         ("x.safetensors", b"abc", "3 bytes"),
-        ("x.safetensors", b"<!DOCTYPE html><html>", "it begins with '<!DOCTYP'"),
+        ("x.safetensors", b"<!DOCTYPE html><html>", "a web page (HTML)"),
         ("x", b"", "an empty file"),
-        ("x", b"<!DOCTYPE html><html>", "it begins with '<!DOCTYPE html><'"),
-        ("x.pt", b"<!DOCTYPE html><html>", "something else, or a part of it"),
-        ("x.pt", b"", "something else, or a part of it"),
+        ("x", b"<!DOCTYPE html><html>", "a web page (HTML)"),
+        ("x.pt", b"<!DOCTYPE html><html>", "a web page (HTML)"),
+        ("x.pt", b"", "an empty file"),
+        ("x.pt", b"hello, world", "something else, or a part of it"),
+        ("x", b"hello, world", "it begins with 'hello, world'"),
     ],
 )
 def test_what_is_no_weights_file_is_told_so(tmp_path, store, name, content, found):
