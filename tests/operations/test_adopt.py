@@ -359,3 +359,17 @@ def test_a_folder_with_what_is_no_file_is_not_waited_for(tmp_path, store, kind, 
     plant(kind, folder / name, Victim(tmp_path / "home"))
     with time_limit(20), suppress(MlstateError, OSError):
         adopt(folder, store, KEY)
+
+
+@pytest.mark.parametrize("container", ["nameless", "nameless-safetensors", "nameless-zipped"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_address_without_a_telling_name_on_any_server(tmp_path, start_nginx, container, ranges):
+    state = values(net(0))
+    write(container, tmp_path / "web", state)
+    kind = "plain" if ranges else "no-ranges"
+    url = start_nginx(tmp_path / "web").url(container, kind)
+    assert adopt(url, KEY, MemoryStateStore()).digest == state_digest(state)
+    (tmp_path / "web" / container).write_bytes(b"<html>")
+    with pytest.raises(FormatError, match="no file of weights") as caught:
+        adopt(url, KEY, MemoryStateStore())
+    assert caught.value.found == "a web page (HTML)"
