@@ -173,7 +173,10 @@ def check_url(address: str) -> str | None:
     match = _SCHEME.match(address)
     if match is None:
         return None
-    if "@" in re.split(r"[/?#]", address[match.end() :], maxsplit=1)[0]:
+    front = re.split(r"[/?#]", address[match.end() :], maxsplit=1)[0]
+    # `hf://gpt2@main` is a repository without an owner, at a revision; tokens begin with `hf_`.
+    ownerless = match[1].lower() == "hf" and ":" not in front and not front.startswith("hf_")
+    if "@" in front and not ownerless:
         raise FormatError(
             "an address must not carry a user name or password",
             found=f"{match[1]}://...@...",

@@ -68,6 +68,8 @@ def settled_on_hub(
         if not url.startswith(_SCHEME):
             return url
         where = parse_hub_address(url)
+        if where.is_commit and where.path is not None and not beside:
+            return url  # nothing is to be asked
         listing = context.hub_files(str(replace(where, path=None)))
         exact = HubAddress(where.repo, listing.commit, where.path)
         if (exact.path is None or beside) and not files:

@@ -67,7 +67,7 @@ class FileMirror:
         for part in self._mirror.parts or (self._mirror,):
             kind = plain if part.format == "safetensors" else checkpoints
             addresses = addresses_of(part, self._context, self._room.most, self._indexes)
-            kind.extend((part, self._context.open(address)) for address in addresses)
+            kind.extend((part, self._context.open_part(part, address)) for address in addresses)
         self._gather_plain(gathering, plain)
         if checkpoints:
             mirror = CheckpointMirror(

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlstate.errors import FormatError, TransportError, concerning
@@ -49,13 +49,15 @@ class FileTensor:
 class FileHeader:
     """A safetensors file by its header: its tensors in the order of their data, and its sizes.
 
-    ``data_start`` is where the first tensor's data begins, ``size`` the length of the whole file.
+    ``data_start`` is where the first tensor's data begins, ``size`` the length of the whole file;
+    ``metadata`` is what its ``__metadata__`` says, as far as that is texts.
     """
 
     resource: Resource
     tensors: Mapping[str, FileTensor]
     data_start: int
     size: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -213,7 +215,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> FileHead
     """
     with concerning(path=resource.address):
         entries = _entries(text)
-        entries.pop(_METADATA, None)
+        metadata = entries.pop(_METADATA, None)
         data_start = _LENGTH + len(text)
         places = sorted((_place(name, entry), name) for name, entry in entries.items())
         position = 0
@@ -236,7 +238,12 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> FileHead
                 expected=f"{size} bytes",
                 found=f"{total} bytes",
             )
-    return FileHeader(resource, tensors, data_start, size)
+    return FileHeader(resource, tensors, data_start, size, _texts_of(metadata))
+
+
+def _texts_of(metadata: object) -> dict[str, str]:
+    table = metadata if isinstance(metadata, dict) else {}
+    return {name: text for name, text in table.items() if isinstance(text, str)}
 
 
 def _entries(text: bytes) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from mlstate.format.tensor_object import (
 __all__ = [
     "BLOCK",
     "INDEX_NAME",
-    "PT",
+    "USUAL_METADATA",
     "WEIGHTS_NAME",
     "WEIGHTS_STEM",
     "PlainFile",
@@ -46,7 +46,7 @@ WEIGHTS_STEM = "model"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-PT: Mapping[str, str] = {"format": "pt"}
+USUAL_METADATA: Mapping[str, str] = {"format": "pt"}
 """The metadata of a file that was not read from elsewhere: transformers asks for it."""
 
 _METADATA = "__metadata__"
@@ -66,7 +66,7 @@ class PlainFile:
 
     @classmethod
     def lay_out(
-        cls, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = PT
+        cls, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = USUAL_METADATA
     ) -> PlainFile:
         """The layout of these tensors; the same for the same names, types, shapes and metadata."""
         entries = {} if metadata is None else {_METADATA: _text(metadata)}
@@ -91,7 +91,7 @@ class PlainFile:
         if not (metadata is None or isinstance(metadata, dict)):
             raise FormatError("the metadata of a plain file are no object", found=repr(metadata))
         specs = {name: parse_spec(name, entry) for name, entry in entries.items()}
-        layout = cls.lay_out(specs, metadata if any_metadata else PT)
+        layout = cls.lay_out(specs, metadata if any_metadata else USUAL_METADATA)
         if layout.header != header:
             raise FormatError("a plain file is laid out in another way")
         return layout
@@ -114,7 +114,7 @@ def content_digest(tensors: Digest, metadata: Mapping[str, str] | None) -> Diges
 
     With the usual metadata it is that state digest.
     """
-    if metadata == PT:
+    if metadata == USUAL_METADATA:
         return tensors
     text = "null" if metadata is None else _text(metadata)
     return Digest.of(f"{tensors}\n{text}".encode())

@@ -12,6 +12,7 @@ from mlstate.files import kind_of
 from mlstate.layouts import metadata_of
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
+from mlstate.operations.metadata import metadata_for
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey, check_key
@@ -53,6 +54,8 @@ def export(
     Names of one tensor of 16 KiB or more, as tied weights have them, are one tensor in a
     checkpoint, too; a tensor that repeats one value is not. In a safetensors file, which cannot say
     so, each name has its own copy: models that tie them do so when they load it.
+
+    What an adopted safetensors file said of itself (``__metadata__``) is in a single file again.
 
     Only the tensors are written. `materialize` writes a folder for `from_pretrained`, with config
     and tokenizer.
@@ -135,7 +138,9 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
 def _write_plain(store: StateStore, key: StateKey, temporary: Path) -> Path:
     def write(found: Found) -> Path:
         store.access.bring(found.entry, files=False)
-        (output,) = weights_of(read_state(*found), None, metadata_of(found.entry.layout))
+        said = metadata_of(found.entry.layout) or {}
+        metadata = {**said, **metadata_for(found.entry.meta)}
+        (output,) = weights_of(read_state(*found), None, metadata)
         temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
         return write_output(output, found.objects, temporary)
 

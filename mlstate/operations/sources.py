@@ -13,7 +13,7 @@ from mlstate.errors import FormatError, NoRangesError
 from mlstate.fetch.addresses import companions, hub_weights, is_index_name
 from mlstate.fetch.header import front_of
 from mlstate.fetch.reader import read_exactly
-from mlstate.format.plain_file import PT, WEIGHTS_NAME
+from mlstate.format.plain_file import USUAL_METADATA, WEIGHTS_NAME
 from mlstate.layouts import WeightsFile
 from mlstate.locations import Mirror, check_url, local_path, parse_mirror
 from mlstate.operations.adopt_choice import Choice, chosen_files
@@ -206,7 +206,7 @@ def _repository(where: HubAddress, transports: Transports, choice: Choice) -> We
     layout = SourceLayout()
     if form == SAFETENSORS and not is_index_name(chosen) and chosen != WEIGHTS_NAME:
         # Its header is read later: the metadata are those that nearly all files have.
-        layout = SourceLayout({chosen: WeightsFile(metadata=PT)})
+        layout = SourceLayout({chosen: WeightsFile(metadata=USUAL_METADATA)})
     return WeightSource(mirror, None, {}, tuple(beside), tuple(sorted(taken)), skipped, layout)
 
 

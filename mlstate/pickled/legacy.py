@@ -50,15 +50,23 @@ def _check_magic(cursor: Cursor) -> None:
     try:
         magic = read_pickle(cursor, understand)
     except FormatError:  # most likely no pickle at all: its opcodes would explain nothing
-        magic = None
+        raise _no_checkpoint("something else, or a part of it") from None
+    if isinstance(magic, Call | Global):
+        raise _no_checkpoint(kind_of(magic))
     if magic != _MAGIC:
-        raise FormatError(
-            "this file is not a checkpoint of plain tensors",
-            expected="what torch.save writes of tensors, whole",
-            found=kind_of(magic)
-            if isinstance(magic, Call | Global)
-            else "something else, or a part of it",
+        raise _no_checkpoint(
+            f"a plain pickle, or one of joblib, of a {kind_of(magic)}",
+            "if you trust it, load it with what wrote it, and save its tensors with torch.save",
         )
+
+
+def _no_checkpoint(found: str, remedy: str | None = None) -> FormatError:
+    return FormatError(
+        "this file is not a checkpoint of plain tensors",
+        expected="what torch.save writes of tensors, whole",
+        found=found,
+        remedy=remedy,
+    )
 
 
 def skip_storage(cursor: Cursor, claim: StorageClaim) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlstate.foreign import check_not_foreign
 from mlstate.pickled.checkpoint import Checkpoint
 from mlstate.pickled.legacy import read_legacy
 from mlstate.pickled.source import Source
@@ -24,6 +25,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
             or asks for more than `mlstate.pickled.caps` allows.
     """
     front = source.read(0, min(_BLOCK, source.size))
+    check_not_foreign(front)
     if front.startswith(b"PK\3\4"):
         return read_zipped(source)
     if len(front) == _BLOCK and is_tar(front):

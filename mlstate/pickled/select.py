@@ -67,6 +67,8 @@ def choose_tensors(
             "this file is not a checkpoint of plain tensors",
             expected="what torch.save writes of tensors, whole",
             found=kind_of(found),
+            remedy="if it is a whole model and you trust it, load it with torch and save its "
+            "state_dict()",
         )
     if not isinstance(found, Pairs):
         raise FormatError(

@@ -93,7 +93,10 @@ def _members(source: Source) -> dict[str, Place]:
         at = start + -(-size // _BLOCK) * _BLOCK
     if len(found) != len(_MEMBERS):
         raise FormatError(
-            "this archive is no checkpoint", expected=", ".join(_MEMBERS), found=", ".join(found)
+            "this tar archive is no checkpoint",
+            expected=", ".join(_MEMBERS),
+            found=", ".join(found) or "others",
+            remedy="unpack it, and give the file of weights in it",
         )
     return found
 

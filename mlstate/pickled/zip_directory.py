@@ -16,7 +16,7 @@ from mlstate.errors import FormatError
 from mlstate.pickled.caps import MAX_DIRECTORY, MAX_ENTRIES, capped
 from mlstate.pickled.source import Source
 
-__all__ = ["Entry", "read_directory"]
+__all__ = ["Entry", "read_directory", "torchscript"]
 
 _END, _END_SIGNATURE = struct.Struct("<4s4H2IH"), b"PK\5\6"
 _LOCATOR, _LOCATOR_SIGNATURE = struct.Struct("<4sIQI"), b"PK\6\7"
@@ -98,6 +98,14 @@ class Entry:
         data = source.read(self.header, self.end - self.header)
         start = self.offset(data)
         return data[start : start + self.size]
+
+
+def torchscript() -> FormatError:
+    """The error for an archive of torch.jit, whose parts that are code are compressed."""
+    return FormatError(
+        "this file is a TorchScript archive, which is a program and not a checkpoint",
+        remedy="if you trust it, torch.jit.load it and save its state_dict()",
+    )
 
 
 def _damaged(what: str, found: object = None) -> FormatError:
@@ -194,6 +202,8 @@ def _entry(data: bytes, at: int) -> tuple[Entry, int]:
     if "\0" in name:
         raise _damaged("an entry has a name that is no text", repr(name[:60]))
     size, packed, header = _large(data[at + length : at + length + extra], size, packed, header)
+    if (method or size != packed) and "/code/" in name:
+        raise torchscript()
     if method or size != packed:
         raise FormatError(
             "this archive has compressed entries, which torch.save does not write", found=name

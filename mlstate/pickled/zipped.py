@@ -14,7 +14,7 @@ from mlstate.pickled.constructors import understand
 from mlstate.pickled.interpreter import read_pickle
 from mlstate.pickled.source import BytesSource, Cursor, Source
 from mlstate.pickled.values import Value
-from mlstate.pickled.zip_directory import Entry, read_directory
+from mlstate.pickled.zip_directory import Entry, read_directory, torchscript
 
 __all__ = ["Archive", "read_archive", "read_zipped"]
 
@@ -46,13 +46,10 @@ def read_archive(source: Source) -> Archive:
     entries = read_directory(source)
     folder = next(iter(entries), "").partition("/")[0]
     if any(name.endswith("/constants.pkl") for name in entries):
-        raise FormatError(
-            "this file is a TorchScript archive, which is a program and not a checkpoint",
-            remedy="if you trust it, torch.jit.load it and save its state_dict()",
-        )
+        raise torchscript()
     pickle = entries.get(f"{folder}/data.pkl")
     if pickle is None:
-        raise FormatError("this archive has no data.pkl, which torch.save writes")
+        raise _without_pickle(entries)
     with_crc = any(entry.crc for entry in entries.values())
     if pickle.size > MAX_PICKLE:
         raise capped("a pickle that is too long", MAX_PICKLE, f"{pickle.size} bytes")
@@ -61,6 +58,22 @@ def read_archive(source: Source) -> Archive:
     claims = Claims()
     root = read_pickle(Cursor(BytesSource(content)), understand, claims.persistent_load)
     return Archive(root, _storages(entries, f"{folder}/data/", claims), with_crc)
+
+
+def _without_pickle(entries: Mapping[str, Entry]) -> FormatError:
+    if any(name.rpartition("/")[2] in _EXPORTED for name in entries):
+        return FormatError(
+            "this file is a program of torch.export (.pt2) and not a checkpoint",
+            remedy="if you trust it, torch.export.load it and save its state_dict",
+        )
+    return FormatError(
+        "this archive has no data.pkl, which torch.save writes",
+        found=", ".join([*entries][:8]) or "an empty archive",
+        remedy="unpack it, and give the file of weights in it",
+    )
+
+
+_EXPORTED = ("archive_format", "serialized_exported_program.json")
 
 
 def read_zipped(source: Source) -> Checkpoint:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mlstate.digests import Digest
 from mlstate.errors import (
     FetchError,
+    FormatError,
     IntegrityError,
     ObjectNotFoundError,
     ReadOnlyStoreError,
@@ -32,6 +33,8 @@ from mlstate.stores.catalog import Catalog
 from mlstate.stores.load import load_into
 
 if TYPE_CHECKING:
+    import numpy
+
     from mlstate.buckets.client import BucketClient
     from mlstate.fetch import Fetcher, FetchReport
     from mlstate.tensors import Tensor
@@ -296,20 +299,43 @@ class StateStore(AbstractStateStore[Any]):
                 return LoadResult()
         return self.reading(state_key, load, found=found)
 
+    @overload
     def load_state_dict(
         self,
         key: StateKey,
         names: Sequence[str] | None = None,
         device: Any = "cpu",
         *,
+        framework: Literal["torch"] = "torch",
         component: str | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def load_state_dict(
+        self,
+        key: StateKey,
+        names: Sequence[str] | None = None,
+        *,
+        framework: Literal["numpy"],
+        component: str | None = None,
+    ) -> dict[str, numpy.ndarray[Any, Any]]: ...
+
+    def load_state_dict(
+        self,
+        key: StateKey,
+        names: Sequence[str] | None = None,
+        device: Any = "cpu",
+        *,
+        framework: str = "torch",
+        component: str | None = None,
+    ) -> dict[str, Any]:
         """The tensors of a state, without a model.
 
         Args:
             key: The state.
             names: The tensors to load; no others are read or verified. All by default.
             device: The device for them: a ``torch.device`` or its name.
+            framework: ``"torch"``, or ``"numpy"`` for arrays, which have the same memory.
             component: The part of the state to load, as for `load`. Names are those within it.
 
         Returns:
@@ -319,9 +345,16 @@ class StateStore(AbstractStateStore[Any]):
         Raises:
             StateNotFoundError: There is no such state, or no such name in it.
             IntegrityError: Bytes are damaged or missing.
+            FormatError: There is no such framework, or NumPy has no such element type.
         """
-        from mlstate.tensors import places_on, read_tensors
+        from mlstate.tensors import arrays_of, places_on, read_tensors
 
+        if framework not in ("torch", "numpy") or (framework == "numpy" and str(device) != "cpu"):
+            raise FormatError(
+                "tensors cannot be had so",
+                expected="framework 'torch', or 'numpy' on the CPU",
+                found=f"framework {framework!r}, device {str(device)!r}",
+            )
         given = check_list(names)
         prefix = "" if component is None else component_prefix(component)
         if given is not None:
@@ -336,8 +369,11 @@ class StateStore(AbstractStateStore[Any]):
             places = places_on(device, state.specs if wanted is None else wanted)
             return read_tensors(found.objects, state, wanted, places=places)
 
-        tensors = self.reading(key, read, given, files=whole)
-        return {name[len(prefix) :]: tensor.to(device) for name, tensor in tensors.items()}
+        read_all = self.reading(key, read, given, files=whole)
+        tensors = {name[len(prefix) :]: tensor for name, tensor in read_all.items()}
+        if framework == "numpy":
+            return arrays_of(tensors)
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def materialize(
         self,

@@ -109,7 +109,7 @@ class SavingStore(StateStore):
         """Save tensors without a model: merged or averaged weights, an adapter, a checkpoint.
 
         Args:
-            state_dict: Name -> tensor.
+            state_dict: Name -> tensor, or array of NumPy.
             key: The key to store it under.
             files: As for `save`.
             meta: As for `save`.

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mlstate.tensors.arrays import arrays_of
 from mlstate.tensors.checkpoints import write_checkpoint
 from mlstate.tensors.encode import encode_tensors, state_digest, tensor_sources
 from mlstate.tensors.load import load_tensors
@@ -11,6 +12,7 @@ from mlstate.tensors.wrappers import inner_model, unwrapped
 
 __all__ = [
     "Tensor",
+    "arrays_of",
     "encode_tensors",
     "inner_model",
     "load_tensors",

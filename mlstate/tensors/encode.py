@@ -16,6 +16,7 @@ from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_s
 from mlstate.format.state_object import check_name
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import ProcessLock
+from mlstate.tensors.arrays import is_array, tensor_of
 from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
@@ -132,6 +133,8 @@ def _source(name: object, value: object) -> _Source:
 
 
 def _plain_tensor(value: object) -> torch.Tensor:
+    if is_array(value):
+        return tensor_of(value)
     if not isinstance(value, torch.Tensor):
         remedy = "store what is not a tensor as a file of the state (files=) or in meta="
         if isinstance(value, Mapping | list | tuple):

@@ -39,13 +39,13 @@ _KINDS = ("datasets", "models", "spaces")  # how other addresses on the hub begi
 class HubAddress:
     """A model's repository on the hub at a revision, or a file of it."""
 
-    repo: str  # "org/repo"
+    repo: str  # "org/repo", or "repo" of the oldest models, which have no owner
     revision: str = "main"  # a branch, a tag, or a whole commit
     path: str | None = None  # the file
 
     def __post_init__(self) -> None:
         names = self.repo.split("/")
-        if len(names) != 2 or names[0] in _KINDS or not all(map(_is_name, names)):
+        if len(names) > 2 or names[0] in _KINDS or not all(map(_is_name, names)):
             raise FormatError(
                 "not a repository of a model on the hub", expected=FORM, found=repr(self.repo)
             )
@@ -80,7 +80,7 @@ class HubListing:
 
 
 def parse_hub_address(text: str) -> HubAddress:
-    """Read ``hf://org/repo[@revision][/path]``.
+    """Read ``hf://org/repo[@revision][/path]``, or ``hf://repo@revision[/path]``.
 
     A ``/`` in a revision is written ``%2F``; not so in those that the hub makes itself, such as
     ``refs/pr/1`` and ``refs/convert/parquet``.
@@ -88,6 +88,9 @@ def parse_hub_address(text: str) -> HubAddress:
     if text[:5].lower() != "hf://":
         raise FormatError("not an address on the hub", expected=FORM, found=repr(text))
     org, _, rest = text[5:].partition("/")
+    alone = "@" in org  # which no owner has in its name
+    if alone:
+        rest = text[5:]
     if own := _HUBS_OWN.fullmatch(rest):
         name, slash, path = own.groups(default="")
     else:
@@ -97,7 +100,7 @@ def parse_hub_address(text: str) -> HubAddress:
         revision = unquote(revision, errors="strict") if at else "main"
     except UnicodeDecodeError:
         raise FormatError("not a revision of a repository", expected=FORM) from None
-    return HubAddress(f"{org}/{repo}", revision, path if slash else None)
+    return HubAddress(repo if alone else f"{org}/{repo}", revision, path if slash else None)
 
 
 class Hub:
@@ -124,7 +127,10 @@ class Hub:
     def listing(self, address: HubAddress) -> HubListing:
         """The commit and the files of a revision; see `Transports.hub_files`."""
         if self.offline:
-            raise _offline_error(address)
+            found = self.copies.files(address.repo, address.revision) if address.is_commit else ()
+            if not found:
+                raise _offline_error(address)
+            return HubListing(address.revision, found)
         endpoint = hub_endpoint()
         key = (endpoint, address.repo, address.revision)
         with self._lock:

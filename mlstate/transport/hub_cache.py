@@ -47,6 +47,23 @@ class HubCopies:
             self._read.add(copy)
         return copy
 
+    def files(self, repo: str, commit: str) -> tuple[str, ...]:
+        """The files of a commit that have copies, perhaps not all that it has."""
+        root = _root()
+        if root is None:
+            return ()
+        folder = root / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
+
+    def with_sum(self, sha256: str) -> Path | None:
+        """A copy with this SHA-256, of whichever repository; it was compared."""
+        root = _root() if _SHA256.fullmatch(sha256) else None
+        if root is None:
+            return None
+        copies = sorted(root.glob(f"models--*/blobs/{sha256}"))
+        return next((copy for copy in copies if is_right(copy)), None)
+
     def wrong(self, *, pass_over: bool) -> list[Path]:
         """The copies that were read and may be wrong; with ``pass_over`` none is read again.
 
@@ -82,6 +99,15 @@ def _sum(copy: Path, hasher: hashlib._Hash, *, git: bool) -> str:
         while piece := file.read(_PIECE):
             hasher.update(piece)
     return hasher.hexdigest()
+
+
+def _root() -> Path | None:
+    """The folder of the cache; None where the hub's client is not installed."""
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
 
 
 def _cached(repo: str, path: str, revision: str) -> Path | None:

@@ -135,6 +135,11 @@ class Transports:
             raise FormatError("a repository is needed, and this is a file", path=where)
         return self._hub.listing(where)
 
+    def hub_copy(self, sha256: str) -> Resource | None:
+        """The file with this SHA-256 in the cache of the hub's client, if it is there."""
+        copy = self._hub.copies.with_sum(sha256)
+        return None if copy is None else LocalResource(copy)
+
     def patience(self) -> Patience:
         """The patience, as yet unspent, with one server."""
         return Patience(self._limits.patience, self._limits.low_speed)

@@ -6,6 +6,7 @@ import re
 
 from mlstate.errors import FormatError
 from mlstate.fetch.header import begins_with
+from mlstate.foreign import FRONT, check_not_foreign
 
 __all__ = [
     "FRONT",
@@ -18,8 +19,6 @@ __all__ = [
 
 SAFETENSORS, TORCH, TORCH_GZIP = "safetensors", "torch", "torch-gzip"
 """The containers, as `mlstate.locations.Mirror.format` names them."""
-FRONT = 16
-"""This many first bytes of a file tell its container."""
 
 _ENDINGS = (
     (re.compile(r"\.safetensors(\.index(\.\w+)?\.json)?$", re.IGNORECASE), SAFETENSORS),
@@ -28,15 +27,18 @@ _ENDINGS = (
 )
 
 
-def container_of(name: str, front: bytes = b"") -> str:
-    """The container of a file by its first bytes, if known, or its name; else a `FormatError`."""
-    found = _by_front(front) or named_container(name)
+def container_of(name: str, front: bytes) -> str:
+    """The container of a file by its first `FRONT` bytes, or its name; else a `FormatError`."""
+    found = _by_front(front)
+    if found != SAFETENSORS:
+        check_not_foreign(front, name)
+    found = found or named_container(name)
     if found is None:
         raise FormatError(
             "this is no file of weights that can be read",
             path=name,
             expected="a safetensors file, or a checkpoint that torch.save wrote",
-            found=begins_with(front),
+            found=begins_with(front[:16]),
         )
     return found
 
@@ -53,6 +55,8 @@ def _by_front(front: bytes) -> str | None:
         return SAFETENSORS
     if front.startswith(b"\x1f\x8b"):
         return TORCH_GZIP
-    if front.startswith((b"PK\x03\x04", b"\x80\x02")):  # a zip; the older format, which is a pickle
-        return TORCH
+    if front.startswith(b"PK\x03\x04") or re.match(rb"\x80[\x02-\x05]", front):
+        return TORCH  # a zip; or the older format, which is a pickle
+    if front[257:262] == b"ustar":
+        return TORCH  # the oldest, which is a tar
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlstate.errors import FormatError
-from mlstate.format.plain_file import PT, WEIGHTS_NAME, stem_of_shard
+from mlstate.format.plain_file import USUAL_METADATA, WEIGHTS_NAME, stem_of_shard
 from mlstate.format.tensor_object import MAX_HEADER
 from mlstate.layouts import WeightsFile
 from mlstate.texts import load_json
@@ -65,8 +65,10 @@ def layout_of(
         found.indexes.update(one.indexes)
     if path.is_file() and not found.indexes:
         (said,) = found.files.values()
-        found = SourceLayout({WEIGHTS_NAME: replace(said, metadata=said.metadata or PT)})
-    if found.files == {WEIGHTS_NAME: WeightsFile(metadata=PT)}:
+        found = SourceLayout(
+            {WEIGHTS_NAME: replace(said, metadata=said.metadata or USUAL_METADATA)}
+        )
+    if found.files == {WEIGHTS_NAME: WeightsFile(metadata=USUAL_METADATA)}:
         return SourceLayout()
     return found
 
@@ -77,9 +79,8 @@ def _of_model(
     files, index = files_and_index(model.folder, weights)
     first = files[0][0]
     if any((form or container) != SAFETENSORS for _, container in files):
-        return SourceLayout(
-            {_name(first.parent / _plain(first.name), folder): WeightsFile(model.prefix, None, PT)}
-        )
+        name = _name(first.parent / _plain(first.name), folder)
+        return SourceLayout({name: WeightsFile(model.prefix, None, USUAL_METADATA)})
     if index is None:
         if len(files) > 1:
             return SourceLayout()

@@ -20,7 +20,7 @@ from mlstate.errors import FormatError, concerning
 from mlstate.format import tensor_object
 from mlstate.format.plain_file import (
     BLOCK,
-    PT,
+    USUAL_METADATA,
     WEIGHTS_STEM,
     PlainFile,
     content_digest,
@@ -98,7 +98,7 @@ def weights_of(
     outputs: list[Output] = []
     shards = split(state.specs, most)
     names = shard_names(len(shards), stem)
-    said = PT if metadata is None else metadata
+    said = USUAL_METADATA if metadata is None else metadata
     for name, shard in zip(names, shards, strict=True):
         outputs.append(_weights(name, state.part({tensor: tensor for tensor in shard}), said))
     if len(shards) > 1:
@@ -108,7 +108,9 @@ def weights_of(
     return outputs
 
 
-def _weights(name: str, part: StateObject, metadata: Mapping[str, str] | None = PT) -> Output:
+def _weights(
+    name: str, part: StateObject, metadata: Mapping[str, str] | None = USUAL_METADATA
+) -> Output:
     digest = content_digest(Digest.of(part.encode()), metadata)
     return WeightsOutput(name, digest, PlainFile.lay_out(part.specs, metadata), part)
 

@@ -133,7 +133,7 @@ def test_what_is_more_than_tensors_is_refused_and_not_run(tmp_path, zipped, digi
 @pytest.mark.parametrize(
     ("content", "mirror", "said"),
     [
-        ({"model": {"w": torch.ones(3)}}, {}, "select the state dict inside: model"),
+        ({"a": {"w": torch.ones(3)}, "b": {"w": torch.ones(3)}}, {}, "dict inside: a, b"),
         ({"model": {"w": torch.ones(3)}}, {"select": "modle"}, "select one of: model"),
         ([torch.ones(3)], {}, "holds no state dict"),
         ({"w": torch.ones(3), "epoch": 3}, {}, "no tensor"),

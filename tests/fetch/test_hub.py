@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mlstate import Manifest, ManifestStore, StateKey, lock, state_digest
+from mlstate import Manifest, ManifestStore, StateKey, adopt, lock, state_digest
 from mlstate.digests import Digest
 from mlstate.errors import FetchError, OfflineError
 from mlstate.locations import parse_mirror
@@ -262,6 +263,40 @@ def test_what_the_cache_of_the_hub_has_needs_no_network(hub, tmp_path):
     check_fetched(store_of(tmp_path / "online", main), state)
     assert [record.path for record in hub.api.requests] == ["/api/models/org/model/revision/main"]
     assert hub.cdn.requests == []
+
+
+@pytest.mark.parametrize("named", ["a file", "the repository"])
+def test_an_address_at_a_commit_in_that_cache_is_adopted_offline(hub, tmp_path, named):
+    from huggingface_hub import constants
+
+    state, commit = tensors(), "c" * 40
+    snapshot = Path(constants.HF_HUB_CACHE) / "models--org--model" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name, content in {**single(state), "config.json": CONFIG}.items():
+        (snapshot / name).write_bytes(content)
+    address = f"hf://org/model@{commit}" + ("/model.safetensors" if named == "a file" else "")
+    report = adopt(address, KEY, tmp_path / "m.toml", mirror=True, offline=True)
+    assert report.digest == state_digest(state)
+    assert report.files == (() if named == "a file" else ("config.json",))
+    assert hub.api.requests == []
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_of_another_mirror_is_found_in_that_cache_by_its_sum(
+    hub, tmp_path, start_recording, damaged
+):
+    from huggingface_hub import constants
+
+    state = tensors()
+    content = save(state)
+    digits = hashlib.sha256(content).hexdigest()
+    blob = Path(constants.HF_HUB_CACHE) / "models--org--model" / "blobs" / digits
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damaged else content)
+    server = start_recording({"x.safetensors": content})
+    mirror = {"url": server.url + "/x.safetensors", "sha256": digits}
+    check_fetched(store_of(tmp_path, entry_of(state, mirror)), state)
+    assert bool(server.requests) == damaged
 
 
 def test_offline_without_that_cache_is_an_error_of_its_own(hub, tmp_path, monkeypatch):

@@ -310,11 +310,13 @@ def test_files_may_be_paths_for_stores_too(tmp_path, store):
     [
         ("x.safetensors", b"", "an empty file"),
         ("x.safetensors", b"abc", "3 bytes"),
-        ("x.safetensors", b"<!DOCTYPE html><html>", "it begins with '<!DOCTYP'"),
+        ("x.safetensors", b"<!DOCTYPE html><html>", "a web page (HTML)"),
         ("x", b"", "an empty file"),
-        ("x", b"<!DOCTYPE html><html>", "it begins with '<!DOCTYPE html><'"),
-        ("x.pt", b"<!DOCTYPE html><html>", "something else, or a part of it"),
-        ("x.pt", b"", "something else, or a part of it"),
+        ("x", b"<!DOCTYPE html><html>", "a web page (HTML)"),
+        ("x.pt", b"<!DOCTYPE html><html>", "a web page (HTML)"),
+        ("x.pt", b"", "an empty file"),
+        ("x.pt", b"hello, world", "something else, or a part of it"),
+        ("x", b"hello, world", "it begins with 'hello, world'"),
     ],
 )
 def test_what_is_no_weights_file_is_told_so(tmp_path, store, name, content, found):
@@ -359,3 +361,17 @@ def test_a_folder_with_what_is_no_file_is_not_waited_for(tmp_path, store, kind, 
     plant(kind, folder / name, Victim(tmp_path / "home"))
     with time_limit(20), suppress(MlstateError, OSError):
         adopt(folder, store, KEY)
+
+
+@pytest.mark.parametrize("container", ["nameless", "nameless-safetensors", "nameless-zipped"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_address_without_a_telling_name_on_any_server(tmp_path, start_nginx, container, ranges):
+    state = values(net(0))
+    write(container, tmp_path / "web", state)
+    kind = "plain" if ranges else "no-ranges"
+    url = start_nginx(tmp_path / "web").url(container, kind)
+    assert adopt(url, KEY, MemoryStateStore()).digest == state_digest(state)
+    (tmp_path / "web" / container).write_bytes(b"<html>")
+    with pytest.raises(FormatError, match="no file of weights") as caught:
+        adopt(url, KEY, MemoryStateStore())
+    assert caught.value.found == "a web page (HTML)"

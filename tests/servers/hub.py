@@ -124,7 +124,8 @@ class Hub:
         if parts[:2] == ["api", "models"]:
             return self._answer_api(record, parts[2:])
         if parts[:3] == ["api", "resolve-cache", "models"]:
-            repo, commit, file = "/".join(parts[3:5]), parts[5], "/".join(parts[6:])
+            at = next((i for i, part in enumerate(parts[3:6], 3) if len(part) == 40), 5)
+            repo, commit, file = "/".join(parts[3:at]), parts[at], "/".join(parts[at + 1 :])
             return self._resolve(record, repo, commit, file, cached=True)
         if "resolve" in parts[1:3] and len(parts) > parts.index("resolve") + 2:
             at = parts.index("resolve")

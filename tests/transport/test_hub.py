@@ -67,6 +67,9 @@ def cache(tmp_path, commit, name, content, revision="main"):
         (f"hf://org/repo@{COMMIT}/a@b", "org/repo", COMMIT, "a@b"),
         ("hf://org/repo/x@main", "org/repo", "main", "x@main"),
         ("hf://org/repo@100%25/a?b#c", "org/repo", "100%", "a?b#c"),
+        ("hf://gpt2@main", "gpt2", "main", None),
+        ("hf://gpt2@v1/sub/a.txt", "gpt2", "v1", "sub/a.txt"),
+        ("hf://gpt2@refs/pr/1/a.txt", "gpt2", "refs/pr/1", "a.txt"),
     ],
 )
 def test_an_address_names_a_repository_a_revision_and_a_file(text, repo, revision, path):
@@ -140,8 +143,10 @@ def test_a_file_is_opened_and_a_repository_listed(web):
         web.open("hf://org/repo@main")
     with pytest.raises(FormatError, match="a repository is needed"):
         web.hub_files("hf://org/repo@main/a")
-    with pytest.raises(FormatError, match="user name"):
-        web.open("hf://org@main/repo/a")
+    for login in ("user:secret", "hf_secret"):
+        with pytest.raises(FormatError, match="user name") as caught:
+            web.open(f"hf://{login}@org/repo/a")
+        assert "secret" not in str(caught.value)
 
 
 # Files
@@ -331,6 +336,23 @@ def test_what_the_hubs_cache_has_is_read_there_offline(tmp_path, revision, monke
             with pytest.raises(OfflineError) as caught:
                 call()
             assert "hf://org/repo@" in caught.value.path
+
+
+def test_a_commit_in_the_hubs_cache_is_listed_there_offline(tmp_path):
+    cache(tmp_path, COMMIT, "sub/a.txt", b"cached")
+    cache(tmp_path, COMMIT, "config.json", b"{}")
+    with Transports(offline=True) as web:
+        listing = web.hub_files(f"hf://org/repo@{COMMIT}")
+        assert (listing.commit, listing.files) == (COMMIT, ("config.json", "sub/a.txt"))
+        for other in ("0" * 40, "main"):
+            with pytest.raises(OfflineError):
+                web.hub_files(f"hf://org/repo@{other}")
+
+
+def test_a_model_without_an_owner_is_read(web, hub):
+    commit = hub.add("gpt2", FILES)
+    assert web.hub_files("hf://gpt2@main").commit == commit
+    assert read(web.open("hf://gpt2@main/config.json")) == FILES["config.json"]
 
 
 def test_the_cache_is_used_for_the_commit_that_the_hub_names(web, hub, tmp_path):
