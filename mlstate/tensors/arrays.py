@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +11,9 @@ from mlstate.errors import FormatError, concerning
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["array_of", "arrays_of", "is_array", "tensor_of"]
+__all__ = ["array_of", "arrays_of", "tensor_of"]
 
 _BFLOAT16 = "bfloat16"
-
-
-def is_array(value: object) -> bool:
-    """Whether a value is an array of NumPy; it is not imported for that."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def tensor_of(array: Any) -> torch.Tensor:

@@ -16,7 +16,6 @@ from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_s
 from mlstate.format.state_object import check_name
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import ProcessLock
-from mlstate.tensors.arrays import is_array, tensor_of
 from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
@@ -133,7 +132,10 @@ def _source(name: object, value: object) -> _Source:
 
 
 def _plain_tensor(value: object) -> torch.Tensor:
-    if is_array(value):
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        from mlstate.tensors.arrays import tensor_of
+
         return tensor_of(value)
     if not isinstance(value, torch.Tensor):
         remedy = "store what is not a tensor as a file of the state (files=) or in meta="

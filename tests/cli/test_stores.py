@@ -342,6 +342,33 @@ def test_diff_of_a_file_without_the_names_of_tied_weights(shell):
     ]
 
 
+def test_add_says_what_it_took_and_left_and_takes_what_is_asked_for(shell):
+    folder = shell.folder / "trained"
+    folder.mkdir()
+    state = {"module.w": torch.ones(2), "module.b": torch.zeros(2)}
+    torch.save({"model": state, "ema": state | {"module.c": torch.ones(1)}}, folder / "last.ckpt")
+    torch.save({"step": torch.ones(1)}, folder / "head.pth")
+    (folder / "config.json").write_text("{}")
+    (folder / "optimizer.pt").write_bytes(b"")
+    (shell.folder / "notes.txt").write_text("mine")
+    add = ("add", "pytorch.net.t", "trained", "--store", "weights")
+    assert "--weights head.pth" in shell.complaint(*add, code=2)
+    options = ("--weights", "last.ckpt", "--select", "model", "--strip-prefix", "module.")
+    more = ("--rename", "w=weight", "--add-prefix", "net.", "--include", "opt*", "--exclude", "*.x")
+    assert "no file beside" in shell.complaint(*add, *options, *more, code=2)
+    done = shell(*add, *options, *more[:-2], "--file", "notes.txt")
+    assert "with config.json, notes.txt, optimizer.pt" in done.stderr
+    assert done.stderr.splitlines()[-1] == "not taken: head.pth"
+    store = LocalStateStore(shell.folder / "weights")
+    names = store.load_state_dict(StateKey.parse("pytorch.net.t")).keys()
+    assert names == {"net.weight", "net.b"}
+    again = ("add", "pytorch.net.u", "trained/last.ckpt", "--store", "weights")
+    report = shell.json(*again, "--select", "model", "--select", "ema")
+    assert (report["taken"], report["skipped"]) == (["last.ckpt"], [])
+    names = store.load_state_dict(StateKey.parse("pytorch.net.u")).keys()
+    assert {"ema.module.c", "model.module.w"} < {*names}
+
+
 def test_adding_the_weights_of_a_wrapped_model_is_told(shell):
     torch.save({"module.a": torch.ones(3), "module.b": torch.ones(3)}, shell.folder / "ddp.pt")
     report = shell.json("add", "pytorch.net.ddp", "ddp.pt", "--store", "weights")
