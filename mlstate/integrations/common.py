@@ -96,4 +96,5 @@ def folder_with(store: StateStore, key: StateKey) -> Path:
 
 def _name(entry: StateEntry) -> str:
     files = sorted((name, file.digest) for name, file in entry.files.items())
-    return Digest.of(repr((entry.pinned_digest, files)).encode())[:32]
+    layout = sorted((name, repr(file)) for name, file in entry.layout.items())
+    return Digest.of(repr((entry.pinned_digest, files, layout)).encode())[:32]

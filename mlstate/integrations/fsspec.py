@@ -8,7 +8,7 @@ first of its bytes is given.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
@@ -29,8 +29,9 @@ from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores import open_store
 from mlstate.stores.abstract import Found
+from mlstate.stores.materialize import outputs_of
 from mlstate.stores.read import StateStore
-from mlstate.weights.writer import BytesOutput, WeightsOutput, weights_of
+from mlstate.weights.writer import Output, WeightsOutput
 
 with needing("fsspec"):
     from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -244,32 +245,39 @@ class _View:
         self.key = key
 
     def files(self) -> dict[str, tuple[int, str]]:
-        """Each file with its size in bytes and its digest; that of weights is a state digest."""
-        weights = self._weights()
+        """Each file with its size in bytes and its digest."""
         content = self.store.files(self.key)
-        entry = self.store.get(self.key).entry
-        found = {name: (len(content[name]), str(entry.files[name].digest)) for name in content}
-        for name, output in weights.items():
-            if isinstance(output, WeightsOutput):
-                found[name] = (output.layout.size, str(output.digest))
+        found = {
+            name: (_size(output, content), str(output.digest))
+            for name, output in self._outputs().items()
+        }
         return dict(sorted(found.items()))
 
     def content(self, name: str) -> _Content:
         """The bytes of a file."""
-        output = self._weights().get(name)
+        output = self._outputs()[name]
         if isinstance(output, WeightsOutput):
             return _WeightsContent(self.store, self.store.get(self.key), self._state(), output)
-        return _Content(self.store.files(self.key)[name])
+        return _Content(output.content or self.store.files(self.key)[name])
 
-    def _weights(self) -> dict[str, WeightsOutput | BytesOutput]:
-        return {output.name: output for output in weights_of(self._state(), None)}
+    def _outputs(self) -> dict[str, Output]:
+        def plan(found: Found) -> list[Output]:
+            self.store.access.bring(found.entry, Only.STATE_OBJECT)
+            return outputs_of(found.entry, read_state(*found), found.objects, None)
+
+        outputs = self.store.reading(self.key, plan, Only.STATE_OBJECT)
+        return {output.name: output for output in outputs}
 
     def _state(self) -> StateObject:
-        def read(found: Found) -> StateObject:
-            self.store.access.bring(found.entry, Only.STATE_OBJECT, files=False)
-            return read_state(*found)
+        return self.store.reading(
+            self.key, lambda found: read_state(*found), Only.STATE_OBJECT, files=False
+        )
 
-        return self.store.reading(self.key, read, Only.STATE_OBJECT, files=False)
+
+def _size(output: Output, content: Mapping[str, bytes]) -> int:
+    if isinstance(output, WeightsOutput):
+        return output.layout.size
+    return len(output.content or content[output.name])
 
 
 class _Content:

@@ -71,6 +71,12 @@ def from_pretrained(
     """
     check_key(key)
     view = reading_store(store)
+    if kwargs.get("subfolder"):  # of a pipeline, say
+        part: Any = model_class
+        component: _Model = part.from_pretrained(
+            folder_with(view, key), **{"local_files_only": True, **kwargs}
+        )
+        return component
     with files_in(view, key) as files:
         if not _is_model(model_class):
             made: _Model = model_class.from_pretrained(  # type: ignore[attr-defined]

@@ -42,7 +42,7 @@ from mlstate.weights.writer import (
     write_output,
 )
 
-__all__ = ["materialize_state"]
+__all__ = ["materialize_state", "outputs_of"]
 
 
 def materialize_state(
@@ -66,7 +66,7 @@ def materialize_state(
         state = read_state(entry, objects)
         if component is not None:
             entry, state = _part(entry, state, component)
-        outputs = _outputs(entry, state, objects, most) if files else _plain(entry, state, most)
+        outputs = outputs_of(entry, state, objects, most) if files else _plain(entry, state, most)
         wanted = {output.name: output.digest for output in outputs}
         weights = {output.name for output in outputs if isinstance(output, WeightsOutput)}
         plan = plan_folder(
@@ -104,10 +104,13 @@ def _plain(entry: StateEntry, state: StateObject, most: int | None) -> list[Outp
     return weights_of(state, most, metadata_of(entry.layout))
 
 
-def _outputs(
+def outputs_of(
     entry: StateEntry, state: StateObject, objects: ObjectStore, most: int | None
 ) -> list[Output]:
-    """The files to write, in the order in which they get their names: indexes are the last."""
+    """The files to write, in the order in which they get their names: indexes are the last.
+
+    Indexes of shards that the layout names are read; see `materialize_state` for the arguments.
+    """
     layout, files = entry.layout, dict(entry.files)
     if not layout:
         weights = weights_of(state, most)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
-from mlstate import LocalStateStore, ManifestStore, StateKey, manifest_of
+from mlstate import LocalStateStore, ManifestStore, StateKey, adopt, manifest_of
 from mlstate.errors import IntegrityError, ReadOnlyStoreError, StoreNotFoundError
 from tests.frameworks.entry_points import ROOT, installed
 from tests.frameworks.models import needs
@@ -237,3 +237,40 @@ def test_the_entry_point_is_what_fsspec_looks_for(store, saved, tmp_path):
         check=False,
     )
     assert done.stdout == "x,y\n1,2\n\n", done.stderr
+
+
+def test_files_have_the_names_that_the_state_came_in(fsspec, store, tmp_path):
+    """A folder with parts, and shards with their index: what is materialized is what is seen."""
+    saved = tmp_path / "saved"
+    for part, shards in (("unet", 1), ("vae", 2)):
+        (saved / part).mkdir(parents=True)
+        tensors = {f"{n}": torch.full((5000,), float(n)) for n in range(4)}
+        if shards == 1:
+            save_file(tensors, saved / part / "diffusion_pytorch_model.safetensors")
+        else:
+            names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+            places = {name: names[int(name) % 2] for name in tensors}
+            for file in names:
+                own = {name: tensors[name] for name in tensors if places[name] == file}
+                save_file(own, saved / part / file, metadata={"format": "pt"})
+            index = {"metadata": {}, "weight_map": places}
+            (saved / part / "model.safetensors.index.json").write_text(json.dumps(index))
+    parts = {"unet": ["diffusers", "UNet2DModel"], "vae": ["diffusers", "AutoencoderTiny"]}
+    (saved / "model_index.json").write_text(json.dumps(parts))
+    key = StateKey(LINEAR, "pipeline")
+    adopt(saved, key, store)
+    folder = store.materialize(key, tmp_path / "plain")
+    wanted = {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    }
+    assert len(wanted) == 5
+    manifest_of(store, objects=[str(store.folder)]).write(tmp_path / "weights.toml")
+    for where in (str(store.folder), str(tmp_path / "weights.toml")):
+        fs = fsspec.filesystem("mlstate", cache=str(tmp_path / "cache"))
+        path = f"{where}/{key}"
+        assert {name.removeprefix(f"{path}/") for name in fs.find(path)} == wanted.keys()
+        for name, content in wanted.items():
+            assert fs.cat_file(f"{path}/{name}") == content, name
+            assert fs.info(f"{path}/{name}")["size"] == len(content)

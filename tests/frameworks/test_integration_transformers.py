@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mlstate import LocalStateStore, ManifestStore, StateKey, StateType, adopt, manifest_of
 from mlstate.errors import (
@@ -383,6 +385,54 @@ def test_a_unet_of_diffusers(store, tmp_path, no_network):
     assert same(values(half), values(usual))
     key = store.save_state_dict(half.state_dict(), StateKey(key.state_type, "half"), files=files)
     assert from_pretrained(diffusers.UNet2DModel, key, store).dtype == torch.float32  # as its own
+
+
+def test_a_pipeline_and_its_parts(store, tmp_path, no_network):
+    diffusers = needs("diffusers")
+    from mlstate.integrations.diffusers import from_pretrained
+
+    torch.manual_seed(1)
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    vqvae = diffusers.VQModel(block_out_channels=(32,), sample_size=8)
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=7)
+    pipe = diffusers.LDMPipeline(vqvae, unet, scheduler)
+    pipe.save_pretrained(tmp_path / "saved")
+    key = StateKey(StateType("pytorch", "ddpm"), "a")
+    adopt(tmp_path / "saved", key, store)
+    found = from_pretrained(diffusers.DiffusionPipeline, key, store)
+    assert type(found) is diffusers.LDMPipeline
+    assert found.scheduler.config.num_train_timesteps == 7
+    assert same(values(found.unet), values(unet))
+    assert same(values(found.vqvae), values(vqvae))
+    part = from_pretrained(diffusers.UNet2DModel, key, store, subfolder="unet")
+    assert same(values(part), values(unet))
+
+
+def test_a_part_of_a_pipeline(integration, store, tmp_path, no_network):
+    transformers = needs("transformers")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = transformers.CLIPTextConfig(vocab_size=64, num_hidden_layers=1, **sizes)
+    model = transformers.CLIPTextModel(config)
+    model.save_pretrained(tmp_path / "saved" / "text_encoder")
+    (tmp_path / "saved" / "text_encoder_2").mkdir()
+    other = {"x": torch.ones(3)}
+    save_file(other, tmp_path / "saved" / "text_encoder_2" / "model.safetensors", {"format": "pt"})
+    kind = ["transformers", "CLIPTextModel"]
+    index = {"_class_name": "X", "text_encoder": kind, "text_encoder_2": kind}
+    (tmp_path / "saved" / "model_index.json").write_text(json.dumps(index))
+    key = StateKey(StateType("pytorch", "pipeline"), "a")
+    adopt(tmp_path / "saved", key, store)
+    found = integration.from_pretrained(
+        transformers.CLIPTextModel, key, store, subfolder="text_encoder"
+    )
+    assert same(values(found), values(model))
 
 
 def test_a_sentence_transformer(store, tmp_path, no_network):
