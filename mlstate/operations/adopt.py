@@ -35,7 +35,6 @@ from mlstate.operations.adopt_report import (
     digests_in,
     spared_of,
 )
-from mlstate.operations.metadata import with_metadata
 from mlstate.operations.sources import find_source
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
 from mlstate.phrases import ANY_STORE, flag
@@ -47,8 +46,7 @@ from mlstate.stores.manifest import ManifestStore
 from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import Content, SaveRequest, is_same
 from mlstate.units import check_size, parse_limit
-from mlstate.weights.containers import SAFETENSORS
-from mlstate.weights.files import metadata_of, open_weights
+from mlstate.weights.files import open_weights
 from mlstate.weights.source_layout import SourceLayout
 
 __all__ = ["adopt"]
@@ -97,8 +95,8 @@ def adopt(
     Into a store the tensors are saved. Into a manifest, by ``mirror=True``, goes where they are:
     the source is its mirror, and what was read of it stays in the cache.
 
-    What a safetensors file on this machine says of itself (``__metadata__``) goes into meta, as the
-    table ``safetensors``, by the file's name; `export` writes it back.
+    What a safetensors file on this machine says of itself (``__metadata__``) is kept with the
+    file's name, as the state's layout; `export` and `materialize` write it back.
 
     Args:
         source: A path or an address.
@@ -185,9 +183,6 @@ def adopt(
             kept = {**kept, **files}
         elif files is not None:
             kept = files  # refused with the right words
-        single = not found.mirror.parts  # of a pipeline the layout says it, for each file
-        if found.path is not None and single and found.mirror.format == SAFETENSORS:
-            meta = with_metadata(meta, metadata_of(found.path, choice.weights))
         request = SaveRequest(kept, meta, overwrite, verify, reused={})
         request = _with_layout(request, found.layout)
         adoption = Adoption(key, found, request, bare, counter)

@@ -12,7 +12,6 @@ from mlstate.files import kind_of
 from mlstate.layouts import metadata_of
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
-from mlstate.operations.metadata import metadata_for
 from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey, check_key
@@ -138,9 +137,7 @@ def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
 def _write_plain(store: StateStore, key: StateKey, temporary: Path) -> Path:
     def write(found: Found) -> Path:
         store.access.bring(found.entry, files=False)
-        said = metadata_of(found.entry.layout) or {}
-        metadata = {**said, **metadata_for(found.entry.meta)}
-        (output,) = weights_of(read_state(*found), None, metadata)
+        (output,) = weights_of(read_state(*found), None, metadata_of(found.entry.layout))
         temporary.unlink(missing_ok=True)  # of a first attempt, which met something damaged
         return write_output(output, found.objects, temporary)
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
 from mlstate.format.encode import TensorSource, check_sources, encode_state
-from mlstate.format.plain_file import USUAL_METADATA
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef, is_state_object
 from mlstate.format.tensor_object import TensorSpec, check_values
 from mlstate.locations import local_path
@@ -43,7 +42,6 @@ __all__ = [
     "file_digest",
     "files_and_index",
     "local_files",
-    "metadata_of",
     "open_weights",
     "pieces_at",
     "shards_of",
@@ -255,24 +253,6 @@ def files_and_index(
         with LocalResource(file).read() as stream:
             found.append((file, container_of(str(file), stream.read(FRONT))))
     return found, listed
-
-
-def metadata_of(path: Path, weights: str | None = None) -> dict[str, dict[str, str]]:
-    """The ``__metadata__`` of each safetensors file that `local_files` gives, by the file's name.
-
-    Without those that say no more than every file of torch does: ``format``, which is ``pt``.
-    """
-    from mlstate.fetch.header import fetch_header
-    from mlstate.transport.local import LocalResource
-
-    found = {}
-    for file, container in local_files(path, weights):
-        if container == SAFETENSORS:
-            with concerning(path=file):
-                metadata = fetch_header(LocalResource(file), _USUAL_HEADER).metadata
-            if metadata and metadata != USUAL_METADATA:
-                found[file.name] = dict(metadata)
-    return found
 
 
 def shards_of(index: Path) -> list[str]:

@@ -20,16 +20,17 @@ def metadata_in(path):
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_metadata_goes_into_meta_and_comes_back(tmp_path, store, mirror):
+def test_metadata_is_kept_and_comes_back(tmp_path, store, mirror):
     said = {"format": "pt", "tensor_names": '["a \u00e4"]', "lora.rank": "8"}
     save_file(STATE, tmp_path / "x.safetensors", metadata=said)
     if mirror:
         adopt(tmp_path / "x.safetensors", KEY, tmp_path / "m.toml", mirror=True, meta={"by": "me"})
-        meta = Manifest.read(tmp_path / "m.toml").states[KEY].meta
-        assert meta == {"by": "me", "safetensors": {"x.safetensors": said}}
+        entry = Manifest.read(tmp_path / "m.toml").states[KEY]
+        assert entry.meta == {"by": "me"}
+        assert [file.metadata for file in entry.layout.values()] == [said]
         return
     adopt(tmp_path / "x.safetensors", KEY, store)
-    assert store.meta(KEY) == {"safetensors": {"x.safetensors": said}}
+    assert store.meta(KEY) == {}
     assert adopt(tmp_path / "x.safetensors", KEY, store).existed
     written = export(store, KEY, tmp_path / "y.safetensors")
     assert metadata_in(written) == said
@@ -37,15 +38,14 @@ def test_metadata_goes_into_meta_and_comes_back(tmp_path, store, mirror):
 
 
 @pytest.mark.parametrize("said", [None, {"format": "pt"}])
-def test_what_every_file_says_is_no_meta(tmp_path, store, said):
+def test_what_every_file_says_is_not_kept(tmp_path, store, said):
     save_file(STATE, tmp_path / "x.safetensors", metadata=said)
     adopt(tmp_path / "x.safetensors", KEY, store)
-    assert store.meta(KEY) == {}
     assert metadata_in(export(store, KEY, tmp_path / "y.safetensors")) == {"format": "pt"}
 
 
-def test_what_is_too_long_for_a_state_file_is_told(tmp_path, store):
-    save_file(STATE, tmp_path / "x.safetensors", metadata={"tags": "x" * (1 << 17)})
-    with pytest.warns(UserWarning, match="is not kept"):
-        adopt(tmp_path / "x.safetensors", KEY, store)
-    assert store.meta(KEY) == {}
+def test_much_metadata_comes_back_too(tmp_path, store):
+    said = {"format": "pt", "tags": "x" * (1 << 17)}
+    save_file(STATE, tmp_path / "x.safetensors", metadata=said)
+    adopt(tmp_path / "x.safetensors", KEY, store)
+    assert metadata_in(export(store, KEY, tmp_path / "y.safetensors")) == said
