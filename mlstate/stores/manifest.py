@@ -78,8 +78,8 @@ class ManifestStore(StateStore):
             name = f"ManifestStore(<{len(path.states)} states>)"
             self._name = Phrase(name, name)
         else:
-            self.manifest = read_required([path], require_signature)  # errors name what was given
             self.path = anchored(path)
+            self.manifest = read_required([path], require_signature)  # errors name what was given
             self._name = Phrase(f"ManifestStore({str(path)!r})", str(path))
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
         super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)

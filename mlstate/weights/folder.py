@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, StateExistsError
-from mlstate.files import UnfitFileError, open_folder_of, open_listed, open_regular
+from mlstate.files import LACKING, UnfitFileError, open_folder_of, open_listed, open_regular
 from mlstate.format.plain_file import (
     PlainFile,
     content_digest,
@@ -357,9 +357,20 @@ def remove_temporaries(run: Path) -> None:
 
     Of a link, which another member of a group may have put there, nothing is removed.
     """
-    with suppress(OSError), open_listed(run) as place:
-        for name in os.listdir(place):
-            with suppress(OSError):
-                os.unlink(name, dir_fd=place)
+    try:
+        with open_listed(run) as place:
+            _unlink_all(place, os.listdir(place))
+    except OSError as error:
+        if error.errno not in LACKING:
+            return
+        with suppress(OSError):  # a file system that opens no folders: by the path, then
+            if stat.S_ISDIR(run.lstat().st_mode):
+                _unlink_all(None, [str(run / name) for name in os.listdir(run)])
     with suppress(OSError):
         run.rmdir()
+
+
+def _unlink_all(folder: int | None, names: list[str]) -> None:
+    for name in names:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)

@@ -434,6 +434,9 @@ def test_a_file_that_changes_between_ranges_is_never_a_mixture(
     fetch = (
         partial(scene.pinned, server.url) if how == "nothing known" else partial(store.fetch, KEY)
     )
+    if (says, how) == ("another ETag", "nothing known"):  # it is read once more, whole
+        assert fetch().digest == state_digest(layers(1))
+        return
     with pytest.raises(FetchError) as caught:
         fetch()
     [(_, said)] = caught.value.attempts

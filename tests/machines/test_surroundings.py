@@ -11,7 +11,7 @@ import pytest
 
 import mlstate
 from mlstate import LocalStateStore, ManifestStore, manifest_of
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, StoreNotFoundError
 from mlstate.objects.beside import temporary_beside
 from tests.machines.job import BASE, FILES, KEYS, read, save, tensors
 from tests.support.models import same
@@ -90,7 +90,7 @@ def test_in_a_folder_that_is_gone_absolute_paths_work_and_others_are_refused(
     assert mlstate.verify(view).findings == ()
     save(tmp_path / "another")
     for make in (lambda: LocalStateStore("store"), lambda: ManifestStore("weights.toml")):
-        with pytest.raises(FormatError, match="working folder of this process is gone"):
+        with pytest.raises(StoreNotFoundError, match="working folder was removed"):
             make()
 
 

@@ -214,6 +214,13 @@ def test_the_liar_drips_and_is_silent_and_hangs_up(liar):
     assert not raw(liar.url("garbage"), 1)[0].startswith(b"HTTP")
 
 
+def test_the_liar_has_a_chunk_of_less_than_nothing(liar):
+    head, body = raw(liar.url("chunk-negative"), 14)
+    assert b"Transfer-Encoding: chunked" in head
+    assert body == b"-1\r\n" + DATA[:10]
+
+
 def test_every_lie_is_tested():
     tested = {"wrong-bytes", "endless-headers", "drip", "silence", "hangup", "garbage"}
+    tested.add("chunk-negative")
     assert set(LIES) == set(TOLD) | tested

@@ -132,7 +132,8 @@ def test_nothing_is_run_that_a_pickle_contains(folder):
 
 
 def test_a_nested_checkpoint_is_refused_by_name(folder):
-    (folder / "pytorch.net.nested.pt").write_bytes(dump({"state_dict": net(1).state_dict()}))
+    nested = {"state_dict": net(1).state_dict(), "ema": net(2).state_dict()}
+    (folder / "pytorch.net.nested.pt").write_bytes(dump(nested))
     with pytest.raises(FormatError, match="state_dict") as caught:
         LocalStateStore(folder).load(net(3), StateKey(LINEAR, "nested"))
     assert caught.value.tensor == "state_dict"
