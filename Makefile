@@ -42,7 +42,7 @@ torture: $(VENV)/torture
 	$(BIN)/python -m tests.torture --json torture.json
 
 torture-short: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture
+	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture tests/stores
 
 frameworks:
 	$(PYTHON) -m venv .venv-frameworks

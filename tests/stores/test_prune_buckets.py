@@ -84,6 +84,7 @@ def stops_of(work, server, folder):
     return [*steps] if TORTURE else sorted(random.Random(len(steps)).sample(steps, 3))
 
 
+@pytest.mark.torture
 def test_a_save_between_any_two_requests_of_a_pruning(server, tmp_path):
     """And loads after the requests that follow, from an empty cache."""
     for stop in stops_of("prune", server, tmp_path):
@@ -100,6 +101,7 @@ def test_a_save_between_any_two_requests_of_a_pruning(server, tmp_path):
         scene.check_in_place()
 
 
+@pytest.mark.torture
 def test_a_pruning_that_is_killed_between_any_two_requests(server, tmp_path):
     for stop in stops_of("prune", server, tmp_path):
         scene = Scene(server, tmp_path)
@@ -115,6 +117,7 @@ def test_a_pruning_that_is_killed_between_any_two_requests(server, tmp_path):
         scene.check_in_place()
 
 
+@pytest.mark.torture
 def test_prunings_between_any_two_requests_of_a_save(server, tmp_path, monkeypatch):
     monkeypatch.setattr("mlstate.objects.saving._QUICK", -1)  # or with a grace of a minute
     for stop in stops_of("save", server, tmp_path):
@@ -129,6 +132,7 @@ def test_prunings_between_any_two_requests_of_a_save(server, tmp_path, monkeypat
         scene.check_in_place()
 
 
+@pytest.mark.torture
 def test_a_pruning_between_any_two_requests_of_another(server, tmp_path):
     for stop in stops_of("prune", server, tmp_path):
         scene = Scene(server, tmp_path)

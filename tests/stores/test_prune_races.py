@@ -143,6 +143,7 @@ def scenes(tmp_path):
     return make
 
 
+@pytest.mark.torture
 @CASES
 @pytest.mark.usefixtures("no_fsync")
 def test_a_save_between_any_two_steps_of_a_pruning(scenes, age, grace):
@@ -165,6 +166,7 @@ def test_a_save_between_any_two_steps_of_a_pruning(scenes, age, grace):
         scene.check_in_place()
 
 
+@pytest.mark.torture
 @CASES
 @pytest.mark.usefixtures("no_fsync")
 def test_a_pruning_that_is_killed_between_any_two_steps(scenes, age, grace):
@@ -187,6 +189,7 @@ def test_a_pruning_that_is_killed_between_any_two_steps(scenes, age, grace):
         scene.check_in_place()
 
 
+@pytest.mark.torture
 @CASES
 @pytest.mark.usefixtures("no_fsync")
 def test_prunings_between_any_two_steps_of_a_save(scenes, age, grace):
@@ -206,6 +209,7 @@ def test_prunings_between_any_two_steps_of_a_save(scenes, age, grace):
         scene.check_in_place()
 
 
+@pytest.mark.torture
 @pytest.mark.usefixtures("no_fsync")
 def test_a_pruning_between_any_two_steps_of_another(scenes):
     """The loser's missing files are no error, and each object is in one report."""
@@ -259,6 +263,7 @@ def explore(scene: Scene, rng: random.Random) -> None:
     scene.check_in_place()
 
 
+@pytest.mark.torture
 @pytest.mark.usefixtures("no_fsync")
 @pytest.mark.parametrize("seed", range(200 if TORTURE else 2))
 def test_a_save_and_two_prunings_in_any_order(scenes, seed):
@@ -583,6 +588,7 @@ def _prune(folder: str, grace: float, seconds: float, log: Any) -> None:
     log.put(("prune", deleted, None))
 
 
+@pytest.mark.torture
 def test_processes_that_save_delete_load_and_prune_at_once(tmp_path):
     """With a grace of twelve hours and with none; objects become old at random."""
     seconds, folder, log = 600.0 if TORTURE else 5.0, str(tmp_path / "store"), SPAWN.Queue()

@@ -323,6 +323,7 @@ def _key(root: Path) -> None:
 
 
 def _sign(root: Path) -> object:
+    (root / "id_ed25519").chmod(0o600)  # a replayed folder has no rights
     sign(root / "m.toml", root / "id_ed25519")
     return len(sign(_store(root), root / "id_ed25519"))
 

@@ -37,7 +37,8 @@ def test_every_kind_of_call_is_met(attacked, ram):
             outcome = attacked.run(name, root, at=at, fault=Fault("kill before"))
             assert outcome.killed == (outcome.hits > 0)
             met.add(outcome.call)
-    assert met >= {"open", "mkdir", "write", "writev", "fsync", "rename", "link", "unlink"}
+    assert met >= {"open", "mkdir", "fsync", "rename", "link", "unlink"}
+    assert met & {"write", "writev"}  # several threads write: which of them a number meets varies
     assert met >= {"ftruncate", "utimens"}
 
 
