@@ -205,7 +205,11 @@ def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) 
     The digests of its files are added to those of earlier notes.
     """
     path, temporaries = _root_path(folder, digest), folder / layout.TEMPORARIES
-    make_folders(folder, path.parent, sync=False)
+    try:
+        make_folders(folder, path.parent, sync=False)
+    except FormatError:  # something else bears its name
+        _move_away(path.parent, folder)
+        make_folders(folder, path.parent, sync=False)
     make_folders(folder, temporaries)
     while True:
         said = _content(path)
@@ -225,11 +229,16 @@ def _content(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except (UnfitFileError, PermissionError):
-        trash = path.parent.parent / layout.TRASH
-        make_folders(trash.parent, trash)
-        with suppress(FileNotFoundError):
-            os.rename(path, trash / f"{path.name}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}")
+        _move_away(path, path.parent.parent)
         return None
+
+
+def _move_away(path: Path, folder: Path) -> None:
+    """Move what is in the place of something of a cache to the cache's trash/."""
+    trash = folder / layout.TRASH
+    make_folders(folder, trash)
+    with suppress(FileNotFoundError):
+        os.rename(path, trash / f"{path.name}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}")
 
 
 def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) -> bool:
