@@ -493,7 +493,7 @@ def test_of_an_unpinned_state_that_failed_nothing_is_left(
     form = "safetensors" if kind == "safetensors" else "torch"
     with pytest.raises(FetchError, match="503"):
         scene.pinned(server.url, url=f"{server.url}/{file}", format=form)
-    assert server.bytes_sent > 1 << 20
+    assert server.bytes_sent > 0  # how much depends on which stream is refused first
     assert leftovers(tmp_path / "cache") == {}
 
 
