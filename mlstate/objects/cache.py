@@ -207,7 +207,9 @@ def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) 
     path, temporaries = _root_path(folder, digest), folder / layout.TEMPORARIES
     try:
         make_folders(folder, path.parent, sync=False)
-    except FormatError:  # something else bears its name
+    except FormatError:  # something else bears its name; a link may be of another member's making
+        if path.parent.is_symlink():
+            raise
         _move_away(path.parent, folder)
         make_folders(folder, path.parent, sync=False)
     make_folders(folder, temporaries)
