@@ -6,6 +6,7 @@ import gzip
 import io
 import subprocess
 import sys
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
@@ -440,9 +441,8 @@ def test_a_file_that_changes_between_ranges_is_never_a_mixture(
     with pytest.raises(FetchError) as caught:
         fetch()
     [(_, said)] = caught.value.attempts
-    sums = "wrong bytes came" if how == "state object known" else "CRC-32"
     # Of another ETag all is read once more, as one piece: hosts may disagree about the same file.
-    assert sums in said or (says == "another ETag" and ("changed" in said or "another" in said))
+    assert ("wrong bytes came" if how == "state object known" else "CRC-32") in said
     assert leftovers(tmp_path / "cache") == {}
     assert check_cache(tmp_path / "cache") == (how == "state object known")
 
@@ -486,14 +486,19 @@ def test_of_an_unpinned_state_that_failed_nothing_is_left(
 
     def refuse_the_second_segment(record) -> Reply | None:
         first, _, last = (record.range or "=-").partition("=")[2].partition("-")
-        return Reply(503) if first and 1 << 20 < int(last) - int(first) < 10 << 20 else None
+        if not (first and 1 << 20 < int(last) - int(first) < 10 << 20):
+            return None
+        end = time.monotonic() + 10
+        while server.bytes_sent <= 1 << 20 and time.monotonic() < end:
+            time.sleep(0.01)  # the first one is on its way
+        return Reply(503)
 
     server = start_recording(tmp_path / "web", before=refuse_the_second_segment)
     file = "model.safetensors" if kind == "safetensors" else "net.pth"
     form = "safetensors" if kind == "safetensors" else "torch"
     with pytest.raises(FetchError, match="503"):
         scene.pinned(server.url, url=f"{server.url}/{file}", format=form)
-    assert server.bytes_sent > 0  # how much depends on which stream is refused first
+    assert server.bytes_sent > 1 << 20
     assert leftovers(tmp_path / "cache") == {}
 
 

@@ -135,12 +135,15 @@ def large(tmp_path_factory):
     return published
 
 
-def breaking(server, after):
-    """Let a server refuse everything after so many requests."""
+def breaking(server, requests, after):
+    """Let a server refuse all but the first requests, once so many bytes of these were sent."""
     asked = itertools.count(1)
 
     def before(request):
-        if next(asked) > after:
+        if next(asked) > requests:
+            end = time.monotonic() + 30
+            while server.bytes_sent <= after and time.monotonic() < end:
+                time.sleep(0.01)
             return Reply(403)
         return serve(request, server.files / request.name)
 
@@ -173,10 +176,10 @@ def temporaries(cache):
 def test_a_lock_that_fails_leaves_nothing(large, start_recording, tmp_path, kind):
     server = start_recording(large.folder)
     path = lockable(tmp_path, large, server, kind)
-    breaking(server, 4)
+    breaking(server, 4, 20_000_000)
     with pytest.raises(FetchError):
         lock(path, cache=tmp_path / "cache")
-    assert server.bytes_sent > 1_000_000
+    assert server.bytes_sent > 20_000_000
     assert temporaries(tmp_path / "cache") == []
 
 
