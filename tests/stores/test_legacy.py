@@ -131,6 +131,13 @@ def test_nothing_is_run_that_a_pickle_contains(folder):
         assert same(values(model), values(net(3)))
 
 
+def test_the_only_state_dict_in_a_checkpoint_is_read(folder):
+    (folder / "pytorch.net.within.pt").write_bytes(dump({"state_dict": net(1).state_dict()}))
+    model = net(3)
+    LocalStateStore(folder).load(model, StateKey(LINEAR, "within"))
+    assert same(values(model), values(net(1)))
+
+
 def test_a_nested_checkpoint_is_refused_by_name(folder):
     nested = {"state_dict": net(1).state_dict(), "ema": net(2).state_dict()}
     (folder / "pytorch.net.nested.pt").write_bytes(dump(nested))
