@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlstate.operations.doctor.doctor import diagnose
     from mlstate.operations.enlist import enlist, unlist
     from mlstate.operations.export import export
+    from mlstate.operations.history import history, restore
     from mlstate.operations.lock import lock
     from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
@@ -68,10 +69,12 @@ __all__ = [
     "enlist",
     "export",
     "file_digest",
+    "history",
     "load_pretrained_model",
     "lock",
     "manifest_of",
     "open_store",
+    "restore",
     "sign",
     "state_digest",
     "unbundle",
@@ -106,10 +109,12 @@ _HOMES = {
     "enlist": "mlstate.operations.enlist",
     "export": "mlstate.operations.export",
     "file_digest": "mlstate.weights.files",
+    "history": "mlstate.operations.history",
     "load_pretrained_model": "mlstate.stores",
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
+    "restore": "mlstate.operations.history",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",

@@ -9,6 +9,7 @@ tmp/ trash/ roots/                temporaries, removed things, what a cache keep
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
@@ -34,13 +35,16 @@ __all__ = [
     "TEMPORARIES",
     "TRASH",
     "TRASHED_OBJECT",
+    "TRASHED_STATE",
     "check_settings",
     "digest_of_object_path",
     "key_of_state_path",
+    "key_of_trashed_state",
     "keys_in_state_folder",
     "object_path",
     "state_folder",
     "state_path",
+    "trashed_state_name",
 ]
 
 SETTINGS = "mlstate.toml"
@@ -59,6 +63,8 @@ DONE_SUFFIX = ".done"
 DAMAGED_SUFFIX = ".damaged"
 TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
 """The name in trash/ of an object that pruning moved there."""
+TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+"""The name in trash/ of the state file of a state that was deleted or replaced."""
 LOCK_SUFFIX = ".lock"
 
 VERSION = 1
@@ -99,6 +105,20 @@ def key_of_state_path(path: str) -> StateKey | None:
     try:
         *extra, training_id = parts[3].removesuffix(STATE_SUFFIX).split(".")
         return StateKey(StateType(parts[1], parts[2], tuple(extra)), training_id)
+    except FormatError:
+        return None
+
+
+def trashed_state_name(key: StateKey) -> str:
+    """A new name in trash/ for the state file of a key."""
+    return f"{key}{STATE_SUFFIX}.{uuid.uuid4().hex}"
+
+
+def key_of_trashed_state(name: str) -> StateKey | None:
+    """The key of a state file's name in trash/; None for any other name."""
+    match = TRASHED_STATE.fullmatch(name)
+    try:
+        return None if match is None else StateKey.parse(match[1])
     except FormatError:
         return None
 

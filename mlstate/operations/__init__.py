@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.history import Event
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import Finding, VerifyReport
 
@@ -23,6 +24,7 @@ __all__ = [
     "CopyReport",
     "Description",
     "Diagnosis",
+    "Event",
     "Finding",
     "StateDiff",
     "StateUsage",
@@ -35,6 +37,7 @@ _HOMES = {
     "CopyReport": "mlstate.operations.copy",
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",
+    "Event": "mlstate.operations.history",
     "Finding": "mlstate.operations.verify.report",
     "StateDiff": "mlstate.operations.diff",
     "StateUsage": "mlstate.operations.usage_report",

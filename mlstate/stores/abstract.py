@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mlstate.digests import Digest
@@ -20,6 +20,7 @@ __all__ = [
     "Found",
     "Listing",
     "RemotePlace",
+    "TrashedState",
 ]
 
 ModelT = TypeVar("ModelT")
@@ -130,6 +131,22 @@ class Listing(NamedTuple):
     key: StateKey
     modified: float | None = None
     size: int | None = None
+
+
+class TrashedState(NamedTuple):
+    """A state that was deleted, or replaced by another, and whose state file is in the trash.
+
+    Attributes:
+        key: Its key.
+        removed: The time at which it went, in seconds since the epoch.
+        place: Where its state file is, for people.
+        read: Returns the content of its state file; None if a pruning has taken it since.
+    """
+
+    key: StateKey
+    removed: float
+    place: str
+    read: Callable[[], bytes | None]
 
 
 class RemotePlace(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mlstate.buckets.values import Item
@@ -21,10 +22,10 @@ from mlstate.objects.prefix import BucketPlace
 from mlstate.parallel import ProcessLock
 from mlstate.signatures.sshsig import MAX_SIGNATURE
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import Found, Listing
+from mlstate.stores.abstract import Found, Listing, TrashedState
 from mlstate.stores.checkpoints import SUFFIX, Checkpoints, key_of_checkpoint
 from mlstate.stores.remote_entries import from_elsewhere
-from mlstate.stores.statefiles import StateFiles, find_case_variant, trash_name
+from mlstate.stores.statefiles import StateFiles, find_case_variant
 
 if TYPE_CHECKING:
     from mlstate.manifests.state_signatures import StateSignatures
@@ -62,11 +63,8 @@ class BucketStateFiles(StateFiles):
         if self.place.check():
             yield from self._list(layout.STATES)
 
-    def recorded(self, key: StateKey) -> StateEntry | None:
-        """The entry of the state file, with the bucket as its first object mirror."""
-        entry = super().recorded(key)
-        if entry is None:
-            return None
+    def placed(self, entry: StateEntry) -> StateEntry:
+        """An entry with the bucket as its first object mirror."""
         entry = from_elsewhere(entry, self.place.address)
         return replace(entry, objects=(self.place.address, *entry.objects))
 
@@ -135,6 +133,20 @@ class BucketStateFiles(StateFiles):
         self.place.client.delete(self.place.path(layout.state_path(key)))
         return True
 
+    def trashed(self) -> Iterator[TrashedState]:
+        """The state files in trash/."""
+        if not self.place.check():
+            return
+        for item in self.place.client.items(self.place.path(layout.TRASH)):
+            if key := layout.key_of_trashed_state(item.path.rpartition("/")[2]):
+                name = self.place.name(item.path)
+                read = partial(self._read_trashed, name)
+                yield TrashedState(key, item.modified, self.place.locate(name), read)
+
+    def _read_trashed(self, name: str) -> bytes | None:
+        found = self.place.read(name, ManifestError)
+        return None if found is None else found[0]
+
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs in case only: a copy on a disk may not tell them apart."""
         if not self.place.check():
@@ -170,7 +182,9 @@ class BucketStateFiles(StateFiles):
 
     def _keep_in_trash(self, key: StateKey, data: bytes) -> None:
         """What the state file names lives on for the grace period: a load may be under way."""
-        self.place.uploads.put(self.place.path(f"{layout.TRASH}/{trash_name(key)}"), data)
+        self.place.uploads.put(
+            self.place.path(f"{layout.TRASH}/{layout.trashed_state_name(key)}"), data
+        )
 
 
 class BucketCheckpoints(Checkpoints):

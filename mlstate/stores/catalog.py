@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mlstate.errors import MlstateError, ReadOnlyStoreError, StateNotFoundError
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import Found, Listing
+from mlstate.stores.abstract import Found, Listing, TrashedState
 from mlstate.stores.arguments import not_found
 
 if TYPE_CHECKING:
@@ -85,6 +85,19 @@ class Catalog(abc.ABC):
     def checkpoint_bytes(self, key: StateKey) -> bytes | None:
         """The content of a checkpoint, for a model that reads it itself; None without one."""
         return None
+
+    def trashed(self) -> Iterator[TrashedState] | None:
+        """The states in the trash, in no order; None of a store that keeps nothing it deletes."""
+        return None
+
+    def trashed_entry(self, state: TrashedState, data: bytes) -> StateEntry:
+        """The entry in a state file from the trash, which is checked as one that is there would be.
+
+        Raises:
+            SignatureError: It has no good signature and needs one, or a newer version was seen.
+            ManifestError: It cannot be read.
+        """
+        raise NotImplementedError
 
     def undeletable(self, key: StateKey) -> ReadOnlyStoreError | None:
         """The error that a state cannot be deleted because of a checkpoint, or None."""

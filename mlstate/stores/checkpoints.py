@@ -15,7 +15,7 @@ from mlstate.format.encode import encode_state
 from mlstate.manifests import StateEntry
 from mlstate.objects import MemoryObjectStore
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import Found, Listing
+from mlstate.stores.abstract import Found, Listing, TrashedState
 from mlstate.stores.catalog import Catalog, compatible_keys
 
 if TYPE_CHECKING:
@@ -91,6 +91,14 @@ class WithCheckpoints(Catalog):
     def text(self, key: StateKey) -> StateText | None:
         """The state file of the catalog; a checkpoint has none."""
         return self._catalog.text(key)
+
+    def trashed(self) -> Iterator[TrashedState] | None:
+        """The trash of the catalog."""
+        return self._catalog.trashed()
+
+    def trashed_entry(self, state: TrashedState, data: bytes) -> StateEntry:
+        """The entry of a state in the trash of the catalog."""
+        return self._catalog.trashed_entry(state, data)
 
     def checkpoint(self, key: StateKey) -> Found | None:
         """A checkpoint as a state."""

@@ -16,11 +16,12 @@ from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.phrases import Phrase
 from mlstate.stores.checkpoints import FolderCheckpoints, WithCheckpoints
+from mlstate.stores.memory_statefiles import MemoryStateFiles
 from mlstate.stores.prune import PruneReport
 from mlstate.stores.prune_folder import prune_folder
 from mlstate.stores.save import SavingStore
 from mlstate.stores.state_saver import StateSaver
-from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
+from mlstate.stores.statefiles import FolderStateFiles
 
 __all__ = ["LocalStateStore", "MemoryStateStore"]
 

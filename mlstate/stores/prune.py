@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,9 +38,7 @@ from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["TRASHED_STATE", "PruneReport", "Pruning", "objects_of_root"]
-
-TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
+__all__ = ["PruneReport", "Pruning", "objects_of_root"]
 
 AHEAD = 60.0
 """So many seconds after now a time is of the future: of a clock that goes wrong."""
@@ -152,7 +149,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
 
     def leftovers(self) -> Iterator[_Place]:
         """What crashed writers left, and state files in trash/, whatever their age."""
-        return (place for place, name in self.trash() if TRASHED_STATE.fullmatch(name))
+        return (place for place, name in self.trash() if layout.TRASHED_STATE.fullmatch(name))
 
     def run(self) -> PruneReport:
         """Prune."""
@@ -220,7 +217,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             if root.used > self.forgotten.get(root.digest, -1.0):
                 named |= objects_of_root(root, self.objects)
         for place, name in self.trash():
-            if (match := TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
+            if (match := layout.TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
                 # It is deleted, and need not be whole; another pruning may have swept it.
                 with contextlib.suppress(MlstateError, FileNotFoundError):
                     key = StateKey.parse(match[1])

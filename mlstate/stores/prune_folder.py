@@ -19,7 +19,7 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
 from mlstate.objects.durable import NewFile, check_no_foreign_link, make_folders, read_small
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
-from mlstate.stores.prune import TRASHED_STATE, PruneReport, Pruning
+from mlstate.stores.prune import PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
 
 __all__ = ["file_time", "prune_folder"]
@@ -143,7 +143,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
             if _TEMPORARY.fullmatch(path.name) and not self._is_under_way(path):
                 yield path
         for path in _things(self.objects.root / layout.TRASH):
-            if TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name):
+            if layout.TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name):
                 yield path
 
     def _is_under_way(self, path: Path) -> bool:

@@ -1,10 +1,11 @@
-"""State files of folders and of memory: which keys a store has, and a short TOML text for each."""
+"""State files: which keys a store has, and a short TOML text for each; those of a folder."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,10 +27,9 @@ from mlstate.objects.durable import (
     write_over,
 )
 from mlstate.objects.folder import check_folder, prepare_folder
-from mlstate.parallel import ProcessLock
 from mlstate.states import StateKey, StateType
-from mlstate.stores.abstract import Listing
-from mlstate.stores.catalog import Catalog, compatible_keys
+from mlstate.stores.abstract import Listing, TrashedState
+from mlstate.stores.catalog import Catalog
 from mlstate.warn import warn
 
 if TYPE_CHECKING:
@@ -37,12 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FolderStateFiles",
-    "MemoryStateFiles",
     "StateFiles",
     "find_case_variant",
     "format_state_file",
     "parse_state_file",
-    "trash_name",
 ]
 
 
@@ -64,9 +62,29 @@ class StateFiles(Catalog):
         """The entry of the state file."""
         if self.signatures is not None:
             text = self.text(key)
-            return None if text is None else self.signatures.entry(text)
+            return None if text is None else self.placed(self.signatures.entry(text))
         data = self.read(key)
-        return None if data is None else parse_state_file(data, key, self.locate(key))
+        if data is None:
+            return None
+        return self.placed(parse_state_file(data, key, self.locate(key)))
+
+    def placed(self, entry: StateEntry) -> StateEntry:
+        """An entry that was read here, with what its place adds to it."""
+        return entry
+
+    def trashed_entry(self, state: TrashedState, data: bytes) -> StateEntry:
+        """The entry in a state file from the trash; see `Catalog.trashed_entry`.
+
+        A store that signs gives it a new serial number, so an older version may come back there.
+        """
+        if self.signatures is None or self.signatures.signers is None:
+            return self.placed(parse_state_file(data, state.key, state.place))
+        from mlstate.manifests.state_signatures import StateText
+
+        text = StateText(data, state.key, state.place, self.identity(state.key))
+        if self.signatures.key is None:
+            return self.placed(self.signatures.entry(text))
+        return self.placed(self.signatures.checked(text)[0].states[state.key])
 
     def text(self, key: StateKey) -> StateText | None:
         """The state file as it is, with what is needed to check its signature; None without one."""
@@ -185,7 +203,7 @@ class FolderStateFiles(StateFiles):
             self._keep_in_trash(key, old)
         elif self._path(key).is_dir():  # which no file could replace
             make_folders(self.root, self.root / layout.TRASH)
-            os.rename(self._path(key), self.root / layout.TRASH / trash_name(key))
+            os.rename(self._path(key), self.root / layout.TRASH / layout.trashed_state_name(key))
         write_in_store(self.root, layout.state_path(key), [data])
 
     def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
@@ -220,7 +238,7 @@ class FolderStateFiles(StateFiles):
                     self._keep_in_trash(key, read_small(path))
                 path.unlink()
             else:
-                os.rename(path, trash / trash_name(key))
+                os.rename(path, trash / layout.trashed_state_name(key))
         except FileNotFoundError:
             return False
         sync_path(trash)
@@ -229,7 +247,18 @@ class FolderStateFiles(StateFiles):
 
     def _keep_in_trash(self, key: StateKey, data: bytes) -> None:
         """What the state file names lives on for the grace period: a load may be under way."""
-        write_in_store(self.root, f"{layout.TRASH}/{trash_name(key)}", [data])
+        write_in_store(self.root, f"{layout.TRASH}/{layout.trashed_state_name(key)}", [data])
+
+    def trashed(self) -> Iterator[TrashedState]:
+        """The state files in trash/."""
+        trash = self.root / layout.TRASH
+        for name in _names(trash):
+            key, path = layout.key_of_trashed_state(name), trash / name
+            with contextlib.suppress(FileNotFoundError):  # a pruning takes it just now
+                found = path.lstat()
+                if key is not None and stat.S_ISREG(found.st_mode):
+                    read = partial(_read_if_there, path)
+                    yield TrashedState(key, found.st_mtime, str(path), read)
 
     def case_variant(self, key: StateKey) -> StateKey | None:
         """A key that is here and differs in case only: one file where names ignore case."""
@@ -255,55 +284,6 @@ class FolderStateFiles(StateFiles):
 _Names = Callable[[Path], list[str]]
 
 
-class MemoryStateFiles(StateFiles):
-    """State files in memory."""
-
-    def __init__(self) -> None:
-        self._files: dict[StateKey, bytes] = {}
-        self._lock = ProcessLock()
-
-    def keys(self, state_type: StateType | None = None) -> list[StateKey]:
-        """The keys that are here."""
-        return compatible_keys(self._files, state_type)
-
-    def read(self, key: StateKey) -> bytes | None:
-        """The content of a state file, or None if there is none."""
-        return self._files.get(key)
-
-    def create(self, key: StateKey, data: bytes) -> bool:
-        """Write a state file that is not there yet; see `StateFiles.create`."""
-        with self._lock:
-            if key in self._files:
-                return False
-            self._files[key] = data
-            return True
-
-    def replace(self, key: StateKey, data: bytes) -> None:
-        """Write a state file, whatever is there."""
-        self._files[key] = data
-
-    def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
-        """Write a state file over exactly this content; see `StateFiles.change`."""
-        with self._lock:
-            if self._files.get(key) != old:
-                return False
-            self._files[key] = new
-            return True
-
-    def remove(self, key: StateKey) -> bool:
-        """Forget a state file."""
-        return self._files.pop(key, None) is not None
-
-    def case_variant(self, key: StateKey) -> StateKey | None:
-        """A key that is here and differs in case only."""
-        same = (k for k in list(self._files) if k != key and str(k).lower() == str(key).lower())
-        return next(same, None)
-
-    def locate(self, key: StateKey) -> str:
-        """A name for the state file's place."""
-        return f"memory:{key}"
-
-
 def find_case_variant(key: StateKey, names: Callable[[str], list[str]]) -> StateKey | None:
     """A key with a state file whose path differs from that of this key in case only, or None.
 
@@ -322,9 +302,11 @@ def find_case_variant(key: StateKey, names: Callable[[str], list[str]]) -> State
     return next((other for other in keys if other not in (None, key)), None)
 
 
-def trash_name(key: StateKey) -> str:
-    """A new name in trash/ for the state file of a key."""
-    return f"{key}{layout.STATE_SUFFIX}.{uuid.uuid4().hex}"
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return read_small(path, ManifestError)
+    except FileNotFoundError:
+        return None
 
 
 def _names(folder: Path) -> list[str]:

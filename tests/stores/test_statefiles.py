@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.states import StateKey, StateType
-from mlstate.stores.statefiles import FolderStateFiles, MemoryStateFiles
+from mlstate.stores.memory_statefiles import MemoryStateFiles
+from mlstate.stores.statefiles import FolderStateFiles
 
 LAW = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
