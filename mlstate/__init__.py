@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlstate.manifests import Manifest
     from mlstate.models import LoadResult, with_state_type
     from mlstate.operations.adopt import adopt
+    from mlstate.operations.alias import set_alias
     from mlstate.operations.bundle import bundle, unbundle
     from mlstate.operations.copy import copy
     from mlstate.operations.describe import describe
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mlstate.operations.export import export
     from mlstate.operations.history import history, restore
     from mlstate.operations.lock import lock
+    from mlstate.operations.meta import set_meta
+    from mlstate.operations.rename import rename
     from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
     from mlstate.operations.verify.verify import verify
@@ -74,7 +77,10 @@ __all__ = [
     "lock",
     "manifest_of",
     "open_store",
+    "rename",
     "restore",
+    "set_alias",
+    "set_meta",
     "sign",
     "state_digest",
     "unbundle",
@@ -114,7 +120,10 @@ _HOMES = {
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
+    "rename": "mlstate.operations.rename",
     "restore": "mlstate.operations.history",
+    "set_alias": "mlstate.operations.alias",
+    "set_meta": "mlstate.operations.meta",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",

@@ -16,7 +16,9 @@ from mlstate.cli.bundle_unbundle import bundle, unbundle
 from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
+from mlstate.cli.log_restore import log, restore
 from mlstate.cli.ls_show_du import du, ls, show
+from mlstate.cli.mv_meta_alias import alias, meta, mv
 from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.rm_prune import prune, rm
@@ -109,6 +111,23 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
     (bundle, "Write states into one tar.", "bundle --all --store weights -o weights.tar"),
     (unbundle, "Bring the states of a tar into a store.", "unbundle weights.tar --store weights"),
     (rm, "Remove states.", "rm pytorch.resnet18.cls2.failed --store weights"),
+    (mv, "Give a state another key.", "mv pytorch.mlp.run7 pytorch.mlp.final --store weights"),
+    (
+        meta,
+        "Show or change what is noted of a state.",
+        "meta pytorch.mlp.final set accuracy=0.93 --store weights",
+    ),
+    (
+        alias,
+        "Give a state of a manifest another name.",
+        "alias best pytorch.mlp.final --store weights.toml",
+    ),
+    (log, "List what was saved, replaced and deleted.", "log --store weights"),
+    (
+        restore,
+        "Bring a removed or replaced state back.",
+        "restore pytorch.mlp.run7 --store weights",
+    ),
     (prune, "Make room.", "prune --max-size 50GB --dry-run"),
     (doctor, "Look for trouble on this machine.", "doctor --store weights.toml"),
 )

@@ -19,7 +19,12 @@ __all__ = ["chosen_keys", "complete_keys", "one_key"]
 
 
 def one_key(store: StateStore, text: str) -> StateKey:
-    """The one state that a text names; a `StateNotFoundError` names near misses."""
+    """The one state that a text names, by its key or an alias.
+
+    A `StateNotFoundError` names near misses.
+    """
+    if text in store.aliases:
+        text = str(store.aliases[text])
     try:
         key = StateKey.parse(text)
     except FormatError as error:
@@ -72,12 +77,14 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
 
         if "://" in str(where) or str(where).startswith("github:"):
             return []
-        keys = open_store(where, offline=True).get_state_keys()
+        store = open_store(where, offline=True)
+        keys, aliases = store.get_state_keys(), sorted(store.aliases)
     except (MlstateError, OSError):
         return []
-    return [str(key) for key in keys if str(key).startswith(incomplete)]
+    return [name for name in [*map(str, keys), *aliases] if name.startswith(incomplete)]
 
 
 def _near_misses(store: StateStore, text: str) -> str | None:
-    near = get_close_matches(text, map(str, store.get_state_keys()), n=3, cutoff=0.6)
+    names = [*map(str, store.get_state_keys()), *store.aliases]
+    near = get_close_matches(text, names, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else None

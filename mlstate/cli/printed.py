@@ -69,6 +69,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.history import Event
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
@@ -85,7 +86,12 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "export": (written,),
         "materialize": (written,),
         "bundle": (written,),
-        "rm": ({"removed": keys},),
+        "rm": ({"dry_run": bool, "removed": keys},),
+        "mv": ({"old": str, "new": str},),
+        "meta": ({"key": str, "meta": dict[str, Any]},),
+        "alias": ({"aliases": dict[str, str]},),
+        "log": ({"events": list[Event]},),
+        "restore": ({"dry_run": bool}, Event),
         "copy": ({**copied, "bytes": int, "manifest": str | None},),
         "lock": ({"pinned": list[PinnedState]},),
         "unbundle": ({"states": keys},),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlstate.cli.keys import chosen_keys
+from mlstate.cli.mv_meta_alias import editable
 from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
 from mlstate.cli.printed import Objects
@@ -23,7 +24,12 @@ _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _SECONDS = {"": 86400, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> None:
+def rm(
+    keys: Keys = None,
+    dry_run: DryRun = False,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
     """Remove states from a store, or from a manifest.
 
     Their objects stay until prune finds that no state has needed them for a while. Of a manifest
@@ -35,27 +41,27 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
 
     view = opened(store, quiet=True)
     chosen = chosen_keys(view, keys or [], everything=None)
+    target = editable(view, store)
     if view.manifest is not None:
-        if store is None:
-            raise ReadOnlyStoreError(
-                "the default store is several manifests together",
-                path=view,
-                remedy="give the manifest that lists the state: --store FILE. To make room in the "
-                "cache: mlstate prune",
-            )
-        unlist(store, chosen)
-        done = "no longer listed"
+        done = "would no longer be listed" if dry_run else "no longer listed"
+        if not dry_run:
+            unlist(target, chosen)
     else:
         if not isinstance(view, DeletingStore):
             raise ReadOnlyStoreError("states of this store cannot be deleted here", path=view)
+        done = "would be removed" if dry_run else "removed"
         for key in chosen:
-            view.delete(key)
-        done = "removed"
+            if not dry_run:
+                view.delete(key)
+            elif error := view.catalog.undeletable(key):
+                raise error
     if as_json:
-        print_json("rm", {"removed": chosen})
+        print_json("rm", {"dry_run": dry_run, "removed": chosen})
         return
     for key in chosen:
         put(f"{key}  {done}")
+    if view.catalog.trashed() is not None and not dry_run:
+        note("mlstate restore brings them back until prune empties the trash")
 
 
 def prune(

@@ -15,7 +15,7 @@ from mlstate.files import is_trusted_link, read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
-from mlstate.manifests.merge import merged_states
+from mlstate.manifests.merge import merged_aliases, merged_states
 from mlstate.manifests.parse import parse_manifest
 from mlstate.phrases import Phrase
 from mlstate.warn import warn
@@ -46,6 +46,7 @@ class Manifest(ManifestContent):
         objects: Mirrors in the store layout, for every state; of a single file. Of several files
             together each entry keeps those of its own.
         unknown: Top-level keys of a later version; of a single file.
+        aliases: Other names for states, such as ``best``: alias -> key.
 
     Example:
         >>> manifest = Manifest.parse(b"version = 1", origin="empty.toml")
@@ -97,12 +98,13 @@ class Manifest(ManifestContent):
         """Several manifests as one; one alone stays as it is. See `read`.
 
         Raises:
-            ManifestError: Two give a key different digests.
+            ManifestError: Two give a key different digests, or an alias to different states.
         """
         warn_of_misspelt(manifests)
         if len(manifests) == 1:
             return manifests[0]
-        return cls(merged_states(manifest.states for manifest in manifests))
+        states = merged_states(manifest.states for manifest in manifests)
+        return cls(states, aliases=merged_aliases(manifests))
 
     def format(self) -> str:
         """The text of a new manifest file: sorted, the same for the same content.

@@ -64,9 +64,11 @@ def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
     if text.replace("\r\n", "\n") == format_manifest(old):  # nothing of a person's is in it
         return mark + format_manifest(wanted).replace("\n", _line_end(text)).encode()
     try:
-        blocks = _edited(_blocks(text), before, after)
+        renamed = _renamed(before, after)
+        blocks = _edited(_blocks(text), _with_new_keys(before, renamed), after, renamed)
         for key in sorted(wanted.states.keys() - old.states.keys()):
-            _insert(blocks, key, format_state(wanted.states[key]), _line_end(text))
+            if str(key) not in renamed.values():
+                _insert(blocks, key, format_state(wanted.states[key]), _line_end(text))
         edited = mark + "".join(block.lead + block.text for block in blocks).encode()
         said = _values(parse_manifest(edited, origin))
     except (TOMLKitError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -131,15 +133,54 @@ def _values(manifest: ManifestContent) -> dict[str | None, Any]:
     return values | {str(key): plain_state(entry) for key, entry in manifest.states.items()}
 
 
+def _renamed(
+    before: Mapping[str | None, Any], after: Mapping[str | None, Any]
+) -> dict[str | None, str]:
+    """The states that have another key and say the same otherwise: old key -> new key."""
+    gone = [key for key in before if key not in after]
+    new = [key for key in after if key is not None and key not in before]
+    renamed: dict[str | None, str] = {}
+    for key in new if gone else ():
+        same = (old for old in gone if _exact(before[old]) == _exact(after[key]))
+        if (old := next(same, None)) is not None:
+            renamed[old] = key
+            gone.remove(old)
+    return renamed
+
+
+def _with_new_keys(
+    values: Mapping[str | None, Any], renamed: Mapping[str | None, str]
+) -> dict[str | None, Any]:
+    return {renamed.get(key, key): value for key, value in values.items()}
+
+
+def _with_new_key(block: _Block, key: str) -> _Block:
+    """A block with another key in its headers; its place and its comments stay."""
+
+    def changed(line: str) -> str:
+        match = _STATE.match(line)
+        if match is None or _state_key(line) != block.key:
+            return line
+        return f'{line[: match.start(1)]}"{key}"{line[match.end(1) :]}'
+
+    return replace(block, key=key, text="".join(map(changed, _LINE.findall(block.text))))
+
+
 def _edited(
-    blocks: list[_Block], before: Mapping[str | None, Any], after: Mapping[str | None, Any]
+    blocks: list[_Block],
+    before: Mapping[str | None, Any],
+    after: Mapping[str | None, Any],
+    renamed: Mapping[str | None, str],
 ) -> list[_Block]:
     """The blocks without removed states, and with every change."""
     kept = []
-    for block in blocks:
+    for found in blocks:
+        block = found
+        if found.key in renamed:
+            block = _with_new_key(found, renamed[found.key])
         if block.key is None:
             written = _parsed(block.text) or {}
-            new = after[None].keys() - before[None].keys() if block is blocks[0] else set()
+            new = after[None].keys() - before[None].keys() if found is blocks[0] else set()
             said = {name: before[None][name] for name in written if name in before[None]}
             wanted = {name: after[None][name] for name in {*said, *new} if name in after[None]}
         elif block.key in after:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -9,14 +10,15 @@ from types import MappingProxyType
 from typing import Any
 
 from mlstate.digests import Digest
-from mlstate.errors import UnpinnedStateError
+from mlstate.errors import FormatError, UnpinnedStateError
 from mlstate.layouts import Layout
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.phrases import LOCK
 from mlstate.states import StateKey
 
-__all__ = ["FileEntry", "ManifestContent", "StateEntry"]
+__all__ = ["FileEntry", "ManifestContent", "StateEntry", "check_alias"]
 
+_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _NAMES = ("blake3", "size", "mirrors", "files", "layout", "meta")
 
 
@@ -120,3 +122,14 @@ class ManifestContent(_Values):
     states: Mapping[StateKey, StateEntry]
     objects: tuple[str, ...] = ()
     unknown: Mapping[str, Any] = field(default_factory=_nothing)
+    aliases: Mapping[str, StateKey] = field(default_factory=_nothing)
+
+
+def check_alias(name: str) -> None:
+    """Refuse, by a FormatError, what is no name of an alias: it has no dots, so it is no key."""
+    if not _ALIAS.fullmatch(name):
+        raise FormatError(
+            "this is no name of an alias",
+            expected="letters, digits, - and _, without dots: best",
+            found=repr(name),
+        )

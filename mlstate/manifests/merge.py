@@ -10,10 +10,10 @@ from typing import NoReturn
 
 from mlstate.errors import ManifestError
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.manifests.entries import FileEntry, StateEntry
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.states import StateKey
 
-__all__ = ["merged_states"]
+__all__ = ["merged_aliases", "merged_states"]
 
 _Mirrors = tuple[Mirror | UnusableMirror, ...]
 
@@ -35,6 +35,24 @@ def merged_states(
             if same != key:
                 _conflict("two state keys differ only in case", states[same], entry)
     return states
+
+
+def merged_aliases(manifests: Iterable[ManifestContent]) -> dict[str, StateKey]:
+    """The aliases of several manifests.
+
+    Raises:
+        ManifestError: Two give one alias to different states.
+    """
+    aliases: dict[str, StateKey] = {}
+    for manifest in manifests:
+        for name, key in manifest.aliases.items():
+            if aliases.setdefault(name, key) != key:
+                raise ManifestError(
+                    "two manifests give one alias to different states",
+                    found=f"{name} is {aliases[name]}, and {key}",
+                    remedy="take it out of one of them",
+                )
+    return aliases
 
 
 def _merged(first: StateEntry, second: StateEntry) -> StateEntry:

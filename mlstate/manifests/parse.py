@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ManifestError
 from mlstate.locations import Mirror, UnusableMirror, check_file_names, check_url, parse_mirror
-from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry, check_alias
 from mlstate.manifests.layouts import parse_layout
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
@@ -104,6 +104,7 @@ class _Parser:
                 remedy="install a newer mlstate",
             )
         objects = self.objects(table.pop("objects", []))
+        aliases = self.aliases(table.pop("aliases", {}))
         tables = self.typed(dict, table.pop("states", {}), "states is a table", "states")
         states: dict[StateKey, StateEntry] = {}
         folded: dict[str, StateKey] = {}
@@ -113,7 +114,7 @@ class _Parser:
             if other != entry.key:
                 self.fail("two state keys differ only in case", text, found=f"{other} and {text}")
             states[entry.key] = entry
-        return ManifestContent(states, objects, table)
+        return ManifestContent(states, objects, table, aliases)
 
     def objects(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(url, str) for url in value):
@@ -121,6 +122,14 @@ class _Parser:
         for url in value:
             self.checked(lambda url=url: check_url(url), "objects")
         return tuple(value)
+
+    def aliases(self, value: Any) -> dict[str, StateKey]:
+        aliases = {}
+        for name, item in self.typed(dict, value, "aliases is a table", "aliases").items():
+            self.checked(lambda name=name: check_alias(name), "aliases", name)
+            text = self.typed(str, item, "an alias is the key of a state", "aliases", name)
+            aliases[name] = self.checked(lambda text=text: StateKey.parse(text), "aliases", name)
+        return aliases
 
     def entry(self, text: str, value: Any, objects: tuple[str, ...]) -> StateEntry:
         if "." not in text and isinstance(value, dict):

@@ -63,7 +63,9 @@ def _file_by_file(layout: Mapping[str, Any]) -> Any:
 def plain_top(manifest: ManifestContent) -> dict[str, Any]:
     """The values of a manifest outside of its states."""
     objects = {"objects": list(manifest.objects)} if manifest.objects else {}
-    return {**objects, **_sorted(manifest.unknown)}
+    named = {name: str(key) for name, key in sorted(manifest.aliases.items())}
+    # Behind the values: in TOML what follows a table is a part of it.
+    return {**objects, **_sorted(manifest.unknown), **({"aliases": named} if named else {})}
 
 
 def plain_state(entry: StateEntry) -> dict[str, Any]:

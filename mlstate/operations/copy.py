@@ -27,7 +27,7 @@ from mlstate.stores.read import StateStore
 from mlstate.stores.save import Saver
 from mlstate.stores.save_request import SaveRequest
 
-__all__ = ["CopyReport", "copy"]
+__all__ = ["CopyReport", "copy", "copy_one"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def copy(
         counter = ObjectCounter(key, on_progress)
         try:
             with concerning(key):
-                is_new = _copy_one(view, saver, key, request, counter)
+                is_new = copy_one(view, saver, key, request, counter)
             (copied if is_new else present).append(key)
         except (AccessError, TransportError):
             raise  # the next state would meet the same
@@ -140,10 +140,20 @@ def copy(
     return CopyReport(tuple(copied), tuple(present), nbytes)
 
 
-def _copy_one(
-    source: StateStore, target: Saver, key: StateKey, request: SaveRequest, counter: ObjectCounter
+def copy_one(
+    source: StateStore,
+    target: Saver,
+    key: StateKey,
+    request: SaveRequest,
+    counter: ObjectCounter,
+    *,
+    as_key: StateKey | None = None,
 ) -> bool:
-    """Copy a state; return whether the target did not have it."""
+    """Copy a state, under another key if one is given; return whether the target did not have it.
+
+    Raises what `copy` raises.
+    """
+    new_key = as_key or key
     try:
         found = source.get(key)
     except (FormatError, FetchError):
@@ -152,7 +162,8 @@ def _copy_one(
         raw = None if is_torch else source.catalog.checkpoint_bytes(key)
         if raw is None:
             raise
-        return target.receive(encode_state([bytes_source(raw)]), StateEntry(key, None), request)
+        encoded = encode_state([bytes_source(raw)])
+        return target.receive(encoded, StateEntry(new_key, None), request)
 
     def send(found: Found) -> bool:
         transfer = StateTransfer(source, found, counter)
@@ -160,7 +171,7 @@ def _copy_one(
         # Not where the bytes are here: they will be elsewhere.
         entries = {name: FileEntry(file.digest) for name, file in found.entry.files.items()}
         layout = found.entry.layout
-        wanted = StateEntry(key, None, files=entries, meta=meta, layout=layout)
+        wanted = StateEntry(new_key, None, files=entries, meta=meta, layout=layout)
         asked = replace(request, files=files, meta=meta or None, layout=layout or None)
         return transfer.save_into(target, wanted, asked)
 

@@ -93,7 +93,7 @@ def _check_free(old: Manifest, new: Manifest, path: PathLike, *, overwrite: bool
 
 
 def unlist(manifest: PathLike, keys: Iterable[StateKey]) -> None:
-    """Take states out of a manifest. Their bytes stay where they are.
+    """Take states out of a manifest, and their aliases. Their bytes stay where they are.
 
     Args:
         manifest: A manifest, or a folder of them: a state is taken out of every file that lists it.
@@ -107,10 +107,11 @@ def unlist(manifest: PathLike, keys: Iterable[StateKey]) -> None:
 
     def leave(old: Manifest) -> Manifest:
         staying = {key: entry for key, entry in old.states.items() if key not in leaving}
-        return replace(old, states=staying)
+        aliases = {name: key for name, key in old.aliases.items() if key not in leaving}
+        return replace(old, states=staying, aliases=aliases)
 
     for path, read in read_manifests(manifest, sorted(leaving)):
-        if leaving & read.states.keys():
+        if leaving & {*read.states, *read.aliases.values()}:
             change_manifest(path, leave)
 
 

@@ -7,7 +7,7 @@ bucket, a manifest and a release is the catalog.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from mlstate.errors import MlstateError, ReadOnlyStoreError, StateNotFoundError
@@ -36,6 +36,11 @@ class Catalog(abc.ABC):
     def requires_signature(self) -> bool:
         """Whether an entry is read only if it is signed. Keys are listed all the same."""
         return self.signatures is not None and self.signatures.signers is not None
+
+    @property
+    def aliases(self) -> Mapping[str, StateKey]:
+        """Other names for states: alias -> key."""
+        return {}
 
     @abc.abstractmethod
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
@@ -114,6 +119,11 @@ class ManifestCatalog(Catalog):
     def __init__(self, manifest: Manifest, hint: str = "") -> None:
         self.manifest = manifest
         self._hint = hint
+
+    @property
+    def aliases(self) -> Mapping[str, StateKey]:
+        """The aliases that the manifest gives."""
+        return self.manifest.aliases
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are listed, unpinned ones too."""

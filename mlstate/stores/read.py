@@ -112,6 +112,11 @@ class StateStore(AbstractStateStore[Any]):
         check_key(state_key)
         return self.catalog.exists(state_key)
 
+    @property
+    def aliases(self) -> Mapping[str, StateKey]:
+        """Other names for states, which a manifest gives: alias -> key."""
+        return self.catalog.aliases
+
     def listing(self) -> Iterator[Listing]:
         """All states with what listing them tells, in no order."""
         return self.catalog.listing()
