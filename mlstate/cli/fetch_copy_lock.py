@@ -10,7 +10,17 @@ import typer
 
 from mlstate.cli.exit_codes import OK, exit_code
 from mlstate.cli.keys import chosen_keys, complete_keys
-from mlstate.cli.options import All, Json, Keys, MaxSize, Overwrite, StoreOption, Verify, opened
+from mlstate.cli.options import (
+    All,
+    DryRun,
+    Json,
+    Keys,
+    MaxSize,
+    Overwrite,
+    StoreOption,
+    Verify,
+    opened,
+)
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
 from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
@@ -26,7 +36,11 @@ __all__ = ["copy", "fetch", "lock"]
 
 
 def fetch(
-    keys: Keys = None, everything: All = False, store: StoreOption = None, as_json: Json = False
+    keys: Keys = None,
+    everything: All = False,
+    dry_run: DryRun = False,
+    store: StoreOption = None,
+    as_json: Json = False,
 ) -> int:
     """Bring states from a manifest, a bucket or a release into the cache.
 
@@ -45,6 +59,12 @@ def fetch(
     code, rows = OK, list[FetchedState]()
     for key in chosen_keys(view, keys or [], everything=everything):
         try:
+            if dry_run:
+                row, line = _planned(view, key)
+                rows.append(row)
+                if not as_json:
+                    put(line)
+                continue
             report = view.fetch(key)
         except MlstateError as error:
             if not everything:
@@ -59,8 +79,23 @@ def fetch(
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        print_json("fetch", {"states": rows})
+        print_json("fetch", {"dry_run": dry_run, "states": rows})
     return code
+
+
+def _planned(view: StateStore, key: StateKey) -> tuple[FetchedState, str]:
+    """A state that would be fetched, for programs and for people."""
+    from mlstate.operations.plan import planned_fetch
+
+    plan = planned_fetch(view, key)
+    line = "in the cache"
+    if plan.missing:
+        size = "of unknown size" if plan.nbytes is None else human_size(plan.nbytes)
+        line = f"{size} would be fetched"
+    if plan.missing and plan.spared:
+        line += f", {human_size(plan.spared)} spared"
+    fetched = plan.nbytes if plan.missing else 0
+    return FetchedState(key, plan.digest, fetched, plan.spared, None), f"{key}  {line}"
 
 
 def copy(
@@ -95,6 +130,7 @@ def copy(
     ] = None,
     overwrite: Overwrite = False,
     verify: Verify = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Bring states from one store into another: publish them, or mirror them.
@@ -109,7 +145,7 @@ def copy(
     from mlstate.operations.enlist import enlist, own_objects
 
     sending = opened(source)
-    receiving = opened(target, create=True, quiet=True)
+    receiving = opened(target, create=True, quiet=True)  # which writes nothing yet
     chosen = chosen_keys(sending, keys or [], everything=everything)
     done: CopyReport | CopyError
     code = OK
@@ -121,13 +157,14 @@ def copy(
             overwrite=overwrite,
             verify=verify,
             progress=progress_of(sending),
+            dry_run=dry_run,
         )
     except CopyError as error:
         done, code = error, exit_code(error)
         for key, failure in error.failures:
             complain(failure, key)
     there = [*done.copied, *done.present]
-    if manifest is not None and there:
+    if manifest is not None and there and not dry_run:
         objects = objects or own_objects(receiving, manifest)
         if any(Path(place).is_absolute() for place in objects):
             note(f"{manifest} names a folder of this machine; for others give --objects URL")
@@ -136,14 +173,15 @@ def copy(
         failures = done.failures if isinstance(done, CopyError) else ()
         failed = [CopyFailure(str(key), why.message) for key, why in failures]
         report = {"copied": done.copied, "present": done.present, "failed": failed}
-        print_json("copy", {**report, "bytes": done.nbytes, "manifest": manifest})
+        more = {"dry_run": dry_run, "bytes": done.nbytes, "manifest": manifest}
+        print_json("copy", {**report, **more})
         return code
     for key in done.copied:
-        put(f"{key}  copied")
+        put(f"{key}  would be copied" if dry_run else f"{key}  copied")
     for key in done.present:
         put(f"{key}  there already")
-    note(f"{human_size(done.nbytes)} of tensors copied")
-    if manifest is not None:
+    note(f"{human_size(done.nbytes)} of tensors {'would be ' if dry_run else ''}copied")
+    if manifest is not None and not dry_run:
         note(f"{human_count(len(there), 'state')} listed in {manifest}")
     return code
 

@@ -20,11 +20,11 @@ __all__ = ["CopyFailure", "FetchedState", "FileDigest", "Objects", "PinnedState"
 
 @dataclass(frozen=True)
 class FetchedState:
-    """A state that was fetched, or with `error` was not."""
+    """A state that was fetched, or with `error` was not; of a dry run, what would be."""
 
     key: StateKey
     digest: str | None
-    fetched: int
+    fetched: int | None
     spared: int
     error: str | None
 
@@ -82,7 +82,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
-        "fetch": ({"states": list[FetchedState]},),
+        "fetch": ({"dry_run": bool, "states": list[FetchedState]},),
         "export": (written,),
         "materialize": (written,),
         "bundle": (written,),
@@ -92,7 +92,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "alias": ({"aliases": dict[str, str]},),
         "log": ({"events": list[Event]},),
         "restore": ({"dry_run": bool}, Event),
-        "copy": ({**copied, "bytes": int, "manifest": str | None},),
+        "copy": ({**copied, "dry_run": bool, "bytes": int, "manifest": str | None},),
         "lock": ({"pinned": list[PinnedState]},),
         "unbundle": ({"states": keys},),
         "prune": (pruned,),

@@ -19,6 +19,7 @@ from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import listener
 from mlstate.format.encode import bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
+from mlstate.operations.plan import planned_copy
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
@@ -54,6 +55,7 @@ def copy(
     overwrite: bool = False,
     verify: bool = False,
     progress: OnProgress | bool | None = None,
+    dry_run: bool = False,
 ) -> CopyReport:
     """Bring states from one store into another, with their files and meta.
 
@@ -77,6 +79,8 @@ def copy(
         verify: Read the objects that the target has already, and write anew what is damaged. (A
             release has none to be read.)
         progress: Told how far each state is; True: a bar on the terminal.
+        dry_run: Change nothing, and report what would be copied. State objects are read, no
+            tensors; what is damaged is not found.
 
     Returns:
         What was copied, and what was there.
@@ -116,7 +120,11 @@ def copy(
         counter = ObjectCounter(key, on_progress)
         try:
             with concerning(key):
-                is_new = copy_one(view, saver, key, request, counter)
+                if dry_run:
+                    is_new, planned = planned_copy(view, target, key, overwrite=overwrite)
+                    nbytes += planned
+                else:
+                    is_new = copy_one(view, saver, key, request, counter)
             (copied if is_new else present).append(key)
         except (AccessError, TransportError):
             raise  # the next state would meet the same

@@ -86,3 +86,19 @@ def test_log_and_restore(shell):
     assert "is there" in shell.complaint("restore", A, "-s", "weights", code=6)
     assert "nothing is known" in shell.complaint("log", "p.q.*", "-s", "weights", code=3)
     assert "keeps nothing" in shell.complaint("log", "-s", "weights.toml", code=2)
+
+
+def test_dry_runs_of_fetch_and_copy_change_nothing(shell):
+    (line,) = shell.lines("fetch", A, "-s", "weights.toml", "--dry-run")
+    assert line == f"{A}  12 B would be fetched"
+    data = shell.json("fetch", "--all", "-s", "weights.toml", "--dry-run")
+    assert data["dry_run"] is True
+    assert [state["fetched"] for state in data["states"]] == [12, 12]
+    assert {state["cached"] for state in shell.json("ls", "weights.toml")["states"]} == {"no"}
+    shell.lines("fetch", A, "-s", "weights.toml")
+    assert shell.lines("fetch", A, "-s", "weights.toml", "--dry-run") == [f"{A}  in the cache"]
+    options = ("copy", "--all", "--from", "weights", "--to", "new", "--manifest", "new.toml")
+    assert shell.lines(*options, "-n") == [f"{A}  would be copied", f"{B}  would be copied"]
+    assert shell.json(*options, "-n")["dry_run"] is True
+    assert not (shell.folder / "new").exists()
+    assert not (shell.folder / "new.toml").exists()
