@@ -24,6 +24,7 @@ __all__ = [
     "check_keys",
     "check_state_type",
     "keys_of",
+    "listed_keys",
 ]
 
 MAX_KEY_LENGTH = 200
@@ -202,6 +203,22 @@ def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:
     if isinstance(keys, StateKey | str) or not isinstance(keys, Iterable):
         raise FormatError("keys is a list of state keys", expected=f"[{keys!r}]", found=repr(keys))
     listed = list(keys)
+    for key in listed:
+        check_key(key)
+    return listed
+
+
+def listed_keys(keys: object, what: str) -> list[StateKey]:
+    """The keys in a list that a user wrote, of keys or of their texts.
+
+    Raises:
+        FormatError: It is no list, or has something that is no key; `what` is its name.
+    """
+    if isinstance(keys, str | StateKey) or not isinstance(keys, Iterable):
+        raise FormatError(
+            f"{what} is a list of state keys", expected=f"[{keys!r}]", found=repr(keys)
+        )
+    listed = [StateKey.parse(key) if isinstance(key, str) else key for key in keys]
     for key in listed:
         check_key(key)
     return listed

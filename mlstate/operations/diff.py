@@ -125,9 +125,10 @@ def diff(
     are in memory. Torch is imported if values are compared.
 
     Args:
-        first: A state of a store, as ``(store, key)``; or the path of a file of weights: a
-            safetensors file, the index of a sharded one, a torch checkpoint, or a folder with one
-            of these.
+        first: A state of a store, as ``(store, key)``, or of the default store, by its key; the
+            path of a file of weights: a safetensors file, the index of a sharded one, a torch
+            checkpoint, or a folder with one of these; a model, whose names are as `save` has them;
+            or a state dict: name -> tensor.
         second: The other.
         values: Compare the values of tensors that differ. Without, only names, types and shapes
             are told.

@@ -7,23 +7,35 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from typing import Any
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import FormatError, concerning
 from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.format.state_object import StateObject
+from mlstate.models import BytesModel, TensorModel
 from mlstate.reading import Only, read_state, tensor_pieces
 from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
+from mlstate.stores.manifest import Store
 from mlstate.stores.read import StateStore
+from mlstate.stores.save import sources_of_model
 from mlstate.weights.checkpoints import TensorInCheckpoint
 from mlstate.weights.files import LocalTensor, sources_of_file
 
 __all__ = ["ComparedWeights", "StateOrFile", "open_weights"]
 
-StateOrFile = tuple[AnyStore, StateKey] | str | os.PathLike[str]
-"""A state of a store, or the path of a file of weights."""
+StateOrFile = (
+    tuple[AnyStore, StateKey]
+    | StateKey
+    | str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | TensorModel
+    | BytesModel
+)
+"""A state of a store, the path of a file of weights, or weights in memory: see `diff`."""
 
 
 class ComparedWeights(abc.ABC):
@@ -99,10 +111,10 @@ class _StoredWeights(ComparedWeights):
         return concerning(self._key, tensor=name)
 
 
-class _FileWeights(ComparedWeights):
-    """The tensors of a file of weights, or of several that belong together."""
+class _SourceWeights(ComparedWeights):
+    """The tensors of a file of weights, of several that belong together, or in memory."""
 
-    def __init__(self, path: str | os.PathLike[str], sources: list[TensorSource]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, sources: list[TensorSource]) -> None:
         self._path = path
         self._sources = {source.name: source for source in sources}
 
@@ -137,22 +149,35 @@ def open_weights(
 ) -> Iterator[ComparedWeights]:
     """Open weights to compare them; they are good within the context.
 
-    Raises a `FormatError` for what is neither a state of a store nor a file of weights, and a
-    `StateNotFoundError`.
+    Raises a `FormatError` for what has no weights, and a `StateNotFoundError`.
     """
     if isinstance(given, str | os.PathLike):
         # One of two files may be a safetensors file, in which nothing can be selected.
         plain = str(given).endswith((".safetensors", ".json"))
         chosen = None if plain else select
         with sources_of_file(given, select=chosen, max_size=max_size) as sources:
-            yield _FileWeights(given, sources)
+            yield _SourceWeights(given, sources)
         return
-    is_pair = isinstance(given, tuple) and len(given) == 2
-    if not is_pair or isinstance(given[0], str | StateKey):
+    if isinstance(given, Mapping):
+        from mlstate.tensors import tensor_sources
+
+        yield _SourceWeights(None, tensor_sources(given))
+        return
+    if isinstance(given, TensorModel | BytesModel):
+        yield _SourceWeights(None, sources_of_model(given))
+        return
+    yield _stored(given)
+
+
+def _stored(given: object) -> ComparedWeights:
+    """A state of a store; of a key alone, in the default store."""
+    if isinstance(given, StateKey):
+        given = (Store(), given)
+    if not isinstance(given, tuple) or len(given) != 2 or isinstance(given[0], str | StateKey):
         raise FormatError(
             "this cannot be compared",
-            expected="(store, key), or the path of a file of weights",
+            expected="(store, key), the path of a file of weights, a model, or a state dict",
             found=repr(given),
         )
     check_key(given[1])
-    yield _StoredWeights(state_store(given[0]), given[1])
+    return _StoredWeights(state_store(given[0]), given[1])

@@ -8,7 +8,7 @@ there: `load_state_dict(key)` to read a state, `digest(key)` to identify it with
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
 from mlstate.digests import Digest
@@ -23,7 +23,7 @@ from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import MemoryObjectStore, ObjectStore
 from mlstate.phrases import ANY_STORE, OVERWRITE, Phrase
-from mlstate.states import StateKey, StateType
+from mlstate.states import StateKey, StateType, listed_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
@@ -31,6 +31,9 @@ from mlstate.stores.save import Saver, SavingStore
 from mlstate.stores.save_request import SaveRequest, content_of
 
 __all__ = ["saver_of", "state_store", "unsupported"]
+
+
+_LISTED = "what get_state_keys returns"
 
 
 def state_store(store: object) -> StateStore:
@@ -106,17 +109,17 @@ class _CustomCatalog(Catalog):
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         if state_type is not None:
-            return sorted(self._store.get_state_keys(state_type))
-        listed: Iterable[StateKey] | None = getattr(self._store, "available_state_keys", None)
+            return sorted(listed_keys(self._store.get_state_keys(state_type), _LISTED))
+        listed = getattr(self._store, "available_state_keys", None)
         if listed is not None:
-            return sorted(listed)
+            return sorted(listed_keys(listed, "available_state_keys"))
         get_state_keys = getattr(self._store, "get_state_keys", None)
         if get_state_keys is None or _needs_argument(get_state_keys):
             raise UnsupportedStoreError(
                 f"{type(self._store).__name__} does not list all its states",
                 expected="keys=, or a store with get_state_keys() for all types",
             )
-        return sorted(get_state_keys())
+        return sorted(listed_keys(get_state_keys(), _LISTED))
 
     def exists(self, key: StateKey) -> bool:
         return not hasattr(self._store, "exists") or bool(self._store.exists(key))

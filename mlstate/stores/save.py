@@ -18,7 +18,7 @@ from mlstate.stores.save_request import Content, SaveRequest
 if TYPE_CHECKING:
     from mlstate.fetch import Fetcher
 
-__all__ = ["Saver", "SavingStore"]
+__all__ = ["Saver", "SavingStore", "sources_of_model"]
 
 
 class Saver(Protocol):
@@ -92,7 +92,7 @@ class SavingStore(StateStore):
         """
         key = StateKey(state_type_of(model), training_id)
         with concerning(key):
-            sources = _sources_of(model)
+            sources = sources_of_model(model)
         self.saver.save(key, sources, SaveRequest(files or {}, meta, overwrite, verify))
         return key
 
@@ -149,7 +149,13 @@ class SavingStore(StateStore):
             raise StateNotFoundError("another process deleted this state first", key=key)
 
 
-def _sources_of(model: Any) -> list[TensorSource]:
+def sources_of_model(model: Any) -> list[TensorSource]:
+    """The tensors of a model as they are saved: without the names of wrappers.
+
+    Raises:
+        IncompatibleStateError: It has no state.
+        FormatError: An entry of its state dict cannot be stored.
+    """
     if isinstance(model, TensorModel):
         from mlstate.tensors import tensor_sources, unwrapped
 

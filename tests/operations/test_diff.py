@@ -566,3 +566,32 @@ def test_memory_is_bounded_however_large_the_tensors_are(tmp_path):
     assert int(done.stdout) < MOST
     for path in tmp_path.glob("objects/*/*"):
         path.unlink()
+
+
+def test_a_model_and_a_state_dict_are_compared_with_a_state(tmp_path, monkeypatch):
+    store = LocalStateStore(tmp_path / "store")
+    model = torch.nn.Linear(100, 100)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    store.save_state_dict(state, ONE)
+    assert diff(model, (store, ONE)).same_weights
+    assert diff(torch.nn.DataParallel(model), (store, ONE)).same_weights
+    assert diff((store, ONE), state).same_weights
+    with torch.no_grad():
+        model.bias += 1
+    found = diff((store, ONE), model)
+    assert [change.name for change in found.changed] == ["bias"]
+    assert found.changed[0].max_abs == pytest.approx(1.0)
+    assert diff(state, {**state, "more": torch.ones(1)}).added.keys() == {"more"}
+
+    manifest_of(store, objects=[str(tmp_path / "store")]).write(tmp_path / "weights.toml")
+    monkeypatch.setenv("MLSTATE_MANIFESTS", str(tmp_path / "weights.toml"))
+    monkeypatch.setenv("MLSTATE_CACHE", str(tmp_path / "cache"))
+    assert [change.name for change in diff(ONE, model).changed] == ["bias"]
+    with pytest.raises(StateNotFoundError):
+        diff(TWO, model)
+
+
+def test_what_cannot_be_stored_cannot_be_compared():
+    with pytest.raises(FormatError) as caught:
+        diff({"step": "three"}, {"a": torch.ones(1)})
+    assert caught.value.tensor == "step"

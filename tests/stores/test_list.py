@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlstate import AbstractListStateStore, AbstractStateStore, StateKey, StateType
-from mlstate.errors import IncompatibleStateError, ReadOnlyStoreError, StateNotFoundError
+from mlstate import AbstractListStateStore, AbstractStateStore, LoadResult, StateKey, StateType
+from mlstate.errors import (
+    FormatError,
+    IncompatibleStateError,
+    ReadOnlyStoreError,
+    StateNotFoundError,
+)
 from tests.support.models import LINEAR, net, same, values
 
 
@@ -74,3 +79,56 @@ def test_all_three_are_needed():
 
     with pytest.raises(TypeError):
         Incomplete()
+
+
+class Returning(AbstractListStateStore[torch.nn.Module]):
+    available_state_keys = (str(StateKey(LINEAR, "one")), StateKey(LINEAR, "two"))
+
+    def __init__(self, returned):
+        self.returned = returned
+
+    def state_downloader(self, model, state_key):
+        return self.returned(model)
+
+
+def test_keys_of_a_list_may_be_texts():
+    store = Returning(lambda model: None)
+    assert store.get_state_keys(LINEAR) == [StateKey(LINEAR, "one"), StateKey(LINEAR, "two")]
+    assert store.exists(StateKey(LINEAR, "one"))
+
+
+@pytest.mark.parametrize("keys", ["pytorch.net.one", ["pytorch.net"], [7], 7])
+def test_a_list_that_is_none_is_refused_with_what_it_has_to_be(keys):
+    store = Returning(lambda model: None)
+    store.available_state_keys = keys
+    with pytest.raises(FormatError):
+        store.get_state_keys(LINEAR)
+
+
+def test_a_downloader_may_return_what_it_brought():
+    model = net(3)
+    state = net(1).state_dict()
+    result = Returning(lambda _: state).load(model, StateKey(LINEAR, "one"))
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert same(values(model), values(net(1)))
+
+
+def test_a_downloader_may_return_what_torch_said():
+    partial = {"no such name": torch.ones(2)}
+    store = Returning(lambda model: model.load_state_dict(partial, strict=False))
+    result = store.load(net(3), StateKey(LINEAR, "one"))
+    assert isinstance(result, LoadResult)
+    assert result.unexpected_keys == ["no such name"]
+
+
+def test_what_a_downloader_may_not_return_is_refused():
+    store = Returning(lambda model: "weights.pt")
+    with pytest.raises(FormatError, match="state_downloader of Returning") as caught:
+        store.load(net(3), StateKey(LINEAR, "one"))
+    assert caught.value.found == "a str"
+
+
+def test_a_key_given_as_text_says_what_to_write():
+    with pytest.raises(FormatError) as caught:
+        Returning(lambda model: None).load(net(3), "pytorch.net.one")
+    assert caught.value.remedy == "StateKey.parse('pytorch.net.one')"
