@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from mlstate.models import LoadResult, with_state_type
     from mlstate.operations.adopt import adopt
     from mlstate.operations.bundle import bundle, unbundle
+    from mlstate.operations.check import check_manifests
     from mlstate.operations.copy import copy
     from mlstate.operations.describe import describe
     from mlstate.operations.diff import diff
+    from mlstate.operations.diff_manifests import diff_manifests
     from mlstate.operations.doctor.doctor import diagnose
     from mlstate.operations.enlist import enlist, unlist
     from mlstate.operations.export import export
@@ -61,10 +63,12 @@ __all__ = [
     "Store",
     "adopt",
     "bundle",
+    "check_manifests",
     "copy",
     "describe",
     "diagnose",
     "diff",
+    "diff_manifests",
     "enlist",
     "export",
     "file_digest",
@@ -99,10 +103,12 @@ _HOMES = {
     "Store": "mlstate.stores",
     "adopt": "mlstate.operations.adopt",
     "bundle": "mlstate.operations.bundle",
+    "check_manifests": "mlstate.operations.check",
     "copy": "mlstate.operations.copy",
     "describe": "mlstate.operations.describe",
     "diagnose": "mlstate.operations.doctor.doctor",
     "diff": "mlstate.operations.diff",
+    "diff_manifests": "mlstate.operations.diff_manifests",
     "enlist": "mlstate.operations.enlist",
     "export": "mlstate.operations.export",
     "file_digest": "mlstate.weights.files",
