@@ -70,7 +70,10 @@ def _show(report: CheckReport) -> None:
     if report.asked is not None:
         done.append(f"{human_count(report.asked, 'file')} asked for at mirrors")
     wrong = human_count(len(report.findings), "finding") if report.findings else "all is well"
-    put(f"{', '.join(done)}: {wrong}")
+    if report.manifests:
+        put(f"{', '.join(done)}: {wrong}")
+    else:
+        put("nothing to check: no manifests")
     if report.unmirrored:
         note(f"{human_count(len(report.unmirrored), 'state')} without a mirror")
     if report.passed_over:

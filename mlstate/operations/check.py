@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlstate.errors import ManifestError, MlstateError
+from mlstate.errors import ManifestError, ManifestNotFoundError, MlstateError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry, content_of, manifest_files
 from mlstate.manifests.recognise import is_like_a_manifest
 from mlstate.operations.git.staged import StagedFile, staged_files
-from mlstate.operations.mirror_check import ask_mirrors
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey
-from mlstate.stores.cache import PathLike
 
 __all__ = ["CheckReport", "ManifestFinding", "check_manifests", "check_staged"]
 
@@ -77,7 +77,7 @@ class CheckReport:
 
 
 def check_manifests(
-    paths: Iterable[PathLike],
+    paths: Iterable[str | os.PathLike[str]],
     *,
     mirrors: bool = False,
     allow_unpinned: bool = False,
@@ -97,11 +97,16 @@ def check_manifests(
         What was checked, and what is wrong.
 
     Raises:
-        ManifestNotFoundError: There is no such file or folder.
+        ManifestNotFoundError: There is no such file or folder, or the folder has no manifest.
     """
     checking = _Checking(allow_unpinned)
     for path in paths:
-        for file in manifest_files(local_path(path)):
+        files = manifest_files(local_path(path))
+        if not files:
+            raise ManifestNotFoundError(
+                "there is no manifest in this folder", path=path, remedy="check the path"
+            )
+        for file in files:
             data = content_of(file)
             if pass_over and not is_like_a_manifest(data):
                 checking.passed_over.append(str(file))
@@ -176,18 +181,19 @@ class _Checking:
             for name, meant in entry.misspelt.items():
                 self._find(entry, f"{name} is no name of a manifest", remedy=f"call it {meant}")
             if entry.digest is None and not self._allow_unpinned and not entry.misspelt:
-                self._find(entry, "this state has no digest", remedy=entry.unpinned().remedy)
+                self._find(entry, "this state has no digest", remedy=_how_to_pin(entry))
 
     def report(self, *, mirrors: bool, offline: bool | None) -> CheckReport:
         """Ask mirrors, if that is wanted, and say what was found."""
         asked, unmirrored = None, list[StateKey]()
         if mirrors:
+            from mlstate.operations.mirror_check import ask_mirrors  # all that reaches mirrors
+
             asked, problems = ask_mirrors(self._entries, offline=offline)
             unmirrored = [e.key for e in self._entries if not e.mirrors and not e.objects]
             origins = {entry.key: entry for entry in self._entries}
             for problem in problems:
-                name = "" if problem.name is None else f"its file {problem.name}: "
-                self._find(origins[problem.key], f"{name}{problem.error.message}", problem.error)
+                self._find(origins[problem.key], problem.message, problem.error)
         return CheckReport(
             tuple(self._manifests),
             len(self._entries),
@@ -214,6 +220,16 @@ class _Checking:
             str(entry.origin), None, str(entry.key), message, expected, found, remedy
         )
         self._findings.append(finding)
+
+
+def _how_to_pin(entry: StateEntry) -> str:
+    call = Phrase(
+        f"mlstate.lock({str(entry.origin)!r}, [StateKey.parse({str(entry.key)!r})])",
+        f"mlstate lock {shlex.quote(str(entry.origin))} {entry.key}",
+    )
+    if entry.mirrors:
+        return "pin it: " + call
+    return "write its digest (blake3 = ...), or give it a mirror, and pin it: " + call
 
 
 def _damaged(path: str, data: bytes, error: ManifestError) -> ManifestFinding:

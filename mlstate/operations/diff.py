@@ -7,14 +7,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
-from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile, open_weights
 from mlstate.parallel import for_each
+
+if TYPE_CHECKING:
+    from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile
 
 __all__ = ["Change", "Rename", "StateDiff", "TiedName", "compare_states", "diff"]
 
@@ -155,6 +157,8 @@ def diff(
         >>> found.equal, [(change.name, change.max_abs) for change in found.changed]
         (('weight',), [('bias', 1.0)])
     """
+    from mlstate.operations.diff_inputs import open_weights  # which opens files of any kind
+
     with (
         open_weights(first, select, max_size) as one,
         open_weights(second, select, max_size) as other,

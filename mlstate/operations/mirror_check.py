@@ -29,11 +29,25 @@ _MISSING = frozenset({404, 410})
 
 @dataclass(frozen=True)
 class MirrorProblem:
-    """A mirror that lacks what a manifest names, with the error that says so."""
+    """A mirror that lacks what a manifest names, with the error that says so.
+
+    Attributes:
+        key: The state.
+        name: The file of the state; None if it is about its tensors.
+        error: What the mirror, or the way to it, said.
+    """
 
     key: StateKey
     name: str | None
     error: MlstateError
+
+    @property
+    def message(self) -> str:
+        """What is wrong, in a sentence."""
+        about = "" if self.name is None else f" {self.name} of"
+        if _is_missing(self.error):
+            return f"a mirror does not have{about} this state"
+        return f"{self.error.message}{about and f': a mirror of{about} this state'}"
 
 
 class _Opener(NamedTuple):
@@ -110,7 +124,7 @@ class _Entry:
         for (number, name, _), error in sorted(self._found.items(), key=_in_order):
             if error is None:
                 has = has or name is None
-            elif number < 0 and isinstance(error, TransportError) and error.status in _MISSING:
+            elif number < 0 and _is_missing(error):
                 lacking.append(MirrorProblem(self._entry.key, name, error))
             else:
                 wrong.append(MirrorProblem(self._entry.key, name, error))
@@ -160,6 +174,10 @@ class _Entry:
 
 def _asked(question: _Question) -> None:
     question()
+
+
+def _is_missing(error: MlstateError) -> bool:
+    return isinstance(error, TransportError) and error.status in _MISSING
 
 
 def _in_order(item: tuple[tuple[int, str | None, str], object]) -> tuple[bool, str, int, str]:

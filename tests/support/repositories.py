@@ -25,11 +25,11 @@ class Repository:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, folder: Path, home: Path) -> Repository:
+    def make(cls, folder: Path, home: Path, **settings: str) -> Repository:
         """A repository without a commit, with `main` checked out."""
         folder.mkdir(parents=True)
         home.mkdir(parents=True, exist_ok=True)
-        made = cls(folder, home)
+        made = cls(folder, home, settings)
         made.git("init", "-q", "-b", "main")
         return made
 
