@@ -132,8 +132,11 @@ class _Side:
         self.end = line_end(text)
         found: set[StateKey] = set()
         for number, block in enumerate(blocks_of(text.replace("\r\n", "\n"))):
-            name, value = _named(block, number == 0), parsed_part(block.text)
-            if block.key is not None:
+            name = _named(block, number == 0)
+            value: dict[str, Any] | None
+            if block.key is None:
+                value = parsed_part(block.text)
+            else:
                 key = StateKey.parse(block.key)
                 found.add(key)
                 value = {str(key): plain_state(states[key])}

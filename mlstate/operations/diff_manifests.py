@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlstate.digests import Digest
 from mlstate.errors import MlstateError
@@ -19,7 +19,9 @@ from mlstate.objects.cache import ChainObjectStore
 from mlstate.operations.diff import StateDiff, compare_states
 from mlstate.reading import read_state
 from mlstate.states import StateKey
-from mlstate.stores.cache import CacheLike, PathLike, open_cache
+
+if TYPE_CHECKING:
+    from mlstate.stores.cache import CacheLike, PathLike
 
 __all__ = [
     "EntryChange",
@@ -154,7 +156,6 @@ def diff_manifests(
         ['pytorch.net.a']
     """
     one, other = _read(first), _read(second)
-    objects = ChainObjectStore([open_cache(cache), *_folders((one, other), folder)])
     mine, theirs = one.states, other.states
     renamed = _renamed(one, other)
     pairs = [(key, key) for key in mine if key in theirs]
@@ -165,11 +166,7 @@ def diff_manifests(
     return ManifestDiff(
         added=_listed(theirs, theirs.keys() - mine.keys() - come),
         dropped=_listed(mine, mine.keys() - theirs.keys() - gone),
-        moved=tuple(
-            _moved(mine[key], theirs[key], objects)
-            for key in sorted(mine.keys() & theirs.keys())
-            if mine[key].digest != theirs[key].digest
-        ),
+        moved=_moved(one, other, cache, folder),
         renamed=renamed,
         changed=tuple(EntryChange(key, fields) for key, fields in sorted(changes) if fields),
         top=tuple(_changes("", plain_top(one), plain_top(other))),
@@ -210,8 +207,22 @@ def _renamed(one: Manifest, other: Manifest) -> tuple[RenamedState, ...]:
     return tuple(found)
 
 
-def _moved(old: StateEntry, new: StateEntry, objects: ObjectStore) -> MovedState:
-    return MovedState(old.key, old.digest, new.digest, _layers(old, new, objects))
+def _moved(
+    one: Manifest, other: Manifest, cache: CacheLike | None, folder: PathLike | None
+) -> tuple[MovedState, ...]:
+    pairs = [
+        (one.states[key], other.states[key]) for key in sorted(one.states) if key in other.states
+    ]
+    pairs = [(old, new) for old, new in pairs if old.digest != new.digest]
+    if not pairs:
+        return ()
+    from mlstate.stores.cache import open_cache  # which imports all that fetches
+
+    objects = ChainObjectStore([open_cache(cache), *_folders((one, other), folder)])
+    return tuple(
+        MovedState(old.key, old.digest, new.digest, _layers(old, new, objects))
+        for old, new in pairs
+    )
 
 
 def _layers(old: StateEntry, new: StateEntry, objects: ObjectStore) -> StateDiff | None:
