@@ -13,7 +13,6 @@ from __future__ import annotations
 import codecs
 import re
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 from tomlkit.exceptions import TOMLKitError
@@ -21,6 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 from mlstate.errors import ManifestError, SignatureError
 from mlstate.manifests.blocks import Block, blocks_of, exact, line_end, parsed_part, set_apart
 from mlstate.manifests.edit import changed_block
+from mlstate.manifests.joined import ABSENT, ClashError, joined_values, merged_lines
 from mlstate.manifests.parse import parse_manifest
 from mlstate.manifests.write import plain_state
 from mlstate.signatures.inline import split_signature
@@ -33,7 +33,6 @@ _COMMENT = re.compile(
     r'|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[ \t]*([^\n]*)',
     re.DOTALL,
 )
-_ABSENT = object()
 _TOP = "the top of the manifest"
 
 
@@ -155,10 +154,6 @@ def _named(block: Block, first: bool) -> str:
     return header if block.key is None else f"state {block.key.lower()}"
 
 
-class _ClashError(Exception):
-    """Two sides changed a value, and not alike."""
-
-
 class _Merging:
     """One merge: what becomes of each unit, and the text of all."""
 
@@ -239,7 +234,7 @@ class _Merging:
             return self._conflict(name, base, ours, theirs, "one side removes it, one changes it")
         try:
             wanted = _joined_values(base, ours, theirs)
-        except _ClashError:
+        except ClashError:
             return self._conflict(name, base, ours, theirs, "the sides change it differently")
         mine, other = _comments(ours.text), _comments(theirs.text)
         needed = (mine | other) - (_comments(_text(base) or "") - (mine & other))
@@ -292,42 +287,13 @@ def _value(like: Block, text: str) -> Any:
 
 def _joined_values(base: _Unit | None, ours: _Unit, theirs: _Unit) -> Any:
     """What a unit that both sides have is to say: of a state what one side says, as a whole."""
-    old = _ABSENT if base is None else base.value
-    return _joined(old, ours.value, theirs.value, inside=ours.block.key is None)
-
-
-def _joined(base: Any, ours: Any, theirs: Any, *, inside: bool, name: str = "") -> Any:
-    if exact(ours) == exact(theirs) or exact(base) == exact(theirs):
-        return ours
-    if exact(base) == exact(ours):
-        return theirs
-    if inside and isinstance(ours, dict) and isinstance(theirs, dict):
-        before = base if isinstance(base, dict) else {}
-        joined = {}
-        for each in [*ours, *(each for each in theirs if each not in ours)]:
-            values = (side.get(each, _ABSENT) for side in (before, ours, theirs))
-            value = _joined(*values, inside=True, name=each)
-            if value is not _ABSENT:
-                joined[each] = value
-        return joined
-    if inside and isinstance(ours, list) and isinstance(theirs, list):
-        return _joined_lists(base if isinstance(base, list) else [], ours, theirs)
-    if name == "serial" and type(ours) is type(theirs) is int:
-        return max(ours, theirs)  # the author counts it up once more to sign what was merged
-    raise _ClashError
-
-
-def _joined_lists(base: list[Any], ours: list[Any], theirs: list[Any]) -> list[Any]:
-    """Ours, without what they removed, and then what they added."""
-    old, mine, other = (list(map(exact, items)) for items in (base, ours, theirs))
-    kept = [item for item in ours if exact(item) in other or exact(item) not in old]
-    new = [item for item in theirs if exact(item) not in mine and exact(item) not in old]
-    return kept + new
+    old = ABSENT if base is None else base.value
+    return joined_values(old, ours.value, theirs.value, inside=ours.block.key is None)
 
 
 def _candidates(base: _Unit | None, ours: _Unit, theirs: _Unit, wanted: Any) -> list[str]:
     """Texts that may say what is wanted, with all comments: the best first."""
-    found = [_merged_lines(*(_text(unit) or "" for unit in (base, ours, theirs)))]
+    found = [merged_lines(*(_text(unit) or "" for unit in (base, ours, theirs)))]
     found += [ours.text, theirs.text]
     if base is None or not base.block.lead:  # what both put above it goes together
         found.append(f"{theirs.block.lead}{ours.text}")
@@ -338,22 +304,3 @@ def _candidates(base: _Unit | None, ours: _Unit, theirs: _Unit, wanted: Any) -> 
         except (TOMLKitError, LookupError, TypeError, AttributeError):
             pass  # it is written in a style that cannot be edited
     return [text for text in found if text is not None]
-
-
-def _merged_lines(base: str, ours: str, theirs: str) -> str | None:
-    """The lines of three texts merged; None if both sides changed the same place differently."""
-    old = base.split("\n") if base else []
-    mine, other = (_changes(old, text.split("\n")) for text in (ours, theirs))
-    other = [change for change in other if change not in mine]
-    if any(a[0] <= b[1] and b[0] <= a[1] for a in mine for b in other):
-        return None
-    lines, done = list[str](), 0
-    for start, stop, new in sorted([*mine, *other]):
-        lines += [*old[done:start], *new]
-        done = stop
-    return "\n".join([*lines, *old[done:]])
-
-
-def _changes(old: list[str], new: list[str]) -> list[tuple[int, int, list[str]]]:
-    matcher = SequenceMatcher(None, old, new, autojunk=False)
-    return [(i, j, new[k:m]) for tag, i, j, k, m in matcher.get_opcodes() if tag != "equal"]

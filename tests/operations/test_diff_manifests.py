@@ -7,8 +7,16 @@ import os
 import pytest
 import torch
 
-from mlstate import LocalStateStore, Manifest, ManifestStore, StateKey, diff_manifests, manifest_of
-from mlstate.errors import ManifestError
+from mlstate import (
+    LocalStateStore,
+    Manifest,
+    ManifestStore,
+    StateKey,
+    diff,
+    diff_manifests,
+    manifest_of,
+)
+from mlstate.errors import FormatError, ManifestError
 from mlstate.operations.diff_manifests import FieldChange
 
 D = [f"{number:x}" * 64 for number in range(16)]
@@ -135,3 +143,10 @@ def test_nothing_and_what_is_no_manifest(versions, tmp_path):
     (tmp_path / "other.toml").write_text("[")
     with pytest.raises(ManifestError):
         diff_manifests(versions[0], tmp_path / "other.toml")
+
+
+def test_diff_of_states_says_how_manifests_are_compared(versions):
+    with pytest.raises(FormatError) as caught:
+        diff(*versions)
+    assert "mlstate.diff_manifests(old, new)" in caught.value.remedy
+    assert "mlstate diff OLD.toml NEW.toml" in caught.value.remedy.shell
