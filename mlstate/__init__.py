@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from mlstate.operations.adopt import adopt
     from mlstate.operations.alias import set_alias
     from mlstate.operations.bundle import bundle, unbundle
+    from mlstate.operations.check import check_manifests
     from mlstate.operations.copy import copy
     from mlstate.operations.describe import describe
     from mlstate.operations.diff import diff
+    from mlstate.operations.diff_manifests import diff_manifests
     from mlstate.operations.doctor.doctor import diagnose
     from mlstate.operations.enlist import enlist, unlist
     from mlstate.operations.export import export
@@ -65,10 +67,12 @@ __all__ = [
     "Store",
     "adopt",
     "bundle",
+    "check_manifests",
     "copy",
     "describe",
     "diagnose",
     "diff",
+    "diff_manifests",
     "enlist",
     "export",
     "file_digest",
@@ -108,10 +112,12 @@ _HOMES = {
     "Store": "mlstate.stores",
     "adopt": "mlstate.operations.adopt",
     "bundle": "mlstate.operations.bundle",
+    "check_manifests": "mlstate.operations.check",
     "copy": "mlstate.operations.copy",
     "describe": "mlstate.operations.describe",
     "diagnose": "mlstate.operations.doctor.doctor",
     "diff": "mlstate.operations.diff",
+    "diff_manifests": "mlstate.operations.diff_manifests",
     "enlist": "mlstate.operations.enlist",
     "export": "mlstate.operations.export",
     "file_digest": "mlstate.weights.files",

@@ -20,6 +20,7 @@ __all__ = [
     "CopyError",
     "FetchError",
     "FormatError",
+    "GitError",
     "IncompatibleStateError",
     "IntegrityError",
     "LimitError",
@@ -205,6 +206,10 @@ class MissingPackageError(MlstateError, ImportError):
 
 class AccessError(MlstateError, PermissionError):
     """A credential is missing, wrong or expired, or does not allow this."""
+
+
+class GitError(MlstateError):
+    """Git is missing, there is no repository here, or git did not do what it was asked for."""
 
 
 class LimitError(MlstateError, ValueError):

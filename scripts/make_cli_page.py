@@ -113,7 +113,8 @@ def _json() -> Iterator[str]:
         alike.setdefault(repr(shape), []).append(command)
     shown: set[type] = set()
     for name, commands in alike.items():
-        about = " ".join(command_tree().commands[command].short_help for command in commands)
+        abouts = {name: each.short_help for name, each in command_tree().commands.items()}
+        about = " ".join((abouts | printed.VARIANTS)[command] for command in commands)
         title = ", ".join(f"`{command}`" for command in commands)
         yield from _object(title, about, ({"schema": str}, *reports[name]), shown)
 

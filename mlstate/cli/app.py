@@ -13,9 +13,11 @@ import typer
 
 from mlstate.cli.add_export import add, export, materialize
 from mlstate.cli.bundle_unbundle import bundle, unbundle
+from mlstate.cli.check import check
 from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
+from mlstate.cli.git import git_diff, git_merge, git_setup
 from mlstate.cli.log_restore import log, restore
 from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.mv_meta_alias import alias, meta, mv
@@ -89,7 +91,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
     ),
     (
         diff,
-        "Compare two states, or files.",
+        "Compare two states, files or manifests.",
         "diff pytorch.mlp.base pytorch.mlp.tuned --store weights",
     ),
     (digest, "Print the state digest of weights files.", "digest model.safetensors checkpoint.pt"),
@@ -129,6 +131,18 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         "restore pytorch.mlp.run7 --store weights",
     ),
     (prune, "Make room.", "prune --max-size 50GB --dry-run"),
+    (check, "Check manifests, for hooks and CI.", "check weights.toml --mirrors"),
+    (git_setup, "Let git show and merge manifests by state.", "git-setup --hook"),
+    (
+        git_diff,
+        "Show a change of a manifest: git's diff driver.",
+        "git-diff weights.toml /tmp/old.toml 1f3a2b 100644 weights.toml 9c0d1e 100644",
+    ),
+    (
+        git_merge,
+        "Merge two versions of a manifest: git's merge driver.",
+        "git-merge base.toml ours.toml theirs.toml 7 weights.toml",
+    ),
     (doctor, "Look for trouble on this machine.", "doctor --store weights.toml"),
 )
 """Each command: what it does in a list of all commands, and an example below its help."""

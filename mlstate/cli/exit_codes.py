@@ -36,7 +36,8 @@ INTERRUPTED, WITHOUT_READER = 130, 141  # as shells have them: 128 and the signa
 
 EXIT_CODES = {
     OK: "fine",
-    FINDING: "a finding: damage (verify), a difference (diff), a problem (doctor)",
+    FINDING: "a finding: damage (verify), a difference (diff), a conflict (git-merge), a problem "
+    "(doctor, check)",
     USAGE: "the command, a key, a manifest or a weights file cannot be understood",
     NOT_FOUND: "there is no such state, store or file",
     INTEGRITY: "bytes are not those that a digest names; or no digest, or no good signature",

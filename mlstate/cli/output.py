@@ -37,6 +37,7 @@ __all__ = [
     "print_table",
     "put",
     "put_lines",
+    "put_marked",
     "put_written",
     "said",
     "tell",
@@ -68,6 +69,12 @@ def put(text: str = "") -> None:
 def put_lines(what: HasText) -> None:
     """Print what has several lines."""
     print(what.text(said))
+
+
+def put_marked(colour: int | None, word: str, rest: str) -> None:
+    """Print a line of data whose first word stands out where there is colour, by ANSI's number."""
+    coloured = colour is not None and has_colour(sys.stdout)
+    print((f"\x1b[{colour}m{said(word)}\x1b[0m" if coloured else said(word)) + said(rest))
 
 
 def note(text: str) -> None:

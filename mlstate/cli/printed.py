@@ -15,7 +15,15 @@ from typing import Any
 
 from mlstate.states import StateKey
 
-__all__ = ["CopyFailure", "FetchedState", "FileDigest", "Objects", "PinnedState", "printed"]
+__all__ = [
+    "VARIANTS",
+    "CopyFailure",
+    "FetchedState",
+    "FileDigest",
+    "Objects",
+    "PinnedState",
+    "printed",
+]
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,20 @@ class FileDigest:
     digest: str
 
 
+VARIANTS = {"manifest-diff": "What `diff` prints of two manifests."}
+"""What is printed by a command of another name, and what it is."""
+
+
 def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     """Command -> the reports whose members it prints, with members that are in no report."""
     from mlstate.manifests.signed import ManifestSignature
     from mlstate.operations.adopt_report import AdoptReport
+    from mlstate.operations.check import CheckReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
+    from mlstate.operations.diff_manifests import ManifestDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
@@ -102,6 +117,9 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
             {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},
             StateDiff,
         ),
+        "manifest-diff": ({"first": str, "second": str, "same": bool}, ManifestDiff),
+        "check": ({"ok": bool}, CheckReport),
+        "git-setup": (GitSetup,),
         "digest": ({"files": list[FileDigest]},),
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),

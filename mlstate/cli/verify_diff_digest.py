@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from mlstate.cli.output import (
     print_table,
     put,
     put_lines,
+    put_marked,
 )
 from mlstate.cli.printed import FileDigest
 
@@ -89,7 +91,9 @@ Select = Annotated[
 _Side = Annotated[
     str,
     typer.Argument(
-        metavar="KEY|FILE", help="A state, or a weights file.", autocompletion=complete_keys
+        metavar="KEY|FILE",
+        help="A state, a weights file, or a manifest.",
+        autocompletion=complete_keys,
     ),
 ]
 
@@ -107,8 +111,12 @@ def diff(
 ) -> int:
     """Compare two states: which tensors differ, by how much, which are only in one of them.
 
-    By digest first, so what is equal is not read. Exit code 1 if the weights differ.
+    By digest first, so what is equal is not read. Of two manifests (OLD.toml NEW.toml) it says
+    which states the newer one adds, drops, renames and moves to another digest, what else changed,
+    and which layers did where both states are in the cache. Exit code 1 if something differs.
     """
+    if _is_manifest(first) and _is_manifest(second):
+        return _diff_manifests(first, second, as_json=as_json)
     from mlstate.operations.diff import diff as compare
 
     view = opened(store) if not (_is_file(first) and _is_file(second)) else None
@@ -125,6 +133,23 @@ def diff(
     else:
         _show_diff(first, second, found)
     return OK if found.same_weights else FINDING
+
+
+def _is_manifest(text: str) -> bool:
+    return text.endswith(".toml") or text == os.devnull
+
+
+def _diff_manifests(first: str, second: str, *, as_json: bool) -> int:
+    from mlstate.cli.manifest_diff import manifest_diff_lines
+    from mlstate.operations.diff_manifests import diff_manifests
+
+    found = diff_manifests(first, second)
+    if as_json:
+        print_json("manifest-diff", {"first": first, "second": second, "same": found.same}, found)
+    else:
+        for colour, word, rest in manifest_diff_lines(found):
+            put_marked(colour, word, rest)
+    return OK if found.same else FINDING
 
 
 def _is_file(text: str) -> bool:

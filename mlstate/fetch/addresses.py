@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mlstate.errors import FormatError, concerning
@@ -15,11 +16,13 @@ from mlstate.fetch.reader import read_exactly
 from mlstate.locations import Mirror, check_file_names
 from mlstate.manifests import StateEntry
 from mlstate.texts import load_json
-from mlstate.transport.hub import HubAddress, parse_hub_address
+from mlstate.transport import Resource
+from mlstate.transport.hub import HubAddress, HubListing, parse_hub_address
 from mlstate.warn import warn
 
 __all__ = [
     "LARGEST_INDEX",
+    "Places",
     "ShardIndex",
     "addresses_of",
     "any_on_hub",
@@ -156,9 +159,19 @@ class ShardIndex:
             )
 
 
+class Places(Protocol):
+    """What opens addresses: the `Context` of an attempt, say."""
+
+    def open(self, address: str) -> Resource:
+        """The resource at an address."""
+
+    def hub_files(self, address: str) -> HubListing:
+        """The commit and the files of a repository on the hub."""
+
+
 def addresses_of(
     mirror: Mirror,
-    context: Context,
+    context: Places,
     most: int = LARGEST_INDEX,
     indexes: dict[str, tuple[ShardIndex, str]] | None = None,
 ) -> list[str]:
@@ -169,7 +182,7 @@ def addresses_of(
 
     Args:
         mirror: The mirror, or the part.
-        context: What the attempt shares.
+        context: What opens addresses.
         most: How long an index may be, in bytes.
         indexes: Takes the index, and the name in it, of each shard, by the shard's address.
 
@@ -210,7 +223,7 @@ def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
     )
 
 
-def _index(address: str, context: Context, most: int) -> ShardIndex:
+def _index(address: str, context: Places, most: int) -> ShardIndex:
     with context.open(address).read() as stream:
         text = read_exactly(stream, most + 1)
     return parse_index(text, address, most)

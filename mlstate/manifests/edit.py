@@ -12,9 +12,8 @@ table before: they would go when that is removed, and a new value would stand be
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import tomlkit
@@ -22,6 +21,15 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import InlineTable
 
 from mlstate.errors import FormatError, ManifestError
+from mlstate.manifests.blocks import (
+    Block,
+    blocks_of,
+    exact,
+    line_end,
+    parsed_part,
+    set_apart,
+    with_key,
+)
 from mlstate.manifests.entries import ManifestContent
 from mlstate.manifests.parse import parse_manifest
 from mlstate.manifests.write import (
@@ -32,15 +40,8 @@ from mlstate.manifests.write import (
     toml_value,
 )
 from mlstate.states import StateKey
-from mlstate.texts import load_toml
 
-__all__ = ["edit_manifest"]
-
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
-_HEADER = re.compile(r"""[ \t]*\[\[?[ \t]*[A-Za-z0-9_-]+[^,=]*\]\]?[ \t]*(\#.*)?\r?\n?""")
-_STATE = re.compile(
-    r"""[ \t]*\[[ \t]*states[ \t]*\.[ \t]*("(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*[\].]"""
-)
+__all__ = ["changed_block", "edit_manifest"]
 
 
 def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
@@ -57,74 +58,31 @@ def edit_manifest(data: bytes, origin: str, wanted: ManifestContent) -> bytes:
     """
     old = parse_manifest(data, origin)
     before, after = _values(old), _values(wanted)
-    if _exact(before) == _exact(after):
+    if exact(before) == exact(after):
         return data
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     text = data.removeprefix(mark).decode()
     if text.replace("\r\n", "\n") == format_manifest(old):  # nothing of a person's is in it
-        return mark + format_manifest(wanted).replace("\n", _line_end(text)).encode()
+        return mark + format_manifest(wanted).replace("\n", line_end(text)).encode()
     try:
         renamed = _renamed(before, after)
-        blocks = _edited(_blocks(text), _with_new_keys(before, renamed), after, renamed)
+        blocks = _edited(blocks_of(text), _with_new_keys(before, renamed), after, renamed)
         for key in sorted(wanted.states.keys() - old.states.keys()):
             if str(key) not in renamed.values():
-                _insert(blocks, key, format_state(wanted.states[key]), _line_end(text))
+                _insert(blocks, key, format_state(wanted.states[key]), line_end(text))
         edited = mark + "".join(block.lead + block.text for block in blocks).encode()
         said = _values(parse_manifest(edited, origin))
     except (TOMLKitError, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, FormatError) and not isinstance(error, ManifestError):
             raise
         said = {}  # tomlkit cannot change what is written so
-    if _exact(said) != _exact(after):
+    if exact(said) != exact(after):
         raise ManifestError(
             "this manifest is written in a style that cannot be edited; nothing was changed",
             path=origin,
             remedy='write each state as a table of its own: [states."its.key"]',
         ) from None
     return edited
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A part of a manifest's text."""
-
-    key: str | None
-    """The state that it is about; None for the top, and for tables that are no states."""
-    lead: str
-    """The comments right above it."""
-    text: str
-
-
-def _blocks(text: str) -> list[_Block]:
-    blocks: list[_Block] = []
-    key: str | None = None
-    lead: list[str] = []
-    lines: list[str] = []
-    for line in _LINE.findall(text):
-        # What is open above, a list or a text of several lines, does not stand alone.
-        if _HEADER.fullmatch(line) and _parsed("".join(lines)) is not None:
-            next_key = _state_key(line)
-            if next_key is None or next_key != key:
-                cut = len(lines)  # the comments at the end are about what comes
-                while cut and lines[cut - 1].lstrip(" \t").startswith("#"):
-                    cut -= 1
-                blocks.append(_Block(key, "".join(lead), "".join(lines[:cut])))
-                key, lead, lines = next_key, lines[cut:], []
-        lines.append(line)
-    return [*blocks, _Block(key, "".join(lead), "".join(lines))]
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        return load_toml(text, "a part of a manifest")
-    except ValueError:
-        return None
-
-
-def _state_key(header: str) -> str | None:
-    match = _STATE.match(header)
-    said = None if match is None else _parsed(f"key = {match[1]}")
-    return None if said is None else str(said["key"])
 
 
 def _values(manifest: ManifestContent) -> dict[str | None, Any]:
@@ -141,7 +99,7 @@ def _renamed(
     new = [key for key in after if key is not None and key not in before]
     renamed: dict[str | None, str] = {}
     for key in new if gone else ():
-        same = (old for old in gone if _exact(before[old]) == _exact(after[key]))
+        same = (old for old in gone if exact(before[old]) == exact(after[key]))
         if (old := next(same, None)) is not None:
             renamed[old] = key
             gone.remove(old)
@@ -154,32 +112,20 @@ def _with_new_keys(
     return {renamed.get(key, key): value for key, value in values.items()}
 
 
-def _with_new_key(block: _Block, key: str) -> _Block:
-    """A block with another key in its headers; its place and its comments stay."""
-
-    def changed(line: str) -> str:
-        match = _STATE.match(line)
-        if match is None or _state_key(line) != block.key:
-            return line
-        return f'{line[: match.start(1)]}"{key}"{line[match.end(1) :]}'
-
-    return replace(block, key=key, text="".join(map(changed, _LINE.findall(block.text))))
-
-
 def _edited(
-    blocks: list[_Block],
+    blocks: list[Block],
     before: Mapping[str | None, Any],
     after: Mapping[str | None, Any],
     renamed: Mapping[str | None, str],
-) -> list[_Block]:
+) -> list[Block]:
     """The blocks without removed states, and with every change."""
     kept = []
     for found in blocks:
         block = found
         if found.key in renamed:
-            block = _with_new_key(found, renamed[found.key])
+            block = with_key(found, renamed[found.key])
         if block.key is None:
-            written = _parsed(block.text) or {}
+            written = parsed_part(block.text) or {}
             new = after[None].keys() - before[None].keys() if found is blocks[0] else set()
             said = {name: before[None][name] for name in written if name in before[None]}
             wanted = {name: after[None][name] for name in {*said, *new} if name in after[None]}
@@ -188,11 +134,15 @@ def _edited(
             wanted = {"states": {block.key: after[block.key]}}
         else:
             continue
-        kept.append(block if _exact(said) == _exact(wanted) else _changed(block, said, wanted))
+        kept.append(block if exact(said) == exact(wanted) else changed_block(block, said, wanted))
     return kept
 
 
-def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Block:
+def changed_block(block: Block, said: dict[str, Any], wanted: dict[str, Any]) -> Block:
+    """A block that says these values in place of those that it says, with its comments.
+
+    Raises a `TOMLKitError` or a `LookupError` if tomlkit cannot change what is written so.
+    """
     text = block.text.replace("\r\n", "\n")
     body = text.rstrip("\n")
     document = tomlkit.parse(body + "\n")
@@ -200,7 +150,7 @@ def _changed(block: _Block, said: dict[str, Any], wanted: dict[str, Any]) -> _Bl
     edited = tomlkit.dumps(document).strip("\n") + "\n" + text[len(body) + 1 :]
     if edited.endswith("\n") and edited.rstrip("\n").rpartition("\n")[2].lstrip().startswith("#"):
         edited = edited.rstrip("\n") + "\n\n"  # its last comment is not the next table's
-    return replace(block, text=edited.replace("\n", _line_end(block.text)))
+    return replace(block, text=edited.replace("\n", line_end(block.text)))
 
 
 def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -213,44 +163,21 @@ def _update(table: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         elif _extends(value, old):
             for item in value[len(old) :]:
                 table[name].append(toml_value(item, inline=True))
-        elif name not in before or _exact(value) != _exact(old):
+        elif name not in before or exact(value) != exact(old):
             table[name] = toml_value(value, inline=isinstance(table, InlineTable))
 
 
 def _extends(value: Any, old: Any) -> bool:
     if not (old and isinstance(old, list) and isinstance(value, list)):
         return False
-    return bool(_exact(value[: len(old)]) == _exact(old))
+    return bool(exact(value[: len(old)]) == exact(old))
 
 
-def _line_end(text: str) -> str:
-    return "\r\n" if "\r\n" in text else "\n"
-
-
-def _insert(blocks: list[_Block], key: StateKey, text: str, end: str) -> None:
+def _insert(blocks: list[Block], key: StateKey, text: str, end: str) -> None:
     """Put a new state before the first that sorts after it, else at the end."""
     later = (n for n, b in enumerate(blocks) if b.key is not None and StateKey.parse(b.key) > key)
     place = next(later, len(blocks))
     above = blocks[place - 1]
-    blocks[place - 1] = replace(above, text=_apart(above.text, end))
+    blocks[place - 1] = replace(above, text=set_apart(above.text, end))
     below = end if place < len(blocks) else ""
-    blocks.insert(place, _Block(str(key), "", text.replace("\n", end) + below))
-
-
-def _apart(text: str, end: str) -> str:
-    """Text that ends with an empty line, so that the next table is set off."""
-    if text and not text.endswith("\n"):
-        text += end
-    return text if not text or text.endswith(("\n\n", "\n\r\n")) else text + end
-
-
-def _exact(value: Any) -> Any:
-    """A value for comparison, where 1, 1.0 and true differ, 0.0 and -0.0 too, and nan is nan."""
-    if isinstance(value, Mapping):
-        return {name: _exact(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_exact(item) for item in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return (kind.__name__, repr(kind(value)))
-    return (type(value).__name__, str(value))
+    blocks.insert(place, Block(str(key), "", text.replace("\n", end) + below))

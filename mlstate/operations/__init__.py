@@ -11,21 +11,27 @@ from mlstate.lazy import exports
 
 if TYPE_CHECKING:
     from mlstate.operations.adopt_report import AdoptReport
+    from mlstate.operations.check import CheckReport
     from mlstate.operations.copy import CopyReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
+    from mlstate.operations.diff_manifests import ManifestDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import Finding, VerifyReport
 
 __all__ = [
     "AdoptReport",
+    "CheckReport",
     "CopyReport",
     "Description",
     "Diagnosis",
     "Event",
     "Finding",
+    "GitSetup",
+    "ManifestDiff",
     "StateDiff",
     "StateUsage",
     "Usage",
@@ -34,11 +40,14 @@ __all__ = [
 
 _HOMES = {
     "AdoptReport": "mlstate.operations.adopt_report",
+    "CheckReport": "mlstate.operations.check",
     "CopyReport": "mlstate.operations.copy",
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",
     "Event": "mlstate.operations.history",
     "Finding": "mlstate.operations.verify.report",
+    "GitSetup": "mlstate.operations.git.setup",
+    "ManifestDiff": "mlstate.operations.diff_manifests",
     "StateDiff": "mlstate.operations.diff",
     "StateUsage": "mlstate.operations.usage_report",
     "Usage": "mlstate.operations.usage_report",

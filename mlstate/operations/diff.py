@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
-from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile, open_weights
 from mlstate.parallel import for_each
 
-__all__ = ["Change", "Rename", "StateDiff", "TiedName", "diff"]
+if TYPE_CHECKING:
+    from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile
+
+__all__ = ["Change", "Rename", "StateDiff", "TiedName", "compare_states", "diff"]
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def diff(
         >>> found.equal, [(change.name, change.max_abs) for change in found.changed]
         (('weight',), [('bias', 1.0)])
     """
+    from mlstate.operations.diff_inputs import open_weights  # which opens files of any kind
+
     with (
         open_weights(first, select, max_size) as one,
         open_weights(second, select, max_size) as other,
@@ -176,31 +180,51 @@ def _compare(one: ComparedWeights, other: ComparedWeights, values: bool) -> Stat
     if one.digest == other.digest:
         names = tuple(sorted(one.state.specs))
         return StateDiff(one.digest, other.digest, names, files=files)
-    mine, theirs = _tensors(one.state), _tensors(other.state)
+
+    def numbers(changed: _Changed) -> dict[str, dict[str, Any]]:
+        return _numbers(changed, one, other) if values else {}
+
+    found = compare_states((one.digest, one.state), (other.digest, other.state), numbers)
+    return replace(found, files=files)
+
+
+_Tensor = InlineTensor | TensorRef
+_Changed = Mapping[str, tuple[_Tensor, _Tensor]]
+
+
+def compare_states(
+    one: tuple[Digest, StateObject],
+    other: tuple[Digest, StateObject],
+    numbers: Callable[[_Changed], Mapping[str, Mapping[str, Any]]] = lambda changed: {},
+) -> StateDiff:
+    """Compare two states by their state objects: no tensor is read.
+
+    Args:
+        one: A state, by its digest and its object.
+        other: The other.
+        numbers: Gives what is known of the values of tensors that differ, by name.
+    """
+    mine, theirs = _tensors(one[1]), _tensors(other[1])
     both = sorted(mine.keys() & theirs.keys())
     changed = {name: (mine[name], theirs[name]) for name in both if mine[name] != theirs[name]}
-    numbers = _numbers(changed, one, other) if values else {}
+    known = numbers(changed)
     removed = {name: mine[name] for name in sorted(mine.keys() - theirs.keys())}
     added = {name: theirs[name] for name in sorted(theirs.keys() - mine.keys())}
     equal = tuple(name for name in both if name not in changed)
     renamed = _renamed(removed, added)
     return StateDiff(
-        one.digest,
-        other.digest,
+        one[0],
+        other[0],
         equal,
         tuple(
-            Change(name, first.spec, second.spec, **numbers.get(name, {}))
+            Change(name, first.spec, second.spec, **known.get(name, {}))
             for name, (first, second) in changed.items()
         ),
         {name: tensor.spec for name, tensor in removed.items()},
         {name: tensor.spec for name, tensor in added.items()},
         renamed,
         _tied({**removed, **added}, {name: mine[name] for name in equal}, renamed),
-        files,
     )
-
-
-_Tensor = InlineTensor | TensorRef
 
 
 def _tensors(state: StateObject) -> dict[str, _Tensor]:

@@ -14,6 +14,7 @@ from mlstate.errors import FormatError, concerning
 from mlstate.format.encode import EncodedState, TensorSource, encode_state
 from mlstate.format.state_object import StateObject
 from mlstate.models import BytesModel, TensorModel
+from mlstate.phrases import Phrase
 from mlstate.reading import Only, read_state, tensor_pieces
 from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore
@@ -152,6 +153,15 @@ def open_weights(
     Raises a `FormatError` for what has no weights, and a `StateNotFoundError`.
     """
     if isinstance(given, str | os.PathLike):
+        if str(given).endswith(".toml"):
+            raise FormatError(
+                "this is the name of a manifest, and no file of weights",
+                path=given,
+                remedy="compare two manifests, "
+                + Phrase("mlstate.diff_manifests(old, new)", "mlstate diff OLD.toml NEW.toml")
+                + "; or give a state of it, "
+                + Phrase("(ManifestStore(path), key)", "mlstate diff KEY KEY --store FILE.toml"),
+            )
         # One of two files may be a safetensors file, in which nothing can be selected.
         plain = str(given).endswith((".safetensors", ".json"))
         chosen = None if plain else select
