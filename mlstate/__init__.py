@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlstate.operations.enlist import enlist, unlist
     from mlstate.operations.export import export
     from mlstate.operations.lock import lock
+    from mlstate.operations.pins import list_pins, remove_pins
     from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
     from mlstate.operations.verify.verify import verify
@@ -68,10 +69,12 @@ __all__ = [
     "enlist",
     "export",
     "file_digest",
+    "list_pins",
     "load_pretrained_model",
     "lock",
     "manifest_of",
     "open_store",
+    "remove_pins",
     "sign",
     "state_digest",
     "unbundle",
@@ -106,10 +109,12 @@ _HOMES = {
     "enlist": "mlstate.operations.enlist",
     "export": "mlstate.operations.export",
     "file_digest": "mlstate.weights.files",
+    "list_pins": "mlstate.operations.pins",
     "load_pretrained_model": "mlstate.stores",
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
+    "remove_pins": "mlstate.operations.pins",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",

@@ -27,6 +27,7 @@ class FetchedState:
     fetched: int
     spared: int
     error: str | None
+    pinned_now: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.pins import PinnedByUser
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
@@ -88,6 +90,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "rm": ({"removed": keys},),
         "copy": ({**copied, "bytes": int, "manifest": str | None},),
         "lock": ({"pinned": list[PinnedState]},),
+        "pins": ({"path": str | None, "pins": list[PinnedByUser], "removed": list[PinnedByUser]},),
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
         "add": (AdoptReport,),

@@ -145,7 +145,7 @@ def _copy_one(
 ) -> bool:
     """Copy a state; return whether the target did not have it."""
     try:
-        found = source.get(key)
+        found = source.get_pinned(key)
     except (FormatError, FetchError):
         # A file of MLModule that need not be a torch checkpoint is copied as the bytes it is.
         is_torch = key.state_type.backend == "pytorch"
