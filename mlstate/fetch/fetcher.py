@@ -106,12 +106,12 @@ class Pinned(NamedTuple):
     Attributes:
         entry: Its entry, with digest and size.
         mirror: Where it came from, with the whole SHA-256 of files that were compared with digits
-            of one; or None.
+            of one.
         fetched: The bytes that came.
     """
 
     entry: StateEntry
-    mirror: Mirror | None
+    mirror: Mirror
     fetched: int
 
 
@@ -215,24 +215,28 @@ class Fetcher:
             with self._run(entry, _identity(entry)) as run:
                 return _pinned(entry, run).entry
 
-    def first_use(self, entry: StateEntry, known: Callable[[], StateEntry | None]) -> Pinned:
+    def first_use(
+        self,
+        entry: StateEntry,
+        known: Callable[[], StateEntry | None],
+        keep: Callable[[Pinned], StateEntry],
+    ) -> StateEntry:
         """Bring a state that has no digest, and of which every mirror gives sums of its files.
 
         Args:
             entry: What a manifest says of it.
-            known: Looks whether it is pinned by now: others may have done so, while this call
-                waited for them to bring it.
+            known: Looks whether its digest is kept by now: others may have brought the state, for
+                which this call waited.
+            keep: Keeps the digest, while others wait who bring the same state.
 
         Returns:
-            The state with digest and size; or, without a mirror, as it is known by now.
+            What `known` or `keep` has.
 
         Raises:
             MlstateError: As `fetch`.
         """
         with concerning(entry.key), self._run(entry, _identity(entry)) as run:
-            if (now := known()) is not None:
-                return Pinned(now, None, 0)
-            return _pinned(entry, run)
+            return known() or keep(_pinned(entry, run))
 
     def settle(self, entry: StateEntry, beside: Collection[str] | None = None) -> StateEntry:
         """Say exactly where on the hub a state is from: by commit, with its config and tokenizer.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from mlstate.fetch import Fetcher
+from mlstate.fetch.fetcher import Pinned
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.manifests.entries import Pin
@@ -64,35 +65,31 @@ class FirstUse:
                 why_not,
                 _OTHERWISE,
             )
-        done = self._fetcher.first_use(summed, lambda: self._known(entry))
-        if done.mirror is None:  # others have pinned it, while this call waited for them
-            return done.entry
+        now = self._fetcher.first_use(
+            summed, lambda: self._known(entry), lambda done: self._keep(entry, summed, done)
+        )
+        if now.pin is not None and now.pinned_now:
+            _tell(now.pin)
+        return now
+
+    def _keep(self, entry: StateEntry, summed: StateEntry, done: Pinned) -> StateEntry:
         pin = Pin(
             entry.key,
             done.entry.pinned_digest,
             done.entry.size or 0,
-            replace(done.mirror, toml=None),
+            done.mirror,
             _digits(summed, done.mirror),
             datetime.now(UTC).replace(microsecond=0),
             self.pins.manifest_of(entry),
         )
-        kept = self._keep(entry, pin)
-        return replace(
-            entry, digest=kept.digest, size=kept.size, pin=replace(kept, came=done.fetched)
-        )
-
-    def _keep(self, entry: StateEntry, pin: Pin) -> Pin:
         try:
             kept = self.pins.add(pin)
         except OSError as error:
             why = f"{self.pins.path} cannot be written: {error.strerror or error}"
             raise entry.unpinned(why, _OTHERWISE) from error
-        by = "the whole" if pin.digits == _ALL else f"the first {pin.digits} digits of the"
-        say(
-            f"mlstate: first use of {pin.key}: it has {by} SHA-256 that its publisher gives, "
-            f"and is pinned as {pin.digest} in {self.pins.path}"
+        return replace(
+            entry, digest=kept.digest, size=kept.size, pin=replace(kept, came=done.fetched)
         )
-        return kept
 
     def _known(self, entry: StateEntry) -> StateEntry | None:
         now = self.pins.applied(entry)
@@ -103,3 +100,11 @@ def _digits(summed: StateEntry, pinned: Mirror) -> int:
     """How many digits the publisher gave of the files that a state came from."""
     mirrors = (mirror for mirror in summed.mirrors if isinstance(mirror, Mirror))
     return next(digits_of(m) for m in mirrors if is_same_source(m, pinned, here=True))
+
+
+def _tell(pin: Pin) -> None:
+    by = "the whole" if pin.digits == _ALL else f"the first {pin.digits} digits of the"
+    say(
+        f"mlstate: first use of {pin.key}: it has {by} SHA-256 that its publisher gives, and is "
+        f"pinned as {pin.digest} in {pin.place[0]}"
+    )
