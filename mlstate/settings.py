@@ -22,7 +22,6 @@ __all__ = [
     "allowed_hosts",
     "cache_folder",
     "check_variables",
-    "config_folder",
     "default_store",
     "extra_manifests",
     "low_speed",
@@ -250,16 +249,6 @@ def state_folder() -> Path:
         if folder.is_absolute():
             return folder
     raise _no_home("XDG_STATE_HOME")
-
-
-def config_folder() -> Path | None:
-    """The user's config folder, by the platform's custom; None where there is no home folder."""
-    from platformdirs import user_config_path
-
-    with suppress(RuntimeError):  # as in `cache_folder`
-        folder = user_config_path("mlstate", appauthor=False)
-        return folder if folder.is_absolute() else None
-    return None
 
 
 def _number(variable: str, default: float, *, least: float) -> float:

@@ -61,10 +61,7 @@ class FirstUse:
             why = f"no mirror with {LEAST_DIGITS} or more digits of its sha256, to be pinned by"
             raise entry.unpinned(None if entry.source else why)
         if why_not := self.pins.why_not():
-            raise entry.unpinned(
-                why_not,
-                _OTHERWISE,
-            )
+            raise entry.unpinned(why_not, _OTHERWISE)
         now = self._fetcher.first_use(
             summed, lambda: self._known(entry), lambda done: self._keep(entry, summed, done)
         )

@@ -32,17 +32,17 @@ def shell(tmp_path, recording_server):
 
 
 def test_fetch_pins_and_says_so_once(shell):
-    assert "not pinned" in "".join(shell.lines("ls", "mine.toml"))
+    assert shell.json("ls", "mine.toml")["states"][0]["digest"] is None
     assert f"mlstate fetch {KEY}" in "".join(shell.lines("show", KEY, "-s", "mine.toml"))
     done = shell("fetch", KEY, "--store", "mine.toml")
     assert done.returncode == 0
     assert re.fullmatch(rf"{KEY}  [\d.]+ kB fetched\n", done.stdout)
     assert done.stderr.count(f"mlstate: first use of {KEY}") == 1
     again = shell("fetch", KEY, "--store", "mine.toml")
-    assert (again.stdout, again.stderr) == (f"{KEY}  in the cache\n", "")
+    assert (again.stdout, again.stderr) == (f"{KEY}  in the cache, 80.0 kB spared\n", "")
     shown = "\n".join(shell.lines("show", KEY, "-s", "mine.toml"))
     assert re.search(r"^pinned +by you on 20\d\d-\d\d-\d\d: mlstate pins$", shown, re.M)
-    assert "not pinned" not in "".join(shell.lines("ls", "mine.toml"))
+    assert shell.json("ls", "mine.toml")["states"][0]["digest"] in shown
     assert "1 state, " in "".join(shell.lines("verify", KEY, "--store", "mine.toml"))
 
 
@@ -83,7 +83,8 @@ def test_strict_refuses_with_a_remedy_that_helps(shell):
     (pinned,) = strict.json("lock", "mine.toml", "--from-pins")["pinned"]
     assert (shell.folder / "mine.toml").read_text().startswith("# mine\n")
     assert pinned["digest"] in (shell.folder / "mine.toml").read_text()
-    assert strict.lines("fetch", KEY, "--store", "mine.toml") == [f"{KEY}  in the cache"]
+    (line,) = strict.lines("fetch", KEY, "--store", "mine.toml")
+    assert line.startswith(f"{KEY}  in the cache")
     done = strict("lock", "mine.toml", "--from-pins")
     assert (done.returncode, done.stdout) == (0, "")
     assert "nothing to pin" in done.stderr
@@ -106,7 +107,7 @@ def test_a_changed_manifest_is_refused_with_a_command_that_helps(shell):
     assert re.search(r"where: .*pins\.toml, line \d+$", said, re.M)
     command = re.search(r"mlstate (pins rm \S+)", said)[1]
     shell.lines(*command.split())
-    shell.complaint("fetch", KEY, "--store", "mine.toml", code=5)  # its tensor has no name now
+    assert shell.json("fetch", KEY, "--store", "mine.toml")["states"][0]["pinned_now"]
 
 
 def test_the_pins_of_the_default_store_become_a_manifest(shell):
@@ -117,6 +118,7 @@ def test_the_pins_of_the_default_store_become_a_manifest(shell):
     own.lines("fetch", KEY)
     assert own.lines("lock", "new.toml", "--from-pins")
     strict = Shell(shell.folder, {**shell.environment, "MLSTATE_PINS": "strict"})
-    assert strict.lines("fetch", "--all", "--store", "new.toml") == [f"{KEY}  in the cache"]
+    (line,) = strict.lines("fetch", "--all", "--store", "new.toml")
+    assert line.startswith(f"{KEY}  in the cache")
     assert own.lines("lock", "named.toml", KEY, "--from-pins")
     assert (shell.folder / "named.toml").read_text() == (shell.folder / "new.toml").read_text()

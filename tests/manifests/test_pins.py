@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlstate import StateKey, list_pins, remove_pins
@@ -85,7 +85,8 @@ PINS = st.builds(
 )
 
 
-@given(st.lists(PINS, max_size=4, unique_by=lambda pin: pin.key))
+@settings(max_examples=25)
+@given(st.lists(PINS, max_size=3, unique_by=lambda pin: pin.key))
 def test_every_pin_can_be_written_and_read(tmp_path_factory, some):
     pins = Pins(tmp_path_factory.mktemp("config") / "pins.toml")
     for pin in some:

@@ -559,7 +559,7 @@ def test_a_manifest_of_no_file_can_be_used(listed):
 
 
 def test_without_a_home_folder_it_is_refused_before_anything_comes(listed, monkeypatch):
-    monkeypatch.setattr("mlstate.settings.config_folder", lambda: None)
+    monkeypatch.setattr("mlstate.manifests.pins.config_folder", lambda: None)
     with pytest.raises(UnpinnedStateError, match="no home folder"):
         listed.store().fetch(KEY)
     assert listed.server.requests == []
@@ -654,7 +654,8 @@ def test_processes_that_pin_at_once_lose_no_pin(site):
     assert all(now for [[_, now]] in done)
 
 
-def test_who_pins_other_weights_at_the_same_moment_is_refused(listed):
+@pytest.mark.parametrize("other_file", [True, False])
+def test_who_pins_other_weights_at_the_same_moment_is_refused(listed, other_file):
     """The mirror gives each of two caches another file with the same eight digits."""
     other = listed.folder / "other.pth"
     torch.save(values(net(3)), other)
@@ -681,9 +682,11 @@ def test_who_pins_other_weights_at_the_same_moment_is_refused(listed):
     thread.start()
     assert asked.wait(60)
     listed.store(cache="fast").fetch(KEY)
-    right = list_pins()[0].digest
-    text = pins_file().read_text()
-    pins_file().write_text(text.replace(str(right), "0" * 64))  # as if it had been given another
+    [pin] = list_pins()
+    text = pins_file().read_text().replace(pin.digest, "0" * 64)  # as if it had been given another
+    if other_file:
+        text = text.replace(pin.sha256[0], pin.sha256[0][:8] + "0" * 56)
+    pins_file().write_text(text)
     go_on.set()
     thread.join(60)
     [error] = failures
