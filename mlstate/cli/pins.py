@@ -20,7 +20,7 @@ _ALL = 64
 
 def pins(
     action: Annotated[
-        str, typer.Argument(metavar="[list|rm]", help="What to do; list by default.")
+        str, typer.Argument(metavar="list|rm", help="What to do; list by default.")
     ] = "list",
     keys: Annotated[
         list[str] | None,
