@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlstate.operations.history import history, restore
     from mlstate.operations.lock import lock
     from mlstate.operations.meta import set_meta
+    from mlstate.operations.pins import list_pins, remove_pins
     from mlstate.operations.rename import rename
     from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
@@ -77,10 +78,12 @@ __all__ = [
     "export",
     "file_digest",
     "history",
+    "list_pins",
     "load_pretrained_model",
     "lock",
     "manifest_of",
     "open_store",
+    "remove_pins",
     "rename",
     "restore",
     "set_alias",
@@ -122,6 +125,7 @@ _HOMES = {
     "export": "mlstate.operations.export",
     "file_digest": "mlstate.weights.files",
     "history": "mlstate.operations.history",
+    "list_pins": "mlstate.operations.pins",
     "load_pretrained_model": "mlstate.stores",
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
@@ -130,6 +134,7 @@ _HOMES = {
     "restore": "mlstate.operations.history",
     "set_alias": "mlstate.operations.alias",
     "set_meta": "mlstate.operations.meta",
+    "remove_pins": "mlstate.operations.pins",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",

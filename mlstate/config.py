@@ -1,8 +1,9 @@
-"""The user's config file: TOML, in the user's config folder or where MLSTATE_CONFIG says."""
+"""The user's config folder, and the config file: TOML, there or where MLSTATE_CONFIG says."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ from mlstate.locations import local_path
 from mlstate.settings import value_of
 from mlstate.texts import load_toml
 
-__all__ = ["config_path", "read_config"]
+__all__ = ["config_folder", "config_path", "read_config"]
 
 _LARGEST = 1 << 20
 """The largest config file that is read, in bytes."""
+
+
+def config_folder() -> Path | None:
+    """The user's config folder, by the platform's custom; None where there is no home folder."""
+    from platformdirs import user_config_path
+
+    with suppress(RuntimeError):  # neither HOME nor an entry in the list of users
+        folder = user_config_path("mlstate", appauthor=False)
+        return folder if folder.is_absolute() else None
+    return None
 
 
 def config_path() -> Path:

@@ -31,6 +31,7 @@ __all__ = [
     "NoRangesError",
     "ObjectNotFoundError",
     "OfflineError",
+    "PinMismatchError",
     "RateLimitError",
     "ReadOnlyStoreError",
     "SignatureError",
@@ -154,6 +155,10 @@ class IntegrityError(MlstateError):
 
 class ObjectNotFoundError(IntegrityError, FileNotFoundError):
     """A state names an object that is not there."""
+
+
+class PinMismatchError(IntegrityError):
+    """A manifest gives other weights than those that this user has pinned; `path` is the pin's."""
 
 
 class StateNotFoundError(MlstateError, KeyError):

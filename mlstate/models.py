@@ -105,12 +105,14 @@ class LoadResult(_Keys):
         digest: The state digest of what was loaded; None where a store cannot tell.
         tied_keys: Names that the state lacks and that share their memory, in the model, with names
             that it has: these have their values, too, and are not missing.
+        pinned_now: Whether this was the first use of a state without a digest, which has pinned it.
     """
 
     mismatched_keys: list[str]
     cast_keys: list[str]
     digest: Digest | None
     tied_keys: list[str]
+    pinned_now: bool
 
     def __new__(
         cls,
@@ -121,6 +123,7 @@ class LoadResult(_Keys):
         digest: Digest | None = None,
         *,
         tied_keys: Iterable[str] = (),
+        pinned_now: bool = False,
     ) -> LoadResult:
         """Make the pair, and set the other attributes."""
         self = super().__new__(cls, list(missing_keys), list(unexpected_keys))
@@ -128,6 +131,7 @@ class LoadResult(_Keys):
         self.cast_keys = list(cast_keys)
         self.digest = digest
         self.tied_keys = list(tied_keys)
+        self.pinned_now = pinned_now
         return self
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ from mlstate.errors import FormatError
 
 __all__ = [
     "OTHERS",
+    "PINS",
     "SETTINGS",
     "Setting",
     "allowed_hosts",
@@ -26,6 +27,7 @@ __all__ = [
     "low_speed",
     "offline",
     "patience",
+    "pins",
     "readonly_caches",
     "required_signature",
     "revoked_keys",
@@ -33,6 +35,9 @@ __all__ = [
     "state_folder",
     "value_of",
 ]
+
+PINS = ("first-use", "strict")
+"""What may become of states without a digest: the first use pins it, or it is refused."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ADDRESS = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://|:[A-Za-z][A-Za-z0-9+.-]*://")
@@ -77,6 +82,11 @@ SETTINGS = (
         "none is needed",
     ),
     Setting("MLSTATE_REVOKED_KEYS", "public keys whose signatures are good no more", "none"),
+    Setting(
+        "MLSTATE_PINS",
+        "strict: what a manifest gives no digest of is refused, whatever was pinned at a first use",
+        "first-use",
+    ),
     Setting("MLSTATE_SIGNING_KEY", "an SSH key: it signs what is saved", "nothing is signed"),
     Setting(
         "MLSTATE_CONFIG",
@@ -202,6 +212,27 @@ def required_signature() -> Path | None:
 def revoked_keys() -> Path | None:
     """MLSTATE_REVOKED_KEYS: the file of revoked public keys; None without one."""
     return _optional_path("MLSTATE_REVOKED_KEYS")
+
+
+def pins(chosen: str | None = None) -> str:
+    """What becomes of states without a digest: one of `PINS`.
+
+    Args:
+        chosen: What the program says; None: MLSTATE_PINS, or else ``"first-use"``.
+
+    Raises:
+        FormatError: It is another text.
+    """
+    value = (value_of("MLSTATE_PINS") or PINS[0]) if chosen is None else chosen
+    if value not in PINS:
+        said = "MLSTATE_PINS" if chosen is None else "pins="
+        raise FormatError(
+            f"{said} says what becomes of states without a digest",
+            expected=" or ".join(PINS),
+            found=str(value)[:40],
+            remedy=f"set {said.rstrip('=')} to one of these",
+        )
+    return value
 
 
 def signing_key() -> Path | None:

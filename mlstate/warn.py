@@ -1,14 +1,15 @@
-"""Warnings that point at the caller's own line."""
+"""Warnings that point at the caller's own line, and lines that are none."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import suppress
 from types import FrameType
 
 from mlstate.shown import printable, without_queries
 
-__all__ = ["warn"]
+__all__ = ["say", "warn"]
 
 
 def warn(message: str) -> None:
@@ -24,6 +25,13 @@ def warn(message: str) -> None:
     while _is_inside(frame) and frame.f_back is not None:
         frame, level = frame.f_back, level + 1
     warnings.warn(printable(without_queries(message)), stacklevel=level)
+
+
+def say(message: str) -> None:
+    """Say a line on standard error that is no warning, as torch.hub does of what it downloads."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, full, or none at all
+        sys.stderr.write(printable(without_queries(message)) + "\n")
+        sys.stderr.flush()
 
 
 def _is_inside(frame: FrameType) -> bool:

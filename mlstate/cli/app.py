@@ -23,6 +23,7 @@ from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.mv_meta_alias import alias, meta, mv
 from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
+from mlstate.cli.pins import pins
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.sign import sign, verify_signature
 from mlstate.cli.verify_diff_digest import diff, digest, verify
@@ -78,6 +79,11 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         "copy --all --from weights --to s3://bucket/weights",
     ),
     (lock, "Pin the states of a manifest.", "lock manifests/torchvision.toml"),
+    (
+        pins,
+        "List, or forget, what first uses have pinned.",
+        "pins rm pytorch.resnet18.cls1000.imagenet",
+    ),
     (verify, "Read every byte, and compare it with the digests.", "verify --all --store weights"),
     (
         sign,

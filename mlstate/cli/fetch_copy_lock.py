@@ -73,7 +73,9 @@ def fetch(
             rows.append(FetchedState(key, None, 0, 0, error.message))
             complain(error)
             continue
-        rows.append(FetchedState(key, report.digest, report.fetched, report.spared, None))
+        rows.append(
+            FetchedState(key, report.digest, report.fetched, report.spared, None, report.pinned_now)
+        )
         if not as_json:
             came = f"{human_size(report.fetched)} fetched" if report.fetched else "in the cache"
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
@@ -197,6 +199,15 @@ def lock(
             show_default=False,
         ),
     ] = None,
+    from_pins: Annotated[
+        bool,
+        typer.Option(
+            "--from-pins",
+            help="Fetch nothing: write what the first use of these states has pinned here. Without "
+            "KEY: of all that are listed without a digest; of a new MANIFEST, of all pinned states "
+            "of the default store.",
+        ),
+    ] = False,
     max_size: MaxSize = None,
     as_json: Json = False,
 ) -> int:
@@ -213,7 +224,12 @@ def lock(
     most = MAX_SIZE if max_size is None else parse_size(max_size)
     pinned: dict[StateKey, StateEntry] = {}
     code = OK
-    chosen, source = _to_pin(manifest, keys) if keys else (unpinned(manifest), None)
+    chosen: list[StateKey] = []
+    source: StateStore | None = None
+    if from_pins:
+        pinned = _pins_written(manifest, keys)
+    else:
+        chosen, source = _to_pin(manifest, keys) if keys else (unpinned(manifest), None)
     for key in chosen:
         try:
             pinned |= lock_states(
@@ -229,8 +245,26 @@ def lock(
     for key, entry in pinned.items():
         put(f"{key}  {entry.digest}  {human_size(entry.size)}")
     if not pinned and code == OK:
-        note("nothing to pin: all of these have a digest and a size")
+        note(
+            "nothing to pin: none of these has a pin, or all have a digest"
+            if from_pins
+            else "nothing to pin: all of these have a digest and a size"
+        )
     return code
+
+
+def _pins_written(manifest: str, texts: list[str] | None) -> dict[StateKey, StateEntry]:
+    """Write the digests of the user's pins into a manifest."""
+    from mlstate.operations.lock import lock as lock_states
+    from mlstate.stores.manifest import Store
+
+    default: StateStore | None = None
+    keys: list[StateKey] | None = None
+    if texts:
+        keys, default = _to_pin(manifest, texts)
+    elif not Path(manifest).exists():
+        default = Store(pins="first-use")
+    return lock_states(manifest, keys, source=default, from_pins=True)
 
 
 def _to_pin(manifest: str, texts: list[str]) -> tuple[list[StateKey], StateStore | None]:
@@ -249,6 +283,6 @@ def _to_pin(manifest: str, texts: list[str]) -> tuple[list[StateKey], StateStore
             with suppress(StateNotFoundError):
                 chosen += chosen_keys(known, [text], everything=False)
                 continue
-        default = default or Store()
+        default = default or Store(pins="first-use")
         chosen += chosen_keys(default, [text], everything=False)
     return list(dict.fromkeys(chosen)), default

@@ -21,6 +21,7 @@ from mlstate.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from mlstate.operations.describe import Description
     from mlstate.operations.usage_report import StateUsage, Usage
 
 __all__ = ["du", "ls", "show"]
@@ -108,7 +109,8 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     print_fields(
         [
             ("key", str(described.key)),
-            ("digest", described.digest or "none: pin it with mlstate lock"),
+            ("digest", described.digest or _no_digest(described)),
+            ("pinned", described.pinned_on and f"by you on {described.pinned_on}: mlstate pins"),
             ("size", human_size(described.nbytes)),
             ("listed in", described.origin),
             *(("mirror", mirror) for mirror in described.mirrors),
@@ -141,6 +143,12 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
             for tensor in described.tensors
         ),
     )
+
+
+def _no_digest(described: Description) -> str:
+    if described.first_use:
+        return f"none yet: mlstate fetch {described.key} pins it, by its publisher's sha256"
+    return "none: pin it with mlstate lock"
 
 
 def _with_whom(names: tuple[str, ...], states: tuple[str, ...], most: int = 2) -> str:

@@ -35,6 +35,7 @@ class FetchedState:
     fetched: int | None
     spared: int
     error: str | None
+    pinned_now: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.doctor.doctor import Diagnosis
     from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
+    from mlstate.operations.pins import PinnedByUser
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
@@ -109,6 +111,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "restore": ({"dry_run": bool}, Event),
         "copy": ({**copied, "dry_run": bool, "bytes": int, "manifest": str | None},),
         "lock": ({"pinned": list[PinnedState]},),
+        "pins": ({"path": str | None, "pins": list[PinnedByUser], "removed": list[PinnedByUser]},),
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
         "add": (AdoptReport,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlstate.errors import (
@@ -55,6 +55,7 @@ class Context:
     max_bytes: int  # of a file that is read from front to back
     reach: Reach = OWN  # the places that may be opened
     whole: bool = False  # whether nothing is read in parts
+    sums: dict[Mirror, str] = field(default_factory=dict)  # the SHA-256 of files that were compared
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""
@@ -99,6 +100,9 @@ class Attempts:
         self._patience: dict[str, Patience] = {}
         self._offline = False
         self._damaged: list[str] = []
+        self._differs = False
+        self.sums: dict[Mirror, str] = {}
+        """The whole SHA-256 of each file that was compared with digits of one."""
 
     def context(
         self, place: str = "", max_bytes: int | None = None, *, whole: bool = False
@@ -112,7 +116,7 @@ class Attempts:
         options = self.options
         reader = Reader(options.retries, self.meter, options.connections, patience)
         reach = Reach(self.entry.source)
-        return Context(self._transports, reader, self.receiver, base, most, reach, whole)
+        return Context(self._transports, reader, self.receiver, base, most, reach, whole, self.sums)
 
     def attempt(
         self, place: str, work: Callable[[Context], None], max_bytes: int | None = None
@@ -132,6 +136,7 @@ class Attempts:
             self._note_failure(place, error.message)
         except (TransportError, FormatError, IntegrityError) as error:
             reason = _reason(error, place)
+            self._differs = self._differs or isinstance(error, IntegrityError)
             if is_local(place) and getattr(error, "status", None) != 404:
                 self._damaged.append(f"{place}: {reason}")
             self._note_failure(place, reason)
@@ -220,7 +225,14 @@ class Attempts:
                 found=found,
                 remedy="unset MLSTATE_OFFLINE (or offline=True) once, and fetch this state",
             )
-        return FetchError(message, path=self.entry.origin, found=found, attempts=tuple(self._noted))
+        error = FetchError(
+            message, path=self.entry.origin, found=found, attempts=tuple(self._noted)
+        )
+        pin = self.entry.pin
+        if self._differs and pin is not None:
+            error.expected = f"{pin.digest}, which you have pinned: {pin.where}"
+            error.remedy = pin.remedy
+        return error
 
     def _note_failure(self, place: str, reason: str) -> None:
         self._failed.add(place)

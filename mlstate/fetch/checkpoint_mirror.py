@@ -130,7 +130,7 @@ class CheckpointMirror:
         )
         try:
             if part.sha256 is not None:
-                check_sha256(file.path, part.sha256, resource.address)
+                context.sums[part] = check_sha256(file.path, part.sha256, resource.address)
             if resumed:
                 gathering.distrust()
             gzip = part.format == "torch-gzip"

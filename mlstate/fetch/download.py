@@ -106,18 +106,18 @@ def too_large(resource: Resource, most: int, found: str) -> FormatError:
     )
 
 
-def check_sha256(path: Path, digits: str, origin: str) -> None:
+def check_sha256(path: Path, digits: str, origin: str) -> str:
     """Compare a file's SHA-256 with the digits, all or the leading ones, that its publisher gives.
 
-    Raises an `IntegrityError`, which names ``origin``, if the file has another sum, and a
-    `FormatError` if there are no digits: every file would satisfy these.
+    Returns the whole sum. Raises an `IntegrityError`, which names ``origin``, if the file has
+    another sum, and a `FormatError` if there are no digits: every file would satisfy these.
     """
     if not digits:
         raise FormatError(
             "sha256 is 1 to 64 lower-case hex digits", path=origin, found=repr(digits)
         )
     with path.open("rb") as file:
-        _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
+        return _compare(hashlib.file_digest(file, "sha256").hexdigest(), digits, origin)
 
 
 class SummedStream(Stream):
@@ -134,12 +134,12 @@ class SummedStream(Stream):
         self._hasher.update(buffer[:count])
         return count
 
-    def check(self, digits: str, origin: str) -> None:
+    def check(self, digits: str, origin: str) -> str:
         """Compare the sum of all that was read, as `check_sha256` does."""
-        _compare(self._hasher.hexdigest(), digits, origin)
+        return _compare(self._hasher.hexdigest(), digits, origin)
 
 
-def _compare(found: str, digits: str, origin: str) -> None:
+def _compare(found: str, digits: str, origin: str) -> str:
     if found[: len(digits)] != digits:
         raise IntegrityError(
             "a file does not have the SHA-256 that its mirror gives",
@@ -147,3 +147,4 @@ def _compare(found: str, digits: str, origin: str) -> None:
             expected=digits if len(digits) == len(found) else f"{digits}...",
             found=found,
         )
+    return found

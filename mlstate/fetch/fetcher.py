@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 from mlstate.digests import Digest
 from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
@@ -18,6 +19,7 @@ from mlstate.fetch.download import MAX_SIZE
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
+from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Cache, note_use, one_at_a_time
@@ -89,11 +91,28 @@ class FetchReport:
         fetched: Bytes that came: of tensors, of objects, of files.
         spared: Bytes of the state's tensors that were in the cache already (of those of 16 KiB and
             more; smaller ones are inside the state object).
+        pinned_now: Whether this was the first use of a state without a digest, which has pinned it.
     """
 
     digest: Digest
     fetched: int
     spared: int
+    pinned_now: bool = False
+
+
+class Pinned(NamedTuple):
+    """A state whose digest was found out by fetching it.
+
+    Attributes:
+        entry: Its entry, with digest and size.
+        mirror: Where it came from, with the whole SHA-256 of files that were compared with digits
+            of one.
+        fetched: The bytes that came.
+    """
+
+    entry: StateEntry
+    mirror: Mirror
+    fetched: int
 
 
 class Fetcher:
@@ -193,12 +212,31 @@ class Fetcher:
                     path=entry.origin,
                     remedy="give it a mirror, or its digest",
                 )
-            identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-            with self._run(entry, identity) as run:
-                run.attempts.check_copies()
-                digest, state = run.pin()
-                run.attempts.warn_of_damage()
-            return replace(entry, digest=digest, size=state.nbytes)
+            with self._run(entry, _identity(entry)) as run:
+                return _pinned(entry, run).entry
+
+    def first_use(
+        self,
+        entry: StateEntry,
+        known: Callable[[], StateEntry | None],
+        keep: Callable[[Pinned], StateEntry],
+    ) -> StateEntry:
+        """Bring a state that has no digest, and of which every mirror gives sums of its files.
+
+        Args:
+            entry: What a manifest says of it.
+            known: Looks whether its digest is kept by now: others may have brought the state, for
+                which this call waited.
+            keep: Keeps the digest, while others wait who bring the same state.
+
+        Returns:
+            What `known` or `keep` has.
+
+        Raises:
+            MlstateError: As `fetch`.
+        """
+        with concerning(entry.key), self._run(entry, _identity(entry)) as run:
+            return known() or keep(_pinned(entry, run))
 
     def settle(self, entry: StateEntry, beside: Collection[str] | None = None) -> StateEntry:
         """Say exactly where on the hub a state is from: by commit, with its config and tokenizer.
@@ -215,8 +253,7 @@ class Fetcher:
         """
         if not any_on_hub(entry):
             return entry
-        identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
-        with concerning(entry.key), self._run(entry, identity) as run:
+        with concerning(entry.key), self._run(entry, _identity(entry)) as run:
             run.attempts.check_copies()
             settled, files = settled_on_hub(entry, run.attempts.context(), beside)
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
@@ -294,6 +331,18 @@ class Fetcher:
                     yield Run(attempts, self.cache)
             finally:
                 meter.end()
+
+
+def _identity(entry: StateEntry) -> Digest:
+    """What an entry without a digest is known by, while its state is brought."""
+    return Digest.of(f"{entry.origin}\n{entry.key}".encode())
+
+
+def _pinned(entry: StateEntry, run: Run) -> Pinned:
+    run.attempts.check_copies()
+    digest, state, mirror = run.pin()
+    run.attempts.warn_of_damage()
+    return Pinned(replace(entry, digest=digest, size=state.nbytes), mirror, run.meter.done)
 
 
 def _takes_nothing(place: object, missing: str | None) -> ReadOnlyStoreError:

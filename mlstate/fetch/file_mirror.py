@@ -165,7 +165,7 @@ class FileMirror:
                     "a safetensors file goes on after its last tensor", path=resource.address
                 )
             if isinstance(stream, SummedStream) and part.sha256 is not None:
-                stream.check(part.sha256, resource.address)
+                self._context.sums[part] = stream.check(part.sha256, resource.address)
 
 
 def _named(part: Mirror, file: FileHeader) -> FileHeader:

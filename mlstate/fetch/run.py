@@ -6,6 +6,7 @@ Of a state without a digest a run brings everything, and says what it is: that p
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 
 from mlstate.digests import Digest
@@ -93,8 +94,13 @@ class Run:
         named |= {file.digest for file in self.entry.files.values()} if files else set()
         return named | {self.entry.pinned_digest}
 
-    def pin(self) -> tuple[Digest, StateObject]:
-        """Bring a state of which nobody knows the digest; returns digest and state object."""
+    def pin(self) -> tuple[Digest, StateObject, Mirror]:
+        """Bring a state of which nobody knows the digest.
+
+        Returns:
+            Its digest, its state object, and the mirror that it came from, with the whole SHA-256
+            of each file that was compared with digits of one.
+        """
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
@@ -111,8 +117,12 @@ class Run:
             if gathering.digest is not None and gathering.state is not None:
                 self._receiver.flush()
                 self._keep(gathering.digest, ())
-                return gathering.digest, gathering.state
+                return gathering.digest, gathering.state, self._summed(mirror)
         raise self.attempts.failure("no mirror of an unpinned state could be read", None)
+
+    def _summed(self, mirror: Mirror) -> Mirror:
+        parts = tuple(map(self._summed, mirror.parts))
+        return replace(mirror, sha256=self.attempts.sums.get(mirror, mirror.sha256), parts=parts)
 
     def pin_file(self, name: str, mirror: Mirror) -> FileEntry:
         """Bring a file of which nobody knows the digest; returns its entry, with the digest."""

@@ -90,7 +90,7 @@ def folder_with(store: StateStore, key: StateKey) -> Path:
     Its name says its content, so that states of one key in two stores have a folder each. It can be
     deleted whenever nothing reads it.
     """
-    entry = store.get(key).entry
+    entry = store.get_pinned(key).entry
     return store.materialize(key, cache_folder() / "folders" / _name(entry))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +14,10 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, UnpinnedStateError
 from mlstate.layouts import Layout
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.phrases import LOCK
+from mlstate.phrases import LOCK, Phrase
 from mlstate.states import StateKey
 
-__all__ = ["FileEntry", "ManifestContent", "StateEntry", "check_alias"]
+__all__ = ["FileEntry", "ManifestContent", "Pin", "StateEntry", "check_alias"]
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _NAMES = ("blake3", "size", "mirrors", "files", "layout", "meta")
@@ -52,6 +53,48 @@ class FileEntry(_Values):
 
 
 @dataclass(frozen=True)
+class Pin(_Values):
+    """The digest of a state that its manifest gives none of, as this user first met it.
+
+    Attributes:
+        key: The state.
+        digest: Its state digest.
+        size: The bytes of its tensor data.
+        mirror: Where it came from, with the whole SHA-256 of each file.
+        digits: How many leading digits of these sums the publisher had given: 64 are all.
+        date: When that was.
+        manifest: The manifest that listed it: a path, or ``mlstate:NAME`` of one that mlstate
+            ships; None if it was in no file.
+        place: The pins file and the line of this pin, as errors name them.
+        came: The bytes that came for it, if the call that gives it has made it; else None.
+    """
+
+    key: StateKey
+    digest: Digest
+    size: int
+    mirror: Mirror
+    digits: int
+    date: datetime
+    manifest: str | None = None
+    place: tuple[str, int | None] = field(default=("", None), compare=False)
+    came: int | None = field(default=None, compare=False)
+
+    @property
+    def where(self) -> str:
+        """Where the pin is kept, for people."""
+        path, line = self.place
+        return path if line is None else f"{path}, line {line}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do where other weights come than those that are pinned."""
+        return "if its publisher has changed it, and you trust that: " + Phrase(
+            f"mlstate.remove_pins([StateKey.parse({str(self.key)!r})])",
+            f"mlstate pins rm {self.key}",
+        )
+
+
+@dataclass(frozen=True)
 class StateEntry(_Values):
     """A state in a manifest.
 
@@ -68,6 +111,7 @@ class StateEntry(_Values):
         layout: The files that its tensors came in, by path; empty if that is not known.
         source: Where the manifest itself came from, if from elsewhere; None if it is the user's
             own. What is from elsewhere may not name every place: see `mlstate.transport.reach`.
+        pin: The pin that digest and size are from, where the manifest gives no digest; or None.
     """
 
     key: StateKey
@@ -81,6 +125,12 @@ class StateEntry(_Values):
     origin: str | None = field(default=None, compare=False)
     layout: Layout = field(default_factory=_nothing)
     source: str | None = field(default=None, compare=False)
+    pin: Pin | None = field(default=None, compare=False)
+
+    @property
+    def pinned_now(self) -> bool:
+        """Whether the call that gives this entry has pinned it: this was its first use."""
+        return self.pin is not None and self.pin.came is not None
 
     @property
     def misspelt(self) -> dict[str, str]:
@@ -99,18 +149,23 @@ class StateEntry(_Values):
             raise self.unpinned()
         return self.digest
 
-    def unpinned(self) -> UnpinnedStateError:
-        """The error for a state without a digest; it says how to pin it, or a name misspelt."""
+    def unpinned(self, why: str | None = None, remedy: str | None = None) -> UnpinnedStateError:
+        """The error for a state without a digest; it says how to pin it, or a name misspelt.
+
+        Args:
+            why: Why its first use does not pin it, where one would.
+            remedy: What else to do than to lock it.
+        """
         name = next((name for name, meant in self.misspelt.items() if meant == "blake3"), None)
         return UnpinnedStateError(
             "this state has no digest in its manifest, so it could not be verified",
             key=self.key,
             path=self.origin,
-            found=f"{name}, which is no name of a manifest" if name else None,
+            found=f"{name}, which is no name of a manifest" if name else why,
             remedy=(
                 "call it blake3"
                 if name
-                else "pin it: " + LOCK + " fetches it and writes its digest"
+                else remedy or "pin it: " + LOCK + " fetches it and writes its digest"
             ),
         )
 

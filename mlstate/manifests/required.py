@@ -30,6 +30,7 @@ __all__ = [
     "read_required",
     "refuse_unsigned",
     "required_policy",
+    "signature_is_required",
     "state_signatures",
 ]
 
@@ -237,6 +238,20 @@ def read_required(
     from mlstate.manifests.signed import read_signed
 
     return read_signed(files)
+
+
+def signature_is_required(
+    paths: Iterable[str | os.PathLike[str]], required: RequiredSignature
+) -> bool:
+    """Whether a file of these manifests needs a signature; of none at all, whether any would.
+
+    Args:
+        paths: Files and folders.
+        required: See `RequiredSignature`.
+    """
+    files = [file for path in paths for file in (path, *listed_files(local_path(path)))]
+    places = [place for file in files for place in places_of(file)]
+    return required_policy(required, *places) is not None
 
 
 def refuse_unsigned(manifest: Manifest, required: RequiredSignature) -> None:

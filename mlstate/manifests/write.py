@@ -14,7 +14,14 @@ from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
 from mlstate.manifests.layouts import plain_layout
 from mlstate.manifests.parse import VERSION, parse_manifest
 
-__all__ = ["format_manifest", "format_state", "plain_state", "plain_top", "toml_value"]
+__all__ = [
+    "format_manifest",
+    "format_state",
+    "plain_mirror",
+    "plain_state",
+    "plain_top",
+    "toml_value",
+]
 
 _DEEPEST = 50
 _SCALARS = (bool, int, float, datetime.datetime, datetime.date, datetime.time)
@@ -145,13 +152,14 @@ def _file(entry: FileEntry) -> Any:
 
 def _mirrors(mirrors: Sequence[Mirror | UnusableMirror]) -> dict[str, Any]:
     kept = [m for m in mirrors if not isinstance(m, UnusableMirror) or m.kept]
-    return {"mirrors": [_mirror(mirror) for mirror in kept]} if kept else {}
+    return {"mirrors": [plain_mirror(mirror) for mirror in kept]} if kept else {}
 
 
 _PREFIXES = ("strip_prefix", "add_prefix")
 
 
-def _mirror(mirror: Mirror | UnusableMirror) -> Any:
+def plain_mirror(mirror: Mirror | UnusableMirror) -> Any:
+    """A mirror as a manifest has it: an address, or a table of plain values."""
     if isinstance(mirror, UnusableMirror):
         return mirror.toml
     if mirror.toml is not None and parse_mirror(mirror.toml) == mirror:
@@ -167,5 +175,5 @@ def _mirror(mirror: Mirror | UnusableMirror) -> Any:
     if mirror.rename:
         table["rename"] = [list(pair) for pair in mirror.rename]
     if mirror.parts:
-        table["parts"] = [_mirror(part) for part in mirror.parts]
+        table["parts"] = [plain_mirror(part) for part in mirror.parts]
     return table["url"] if table.keys() == {"url"} else table

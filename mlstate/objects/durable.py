@@ -81,18 +81,24 @@ class NewFile:
     Args:
         temporary: A name that no one else uses, on the file system of the file's own name.
         read_only: Take away the right to write, so that no tool edits the file in place.
+        private: Nobody but this user may read or write it, wherever it is.
     """
 
-    def __init__(self, temporary: StrPath, *, read_only: bool = True) -> None:
+    def __init__(
+        self, temporary: StrPath, *, read_only: bool = True, private: bool = False
+    ) -> None:
         self._path = temporary
         self._read_only = read_only
+        self._private = private
         self._named = False
         self._lock = Lock()
         self.descriptor = -1
         self.size = 0
         try:
-            self.descriptor = _open_new(temporary, 0o444 if read_only else 0o666)
-            share(self.descriptor, os.path.dirname(temporary) or ".")
+            mode = 0o444 if read_only else 0o666
+            self.descriptor = _open_new(temporary, mode & 0o600 if private else mode)
+            if not private:
+                share(self.descriptor, os.path.dirname(temporary) or ".")
         except KeyboardInterrupt:  # it may have been made already
             self._remove()
             raise
@@ -164,7 +170,7 @@ class NewFile:
 
     def _take_rights(self, target: StrPath) -> None:
         """Take the rights of the file that is replaced, if it is one that people edit."""
-        if self._read_only:
+        if self._read_only or self._private:
             return
         with contextlib.suppress(OSError):  # none is there, or there are no rights here
             found = os.lstat(target).st_mode
@@ -308,6 +314,7 @@ def write_over(
     *,
     temporary: Path,
     read_only: bool = True,
+    private: bool = False,
     sync_parent: bool = True,
 ) -> bool:
     """Write a file over exactly the content that it was made from: compare and swap.
@@ -320,8 +327,9 @@ def write_over(
         target: The file, in a folder that is there.
         old: What it held when it was read; None: it was not there.
         parts: The new content.
-        temporary: As for `NewFile`, as is ``read_only``.
+        temporary: As for `NewFile`, as are ``read_only`` and ``private``.
         read_only: See `NewFile`.
+        private: See `NewFile`.
         sync_parent: Flush the folder of the file, too.
 
     Returns:
@@ -330,7 +338,7 @@ def write_over(
     Raises:
         IntegrityError: Three wrote at the same moment, and what one of them wrote is beside it.
     """
-    with NewFile(temporary, read_only=read_only) as file:
+    with NewFile(temporary, read_only=read_only, private=private) as file:
         file.write(parts)
         file.flush()
         if old is None:

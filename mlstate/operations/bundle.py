@@ -174,7 +174,7 @@ def _contents(
 def _signed(store: StateStore, key: StateKey) -> tuple[Found, bytes | None]:
     """A state, and its state file if that is signed: both of one moment."""
     while True:
-        found = store.get(key)
+        found = store.get_pinned(key)
         data = store.catalog.signed_file(key)
         if data is None:
             return found, None

@@ -163,7 +163,7 @@ def copy_one(
     """
     new_key = as_key or key
     try:
-        found = source.get(key)
+        found = source.get_pinned(key)
     except (FormatError, FetchError):
         # A file of MLModule that need not be a torch checkpoint is copied as the bytes it is.
         is_torch = key.state_type.backend == "pytorch"

@@ -77,6 +77,9 @@ class Description:
     Attributes:
         key: Its key.
         digest: Its state digest; None if it is not pinned.
+        pinned_on: The day on which its first use has pinned it for this user; None if its manifest
+            gives the digest, or nobody does.
+        first_use: Whether its first use would pin it.
         nbytes: The bytes of its tensors, every name counted; or None.
         origin: The manifest or state file that lists it, or None.
         mirrors: The addresses of its tensors.
@@ -89,6 +92,8 @@ class Description:
 
     key: StateKey
     digest: str | None
+    pinned_on: str | None
+    first_use: bool
     nbytes: int | None
     origin: str | None
     mirrors: tuple[str, ...]
@@ -129,6 +134,8 @@ def describe(store: AnyStore, key: StateKey) -> Description:
         return Description(
             key,
             entry.digest,
+            None if entry.pin is None else entry.pin.date.date().isoformat(),
+            entry.digest is None and view.first_use is not None and view.first_use.allows(entry),
             entry.size if state is None else state.nbytes,
             entry.origin,
             tuple(address for mirror in entry.mirrors for address in _addresses(mirror)),

@@ -85,7 +85,7 @@ class _StoredWeights(ComparedWeights):
 
     def __init__(self, store: StateStore, key: StateKey) -> None:
         self._store, self._key = store, key
-        self._found = store.get(key)
+        self._found = store.get_pinned(key)
         self.files = {name: file.digest for name, file in self._found.entry.files.items()}
 
     @property

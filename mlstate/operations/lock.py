@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from mlstate.errors import FetchError, MlstateError, StateNotFoundError
+from mlstate import settings
+from mlstate.errors import (
+    FetchError,
+    MlstateError,
+    PinMismatchError,
+    StateNotFoundError,
+    UnpinnedStateError,
+)
 from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
 from mlstate.locations import local_path
-from mlstate.manifests import StateEntry
+from mlstate.manifests import Manifest, StateEntry
+from mlstate.manifests.pins import Pins
 from mlstate.operations.enlist import enlist, read_manifests, replace_entry
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
+from mlstate.stores.manifest import ManifestStore, shipped_manifests
 from mlstate.stores.read import StateStore
 from mlstate.units import parse_size
 
@@ -23,6 +34,7 @@ def lock(
     keys: Collection[StateKey] | None = None,
     *,
     source: StateStore | None = None,
+    from_pins: bool = False,
     cache: CacheLike | None = None,
     max_size: int | str = MAX_SIZE,
     offline: bool | None = None,
@@ -35,13 +47,17 @@ def lock(
     its revision stands for, and a state from a whole repository its config and tokenizer as files.
 
     Trust is on first use: what the mirrors send now is what the digest will mean. A mirror's
-    ``sha256`` is checked.
+    ``sha256`` is checked; and the user's pin of a state, if there is one. With ``from_pins``
+    nothing is fetched: digests and sizes are those of the user's pins.
 
     Args:
         manifest: A manifest, or a folder of them.
         keys: The states to pin; by default all that are not.
         source: Takes those of `keys` that the manifest does not list from this store, and writes
             them into it. The manifest is a file then, and made if it is missing.
+        from_pins: Take what the first use of these states has pinned on this machine. Without
+            `keys`: of those that the manifest lists without a digest; and where there is no
+            manifest yet, of all of `source`.
         cache: As for `mlstate.ManifestStore`.
         max_size: The most bytes of tensor data to take of one state, and that a compressed file may
             become: a number, or for instance ``"5GB"``. By default 1 TiB, and of compressed files
@@ -56,9 +72,13 @@ def lock(
         StateNotFoundError: The manifest lists no such state; nothing was done.
         ManifestError: The manifest cannot be read or edited.
         FetchError: Some states could not be fetched. The error lists them; all others are pinned.
+        PinMismatchError: The mirrors send other weights than those that the user has pinned.
+        UnpinnedStateError: With ``from_pins``: one of `keys` has no pin; nothing was done.
         OfflineError: One is missing in the cache, and the network may not be used.
     """
     wanted = None if keys is None else check_keys(keys)
+    if from_pins:
+        return _from_pins(manifest, wanted, source)
     if source is not None and wanted:
         _take_over(manifest, wanted, source)
     files = read_manifests(manifest, wanted or ())
@@ -103,17 +123,86 @@ def _take_over(manifest: PathLike, keys: Collection[StateKey], source: StateStor
     files = read_manifests(manifest) if local_path(manifest).exists() else []
     listed = {key for _, read in files for key in read.states}
     if new := [key for key in keys if key not in listed]:
+        if source.manifest is not None:  # as it is listed: what mirrors send is to be compared
+            source = ManifestStore(source.manifest, pins="strict", require_signature=False)
         enlist(manifest, source, new)
+
+
+def _from_pins(
+    manifest: PathLike, keys: Collection[StateKey] | None, source: StateStore | None
+) -> dict[StateKey, StateEntry]:
+    """Write the digests of the user's pins into a manifest; see `lock`."""
+    pins = Pins.of_user(shipped_manifests())
+    exists = local_path(manifest).exists()
+    files = read_manifests(manifest) if exists else []
+    listed = {key: (path, e) for path, read in files for key, e in read.states.items()}
+    pinned: dict[StateKey, StateEntry] = {}
+    new: list[StateKey] = []
+    whole = listed if exists or source is None else source.get_state_keys()
+    for key in whole if keys is None else keys:
+        path, entry = listed.get(key, (None, None))
+        if entry is None and source is not None:
+            entry = source.get(key).entry
+        if entry is None:
+            raise StateNotFoundError("the manifest lists no such state", key=key, path=manifest)
+        known = pins.applied(entry) if entry.digest is None else entry
+        if known.pin is not None:
+            pinned[key] = replace(known, pin=None)
+            new += [key] if path is None else []
+        elif keys is not None and entry.digest is None:
+            raise _no_pin(key, pins)
+    if source is not None and new:
+        entries = {key: pinned[key] for key in new}
+        enlist(manifest, ManifestStore(Manifest(entries), require_signature=False), new)
+    for key, entry in pinned.items():
+        if key in listed and not replace_entry(*listed[key], entry):
+            raise _changed(key, listed[key][0])
+    return pinned
+
+
+def _no_pin(key: StateKey, pins: Pins) -> UnpinnedStateError:
+    return UnpinnedStateError(
+        "you have no pin of this state; nothing was written",
+        key=key,
+        path=pins.path,
+        remedy=Phrase(
+            "pin it by its first use, fetch(key)", f"pin it by its first use, mlstate fetch {key}"
+        )
+        + ", or lock it without "
+        + Phrase("from_pins=True", "--from-pins"),
+    )
 
 
 def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
     if entry.digest is None and "blake3" in entry.misspelt.values():
         raise entry.unpinned()  # its author has pinned it already
     pinned = fetcher.pin(fetcher.settle(entry))
+    _check_pin(entry, pinned)
     if not replace_entry(path, entry, pinned):
-        raise StateNotFoundError(
-            "this state of the manifest was changed meanwhile; its digest was not written",
-            key=entry.key,
-            path=path,
-        )
+        raise _changed(entry.key, path)
     return pinned
+
+
+def _check_pin(entry: StateEntry, pinned: StateEntry) -> None:
+    """Refuse other weights than those that the user has pinned of this state, unless all are."""
+    if entry.digest is not None or settings.pins() == "strict":
+        return
+    pin = Pins.of_user(shipped_manifests()).applied(entry).pin
+    if pin is not None and pin.digest != pinned.digest:
+        raise PinMismatchError(
+            "the mirrors send other weights than those that you have pinned; nothing was written",
+            key=entry.key,
+            path=pin.place[0],
+            line=pin.place[1],
+            expected=pin.digest,
+            found=pinned.digest,
+            remedy=pin.remedy,
+        )
+
+
+def _changed(key: StateKey, path: Path) -> StateNotFoundError:
+    return StateNotFoundError(
+        "this state of the manifest was changed meanwhile; its digest was not written",
+        key=key,
+        path=path,
+    )

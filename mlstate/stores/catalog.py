@@ -17,6 +17,7 @@ from mlstate.stores.abstract import Found, Listing, TrashedState
 from mlstate.stores.arguments import not_found
 
 if TYPE_CHECKING:
+    from mlstate.manifests.pins import Pins
     from mlstate.manifests.state_signatures import StateSignatures, StateText
 
 __all__ = ["Catalog", "ManifestCatalog", "compatible_keys"]
@@ -114,11 +115,18 @@ class Catalog(abc.ABC):
 
 
 class ManifestCatalog(Catalog):
-    """The states that a manifest lists; the hint is added to the remedy of a missing state."""
+    """The states that a manifest lists.
 
-    def __init__(self, manifest: Manifest, hint: str = "") -> None:
+    Args:
+        manifest: The manifest.
+        hint: Added to the remedy of a missing state.
+        pins: Give the digests of states that the manifest gives none of; None: nothing does.
+    """
+
+    def __init__(self, manifest: Manifest, hint: str = "", pins: Pins | None = None) -> None:
         self.manifest = manifest
         self._hint = hint
+        self._pins = pins
 
     @property
     def aliases(self) -> Mapping[str, StateKey]:
@@ -130,8 +138,11 @@ class ManifestCatalog(Catalog):
         return compatible_keys(self.manifest.states, state_type)
 
     def recorded(self, key: StateKey) -> StateEntry | None:
-        """The entry that the manifest has."""
-        return self.manifest.states.get(key)
+        """The entry that the manifest has, with the digest of its pin if it has none."""
+        entry = self.manifest.states.get(key)
+        if entry is None or entry.digest is not None or self._pins is None:
+            return entry
+        return self._pins.applied(entry)
 
     def absent(self, key: StateKey, store: object) -> StateNotFoundError:
         """The error that no such state is listed."""

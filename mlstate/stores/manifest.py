@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from mlstate import settings
 from mlstate.errors import ReadOnlyStoreError
 from mlstate.fetch import Fetcher, OnProgress
 from mlstate.locations import anchored
 from mlstate.manifests import Manifest
-from mlstate.manifests.required import RequiredSignature, read_required, refuse_unsigned
+from mlstate.manifests.pins import Pins
+from mlstate.manifests.required import (
+    RequiredSignature,
+    read_required,
+    refuse_unsigned,
+    signature_is_required,
+)
 from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
@@ -21,13 +27,22 @@ from mlstate.stores.arguments import check_list
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.catalog import ManifestCatalog
 from mlstate.stores.custom import state_store
+from mlstate.stores.first_use import FirstUse
 from mlstate.stores.prune_cache import CachePruneReport, prune_cache
 from mlstate.stores.read import StateStore
 
-__all__ = ["ManifestStore", "Store", "load_pretrained_model", "manifest_of"]
+__all__ = [
+    "ManifestStore",
+    "PinsMode",
+    "Store",
+    "load_pretrained_model",
+    "manifest_of",
+    "shipped_manifests",
+]
 
 _Model = TypeVar("_Model")
-
+PinsMode = Literal["first-use", "strict"]
+"""What becomes of states without a digest: their first use pins them, or they are refused."""
 
 _DEFAULT = Phrase("Store()", "the default store")
 
@@ -50,6 +65,10 @@ class ManifestStore(StateStore):
             `mlstate.signatures.SignaturePolicy`: each manifest file needs a good signature of one
             of these signers. By default as MLSTATE_REQUIRE_SIGNATURE says; False: none is needed,
             whatever that says.
+        pins: ``"first-use"``: a state without a digest, of whose files its publisher gives the
+            SHA-256 or eight or more digits of it, is fetched, compared with that, and pinned in the
+            user's pins file; its digest is required ever after. ``"strict"``: it is refused. By
+            default as MLSTATE_PINS says. Where a signature is required it is refused in any case.
 
     Raises:
         SignatureError: A manifest has no good signature, or is older than one that was seen.
@@ -71,6 +90,7 @@ class ManifestStore(StateStore):
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
+        pins: PinsMode | None = None,
     ) -> None:
         if isinstance(path, Manifest):
             refuse_unsigned(path, require_signature)
@@ -83,6 +103,27 @@ class ManifestStore(StateStore):
             self._name = Phrase(f"ManifestStore({str(path)!r})", str(path))
         fetcher = make_fetcher(open_cache(cache), offline=offline, progress=progress)
         super().__init__(ManifestCatalog(self.manifest), fetcher.cache, fetcher)
+        paths = [] if isinstance(path, Manifest) else [path]
+        self._allow_first_use(pins, paths, require_signature)
+
+    def _allow_first_use(
+        self,
+        pins: PinsMode | None,
+        paths: list[PathLike],
+        required: RequiredSignature,
+        *,
+        hint: str = "",
+        shipped: Path | None = None,
+    ) -> None:
+        """Let the first use of a state without a digest pin it, where that may be."""
+        strict = settings.pins(pins) == "strict"
+        whole = all(entry.digest is not None for entry in self.manifest.states.values())
+        # Who asks for signatures believes no server, and nobody has signed what it sends.
+        if strict or whole or signature_is_required(paths, required):
+            return
+        own = Pins.of_user(shipped)
+        self.catalog = ManifestCatalog(self.manifest, hint, own)
+        self.first_use = FirstUse(own, self.fetcher)
 
     @property
     def phrase(self) -> Phrase:
@@ -171,6 +212,7 @@ class Store(ManifestStore):
         progress: As for `ManifestStore`.
         require_signature: As for `ManifestStore`. The manifests that mlstate ships need none: they
             are a part of the program.
+        pins: As for `ManifestStore`.
 
     Raises:
         SignatureError: A manifest has no good signature, or is older than one that was seen.
@@ -184,18 +226,23 @@ class Store(ManifestStore):
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
+        pins: PinsMode | None = None,
     ) -> None:
-        manifest = read_required(
-            [*map(anchored, settings.extra_manifests())],
-            require_signature,
-            shipped=_shipped_manifests(),
-        )
+        paths: list[PathLike] = [*map(anchored, settings.extra_manifests())]
+        shipped = shipped_manifests()
+        manifest = read_required(paths, require_signature, shipped=shipped)
         super().__init__(
-            manifest, cache, offline=offline, progress=progress, require_signature=False
+            manifest,
+            cache,
+            offline=offline,
+            progress=progress,
+            require_signature=False,
+            pins="strict",  # until it is known which files need a signature
         )
         hint = " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
         self.catalog = ManifestCatalog(manifest, _DEFAULT + hint)
         self._name = _DEFAULT
+        self._allow_first_use(pins, paths, require_signature, hint=_DEFAULT + hint, shipped=shipped)
 
 
 def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:
@@ -210,12 +257,14 @@ def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Mode
 
     Raises:
         StateNotFoundError: The default store has no such state.
+        UnpinnedStateError: It has no digest, and MLSTATE_PINS is strict, say.
     """
     Store().load(model, StateKey(state_type_of(model), training_id))
     return model
 
 
-def _shipped_manifests() -> Path:
+def shipped_manifests() -> Path:
+    """The folder of the manifests that come with mlstate."""
     package = Path(__file__).parents[1]
     installed = package / "_manifests"
     return installed if installed.is_dir() else package.parent / "manifests"  # a source checkout

@@ -17,6 +17,7 @@ from mlstate.stores.read import StateStore
 
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress
+    from mlstate.stores.manifest import PinsMode
 
 __all__ = ["is_manifest", "open_store"]
 
@@ -38,6 +39,7 @@ def open_store(
     create: bool = False,
     require_signature: RequiredSignature = None,
     signing_key: SigningKey = None,
+    pins: PinsMode | None = None,
 ) -> StateStore:
     """Open a store by its name.
 
@@ -58,6 +60,7 @@ def open_store(
         require_signature: As for `ManifestStore` and `LocalStateStore`, by its settings for this
             store by default.
         signing_key: As for `LocalStateStore`. Manifests are signed by `mlstate.sign`.
+        pins: As for `ManifestStore`. States of other stores have digests.
 
     Raises:
         SignatureError: A manifest is not signed, where that is required.
@@ -76,7 +79,7 @@ def open_store(
     if not text:
         from mlstate.stores.manifest import Store
 
-        return Store(**options)
+        return Store(**options, pins=pins)
     if bucket := _BUCKET.fullmatch(text):
         from mlstate.stores.s3 import S3StateStore
 
@@ -99,7 +102,7 @@ def open_store(
     if _is_manifest(path):
         from mlstate.stores.manifest import ManifestStore
 
-        return ManifestStore(path, **options)
+        return ManifestStore(path, **options, pins=pins)
     if not create and not _is_store(path):
         raise StoreNotFoundError(
             "there is no store here",

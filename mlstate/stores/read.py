@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from mlstate.buckets.client import BucketClient
     from mlstate.fetch import Fetcher, FetchReport
+    from mlstate.stores.first_use import FirstUse
     from mlstate.tensors import Tensor
 
 __all__ = ["StateStore"]
@@ -63,6 +65,7 @@ class StateStore(AbstractStateStore[Any]):
             folder.
         clients: The clients of the buckets that it is in, by their addresses.
         threads: How many objects are looked at, hashed and moved at once.
+        first_use: Pins a state without a digest, where that is allowed; None: it is refused.
     """
 
     own: ObjectStore | None = None
@@ -72,6 +75,7 @@ class StateStore(AbstractStateStore[Any]):
     places: tuple[str, ...] = ()
     threads = THREADS
     clients: Mapping[str, BucketClient] = MappingProxyType({})
+    first_use: FirstUse | None = None
     _read_only = "this store is only read"
 
     def __init__(
@@ -146,6 +150,21 @@ class StateStore(AbstractStateStore[Any]):
             raise self.catalog.absent(key, self)
         return found
 
+    def get_pinned(self, key: StateKey) -> Found:
+        """Find a state that is about to be read, as `get` does.
+
+        One without a digest is fetched and pinned, if this is its first use and that may be.
+
+        Raises:
+            MlstateError: As `get`, and as `mlstate.stores.first_use.FirstUse`.
+        """
+        return self._pinned(self.get(key))
+
+    def _pinned(self, found: Found) -> Found:
+        if found.entry.digest is not None or self.first_use is None:
+            return found
+        return Found(self.first_use.pinned(found.entry), found.objects)
+
     def digest(self, key: StateKey) -> Digest:
         """The state digest of a state: exactly which weights are these?
 
@@ -178,7 +197,8 @@ class StateStore(AbstractStateStore[Any]):
 
         Raises:
             StateNotFoundError: There is no such state.
-            UnpinnedStateError: The manifest gives no digest.
+            UnpinnedStateError: The manifest gives no digest, and its first use cannot pin it.
+            PinMismatchError: It gives other weights than those that were pinned.
             ObjectNotFoundError: Something is missing, and no mirror is listed.
             OfflineError: Something is missing, and the network may not be used.
             FetchError: Something is missing, and no mirror could give it; it lists them all.
@@ -189,7 +209,11 @@ class StateStore(AbstractStateStore[Any]):
         def fetch(found: Found) -> FetchReport:
             report = self.access.bring(found.entry, wanted, files=files)
             if report is not None:
-                return report
+                pin = found.entry.pin
+                if pin is None or pin.came is None:
+                    return report
+                fetched = report.fetched + pin.came
+                return replace(report, fetched=fetched, spared=0, pinned_now=True)
             needs = needs_of(found.entry, found.objects, wanted, files=files)
             if needs:
                 raise ObjectNotFoundError(
@@ -262,14 +286,16 @@ class StateStore(AbstractStateStore[Any]):
 
         Returns:
             Torch's pair ``(missing_keys, unexpected_keys)``, with ``mismatched_keys``,
-            ``cast_keys`` (values go into the model's own dtype and device) and ``digest``.
+            ``cast_keys`` (values go into the model's own dtype and device), ``digest``, and
+            ``pinned_now``.
 
         Raises:
             IncompatibleStateError: The state does not fit the model.
             IntegrityError: Bytes are damaged or missing, or `digest` is another; the error names
                 the tensor and the file.
             StateNotFoundError: There is no such state.
-            UnpinnedStateError: The manifest gives no digest.
+            UnpinnedStateError: The manifest gives no digest, and its first use cannot pin it.
+            PinMismatchError: It gives other weights than those that were pinned.
         """
         if component is None:
             check_compatible(model, state_key)
@@ -280,7 +306,7 @@ class StateStore(AbstractStateStore[Any]):
             check_pin(found.entry.pinned_digest, digest)
             names = self._names_in(found, component)
             self.access.bring(found.entry, names, files=names is None)
-            return load_into(
+            result = load_into(
                 model,
                 found,
                 strict=strict,
@@ -288,6 +314,8 @@ class StateStore(AbstractStateStore[Any]):
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
                 component=component,
             )
+            result.pinned_now = found.entry.pinned_now
+            return result
 
         if digest is not None and (cached := self._cached(state_key, Digest(digest))):
             # To replace damaged objects takes the mirrors that the entry names.
@@ -466,6 +494,7 @@ class StateStore(AbstractStateStore[Any]):
 
         found = self.get(key) if found is None else found
         with concerning(key):
+            found = self._pinned(found)
             try:
                 return repaired(found)
             except (FetchError, ObjectNotFoundError):

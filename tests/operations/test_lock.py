@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from itertools import count
@@ -20,8 +21,10 @@ from mlstate import (
     StateKey,
     StateType,
     Store,
+    list_pins,
     lock,
     manifest_of,
+    remove_pins,
     state_digest,
     with_state_type,
 )
@@ -31,6 +34,7 @@ from mlstate.errors import (
     ManifestError,
     ObjectNotFoundError,
     OfflineError,
+    PinMismatchError,
     StateNotFoundError,
     UnpinnedStateError,
 )
@@ -446,7 +450,7 @@ def test_the_shipped_states_of_torchvision_are_pinned_from_files_of_their_shape(
     path.write_text(text)
     densenet = StateKey.parse("pytorch.densenet121.cls1000.imagenet")
     with pytest.raises(UnpinnedStateError) as caught:
-        ManifestStore(path, cache=cache).load_state_dict(densenet)
+        ManifestStore(path, cache=cache, pins="strict").load_state_dict(densenet)
     assert "mlstate.lock(" in caught.value.remedy
     found = lock(path, cache=cache)
     assert found.keys() == shipped.states.keys()
@@ -473,7 +477,7 @@ def test_an_unpinned_state_names_lock_as_the_remedy(manifest, cache):
     resnet = StateType("pytorch", "resnet18", ("cls1000",))
     [key] = Store().get_state_keys(resnet)
     with pytest.raises(UnpinnedStateError) as caught:
-        Store().load(with_state_type(nn.Linear(1, 1), resnet), key)
+        Store(pins="strict").load(with_state_type(nn.Linear(1, 1), resnet), key)
     assert "mlstate.lock(" in caught.value.remedy
 
 
@@ -515,3 +519,78 @@ def test_a_manifest_of_some_states_has_these_alone(tmp_path):
     assert same(got, values(net(1)))
     with pytest.raises(StateNotFoundError):
         manifest_of(store, [C])
+
+
+# From the pins of first uses
+
+
+@pytest.fixture
+def used(site, tmp_path):
+    """A manifest whose states have whole sums; the first use has pinned a, and not b."""
+    said = []
+    for name in "ab":
+        path = site.files / f"{name}.safetensors"
+        digits = hashlib.sha256(path.read_bytes()).hexdigest()
+        mirror = f'{{url = "{site.url}/{path.name}", sha256 = "{digits}"}}'
+        said.append(f'[states."pytorch.net.{name}"]  # {name}\nmirrors = [{mirror}]\n')
+    manifest = tmp_path / "used.toml"
+    manifest.write_text("version = 1\n\n" + "\n".join(said))
+    assert ManifestStore(manifest, cache=tmp_path / "cache").fetch(A).pinned_now
+    site.reset()
+    return manifest
+
+
+def test_pins_become_entries_that_do_where_pins_are_not_asked(used, site, tmp_path):
+    [(key, entry)] = lock(used, from_pins=True).items()
+    assert (key, entry.digest) == (A, state_digest(values(net(0))))
+    assert site.requests == []
+    assert "# a\n" in used.read_text()
+    assert Manifest.read(used).states[A] == entry
+    strict = ManifestStore(used, cache=tmp_path / "cache", pins="strict", offline=True)
+    model = net(3)
+    assert not strict.load(model, A).pinned_now
+    assert same(values(model), values(net(0)))
+    assert unpinned(used) == [B]
+    assert lock(used, from_pins=True) == {}
+
+
+def test_a_key_without_a_pin_is_refused_and_nothing_is_written(used, site):
+    before = used.read_bytes()
+    with pytest.raises(UnpinnedStateError, match="no pin") as caught:
+        lock(used, [A, B], from_pins=True)
+    assert caught.value.key == B
+    assert used.read_bytes() == before
+    with pytest.raises(StateNotFoundError):
+        lock(used, [C], from_pins=True)
+    assert site.requests == []
+
+
+def test_states_of_another_store_are_taken_over_with_their_pins(used, site, tmp_path):
+    new = tmp_path / "new.toml"
+    source = ManifestStore(used, cache=tmp_path / "cache")
+    assert list(lock(new, source=source, from_pins=True)) == [A]
+    assert list(Manifest.read(new).states) == [A]
+    assert lock(new, source=source, from_pins=True) == {}
+    assert site.requests == []
+
+
+def test_lock_refuses_other_weights_than_those_that_are_pinned(used, site, tmp_path):
+    pins = Path(os.environ["XDG_CONFIG_HOME"]) / "mlstate" / "pins.toml"
+    [pin] = list_pins()
+    pins.write_text(pins.read_text().replace(pin.digest, "0" * 64))  # as if these were others
+    before = used.read_bytes()
+    with pytest.raises(PinMismatchError) as caught:
+        lock(used, [A], cache=tmp_path / "another")
+    assert (caught.value.path, caught.value.line) == (str(pins), pin.line)
+    assert used.read_bytes() == before
+    remove_pins([A])  # as the remedy has it
+    assert list(lock(used, [A], cache=tmp_path / "another")) == [A]
+
+
+def test_what_is_taken_over_without_from_pins_is_fetched_and_compared(used, site, tmp_path):
+    source = ManifestStore(used, cache=tmp_path / "cache")
+    [(key, entry)] = lock(
+        tmp_path / "new.toml", [A], source=source, cache=tmp_path / "another"
+    ).items()
+    assert (key, entry.digest) == (A, list_pins()[0].digest)
+    assert site.bytes_sent > 0

@@ -84,14 +84,20 @@ def test_the_file_is_what_mlstate_writes(manifest):
     assert manifest.format() == PATH.read_text()
 
 
-def test_the_default_store_lists_them_and_refuses_to_load_them_unpinned():
+def test_each_can_be_pinned_by_its_first_use(manifest):
+    store = Store()
+    for key, entry in manifest.states.items():
+        assert store.first_use.allows(entry), key
+
+
+def test_the_default_store_lists_them_and_strictly_refuses_to_load_them_unpinned():
     model = with_state_type(torch.nn.Linear(2, 2), StateType("pytorch", "resnet50", ("cls1000",)))
     before = values(model)
     keys = Store().get_state_keys(model.state_type)
     assert [key.training_id for key in keys] == ["imagenet", "imagenet-v2"]
     for key in keys:
         with pytest.raises(UnpinnedStateError, match="pin it") as caught:
-            Store().load(model, key)
+            Store(pins="strict").load(model, key)
         assert caught.value.path == str(PATH)
     assert same(values(model), before)
 

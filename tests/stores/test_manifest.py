@@ -177,7 +177,7 @@ def test_a_mirror_of_ones_own_comes_before_those_of_a_shipped_state(local, tmp_p
     shipped.mkdir()
     entry = replace(local.get(KEY).entry, mirrors=(parse_mirror("https://weights.invalid/a"),))
     Manifest({KEY: entry}).write(shipped / "a.toml")
-    monkeypatch.setattr("mlstate.stores.manifest._shipped_manifests", lambda: shipped)
+    monkeypatch.setattr("mlstate.stores.manifest.shipped_manifests", lambda: shipped)
     own = tmp_path / "own" / "mine.toml"
     own.parent.mkdir()
     Manifest({KEY: replace(local.get(KEY).entry, files={})}, objects=("../local",)).write(own)

@@ -163,10 +163,11 @@ def _places(view: StateStore) -> Sequence[Place | Check]:
 def _store_check(view: StateStore) -> Check:
     if view.manifest is not None:
         states = view.manifest.states
-        unpinned = sum(entry.digest is None for entry in states.values())
+        entries = map(view.catalog.recorded, states)
+        unpinned = sum(entry is not None and entry.digest is None for entry in entries)
         found = f"{view}, {len(states):,} states"
         if unpinned:
-            remedy = "pin them: mlstate lock"
+            remedy = "pin them: mlstate lock; some are pinned by their first use"
             return Check("store", True, f"{found}, of which {unpinned:,} are not pinned", remedy)
         return Check("store", True, found)
     if view.place is not None:
