@@ -171,7 +171,7 @@ def add(
     if report.select:
         note(f"what {report.select} holds in the checkpoint, and nothing else of it")
     if report.passed_over:
-        note(f"without {_listed(report.passed_over)}: no tensors")
+        note(f"without {_listed(report.passed_over)}: no tensors of the model")
     if report.files:
         note(f"with {', '.join(report.files)}")
     if report.skipped:

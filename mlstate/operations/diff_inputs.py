@@ -17,8 +17,8 @@ from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
-from mlstate.weights.checkpoints import TensorInCheckpoint
-from mlstate.weights.files import LocalTensor, sources_of_file
+from mlstate.weights.files import sources_of_file
+from mlstate.weights.opened import TensorInFile
 
 __all__ = ["ComparedWeights", "StateOrFile", "open_weights"]
 
@@ -121,7 +121,7 @@ class _FileWeights(ComparedWeights):
 
     def _pieces(self, name: str) -> Iterator[Bytes]:
         source = self._sources[name]
-        if isinstance(source, LocalTensor | TensorInCheckpoint):
+        if isinstance(source, TensorInFile):
             yield from source.pieces()
         else:
             with source.data() as data:
@@ -141,8 +141,8 @@ def open_weights(
     `StateNotFoundError`.
     """
     if isinstance(given, str | os.PathLike):
-        # One of two files may be a safetensors file, in which nothing can be selected.
-        plain = str(given).endswith((".safetensors", ".json"))
+        # One of two files may be of a container in which nothing can be selected.
+        plain = str(given).endswith((".safetensors", ".json", ".npz"))
         chosen = None if plain else select
         with sources_of_file(given, select=chosen, max_size=max_size) as sources:
             yield _FileWeights(given, sources)
