@@ -64,7 +64,9 @@ _KNOWN = (
     ),
     (
         re.compile(rb"PK\x03\x04.{26}.{0,255}?\.npy", re.DOTALL),
-        Foreign("an archive of NumPy arrays (.npz)", "download it, and adopt it from this machine"),
+        Foreign(
+            "an archive of NumPy arrays (.npz)", "give its path on this machine, and no format"
+        ),
     ),
     (
         re.compile(rb"(BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf)"),

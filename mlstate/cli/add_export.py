@@ -36,7 +36,7 @@ def add(
         typer.Argument(
             metavar="SOURCE",
             help="A .safetensors file, a folder with shards, a torch checkpoint, a URL of one, "
-            "or hf://org/repo@revision.",
+            "hf://org/repo@revision; a .npz, or a folder of torch.distributed.checkpoint.",
         ),
     ],
     store: Annotated[

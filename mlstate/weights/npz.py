@@ -97,6 +97,8 @@ def _header(source: Source, entry: Entry, start: int) -> tuple[dict[str, Any], i
     if offset + length > entry.size:
         raise _damaged("an entry that ends within its header")
     data = source.read(start + offset, length)
+    if b"\\" in data:  # no description of numbers has one, and Python warns of odd escapes
+        raise _damaged("a header that describes no array", data[:60])
     try:
         header = ast.literal_eval(data.decode("utf-8" if front[6] == 3 else "latin-1").strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):

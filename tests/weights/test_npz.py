@@ -176,6 +176,7 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n"
         (header(GOOD.replace("'descr'", "'dtype'")) + bytes(8), "describes no array"),
         (header("__import__('os').system('false')") + bytes(8), "describes no array"),
         (header("(" * 9000) + bytes(8), "describes no array"),
+        (header(GOOD.replace("<f4", "<f4\\d")) + bytes(8), "describes no array"),
         (header("-" * 9000 + "1") + bytes(8), "describes no array"),
         (header(" " * 10_001) + bytes(8), "header is too long"),
         (header(GOOD)[:20], "ends within its header"),
@@ -267,6 +268,9 @@ def test_elsewhere_and_as_a_mirror_it_is_refused_with_the_way_out(tmp_path, star
     server = start_nginx(site)
     error = refused(server.url("x.npz"), "adopted from this machine only")  # type: ignore[arg-type]
     assert error.remedy == "download it, and give its path"
+    said = refused(site / "x.npz", "no file of weights", format="torch")
+    assert said.remedy == "give its path on this machine, and no format"
+    assert adopted(site / "x.npz").keys() == {"w"}
     with pytest.raises(FormatError, match="can be no mirror"):
         adopt(site / "x.npz", KEY, tmp_path / "m.toml", mirror=True)
     assert not (tmp_path / "m.toml").exists()
