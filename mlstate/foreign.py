@@ -55,10 +55,18 @@ _KNOWN = (
         re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9][ -~]", re.DOTALL),
         Foreign("a msgpack file, as Flax writes", _ARRAYS),
     ),
-    (re.compile(rb"\x93NUMPY"), Foreign("one array of NumPy, without a name", _ARRAYS)),
+    (
+        re.compile(rb"\x93NUMPY"),
+        Foreign(
+            "one array of NumPy, without a name",
+            "give it a name: numpy.savez('weights.npz', weight=numpy.load('x.npy'))",
+        ),
+    ),
     (
         re.compile(rb"PK\x03\x04.{26}.{0,255}?\.npy", re.DOTALL),
-        Foreign("an archive of NumPy arrays (.npz)", _ARRAYS),
+        Foreign(
+            "an archive of NumPy arrays (.npz)", "give its path on this machine, and no format"
+        ),
     ),
     (
         re.compile(rb"(BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf)"),

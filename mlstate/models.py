@@ -9,7 +9,17 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, IncompatibleStateError
 from mlstate.states import StateType
 
-__all__ = ["BytesModel", "LoadResult", "TensorModel", "state_type_of", "with_state_type"]
+__all__ = [
+    "AVERAGED",
+    "BytesModel",
+    "LoadResult",
+    "TensorModel",
+    "state_type_of",
+    "with_state_type",
+]
+
+AVERAGED = "n_averaged"
+"""The count that torch's AveragedModel has beside the model inside, whose names are ``module.…``"""
 
 _Model = TypeVar("_Model")
 

@@ -37,7 +37,7 @@ def add(
         typer.Argument(
             metavar="SOURCE",
             help="A .safetensors file, a folder with shards, a torch checkpoint, a URL of one, "
-            "or hf://org/repo@revision.",
+            "hf://org/repo@revision; a .npz, or a folder of torch.distributed.checkpoint.",
         ),
     ],
     store: Annotated[
@@ -173,7 +173,7 @@ def add(
     if report.select:
         note(f"what {report.select} holds in the checkpoint, and nothing else of it")
     if report.passed_over:
-        note(f"without {_listed(report.passed_over)}: no tensors")
+        note(f"without {_listed(report.passed_over)}: no tensors of the model")
     if report.files:
         note(f"with {', '.join(report.files)}")
     if report.skipped:

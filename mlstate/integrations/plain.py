@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from mlstate.errors import FormatError
+from mlstate.tensors.nested import free_name, mapped
 
 __all__ = ["joined", "parted"]
 
@@ -31,7 +31,7 @@ def parted(value: Any) -> tuple[dict[str, torch.Tensor], bytes]:
 
     def leaf(path: str, one: Any) -> Any:
         if isinstance(one, torch.Tensor):
-            name = path if path not in tensors else f"{path}~{len(tensors)}"
+            name = free_name(path, tensors)
             tensors[name] = one.detach()
             return {_TENSOR: name}
         if isinstance(one, dict) and _TENSOR in one:
@@ -40,7 +40,7 @@ def parted(value: Any) -> tuple[dict[str, torch.Tensor], bytes]:
             _check(path, one)
         return one
 
-    skeleton = _mapped(value, "", leaf)
+    skeleton = mapped(value, leaf, is_leaf=_is_marked)
     tensors[_COUNT] = torch.tensor(len(tensors) - 1)
     return tensors, _pickled(skeleton)
 
@@ -63,21 +63,11 @@ def joined(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
         skeleton = torch.load(io.BytesIO(data), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise FormatError("these are no plain values", found=str(error)) from error
-    return _mapped(skeleton, "", leaf)
+    return mapped(skeleton, leaf, is_leaf=_is_marked)
 
 
-def _mapped(value: Any, path: str, leaf: Callable[[str, Any], Any]) -> Any:
-    """The same nesting of mappings, lists and tuples with other leaves."""
-    kind = type(value)
-    if kind in (dict, OrderedDict) and _TENSOR not in value:
-        return kind((name, _mapped(one, _under(path, name), leaf)) for name, one in value.items())
-    if kind in (list, tuple):
-        return kind(_mapped(one, _under(path, place), leaf) for place, one in enumerate(value))
-    return leaf(path, value)
-
-
-def _under(path: str, name: Any) -> str:
-    return f"{path}.{name}" if path else str(name)
+def _is_marked(value: Any) -> bool:
+    return isinstance(value, dict) and _TENSOR in value
 
 
 def _pickled(value: Any) -> bytes:

@@ -19,7 +19,7 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.fetch.names import translate_all
+from mlstate.fetch.names import counts_of_wrappers, translate_all
 from mlstate.fetch.progress import Meter, listener
 from mlstate.format.encode import TensorSource, check_not_empty
 from mlstate.format.tensor_object import TensorSpec
@@ -84,6 +84,8 @@ def adopt(
     a folder                    one of these or a checkpoint in it, with config and tokenizer
     ``resnet18.pth``            what ``torch.save`` wrote, compressed with gzip or not; read
                                 without torch, and nothing in it is run
+    ``weights.npz``             NumPy's arrays, compressed or not; read without NumPy
+    ``checkpoint-dcp/``         a folder of ``torch.distributed.checkpoint``, its shards joined
     ``https://…``, ``s3://…``   any of the files above, elsewhere
     ``hf://org/repo@revision``  a repository of the Hugging Face hub, with config and
                                 tokenizer, or a file of one
@@ -114,7 +116,8 @@ def adopt(
             ``model.weight``, ``ema.weight``.
         tensors_only: Of a torch checkpoint, pass over entries of the state dict that are no tensors
             under a name: numbers, lists, None. The report names them.
-        strip_prefix: What to take off the front of the names that have it, such as ``module.``.
+        strip_prefix: What to take off the front of the names that have it, such as ``module.``. The
+            count of an AveragedModel goes with its prefix.
         add_prefix: What to put in front of all names, after that.
         rename: Old -> new text; each is replaced wherever it occurs, before `add_prefix`.
         weights: Of a folder or a repository, the file that holds or lists the weights, where there
@@ -281,6 +284,7 @@ def _from_file(
     with ExitStack() as stack:
         tensors: list[TensorSource] = []
         chosen: Selected | None = None
+        counts: set[str] = set()
         for part in adoption.source.translated:
             opened = open_weights(
                 path,
@@ -293,6 +297,7 @@ def _from_file(
             found = stack.enter_context(opened)
             chosen = found.chosen if chosen is None else chosen
             sources = {source.name: source for source in found.sources}
+            counts |= counts_of_wrappers(part, sources)
             tensors += [
                 _MeteredTensor(name, sources[old].spec, sources[old].memory, sources[old], meter)
                 for name, old in translate_all(part, sources).items()
@@ -314,7 +319,14 @@ def _from_file(
     spared = size if existed else sum((request.reused or {}).values())
     names = [tensor.name for tensor in tensors]
     return adoption.report(
-        digest, size, after.files, spared=spared, existed=existed, tensors=names, chosen=chosen
+        digest,
+        size,
+        after.files,
+        spared=spared,
+        existed=existed,
+        tensors=names,
+        chosen=chosen,
+        counts=counts,
     )
 
 

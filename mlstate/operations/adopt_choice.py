@@ -10,7 +10,14 @@ from typing import Any
 from mlstate.errors import FormatError
 from mlstate.locations import FORMATS, Mirror, parse_mirror
 from mlstate.phrases import Phrase
-from mlstate.weights.containers import SAFETENSORS, TORCH
+from mlstate.weights.containers import (
+    ARRAYS,
+    DISTRIBUTED,
+    LOCAL_ONLY,
+    SAFETENSORS,
+    TORCH,
+    TORCH_GZIP,
+)
 
 __all__ = ["Choice", "chosen_files", "make_choice"]
 
@@ -48,8 +55,9 @@ class Choice:
         Raises:
             FormatError: Something is to be selected in a container that has nothing inside.
         """
-        plain = form not in (TORCH, "torch-gzip")
-        if plain and (self.select or self.tensors_only):
+        nested = form in (TORCH, TORCH_GZIP, DISTRIBUTED)
+        mixed = nested or form == ARRAYS
+        if (self.select and not nested) or (self.tensors_only and not mixed):
             asked = "tensors_only=True", "--tensors-only"
             if self.select:
                 asked = f"select={self.select[0]!r}", f"--select {self.select[0]!r}"
@@ -60,6 +68,8 @@ class Choice:
                 path=addresses[0],
                 found=Phrase(*asked),
             )
+        # What is read on this machine only becomes no mirror: its choices are those of torch's.
+        form = TORCH if form in LOCAL_ONLY else form
         table: dict[str, Any] = {"url": addresses[0]}
         if len(addresses) > 1:
             table = {"urls": [*addresses]}

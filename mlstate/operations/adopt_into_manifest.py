@@ -35,6 +35,12 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     no mirror, and other errors if the source cannot be read or the manifest cannot be edited.
     """
     key, request = adoption.key, adoption.request
+    if adoption.source.local is not None:
+        raise FormatError(
+            f"{adoption.source.local} can be no mirror of a state",
+            path=adoption.source.path,
+            remedy="adopt it into a store, export a safetensors file of that, and give the file",
+        )
     folder = Path(os.path.abspath(path)).parent
     manifest = Manifest.read(path) if path.exists() else Manifest({})
     known = manifest.states.get(key)

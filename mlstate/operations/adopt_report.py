@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mlstate.digests import Digest
 from mlstate.fetch.progress import OnProgress, Progress
 from mlstate.format.state_object import StateObject
+from mlstate.models import AVERAGED
 from mlstate.objects import FolderObjectStore
 from mlstate.operations.sources import WeightSource
 from mlstate.pickled.select import Selected
@@ -25,8 +26,6 @@ __all__ = [
 ]
 
 _WRAPPERS = ("module.", "_orig_mod.")
-_AVERAGED = "n_averaged"
-"""The count that torch's AveragedModel has beside the wrapped model."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class AdoptReport:
             taken. Names that begin with a dot are not listed.
         select: The dotted path of the state dict inside of a torch checkpoint on this machine, if
             it was the only one and none was asked for.
-        passed_over: The names of its entries that are no tensors, by ``tensors_only``.
+        passed_over: The names of its entries that are no tensors, by ``tensors_only``; and the
+            count of an AveragedModel (``n_averaged``) whose prefix was stripped.
         prefix: What all names of tensors begin with, if it is what wrappers put there: ``module.``
             (DataParallel, AveragedModel), ``_orig_mod.`` (torch.compile), and in a torch checkpoint
             ``model.`` (Lightning). Such a state does not fit the model without the wrapper. Else
@@ -75,7 +75,7 @@ def wrapper_prefix(names: Collection[str], *, lightning: bool) -> str | None:
     That of Lightning, ``model.``, is common in models, too: it counts alone if ``lightning`` says.
     """
     prefix = ""
-    names = [name for name in names if name != _AVERAGED]
+    names = [name for name in names if name != AVERAGED]
     while names:
         words = [*_WRAPPERS, "model."] if lightning and not prefix else _WRAPPERS
         fitting = (w for w in words if all(name.startswith(prefix + w) for name in names))
@@ -146,8 +146,13 @@ class Adoption:
         existed: bool,
         tensors: Collection[str],
         chosen: Selected | None = None,
+        counts: Collection[str] = (),
     ) -> AdoptReport:
-        """The report, with these values; ``tensors`` are the names of the state's tensors."""
+        """The report, with these values.
+
+        The names of the state's tensors are ``tensors``, and ``counts`` are those of tensors that
+        were left with a wrapper's prefix.
+        """
         source = self.source
         nbytes = self.counter.nbytes
         first = (*source.mirror.parts, source.mirror)[0]
@@ -162,6 +167,6 @@ class Adoption:
             source.taken,
             source.skipped,
             None if chosen is None else chosen.path,
-            () if chosen is None else chosen.passed_over,
+            (*(() if chosen is None else chosen.passed_over), *sorted(counts)),
             wrapper_prefix(tensors, lightning=first.format != SAFETENSORS),
         )

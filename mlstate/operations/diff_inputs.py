@@ -22,8 +22,8 @@ from mlstate.stores.custom import state_store
 from mlstate.stores.manifest import Store
 from mlstate.stores.read import StateStore
 from mlstate.stores.save import sources_of_model
-from mlstate.weights.checkpoints import TensorInCheckpoint
-from mlstate.weights.files import LocalTensor, sources_of_file
+from mlstate.weights.files import sources_of_file
+from mlstate.weights.opened import TensorInFile
 
 __all__ = ["ComparedWeights", "StateOrFile", "open_weights"]
 
@@ -134,7 +134,7 @@ class _SourceWeights(ComparedWeights):
 
     def _pieces(self, name: str) -> Iterator[Bytes]:
         source = self._sources[name]
-        if isinstance(source, LocalTensor | TensorInCheckpoint):
+        if isinstance(source, TensorInFile):
             yield from source.pieces()
         else:
             with source.data() as data:
@@ -162,8 +162,8 @@ def open_weights(
                 + "; or give a state of it, "
                 + Phrase("(ManifestStore(path), key)", "mlstate diff KEY KEY --store FILE.toml"),
             )
-        # One of two files may be a safetensors file, in which nothing can be selected.
-        plain = str(given).endswith((".safetensors", ".json"))
+        # One of two files may be of a container in which nothing can be selected.
+        plain = str(given).endswith((".safetensors", ".json", ".npz"))
         chosen = None if plain else select
         with sources_of_file(given, select=chosen, max_size=max_size) as sources:
             yield _SourceWeights(given, sources)

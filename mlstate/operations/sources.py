@@ -22,7 +22,16 @@ from mlstate.transport.hub import HubAddress, parse_hub_address
 from mlstate.transport.local import file_path
 from mlstate.weights.candidates import check_whole
 from mlstate.weights.components import Component, components_of, listed_parts
-from mlstate.weights.containers import FRONT, SAFETENSORS, TORCH, container_of, named_container
+from mlstate.weights.containers import (
+    DISTRIBUTED,
+    FRONT,
+    LOCAL_ONLY,
+    SAFETENSORS,
+    TORCH,
+    container_of,
+    named_container,
+)
+from mlstate.weights.distributed import files_of
 from mlstate.weights.files import files_and_index
 from mlstate.weights.source_layout import SourceLayout, layout_of
 
@@ -41,6 +50,7 @@ class WeightSource:
         taken: What is taken of a folder or a repository, by name: weights and files.
         skipped: What of it is left.
         layout: Where its tensors lie in their folder.
+        local: What it is, if it is of a container that is read on this machine only.
     """
 
     mirror: Mirror
@@ -50,6 +60,7 @@ class WeightSource:
     taken: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     layout: SourceLayout = field(default_factory=SourceLayout)
+    local: str | None = None
 
     @property
     def translated(self) -> tuple[Mirror, ...]:
@@ -87,12 +98,23 @@ def find_source(
             if where.path is None:
                 return _repository(where, transports, choice)
         form = choice.form or named_container(address) or _looked_up(address, transports)
+    _check_readable_there(form, address)
     name = address.partition("?")[0]
     _check_one_file(address, choice)
     check_whole(name)
     if form == TORCH and is_index_name(name):
         raise _torch_shards(address)
     return WeightSource(choice.mirror((address,), form), taken=(name.rpartition("/")[2],))
+
+
+def _check_readable_there(form: str, address: str) -> None:
+    """Refuse what is read on this machine only."""
+    if form in LOCAL_ONLY:
+        raise FormatError(
+            f"{LOCAL_ONLY[form]} is adopted from this machine only",
+            path=address,
+            remedy="download it, and give its path",
+        )
 
 
 def _torch_shards(address: str) -> FormatError:
@@ -125,13 +147,14 @@ def _on_this_machine(path: Path, choice: Choice) -> WeightSource:
     components = components_of(path) if choice.weights is None else []
     if components:
         return _pipeline(path, components, choice, layout)
-    mirror, weights = _model(path, choice)
+    mirror, weights, local = _model(path, choice)
     if not path.is_dir():
         names = tuple(sorted(os.path.basename(name) for name in weights))
-        return WeightSource(mirror, path, taken=names, layout=layout)
+        return WeightSource(mirror, path, taken=names, layout=layout, local=local)
     own = {Path(name).relative_to(path).as_posix() for name in weights}
     beside, skipped = _around(path, own, choice)
-    return WeightSource(mirror, path, beside, (), tuple(sorted({*own, *beside})), skipped, layout)
+    taken = tuple(sorted(name for name in {*own, *beside} if not name.startswith(".")))
+    return WeightSource(mirror, path, beside, (), taken, skipped, layout, local)
 
 
 def _pipeline(
@@ -149,7 +172,7 @@ def _pipeline(
     parts: list[Any] = []
     own: set[str] = set()
     for component in components:
-        mirror, weights = _model(component.folder, replace(choice, add_prefix=component.prefix))
+        mirror, weights, _ = _model(component.folder, replace(choice, add_prefix=component.prefix))
         parts.append({"url": mirror.toml} if isinstance(mirror.toml, str) else mirror.toml)
         own |= {Path(name).relative_to(path).as_posix() for name in weights}
     joined = parse_mirror({"parts": parts})
@@ -158,8 +181,11 @@ def _pipeline(
     return WeightSource(joined, path, beside, (), tuple(sorted({*own, *beside})), skipped, layout)
 
 
-def _model(path: Path, choice: Choice) -> tuple[Mirror, set[str]]:
-    """One model on this machine: its mirror, and the paths of all its files, with the index."""
+def _model(path: Path, choice: Choice) -> tuple[Mirror, set[str], str | None]:
+    """One model on this machine: its mirror, and the paths of all its files, with the index.
+
+    The last is what it is, if it can be no mirror.
+    """
     files, index = files_and_index(path, choice.weights)
     forms = {choice.form} if choice.form else {form for _, form in files}
     if len(forms) > 1:
@@ -169,7 +195,9 @@ def _model(path: Path, choice: Choice) -> tuple[Mirror, set[str]]:
     weights = {*addresses, *([index.address] if index else ())}
     if form == SAFETENSORS and index is not None:
         addresses = [index.address]
-    return choice.mirror(tuple(addresses), form), weights
+    if form == DISTRIBUTED:
+        weights |= {str(file) for file in files_of(files[0][0])}
+    return choice.mirror(tuple(addresses), form), weights, LOCAL_ONLY.get(form)
 
 
 def _repository(where: HubAddress, transports: Transports, choice: Choice) -> WeightSource:
@@ -193,6 +221,7 @@ def _repository(where: HubAddress, transports: Transports, choice: Choice) -> We
     if choice.weights is not None:
         address = str(replace(where, path=chosen))
         form = choice.form or named_container(chosen) or _looked_up(address, transports)
+    _check_readable_there(form, address)
     if form == TORCH and is_index_name(chosen):
         raise _torch_shards(address)
     weights = {chosen}

@@ -52,9 +52,10 @@ def storage_pieces(source: Source, start: int, tensor: CheckpointTensor) -> Iter
     pieces = _in_order(source, start + offset * itemsize, tensor.nbytes)
     if dimensions not in ([], [(tensor.nbytes // itemsize, 1)]):
         pieces = _gathered(source, start, dimensions, offset, itemsize)
-    signs = _signs(tensor)
+    signs, width = _signs(tensor), _width(tensor) if tensor.swapped else 1
     for piece in pieces:
-        yield _flipped(piece, signs) if signs else piece
+        plain = _swapped(piece, width) if width > 1 else piece
+        yield _flipped(plain, signs) if signs else plain
 
 
 def extent(tensor: CheckpointTensor) -> tuple[int, int]:
@@ -69,7 +70,8 @@ def extent(tensor: CheckpointTensor) -> tuple[int, int]:
 def is_contiguous(tensor: CheckpointTensor) -> bool:
     """Whether the bytes lie in the file as they are stored."""
     dimensions, _, itemsize = _merged(tensor)
-    return not _signs(tensor) and dimensions in ([], [(tensor.nbytes // itemsize, 1)])
+    plain = not _signs(tensor) and not tensor.swapped
+    return plain and dimensions in ([], [(tensor.nbytes // itemsize, 1)])
 
 
 def _in_order(source: Source, start: int, size: int) -> Iterator[Bytes]:
@@ -157,10 +159,9 @@ def _signs(tensor: CheckpointTensor) -> bytes:
     """The bits of an element that are to be turned: signs of real and imaginary parts."""
     if not tensor.conj and not tensor.neg:
         return b""
-    complexes = tensor.dtype in ("complex64", "complex128")
-    width = tensor.itemsize // (2 if complexes else 1)
+    width = _width(tensor)
     sign = bytes(width - 1) + b"\x80"
-    if not complexes:
+    if width == tensor.itemsize:
         return sign
     parts = [
         sign if tensor.neg else bytes(width),
@@ -173,3 +174,16 @@ def _flipped(piece: Bytes, signs: bytes) -> Bytes:
     mask = signs * (len(piece) // len(signs))
     number = int.from_bytes(piece, "little") ^ int.from_bytes(mask, "little")
     return number.to_bytes(len(piece), "little")
+
+
+def _width(tensor: CheckpointTensor) -> int:
+    """The bytes of a number: of a real or an imaginary part, if the elements are complex."""
+    return tensor.itemsize // (2 if tensor.dtype in ("complex64", "complex128") else 1)
+
+
+def _swapped(piece: Bytes, width: int) -> Bytes:
+    """The same numbers with their bytes in the other order."""
+    swapped = bytearray(len(piece))
+    for at in range(width):
+        swapped[at::width] = piece[width - 1 - at :: width]
+    return swapped

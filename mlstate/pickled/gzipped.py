@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from mlstate.errors import FormatError
 from mlstate.units import LARGER
 
-__all__ = ["plain_file", "unpacks_to"]
+__all__ = ["check_unpacked", "plain_file", "unpacks_to"]
 
 _CHUNK = 1 << 20
 _MOST_TIMES = 100
@@ -67,12 +67,17 @@ def _copy(source: Any, target: Any, origin: str | None, max_bytes: int) -> None:
     size = 0
     while chunk := source.read(_CHUNK):
         size += len(chunk)
-        if size > max_bytes:
-            raise FormatError(
-                "this file is larger than it may be when decompressed",
-                path=origin,
-                expected=f"at most {max_bytes} bytes",
-                found="more",
-                remedy="if that is right, " + LARGER + ", or decompress it first",
-            )
+        check_unpacked(size, max_bytes, origin)
         target.write(chunk)
+
+
+def check_unpacked(size: int, max_bytes: int, origin: str | None) -> None:
+    """Refuse, by a FormatError, more bytes than a compressed file may become."""
+    if size > max_bytes:
+        raise FormatError(
+            "this file is larger than it may be when decompressed",
+            path=origin,
+            expected=f"at most {max_bytes} bytes",
+            found="more",
+            remedy="if that is right, " + LARGER + ", or decompress it first",
+        )

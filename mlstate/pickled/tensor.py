@@ -51,6 +51,7 @@ class CheckpointTensor:
         offset: Its first element in the storage, in elements.
         conj: Whether its value is the complex conjugate of what is stored.
         neg: Whether its value is the negative of what is stored.
+        swapped: Whether its numbers are stored big-endian, which torch never does.
     """
 
     storage: StorageClaim
@@ -60,6 +61,7 @@ class CheckpointTensor:
     offset: int
     conj: bool = False
     neg: bool = False
+    swapped: bool = False
 
     @property
     def itemsize(self) -> int:

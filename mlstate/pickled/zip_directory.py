@@ -28,6 +28,7 @@ _USUAL_END = _END.size + _LOCATOR.size + _END64.size
 _FULL = 0xFFFFFFFF
 _IS_FOLDER = 0x10
 _MOST_EXTRA = 0xFFFF
+_STORED, _DEFLATED = 0, 8
 _DESCRIPTOR = 24
 """What may follow the content of an entry: its sum and its sizes once more, in bytes."""
 
@@ -39,9 +40,10 @@ class Entry:
     Attributes:
         name: Its name.
         header: Where its own header begins in the file.
-        size: The size of its content.
+        size: The size of its content, as it lies in the file.
         crc: The CRC-32 of its content, as the directory says.
         limit: Where the next entry begins, or the directory: it ends before.
+        inflated: The size that its content becomes, if it is deflated; else None.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Entry:
     size: int
     crc: int
     limit: int = 0
+    inflated: int | None = None
 
     @property
     def header_size(self) -> int:
@@ -76,7 +79,8 @@ class Entry:
         """
         fields = _LOCAL.unpack_from(front)
         name = self.name.encode()
-        if fields[0] != _LOCAL_SIGNATURE or fields[3] or fields[9] != len(name):
+        method = _STORED if self.inflated is None else _DEFLATED
+        if fields[0] != _LOCAL_SIGNATURE or fields[3] != method or fields[9] != len(name):
             raise _damaged("an entry whose header is another's", self.name)
         if bytes(front[_LOCAL.size : self.header_size]) != name:
             raise _damaged("an entry whose header has another name", self.name)
@@ -112,8 +116,16 @@ def _damaged(what: str, found: object = None) -> FormatError:
     return FormatError(f"this file is a damaged or incomplete checkpoint: {what}", found=found)
 
 
-def read_directory(source: Source) -> Mapping[str, Entry]:
+_PACKED = "unpack it, and pack it again without compression"
+_ELSEWHERE = "download it, and give the file: on this machine it is unpacked"
+
+
+def read_directory(source: Source, *, deflated: bool = False) -> Mapping[str, Entry]:
     """Read the directory of an archive.
+
+    Args:
+        source: The archive.
+        deflated: Whether entries may be deflated. They are read by `mlstate.pickled.deflated`.
 
     Returns:
         Name -> entry, in the directory's order.
@@ -132,7 +144,7 @@ def read_directory(source: Source) -> Mapping[str, Entry]:
     names: set[str] = set()
     at = 0
     for _ in range(count):
-        entry, at = _entry(data, at)
+        entry, at = _entry(data, at, deflated)
         if entry.name.lower() in names:
             raise _damaged("two entries have one name", entry.name)
         names.add(entry.name.lower())
@@ -184,7 +196,7 @@ def _check_small(small: tuple[int, ...], large: tuple[int, ...]) -> None:
             raise _damaged("it has two directories")
 
 
-def _entry(data: bytes, at: int) -> tuple[Entry, int]:
+def _entry(data: bytes, at: int, deflated: bool) -> tuple[Entry, int]:
     """The entry at a position, and the position of the next."""
     if len(data) - at < _ENTRY.size:
         raise _damaged("its directory ends too early")
@@ -204,16 +216,19 @@ def _entry(data: bytes, at: int) -> tuple[Entry, int]:
     size, packed, header = _large(data[at + length : at + length + extra], size, packed, header)
     if (method or size != packed) and "/code/" in name:
         raise torchscript()
-    if method or size != packed:
+    is_deflated = deflated and method == _DEFLATED
+    if not is_deflated and (method or size != packed):
         raise FormatError(
-            "this archive has compressed entries, which torch.save does not write", found=name
+            "this archive has compressed entries, which torch.save does not write",
+            found=name,
+            remedy=_PACKED if deflated or method != _DEFLATED else _ELSEWHERE,
         )
     if flags & 1:
         raise FormatError("this archive has encrypted entries", found=name)
     if size and (attributes & _IS_FOLDER or name.endswith("/")):
         # Torch reads no byte of one, and gives memory that nobody wrote.
         raise _damaged("it marks an entry with content as a folder", name)
-    return Entry(name, header, size, crc), end
+    return Entry(name, header, packed, crc, inflated=size if is_deflated else None), end
 
 
 def _large(extra: bytes, *fields: int) -> list[int]:

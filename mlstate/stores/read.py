@@ -408,6 +408,27 @@ class StateStore(AbstractStateStore[Any]):
             return arrays_of(tensors)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
+    def load_optimizer_state_dict(self, key: StateKey, device: Any = "cpu") -> dict[str, Any]:
+        """The state dict that `save_optimizer_state_dict` saved, for ``load_state_dict`` of torch.
+
+        Args:
+            key: The state.
+            device: The device for its tensors: a ``torch.device`` or its name.
+
+        Returns:
+            The same nesting with the same values and kinds; tensors are verified and private.
+
+        Raises:
+            StateNotFoundError: There is no such state.
+            IntegrityError: Bytes are damaged or missing.
+            FormatError: It is another kind of state.
+        """
+        from mlstate.tensors import unflattened
+
+        tensors = self.load_state_dict(key, device=device)
+        with concerning(key):
+            return unflattened(tensors)
+
     def materialize(
         self,
         key: StateKey,

@@ -131,6 +131,47 @@ class SavingStore(StateStore):
         self.saver.save(key, sources, SaveRequest(files or {}, meta, overwrite, verify))
         return key
 
+    def save_optimizer_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        key: StateKey,
+        *,
+        files: Mapping[str, Content] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        verify: bool = False,
+    ) -> StateKey:
+        """Save the state dict of an optimizer, or of a scheduler or scaler, as a state of its own.
+
+        Its tensors have the path as their name (``state.0.exp_avg``), and so do its numbers
+        (``param_groups.0.lr``), each as a tensor. `load_optimizer_state_dict` gives it back.
+
+        Args:
+            state_dict: What ``optimizer.state_dict()`` gives: tensors, numbers, texts and None in
+                mappings, lists and tuples.
+            key: The key to store it under. Give it an architecture of its own, such as
+                ``net-optimizer``, so that it is not listed among the states of the model.
+            files: As for `save`.
+            meta: As for `save`.
+            overwrite: As for `save`.
+            verify: As for `save`.
+
+        Returns:
+            The key.
+
+        Raises:
+            StateExistsError: Another state has this key; nothing was written.
+            FormatError: An entry cannot be stored: the error names it; nothing was written.
+        """
+        from mlstate.tensors import flattened
+
+        check_key(key)
+        with concerning(key):
+            tensors = flattened(state_dict)
+        return self.save_state_dict(
+            tensors, key, files=files, meta=meta, overwrite=overwrite, verify=verify
+        )
+
     def delete(self, key: StateKey) -> None:
         """Remove a state. Of a folder or a bucket its objects go with the prunings after it.
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from mlstate.format.tensor_object import TensorSpec
-from mlstate.models import TensorModel
+from mlstate.models import AVERAGED, TensorModel
 from mlstate.tensors.memory import TORCH_DTYPES, torch_dtype, torch_shape
 from mlstate.tensors.ties import covered, overlapping, stand_apart, tied_groups
 
@@ -149,6 +149,11 @@ class Fit:
             if self.own.keys() >= {f"{part}.{name}" for name in self.unexpected}:
                 return f"it fits a part of this model: load into model.{part}"
         words, rest = [], set(self.unexpected)
+        if AVERAGED in rest and {f"module.{name}" for name in self.own} & rest:
+            return (
+                "the state is that of an AveragedModel: load it into AveragedModel(model), whose "
+                "module is the averaged model"
+            )
         while (word := _first_part(rest)) and all("." in name for name in rest):
             words.append(word)
             rest = {name.partition(".")[2] for name in rest}

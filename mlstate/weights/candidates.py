@@ -12,9 +12,16 @@ from mlstate.fetch.addresses import is_index_name
 from mlstate.format import layout
 from mlstate.locations import check_file_names
 from mlstate.phrases import Phrase
-from mlstate.weights.containers import SAFETENSORS, named_container
+from mlstate.weights.containers import METADATA, SAFETENSORS, is_arrays_name, named_container
 
-__all__ = ["check_whole", "choose_weights", "is_beside_weights", "missing_shards", "weights_in"]
+__all__ = [
+    "check_no_chunks",
+    "check_whole",
+    "choose_weights",
+    "is_beside_weights",
+    "missing_shards",
+    "weights_in",
+]
 
 _SHOWN = 8
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>\..+)", re.DOTALL)
@@ -30,6 +37,10 @@ _TRAINING = re.compile(
     re.IGNORECASE,
 )
 """What transformers and accelerate write beside a model to go on with its training."""
+_CHUNKS = ".distcp"
+_PICKLE = b"\x80"
+_BESIDE_CHUNKS = ("meta.pt",)
+"""What Lightning writes beside the chunks of a distributed checkpoint: no tensors."""
 
 
 def weights_in(
@@ -49,7 +60,8 @@ def weights_in(
         FormatError: There are none, or several that are no parts of one another; or some of a set
             of shards are missing. They are named.
     """
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    everything = os.listdir(folder)
+    names = sorted(name for name in everything if not name.startswith("."))
     if wanted is None and layout.SETTINGS in names:
         raise FormatError(
             "this folder is a store, not a file of weights",
@@ -63,7 +75,40 @@ def weights_in(
         if (folder / wanted).is_file():  # in a folder below
             check_whole(wanted)
             return (wanted,)
+    if _is_distributed(everything, folder):
+        if wanted == METADATA:
+            return (METADATA,)
+        if wanted is None:
+            names = [name for name in names if name not in _BESIDE_CHUNKS]
+            names.append(METADATA)
     return choose_weights(names, folder, wanted, lambda name: shards_of(folder / name))
+
+
+def _is_distributed(names: Collection[str], folder: Path) -> bool:
+    """Whether a folder is a distributed checkpoint, which its ``.metadata`` stands for."""
+    has_chunks = any(name.endswith(_CHUNKS) for name in names)
+    if METADATA in names and (has_chunks or _is_pickle(folder / METADATA)):
+        return True
+    if not has_chunks:
+        return False
+    apart = [name for name in names if name.endswith(METADATA)]
+    raise FormatError(
+        "this distributed checkpoint lacks its .metadata",
+        path=folder,
+        expected=METADATA,
+        found=_shown(apart) if apart else None,
+        remedy="save it with coordination of the ranks: each has its own .metadata here"
+        if apart
+        else "bring it here, too: it is written last, and a save that was stopped has none",
+    )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as torch's pickles do; other programs write a ``.metadata``, too."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == _PICKLE
 
 
 def choose_weights(
@@ -86,7 +131,8 @@ def choose_weights(
     Raises:
         FormatError: As `weights_in`.
     """
-    weights = [name for name in sorted(names) if named_container(name) is not None]
+    weights = [name for name in sorted(names) if _may_be_weights(name)]
+    weights = weights or [name for name in sorted(names) if is_arrays_name(name)]
     shards = {shard for name in weights if is_index_name(name) for shard in listed(name)}
     units = _units(name for name in weights if name not in shards)
     if wanted is not None:
@@ -112,6 +158,10 @@ def choose_weights(
     return _complete(name, unit, place)
 
 
+def _may_be_weights(name: str) -> bool:
+    return named_container(name) is not None or name == METADATA
+
+
 def is_beside_weights(name: str) -> bool:
     """Whether a name is that of a training's state: its optimizer, its random numbers, say."""
     return _TRAINING.fullmatch(name.rpartition("/")[2]) is not None
@@ -129,6 +179,17 @@ def check_whole(name: str) -> None:
             "this file is one shard of a model, and not the whole",
             path=name,
             remedy="give the index beside it, or its folder",
+        )
+    check_no_chunks(name)
+
+
+def check_no_chunks(name: str) -> None:
+    """Refuse, by a FormatError, a file of chunks of a distributed checkpoint."""
+    if name.lower().endswith(_CHUNKS):
+        raise FormatError(
+            "this file is a part of a distributed checkpoint, and not the whole",
+            path=name,
+            remedy="give its folder, on this machine",
         )
 
 

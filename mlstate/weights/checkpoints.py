@@ -1,4 +1,4 @@
-"""The tensors of a torch checkpoint on this machine, read without torch."""
+"""The tensors of a torch checkpoint, or an archive of arrays, on this machine; without torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from mlstate.digests import Bytes
 from mlstate.errors import concerning
 from mlstate.format.encode import TensorSource
-from mlstate.format.tensor_object import TensorSpec
-from mlstate.parallel import ProcessLock
 from mlstate.pickled import (
     Checkpoint,
     CheckpointTensor,
@@ -22,30 +20,25 @@ from mlstate.pickled import (
     spec_of,
     tensor_pieces,
 )
+from mlstate.pickled.deflated import stored_archive
 from mlstate.pickled.gzipped import plain_file
 from mlstate.pickled.select import Selected, choose_tensors
-from mlstate.weights.opened import OpenFile
+from mlstate.weights.npz import read_npz
+from mlstate.weights.opened import ONE_COPY, OpenFile, TensorInFile
 
 __all__ = ["TensorInCheckpoint", "checkpoint_sources", "chosen_sources"]
 
-_ONE_COPY = ProcessLock()
-"""Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
-
 
 @dataclass(frozen=True)
-class TensorInCheckpoint:
-    """A tensor of a checkpoint: a `TensorSource`.
+class TensorInCheckpoint(TensorInFile):
+    """A tensor of a checkpoint.
 
     Attributes:
-        name: Its name.
-        spec: Its element type and shape, as the format counts it.
         tensor: Where it lies.
         checkpoint: What it is a part of.
         file: The file.
     """
 
-    name: str
-    spec: TensorSpec
     tensor: CheckpointTensor = field(repr=False)
     checkpoint: Checkpoint = field(repr=False)
     file: OpenFile = field(repr=False)
@@ -84,7 +77,7 @@ class TensorInCheckpoint:
         elif plain:
             yield b"".join(self.pieces())
         else:
-            with _ONE_COPY:
+            with ONE_COPY:
                 yield b"".join(self.pieces())
 
 
@@ -105,6 +98,7 @@ def chosen_sources(
     stack: ExitStack,
     *,
     gzip: bool = False,
+    arrays: bool = False,
     select: str | None = None,
     tensors_only: bool = False,
     max_size: int | None = None,
@@ -115,9 +109,10 @@ def chosen_sources(
         path: The file.
         stack: Keeps it open.
         gzip: Whether it is compressed; what it becomes has a limit, see `plain_file`.
+        arrays: Whether it is an archive of NumPy arrays.
         select: The dotted path of the state dict inside.
         tensors_only: Pass over entries that are no tensors.
-        max_size: The most bytes that a compressed file may become; see `plain_file`.
+        max_size: The most bytes that a compressed file or archive may become; see `plain_file`.
 
     Returns:
         A source for each tensor, and what was chosen inside.
@@ -127,9 +122,10 @@ def chosen_sources(
             cannot hold.
     """
     file = stack.enter_context(plain_file(path, gzip, None, max_size))
+    file = stack.enter_context(stored_archive(file, path.parent, None, max_size))
     opened = OpenFile(file, str(path))
     source = FileSource(file)
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_npz(source) if arrays else read_checkpoint(source)
     chosen = choose_tensors(checkpoint.root, source.size, select, tensors_only)
     sources: list[TensorSource] = [
         TensorInCheckpoint(name, spec_of(name, tensor), tensor, checkpoint, opened)

@@ -18,16 +18,23 @@ from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, WeightsNotFoundError, concerning
 from mlstate.format.encode import TensorSource, check_sources, encode_state
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef, is_state_object
-from mlstate.format.tensor_object import TensorSpec, check_values
+from mlstate.format.tensor_object import check_values
 from mlstate.locations import local_path
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.units import check_size, parse_limit
-from mlstate.weights.candidates import missing_shards, weights_in
-from mlstate.weights.checkpoints import TensorInCheckpoint, chosen_sources
+from mlstate.weights.candidates import check_no_chunks, missing_shards, weights_in
+from mlstate.weights.checkpoints import chosen_sources
 from mlstate.weights.components import Component, components_of
-from mlstate.weights.containers import FRONT, SAFETENSORS, TORCH_GZIP, container_of
-from mlstate.weights.opened import PIECE, OpenFile, pieces_at
+from mlstate.weights.containers import (
+    ARRAYS,
+    DISTRIBUTED,
+    FRONT,
+    SAFETENSORS,
+    TORCH_GZIP,
+    container_of,
+)
+from mlstate.weights.opened import PIECE, OpenFile, TensorInFile, pieces_at
 
 if TYPE_CHECKING:
     from mlstate.fetch.addresses import ShardIndex
@@ -50,6 +57,8 @@ __all__ = [
 
 _USUAL_HEADER = 64 << 10
 _LARGEST_INDEX = 100_000_001
+_FLAT = {SAFETENSORS: "a safetensors file", ARRAYS: "an archive of arrays"}
+"""Containers that have no mappings inside others."""
 
 
 def file_digest(
@@ -63,7 +72,8 @@ def file_digest(
 
     Args:
         path: A safetensors file; the ``.index.json`` of a sharded one; a torch checkpoint,
-            compressed with gzip or not; or a folder with one of these.
+            compressed with gzip or not; NumPy's ``.npz``; the folder of a distributed checkpoint;
+            or a folder with one of the others.
         select: Of a torch checkpoint, the dotted path of the state dict inside.
         max_size: The most bytes that its tensors may have, and that a compressed file may become:
             a number, or for instance ``"5GB"``. By default no limit, but for compressed files: 100
@@ -86,7 +96,7 @@ def file_digest(
         True
     """
     with sources_of_file(path, select=select, max_size=max_size) as sources:
-        tensors = [s for s in sources if isinstance(s, LocalTensor | TensorInCheckpoint)]
+        tensors = [s for s in sources if isinstance(s, TensorInFile)]
         if len(tensors) == len(sources):
             return digest_of_tensors(tensors)
         return encode_state(sources).digest
@@ -160,7 +170,7 @@ def _joined(components: list[Component], models: list[OpenWeights]) -> list[Tens
         own = component.prefix
         deeper = tuple(other.prefix for other in components if len(other.prefix) > len(own))
         for source in model.sources:
-            assert isinstance(source, LocalTensor | TensorInCheckpoint)
+            assert isinstance(source, TensorInFile)
             name = f"{own}{source.name}"
             if name.startswith(deeper):
                 raise FormatError(
@@ -191,24 +201,30 @@ def _open_model(
             before = len(sources)
             with concerning(path=file):
                 kind = form or container
+                if kind in _FLAT and select is not None:
+                    raise FormatError(
+                        f"{_FLAT[kind]} has nothing inside that could be selected",
+                        found=Phrase(f"select={select!r}", f"--select {select!r}"),
+                    )
                 if kind == SAFETENSORS:
-                    if select is not None:
-                        raise FormatError(
-                            "a safetensors file has nothing inside that could be selected",
-                            found=Phrase(f"select={select!r}", f"--select {select!r}"),
-                        )
-                    sources += _safetensors(file, stack)
+                    found = _safetensors(file, stack)
+                elif kind == DISTRIBUTED:
+                    from mlstate.weights.distributed import distributed_sources
+
+                    found, chosen = distributed_sources(
+                        file, stack, select=select, tensors_only=tensors_only
+                    )
                 else:
-                    gzip = kind == TORCH_GZIP
                     found, chosen = chosen_sources(
                         file,
                         stack,
-                        gzip=gzip,
+                        gzip=kind == TORCH_GZIP,
+                        arrays=kind == ARRAYS,
                         select=select,
                         tensors_only=tensors_only,
                         max_size=most,
                     )
-                    sources += found
+                sources += found
             sizes[str(file)] = {s.name: s.spec.nbytes for s in sources[before:]}
         with concerning(path=path):
             check_size(sum(source.spec.nbytes for source in sources), most)
@@ -240,6 +256,7 @@ def files_and_index(
     from mlstate.transport.local import LocalResource
 
     files, listed = [path], None
+    check_no_chunks(path.name)
     if path.is_dir():
         files = [path / name for name in weights_in(path, weights, shards_of)]
     if len(files) == 1 and is_index_name(files[0].name):
@@ -270,11 +287,9 @@ def _read_index(path: Path) -> ShardIndex:
 
 
 @dataclass(frozen=True)
-class LocalTensor:
-    """A tensor in a file on this machine: a `TensorSource`."""
+class LocalTensor(TensorInFile):
+    """A tensor that lies in a file as it is stored."""
 
-    name: str
-    spec: TensorSpec
     file: OpenFile = field(repr=False)
     start: int  # the position of its data in the file
     exact: bool = False  # refuse a BOOL byte other than 0 and 1, rather than take it for 1
@@ -304,7 +319,7 @@ class LocalTensor:
             yield mapped[self.start : self.start + self.spec.nbytes]
 
 
-def digest_of_tensors(tensors: Iterable[LocalTensor | TensorInCheckpoint]) -> Digest:
+def digest_of_tensors(tensors: Iterable[TensorInFile]) -> Digest:
     """The state digest of tensors in files, each read once, a piece at a time."""
     listed = list(tensors)
     headers = check_sources([*listed])
@@ -314,7 +329,7 @@ def digest_of_tensors(tensors: Iterable[LocalTensor | TensorInCheckpoint]) -> Di
     for tensor in listed:
         tied.setdefault((tensor.memory, tensor.spec), []).append(tensor.name)
 
-    def digest(tensor: LocalTensor | TensorInCheckpoint) -> None:
+    def digest(tensor: TensorInFile) -> None:
         names = tied[tensor.memory, tensor.spec]
         if tensor.name != names[0] and tensor.name in headers:
             return  # read with the first

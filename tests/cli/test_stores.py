@@ -7,12 +7,14 @@ import shutil
 import time
 import tomllib
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mlstate import LocalStateStore, StateKey, manifest_of
+from mlstate import LocalStateStore, StateKey, manifest_of, state_digest
 from tests.support.commands import Shell
+from tests.support.distributed import grid, write_chunks
 
 BASE = StateKey.parse("pytorch.mlp.cls10.base")
 TUNED = StateKey.parse("pytorch.mlp.cls10.tuned")
@@ -375,6 +377,22 @@ def test_adding_the_weights_of_a_wrapped_model_is_told(shell):
     assert report["prefix"] == "module."
     done = shell("add", "pytorch.net.ddp", "ddp.pt", "--store", "weights")
     assert "all names begin with module. as those of a wrapped model do" in done.stderr
+    averaged = {"module.a": torch.ones(3), "n_averaged": torch.tensor(2)}
+    torch.save(averaged, shell.folder / "ema.pt")
+    added = ("add", "pytorch.net.ema", "ema.pt", "--store", "weights", "--strip-prefix", "module.")
+    assert "without n_averaged: no tensors of the model" in shell(*added).stderr
+
+
+def test_arrays_and_distributed_checkpoints_are_added_and_compared(shell):
+    numpy.savez_compressed(shell.folder / "x.npz", w=numpy.ones((2, 2), ">f4"))
+    parts = grid((2, 2), [[1], []])
+    write_chunks(shell.folder / "ck", {"w": torch.ones(2, 2)}, {"w": parts})
+    digests = {shell("digest", name).stdout.split()[0] for name in ("x.npz", "ck")}
+    assert digests == {state_digest({"w": torch.ones(2, 2)})}
+    assert "the same weights" in shell("diff", "x.npz", "ck").stdout
+    for number, name in enumerate(("x.npz", "ck")):
+        report = shell.json("add", f"pytorch.net.n{number}", name, "--store", "weights")
+        assert {report["digest"]} == digests
 
 
 def test_keys_that_are_nearly_right_are_told(shell):

@@ -400,9 +400,37 @@ def test_an_averaged_model_is_told_by_its_prefix(tmp_path, store):
     averaged = torch.optim.swa_utils.AveragedModel(net(0))
     torch.save(averaged.state_dict(), tmp_path / "x.pth")
     assert adopt(tmp_path / "x.pth", KEY, store).prefix == "module."
-    report = adopt(tmp_path / "x.pth", OTHER, store, strip_prefix="module.")
-    assert report.prefix is None
+    other = torch.optim.swa_utils.AveragedModel(net(1))
+    store.load(other, KEY)
+    assert same(values(other), values(averaged))
+
+
+@pytest.mark.parametrize("target", ["folder", "manifest", "web"])
+@pytest.mark.parametrize("around", ["", "_orig_mod."])
+def test_the_count_of_an_averaged_model_goes_with_its_prefix(tmp_path, start_nginx, target, around):
+    averaged = torch.optim.swa_utils.AveragedModel(net(0))
+    (tmp_path / "web").mkdir()
+    source = tmp_path / "web" / "x.pth"
+    torch.save({around + name: value for name, value in averaged.state_dict().items()}, source)
+    address = start_nginx(tmp_path / "web").url("x.pth") if target == "web" else source
+    into = tmp_path / "m.toml" if target == "manifest" else LocalStateStore(tmp_path / "s")
+    options = {"mirror": target == "manifest", "strip_prefix": f"{around}module."}
+    report = adopt(address, KEY, into, **options)
+    assert report.digest == state_digest(averaged.module.state_dict())
+    if target == "folder":
+        assert (report.prefix, report.passed_over) == (None, (f"{around}n_averaged",))
+    opened = ManifestStore(into, tmp_path / "fresh") if target == "manifest" else into
     model = net(1)
-    result = model.load_state_dict(store.load_state_dict(OTHER), strict=False)
-    assert (result.missing_keys, result.unexpected_keys) == ([], ["n_averaged"])
+    assert opened.load(model, KEY) == ([], [])
     assert same(values(model), values(averaged.module))
+
+
+@pytest.mark.parametrize(
+    "names", [["module.w", "n_averaged", "head"], ["module.w", "n_averaged.x"]]
+)
+def test_what_is_not_plainly_the_count_of_a_wrapper_stays(tmp_path, store, names):
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "x.safetensors")
+    adopt(tmp_path / "x.safetensors", KEY, store, strip_prefix="module.")
+    assert store.load_state_dict(KEY).keys() == {n.removeprefix("module.") for n in names}
+    adopt(tmp_path / "x.safetensors", OTHER, store, rename={"module.": ""})
+    assert len(store.load_state_dict(OTHER)) == len(names)

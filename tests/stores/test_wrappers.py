@@ -85,6 +85,11 @@ def test_an_averaged_model_is_stored_whole_with_a_warning(store):
     store.save(averaged.module, "inside")
     with pytest.raises(IncompatibleStateError, match=r"load into model\.module"):
         store.load(other, StateKey(LINEAR, "inside"))
+    plain = net(4)
+    with pytest.raises(IncompatibleStateError, match=r"load it into AveragedModel\(model\)"):
+        store.load(plain, KEY)
+    store.load(inside := AveragedModel(plain), KEY)
+    assert same(values(inside.module), values(averaged.module))
 
 
 def test_a_part_that_is_wrapped_is_told(store):

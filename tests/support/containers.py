@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from mlstate import MemoryStateStore, StateKey, adopt
 from mlstate.errors import FormatError
+from tests.support.distributed import grid, save_distributed, write_chunks
 
 __all__ = ["CONTAINERS", "PAGE", "state", "table"]
 
@@ -101,8 +102,31 @@ def _tar(path: Path) -> None:
         archive.addfile(member, io.BytesIO())
 
 
-def _npz(path: Path) -> None:
-    numpy.savez(path, **{name: tensor.numpy() for name, tensor in state().items()})
+def _npz(path: Path, *, packed: bool = False, **more: Any) -> None:
+    save: Any = numpy.savez_compressed if packed else numpy.savez
+    save(path, **{name: tensor.numpy() for name, tensor in state().items()}, **more)
+
+
+def _packed_again(path: Path, method: int = zipfile.ZIP_DEFLATED) -> None:
+    plain = io.BytesIO()
+    torch.save(state(), plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", method) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+
+
+def _split(path: Path, *, whole: bool = True) -> None:
+    """A distributed checkpoint of two ranks."""
+    boxes = {"weight": grid((2, 3), [[1], []]), "bias": grid((2,), [[1]])}
+    write_chunks(path, state(), boxes)
+    if not whole:
+        (path / "__1_0.distcp").unlink()
+
+
+def _averaged(path: Path) -> None:
+    from torch.optim.swa_utils import AveragedModel
+
+    torch.save(AveragedModel(torch.nn.Linear(3, 2)).state_dict(), path)
 
 
 _TRAINER = {"epoch": numpy.int64(3), "args": Path("x")}
@@ -153,6 +177,37 @@ CONTAINERS: tuple[tuple[str, str, Callable[[Path], None], dict[str, Any]], ...] 
         _object(lambda: {**state(), "epoch": 3}),
         {"tensors_only": True},
     ),
+    ("what `torch.save` wrote, packed again with compression", "x.pth", _packed_again, {}),
+    (
+        "the same, packed with bzip2",
+        "x.pth",
+        lambda path: _packed_again(path, zipfile.ZIP_BZIP2),
+        {},
+    ),
+    (
+        'an `AveragedModel`, with `strip_prefix="module."`',
+        "x.pth",
+        _averaged,
+        {"strip_prefix": "module."},
+    ),
+    ("the folder of a distributed checkpoint (DCP)", "folder", _split, {}),
+    ("one, of which a file is missing", "folder", lambda path: _split(path, whole=False), {}),
+    (
+        "one of a model, an optimizer and numbers",
+        "folder",
+        lambda path: save_distributed(
+            {"model": state(), "optim": {"state": {"0": state()}}, "epoch": 3}, path
+        ),
+        {},
+    ),
+    (
+        'the same, with `select="model"`',
+        "folder",
+        lambda path: save_distributed(
+            {"model": state(), "optim": {"state": {"0": state()}}, "epoch": 3}, path
+        ),
+        {"select": "model"},
+    ),
     ("a whole pickled model", "x.pth", _object(lambda: torch.nn.Linear(3, 2)), {}),
     ("TorchScript", "x.pt", _scripted, {}),
     ("torch.export", "x.pt2", _bytes(_zip("x/models/model.json", "x/archive_format")), {}),
@@ -160,6 +215,19 @@ CONTAINERS: tuple[tuple[str, str, Callable[[Path], None], dict[str, Any]], ...] 
     ("a tar archive", "x.tar", _tar, {}),
     ("a pickle of something else, joblib", "x.pkl", _bytes(pickle.dumps({"w": [1.0]}, 4)), {}),
     ("NumPy `.npz`", "x.npz", _npz, {}),
+    ("the same, compressed", "x.npz", lambda path: _npz(path, packed=True), {}),
+    (
+        "one with texts, records or objects in it",
+        "x.npz",
+        lambda path: _npz(path, names=numpy.array(["a"])),
+        {},
+    ),
+    (
+        "the same, with `tensors_only=True`",
+        "x.npz",
+        lambda path: _npz(path, names=numpy.array(["a"])),
+        {"tensors_only": True},
+    ),
     ("NumPy `.npy`", "x.npy", lambda path: numpy.save(path, numpy.ones(3)), {}),
     ("GGUF", "x.gguf", _bytes(b"GGUF\3\0\0\0" + bytes(24)), {}),
     ("ONNX", "x.onnx", _bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.6.0" + bytes(24)), {}),

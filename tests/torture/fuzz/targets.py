@@ -20,6 +20,7 @@ from mlstate.format.state_object import StateObject
 from mlstate.locations import check_file_names, check_url, parse_mirror
 from mlstate.manifests.write import format_manifest
 from mlstate.objects.cache import read_roots
+from mlstate.pickled.distributed import read_distributed
 from mlstate.pickled.read import read_checkpoint
 from mlstate.pickled.select import select_tensors
 from mlstate.pickled.source import BytesSource
@@ -149,6 +150,23 @@ def gzipped_file(data: bytes) -> None:
     file_digest(_in_file("a.pth.gz", data))
 
 
+def packed_archive(data: bytes) -> None:
+    """A file on this machine that may be an archive with compressed entries."""
+    file_digest(_in_file("weights.pth", data))
+
+
+def arrays_file(data: bytes) -> None:
+    """An archive of NumPy arrays."""
+    file_digest(_in_file("weights.npz", data))
+
+
+def distributed(data: bytes) -> None:
+    """The ``.metadata`` of a distributed checkpoint, whose chunks are not there."""
+    found = read_distributed(BytesSource(data))
+    for tensor in select_tensors(found.root, len(data), tensors_only=True).values():
+        assert found.tensors[tensor.storage.key].shape == tensor.shape
+
+
 def zip_directory(data: bytes) -> None:
     source = BytesSource(data)
     for entry in read_directory(source).values():
@@ -228,6 +246,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         *(manifest, state_file, pointer, settings_of_store, root_of_cache),
         *(state_object, tensor_header, plain_header, remote_header, safetensors_file, index),
         *(bundle, checkpoint, checkpoint_file, gzipped_file, zip_directory),
+        *(packed_archive, arrays_file, distributed),
         *(allowed_signers, revoked_keys, signature, public_key),
         *(config, netrc, environment, address, name),
     )
