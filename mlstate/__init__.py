@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlstate.manifests import Manifest
     from mlstate.models import LoadResult, with_state_type
     from mlstate.operations.adopt import adopt
+    from mlstate.operations.adopt_all import adopt_all
     from mlstate.operations.bundle import bundle, unbundle
     from mlstate.operations.copy import copy
     from mlstate.operations.describe import describe
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         Store,
         load_pretrained_model,
         manifest_of,
+        open_project,
         open_store,
     )
     from mlstate.tensors import state_digest
@@ -60,6 +62,7 @@ __all__ = [
     "StateType",
     "Store",
     "adopt",
+    "adopt_all",
     "bundle",
     "copy",
     "describe",
@@ -71,6 +74,7 @@ __all__ = [
     "load_pretrained_model",
     "lock",
     "manifest_of",
+    "open_project",
     "open_store",
     "sign",
     "state_digest",
@@ -98,6 +102,7 @@ _HOMES = {
     "StateType": "mlstate.states",
     "Store": "mlstate.stores",
     "adopt": "mlstate.operations.adopt",
+    "adopt_all": "mlstate.operations.adopt_all",
     "bundle": "mlstate.operations.bundle",
     "copy": "mlstate.operations.copy",
     "describe": "mlstate.operations.describe",
@@ -109,6 +114,7 @@ _HOMES = {
     "load_pretrained_model": "mlstate.stores",
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
+    "open_project": "mlstate.stores",
     "open_store": "mlstate.stores",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
