@@ -33,8 +33,10 @@ starts without torch; only `export --torch` and the comparison of values need it
 This page is written by `scripts/make_cli_page.py` from the program itself.
 
 A store is a folder, a manifest or a folder of them, `s3://bucket/prefix`, or `github:owner/repo`.
-Give it with `--store`, or once for all with `MLSTATE_STORE`; without either it is `Store()`: the
-manifests that come with mlstate and those of `MLSTATE_MANIFESTS`.
+Give it with `--store`, or once for all with `MLSTATE_STORE`; without either it is that of the
+project, as the nearest `mlstate.toml` or `[tool.mlstate]` of a `pyproject.toml` says, which
+`mlstate init` writes. Where there is none it is `Store()`: the manifests of `MLSTATE_MANIFESTS`,
+and those that come with mlstate and with other libraries.
 
 Data go to standard output, all else to standard error. On a terminal there are colour and bars;
 not with `NO_COLOR` (no colour), nor with `CI` (neither). Into a pipe or a file tables go as plain
@@ -113,9 +115,15 @@ def _json() -> Iterator[str]:
         alike.setdefault(repr(shape), []).append(command)
     shown: set[type] = set()
     for name, commands in alike.items():
-        about = " ".join(command_tree().commands[command].short_help for command in commands)
+        about = " ".join(_about(command) for command in commands)
         title = ", ".join(f"`{command}`" for command in commands)
         yield from _object(title, about, ({"schema": str}, *reports[name]), shown)
+
+
+def _about(command: str) -> str:
+    if command == "add-all":
+        return f"`{PROGRAM} add --all`: all weights below a folder."
+    return str(command_tree().commands[command].short_help)
 
 
 def _object(title: str, about: str, kinds: tuple[Any, ...], shown: set[type]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mlstate.cli.default_store import default_store
 from mlstate.errors import FormatError, MlstateError, StateNotFoundError
 from mlstate.states import StateKey
 
@@ -68,11 +69,14 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
     """The keys that begin with a text, of a store on this machine, which answers at once."""
     where = next(filter(None, map(context.params.get, ("store", "source", "manifest"))), None)
     try:
-        from mlstate.stores.open import open_store
-
         if "://" in str(where) or str(where).startswith("github:"):
             return []
-        keys = open_store(where, offline=True).get_state_keys()
+        if where is None:
+            keys = default_store(offline=True).get_state_keys()
+        else:
+            from mlstate.stores.open import open_store
+
+            keys = open_store(where, offline=True).get_state_keys()
     except (MlstateError, OSError):
         return []
     return [str(key) for key in keys if str(key).startswith(incomplete)]

@@ -65,6 +65,7 @@ class FileDigest:
 def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     """Command -> the reports whose members it prints, with members that are in no report."""
     from mlstate.manifests.signed import ManifestSignature
+    from mlstate.operations.adopt_all import AdoptAllReport
     from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
@@ -78,7 +79,8 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
     pruned |= {"in_use": keys, "future": list[str]}
     return {
-        "ls": ({"store": str, "states": list[StateUsage]},),
+        "init": ({"path": str, "store": str | None, "manifests": list[str]},),
+        "ls": ({"store": str, "states": list[StateUsage], "passed_over": list[str]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
         "fetch": ({"states": list[FetchedState]},),
@@ -91,6 +93,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
         "add": (AdoptReport,),
+        "add-all": ({"dry_run": bool}, AdoptAllReport),
         "verify": ({"ok": bool}, VerifyReport),
         "diff": (
             {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},

@@ -36,14 +36,15 @@ def rm(keys: Keys = None, store: StoreOption = None, as_json: Json = False) -> N
     view = opened(store, quiet=True)
     chosen = chosen_keys(view, keys or [], everything=None)
     if view.manifest is not None:
-        if store is None:
+        listed = store or getattr(view, "path", None)
+        if listed is None:
             raise ReadOnlyStoreError(
                 "the default store is several manifests together",
                 path=view,
                 remedy="give the manifest that lists the state: --store FILE. To make room in the "
                 "cache: mlstate prune",
             )
-        unlist(store, chosen)
+        unlist(listed, chosen)
         done = "no longer listed"
     else:
         if not isinstance(view, DeletingStore):
