@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlstate.manifests import Manifest
     from mlstate.models import LoadResult, with_state_type
     from mlstate.operations.adopt import adopt
+    from mlstate.operations.adopt_all import adopt_all
     from mlstate.operations.alias import set_alias
     from mlstate.operations.bundle import bundle, unbundle
     from mlstate.operations.check import check_manifests
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Store,
         load_pretrained_model,
         manifest_of,
+        open_project,
         open_store,
     )
     from mlstate.tensors import state_digest
@@ -67,6 +69,7 @@ __all__ = [
     "StateType",
     "Store",
     "adopt",
+    "adopt_all",
     "bundle",
     "check_manifests",
     "copy",
@@ -82,6 +85,7 @@ __all__ = [
     "load_pretrained_model",
     "lock",
     "manifest_of",
+    "open_project",
     "open_store",
     "remove_pins",
     "rename",
@@ -114,6 +118,7 @@ _HOMES = {
     "StateType": "mlstate.states",
     "Store": "mlstate.stores",
     "adopt": "mlstate.operations.adopt",
+    "adopt_all": "mlstate.operations.adopt_all",
     "bundle": "mlstate.operations.bundle",
     "check_manifests": "mlstate.operations.check",
     "copy": "mlstate.operations.copy",
@@ -129,6 +134,7 @@ _HOMES = {
     "load_pretrained_model": "mlstate.stores",
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
+    "open_project": "mlstate.stores",
     "open_store": "mlstate.stores",
     "rename": "mlstate.operations.rename",
     "restore": "mlstate.operations.history",

@@ -11,12 +11,20 @@ from mlstate.errors import FormatError
 from mlstate.files import UnfitFileError, read_input
 from mlstate.locations import local_path
 from mlstate.settings import value_of
-from mlstate.texts import load_toml
+from mlstate.texts import decoded, load_toml
+from mlstate.toml_keys import refuse_unknown
 
 __all__ = ["config_folder", "config_path", "read_config"]
 
 _LARGEST = 1 << 20
 """The largest config file that is read, in bytes."""
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "projects": ("trusted",),
+    "signatures": ("allowed_signers", "revoked_keys", "signing_key", "stores"),
+    "tokens": (),
+}
+"""Each table of the config file with the keys that it may have; none: any, such as hosts."""
 
 
 def config_folder() -> Path | None:
@@ -50,7 +58,8 @@ def read_config() -> dict[str, Any]:
     except RuntimeError:  # there is no home folder
         return {}
     try:
-        table: dict[str, Any] = load_toml(read_input(path, _LARGEST), "the config file")
+        text = decoded(read_input(path, _LARGEST), "the config file")
+        table = load_toml(text, "the config file")
     except (FileNotFoundError, NotADirectoryError):
         if os.environ.get("MLSTATE_CONFIG"):
             raise FormatError("MLSTATE_CONFIG names a file that is not there", path=path) from None
@@ -73,7 +82,17 @@ def read_config() -> dict[str, Any]:
         raise FormatError(
             said, path=path, line=error.line, expected=error.expected, remedy=error.remedy
         ) from None
+    _check_keys(table, text, path)
     return table
+
+
+def _check_keys(table: dict[str, Any], text: str, path: Path) -> None:
+    """Refuse, by a FormatError, what this version does not know: a misspelt key says nothing."""
+    refuse_unknown(table, _KEYS, "the config file", path=path, text=text)
+    for name, known in _KEYS.items():
+        inner = table.get(name)
+        if known and isinstance(inner, dict):
+            refuse_unknown(inner, known, "the config file", path=path, text=text, where=(name,))
 
 
 def _is_seen(path: Path) -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from mlstate.errors import FormatError
@@ -29,6 +30,7 @@ __all__ = [
     "patience",
     "pins",
     "readonly_caches",
+    "refuse_misspelt",
     "required_signature",
     "revoked_keys",
     "signing_key",
@@ -65,6 +67,11 @@ class Setting:
 
 SETTINGS = (
     Setting("MLSTATE_STORE", "the store of the command line", "Store()"),
+    Setting(
+        "MLSTATE_PROJECT",
+        "the project file; none: no project file is looked for",
+        "the nearest mlstate.toml or pyproject.toml",
+    ),
     Setting("MLSTATE_CACHE", "the folder for what is fetched", "the user's cache folder"),
     Setting("MLSTATE_READONLY_CACHES", "folders that are looked at before it", "none"),
     Setting("MLSTATE_MANIFESTS", "manifests that Store() reads beside its own", "none"),
@@ -114,6 +121,28 @@ OTHERS = (
     Setting("NO_COLOR", "no colour on the terminal", "colour"),
     Setting("CI", "neither colour nor bars", "both, on a terminal"),
 )
+
+
+def refuse_misspelt() -> None:
+    """Refuse variables that are most likely meant to be settings, and are none.
+
+    A misspelt setting would be ignored, and a signature not required. Names that are like none of
+    a setting are another program's.
+
+    Raises:
+        FormatError: There is such a variable.
+    """
+    known = [setting.name for setting in SETTINGS if "<" not in setting.name]
+    families = tuple(s.name.partition("<")[0] for s in SETTINGS if "<" in s.name)
+    for variable in sorted(os.environ):
+        if not variable.startswith("MLSTATE_") or variable.startswith(families):
+            continue
+        if variable not in known and (near := get_close_matches(variable, known, 1, 0.85)):
+            raise FormatError(
+                "this variable is no setting of mlstate, and is like one",
+                found=variable,
+                remedy=f"did you mean {near[0]}? If not, unset {variable} for mlstate",
+            )
 
 
 def value_of(variable: str) -> str:

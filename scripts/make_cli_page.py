@@ -33,8 +33,10 @@ starts without torch; only `export --torch` and the comparison of values need it
 This page is written by `scripts/make_cli_page.py` from the program itself.
 
 A store is a folder, a manifest or a folder of them, `s3://bucket/prefix`, or `github:owner/repo`.
-Give it with `--store`, or once for all with `MLSTATE_STORE`; without either it is `Store()`: the
-manifests that come with mlstate and those of `MLSTATE_MANIFESTS`.
+Give it with `--store`, or once for all with `MLSTATE_STORE`; without either it is that of the
+project, as the nearest `mlstate.toml` or `[tool.mlstate]` of a `pyproject.toml` says, which
+`mlstate init` writes. Where there is none it is `Store()`: the manifests of `MLSTATE_MANIFESTS`,
+and those that come with mlstate and with other libraries.
 
 Data go to standard output, all else to standard error. On a terminal there are colour and bars;
 not with `NO_COLOR` (no colour), nor with `CI` (neither). Into a pipe or a file tables go as plain

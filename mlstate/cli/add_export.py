@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlstate.cli.add_all import add_all
+from mlstate.cli.default_store import saves_by_default
+from mlstate.cli.exit_codes import OK
 from mlstate.cli.keys import one_key
 from mlstate.cli.options import (
     Json,
@@ -22,7 +25,12 @@ from mlstate.cli.options import (
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 from mlstate.cli.values import pairs, typed
 
+if TYPE_CHECKING:
+    from mlstate.operations.adopt_report import AdoptReport
+
 __all__ = ["add", "export", "materialize"]
+
+_MOST_JOBS = 64
 
 ShardSize = Annotated[
     str | None,
@@ -31,22 +39,66 @@ ShardSize = Annotated[
 
 
 def add(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="What it is to be called.")],
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="KEY", help="What it is to be called.", show_default=False),
+    ] = None,
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="SOURCE",
             help="A .safetensors file, a folder with shards, a torch checkpoint, a URL of one, "
             "hf://org/repo@revision; a .npz, or a folder of torch.distributed.checkpoint.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     store: Annotated[
         str | None,
         store_option(
             "Where to: a folder, which may be new, s3://bucket/prefix, github:owner/repo; "
-            "or with --mirror a manifest."
+            "or with --mirror a manifest. By default the store of the project."
         ),
     ] = None,
+    everything: Annotated[
+        str | None,
+        typer.Option(
+            "--all",
+            metavar="DIR",
+            help="Instead of KEY and SOURCE: all weights below a folder, each file or model folder "
+            "as a state.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="TEMPLATE",
+            help="With --all, the key of each: 'pytorch.bert.{parent}.{stem}'. {parent} is the "
+            "folder of the file, {stem} its name without endings, {folders} all folders below DIR.",
+        ),
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--match", metavar="PATTERN", help="With --all, only these paths; may be repeated."
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip", metavar="PATTERN", help="With --all, not these paths; may be repeated."
+        ),
+    ] = None,
+    jobs: Annotated[
+        str | None,
+        typer.Option(
+            "--jobs", "-j", metavar="N", help="With --all, so many at once; 1 by default."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", "-n", help="With --all, say what would be done, and do nothing."),
+    ] = False,
     mirror: Annotated[
         bool,
         typer.Option(
@@ -126,45 +178,70 @@ def add(
     verify: Verify = False,
     max_size: MaxSize = None,
     as_json: Json = False,
-) -> None:
-    """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest."""
+) -> int:
+    """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest.
+
+    With --all, all weights below a folder. Two that would have the same key are refused before
+    anything is stored; one that cannot be adopted does not keep the others from it.
+    """
     from mlstate.cli.progress import progress
     from mlstate.operations.adopt import adopt
     from mlstate.states import StateKey
 
-    if store is None:
+    for_all = {"--key": template, "--match": match, "--skip": skip, "--jobs": jobs}
+    for_one = {"KEY": key, "--weights": weights, "--include": include, "--exclude": exclude}
+    _check_kind(everything, {**for_all, "--dry-run": dry_run}, {**for_one, "--file": file})
+    if store is None and not saves_by_default():
         raise typer.BadParameter(
-            "say where to: a folder, s3://..., github:..., or a manifest with --mirror",
+            "say where to: a folder, s3://..., github:..., or a manifest with --mirror; or make "
+            "this folder a project: mlstate init",
             param_hint="--store",
         )
-    target: Any = store if store.endswith(".toml") else opened(store, create=True, quiet=True)
+    manifest = store is not None and store.endswith(".toml")
+    target: Any = store if manifest else opened(store, create=True, quiet=True)
+    options: dict[str, Any] = {
+        "meta": typed(pairs(meta or [], "--meta")) or None,
+        "select": select or None,
+        "tensors_only": tensors_only,
+        "strip_prefix": strip_prefix or "",
+        "add_prefix": add_prefix or "",
+        "rename": pairs(rename or [], "--rename", "OLD=NEW"),
+        "format": container,
+        "mirror": mirror,
+        "overwrite": overwrite,
+        "verify": verify,
+        "max_size": max_size,
+        "progress": progress(),
+    }
+    if everything is not None:
+        options |= {"match": match or (), "skip": skip or (), "jobs": _count(jobs or "1")}
+        options |= {"dry_run": dry_run, "as_json": as_json}
+        return add_all(everything, target, template or "", **options)
+    if key is None or source is None:
+        raise typer.BadParameter("give KEY and SOURCE; or --all DIR with --key TEMPLATE")
     report = adopt(
         source,
         StateKey.parse(key),
         target,
         files=_files(file or []) or None,
-        meta=typed(pairs(meta or [], "--meta")) or None,
-        select=select or None,
-        tensors_only=tensors_only,
         weights=weights,
         include=include or (),
         exclude=exclude or (),
-        strip_prefix=strip_prefix or "",
-        add_prefix=add_prefix or "",
-        rename=pairs(rename or [], "--rename", "OLD=NEW"),
-        format=container,
-        mirror=mirror,
-        overwrite=overwrite,
-        verify=verify,
-        max_size=max_size,
-        progress=progress(),
+        **options,
     )
     if as_json:
         print_json("add", report)
-        return
+    else:
+        _print_added(report)
+    return OK
+
+
+def _print_added(report: AdoptReport) -> None:
     put(f"{report.key}  {report.digest}  {human_size(report.size)}")
     if report.existed:
         note("it was there already")
+    else:
+        note(f"{human_size(report.added)} new, {human_size(report.spared)} shared")
     if report.prefix:
         note(
             f"all names begin with {report.prefix} as those of a wrapped model do; "
@@ -178,6 +255,30 @@ def add(
         note(f"with {', '.join(report.files)}")
     if report.skipped:
         note(f"not taken: {_listed(report.skipped)}")
+
+
+def _check_kind(
+    everything: str | None, for_all: Mapping[str, object], for_one: Mapping[str, object]
+) -> None:
+    """Refuse what does not go with one source, or with all below a folder."""
+    given = for_one if everything is not None else for_all
+    wrong = next((name for name, value in given.items() if value), None)
+    if wrong is not None and everything is not None:
+        raise typer.BadParameter(
+            f"{wrong} is for one source, not for --all; --match and --skip choose among sources"
+        )
+    if wrong is not None:
+        raise typer.BadParameter(f"{wrong} is for --all DIR")
+    if everything is not None and not for_all["--key"]:
+        raise typer.BadParameter("--all needs --key, 'pytorch.bert.{parent}.{stem}' say")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_JOBS:
+        raise typer.BadParameter(
+            f"{text!r} is no number from 1 to {_MOST_JOBS}", param_hint="--jobs"
+        )
+    return int(text)
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlstate import settings
 from mlstate.cli.add_export import add, export, materialize
 from mlstate.cli.bundle_unbundle import bundle, unbundle
 from mlstate.cli.check import check
@@ -18,6 +19,7 @@ from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.git import git_diff, git_merge, git_setup
+from mlstate.cli.init import init
 from mlstate.cli.log_restore import log, restore
 from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.mv_meta_alias import alias, meta, mv
@@ -34,6 +36,15 @@ from mlstate.version import __version__
 __all__ = ["app", "command_tree", "run"]
 
 PROGRAM = "mlstate"
+FIRST_STEPS_TITLE = "First steps, in the folder of a project:"
+_MODEL = "with_state_type(torch.nn.Linear(2, 1), StateType('pytorch', 'linear'))"
+FIRST_STEPS = (
+    "mlstate init",
+    f"python -c \"import torch; from mlstate import *; open_project().save({_MODEL}, 'first')\"",
+    'python -c "import torch; from mlstate import *; '
+    f"print(open_project().load({_MODEL}, StateKey.parse('pytorch.linear.first')))\"",
+)
+"""What leads a newcomer to a first state, typed as it is: make a store, save, load."""
 _LAST_STREAM = 2
 
 app = typer.Typer(
@@ -41,7 +52,10 @@ app = typer.Typer(
     cls=TextGroup,
     help="PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
     epilog="Every command has --help, with an example. Exit codes:\n\n\b\n"
-    + "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()),
+    + "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+    + f"\n\n{FIRST_STEPS_TITLE}\n\n\b\n"
+    + "\n".join(f"  {step}" for step in FIRST_STEPS)
+    + "\n\nA file of weights that you have is taken in by: mlstate add KEY FILE",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help starts faster, and reads the same in a log
     pretty_exceptions_enable=False,
@@ -65,6 +79,7 @@ def _main(
 
 
 _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
+    (init, "Make this folder a project, with a store.", "init --store weights"),
     (ls, "List states.", "ls weights --type pytorch.resnet18"),
     (
         show,
@@ -179,6 +194,7 @@ def run(arguments: Sequence[str]) -> int:
         # torch says so at its import. Nothing here needs NumPy.
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         try:
+            settings.refuse_misspelt()
             result = command_tree().main(list(arguments), PROGRAM, standalone_mode=False)
         except typer.TyperException as error:  # what was typed: with the usage of the command
             _show_usage(error)

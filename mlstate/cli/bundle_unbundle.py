@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mlstate.cli.default_store import saves_by_default
 from mlstate.cli.keys import chosen_keys
 from mlstate.cli.options import (
     All,
@@ -63,19 +64,19 @@ def unbundle(
     store: Annotated[
         str | None,
         store_option(
-            "Where to: a folder, which may be new, or s3://bucket/prefix. By default the "
-            "cache, where every manifest finds what it needs."
+            "Where to: a folder, which may be new, or s3://bucket/prefix. By default the store "
+            "of the project; without one the cache, where every manifest finds what it needs."
         ),
     ] = None,
     overwrite: Overwrite = False,
     max_size: MaxSize = None,
     as_json: Json = False,
 ) -> None:
-    """Bring the states of a bundle into a store, all verified, or none. By default: the cache."""
+    """Bring the states of a bundle into a store, all verified, or none."""
     from mlstate.cli.progress import progress
     from mlstate.operations.bundle import unbundle as read_bundle
 
-    target = None if store is None else opened(store, create=True)
+    target = opened(store, create=True) if store is not None or saves_by_default() else None
     came = read_bundle(path, target, overwrite=overwrite, max_size=max_size, progress=progress())
     if as_json:
         print_json("unbundle", {"states": came})

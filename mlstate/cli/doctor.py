@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlstate.cli.default_store import default_store, project_here
 from mlstate.cli.exit_codes import FINDING, OK
 from mlstate.cli.options import Json, StoreOption
 from mlstate.cli.output import print_fields, print_json, put
@@ -32,7 +33,8 @@ def doctor(
     """
     from mlstate.operations.doctor.doctor import diagnose
 
-    found = diagnose(store, reach=not no_network, offline=True if no_network else None)
+    there: Any = store if store is not None or project_here() is None else default_store()
+    found = diagnose(there, reach=not no_network, offline=True if no_network else None)
     if as_json:
         print_json("doctor", {"ok": found.ok}, found)
     else:

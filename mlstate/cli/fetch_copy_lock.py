@@ -48,7 +48,7 @@ def fetch(
     """
     from mlstate.errors import FormatError, MlstateError
 
-    view = opened(store)
+    view = opened(store, manifests=True)
     if view.fetcher is None:
         raise FormatError(
             "this store has its bytes already, so there is nothing to fetch",

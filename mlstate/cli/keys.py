@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mlstate.cli.default_store import default_store
 from mlstate.errors import FormatError, MlstateError, StateNotFoundError
 from mlstate.states import StateKey
 
@@ -73,11 +74,14 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
     """The keys that begin with a text, of a store on this machine, which answers at once."""
     where = next(filter(None, map(context.params.get, ("store", "source", "manifest"))), None)
     try:
-        from mlstate.stores.open import open_store
-
         if "://" in str(where) or str(where).startswith("github:"):
             return []
-        store = open_store(where, offline=True)
+        if where is None:
+            store = default_store(offline=True)
+        else:
+            from mlstate.stores.open import open_store
+
+            store = open_store(where, offline=True)
         keys, aliases = store.get_state_keys(), sorted(store.aliases)
     except (MlstateError, OSError):
         return []

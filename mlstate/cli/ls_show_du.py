@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlstate.cli.default_store import project_here
 from mlstate.cli.keys import one_key
 from mlstate.cli.options import Json, Key, StoreArgument, StoreOption, name_of, opened
 from mlstate.cli.output import (
     ago,
+    from_here,
     human_count,
     human_shape,
     human_size,
@@ -23,6 +25,7 @@ from mlstate.cli.output import (
 if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.usage_report import StateUsage, Usage
+    from mlstate.stores.read import StateStore
 
 __all__ = ["du", "ls", "show"]
 
@@ -35,6 +38,9 @@ def ls(
         typer.Option("--type", "-t", metavar="TYPE", help="Only states compatible with this type."),
     ] = None,
     store: StoreOption = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say which TOML files are no manifests.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List states: size, own and shared bytes, whether they are cached, age.
@@ -50,15 +56,33 @@ def ls(
     view = opened(name, quiet=True)
     keys = None if type_ is None else view.get_state_keys(StateType.parse(type_))
     used = usage(view, keys)
+    passed_over = _passed_over(view) if as_json or verbose else []
     if as_json:
-        print_json("ls", {"store": name_of(name), "states": used.states})
+        listed = {"store": name_of(name), "states": used.states}
+        print_json("ls", {**listed, "passed_over": passed_over})
         return
+    for path in passed_over:
+        note(f"{path} is no manifest, and is passed over")
     if not used.states:
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
     cached = any(state.cached is not None for state in used.states)
     titles = ["KEY", ">SIZE", ">OWN", ">SHARED", *(["CACHED", "USED"] if cached else ["AGE"])]
     print_table(titles, (_cells(state, cached=cached) for state in used.states))
     _complain_of(used)
+    project = None if name else project_here()
+    if project is not None and project.store and project.manifests:
+        there = project.folder / project.manifests[0]
+        note(f"the states of its manifests are listed by: mlstate ls {from_here(there)}")
+
+
+def _passed_over(view: StateStore) -> list[str]:
+    """The TOML files in a folder of manifests that are none."""
+    from mlstate.manifests.folder import toml_files
+
+    path = getattr(view, "path", None)
+    if path is None or not path.is_dir():
+        return []
+    return [from_here(file) for file in toml_files(path).others]
 
 
 def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:

@@ -23,14 +23,15 @@ def editable(view: StateStore, store: str | None) -> Any:
 
     if view.manifest is None:
         return view
-    if store is None:
+    listed = store or getattr(view, "path", None)
+    if listed is None:
         raise ReadOnlyStoreError(
             "the default store is several manifests together",
             path=view,
             remedy="give the manifest that lists the state: --store FILE. To make room in the "
             "cache: mlstate prune",
         )
-    return store
+    return listed
 
 
 def mv(

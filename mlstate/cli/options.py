@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlstate.cli.default_store import default_name, default_store
 from mlstate.cli.keys import complete_keys
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ __all__ = [
 
 STORE_HELP = (
     "A folder, a manifest or a folder of them, s3://bucket/prefix, or github:owner/repo. "
-    "By default the manifests that come with mlstate and those of MLSTATE_MANIFESTS."
+    "By default that of the project; without one the manifests that come with mlstate and other "
+    "libraries, and those of MLSTATE_MANIFESTS."
 )
 
 
@@ -83,15 +85,22 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 def name_of(store: str | None) -> str:
     """The name of a store for people."""
-    return store or "the default store"
+    return store or default_name()
 
 
-def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateStore:
-    """The store that an option names; it shows its progress unless ``quiet``.
+def opened(
+    store: str | None, *, create: bool = False, quiet: bool = False, manifests: bool = False
+) -> StateStore:
+    """The store that an option names, or else the default; it shows progress unless ``quiet``.
 
-    With ``create`` it may be a folder that is missing or empty.
+    With ``create`` it may be a folder that is missing or empty; with ``manifests`` it is, by
+    default, that of the manifests of a project.
     """
     from mlstate.cli.progress import progress
+
+    shown = None if quiet else progress()
+    if store is None:
+        return default_store(manifests=manifests, progress=shown)
     from mlstate.stores.open import open_store
 
-    return open_store(store, create=create, progress=None if quiet else progress())
+    return open_store(store, create=create, progress=shown)

@@ -71,13 +71,17 @@ class FileDigest:
     digest: str
 
 
-VARIANTS = {"manifest-diff": "What `diff` prints of two manifests."}
+VARIANTS = {
+    "add-all": "`mlstate add --all`: all weights below a folder.",
+    "manifest-diff": "What `diff` prints of two manifests.",
+}
 """What is printed by a command of another name, and what it is."""
 
 
 def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     """Command -> the reports whose members it prints, with members that are in no report."""
     from mlstate.manifests.signed import ManifestSignature
+    from mlstate.operations.adopt_all import AdoptAllReport
     from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.check import CheckReport
     from mlstate.operations.describe import Description
@@ -96,7 +100,8 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
     pruned |= {"in_use": keys, "future": list[str]}
     return {
-        "ls": ({"store": str, "states": list[StateUsage]},),
+        "init": ({"path": str, "store": str | None, "manifests": list[str]},),
+        "ls": ({"store": str, "states": list[StateUsage], "passed_over": list[str]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
         "fetch": ({"dry_run": bool, "states": list[FetchedState]},),
@@ -115,6 +120,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
         "add": (AdoptReport,),
+        "add-all": ({"dry_run": bool}, AdoptAllReport),
         "verify": ({"ok": bool}, VerifyReport),
         "diff": (
             {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},

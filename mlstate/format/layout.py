@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import chain
+from typing import Any
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError
@@ -26,6 +27,7 @@ __all__ = [
     "NEW_SETTINGS",
     "OBJECTS",
     "PARTIAL_SUFFIX",
+    "PROJECT_KEYS",
     "ROOTS",
     "SETTINGS",
     "SIGNATURE_SUFFIX",
@@ -38,6 +40,7 @@ __all__ = [
     "TRASHED_STATE",
     "check_settings",
     "digest_of_object_path",
+    "is_no_marker",
     "key_of_state_path",
     "key_of_trashed_state",
     "keys_in_state_folder",
@@ -70,6 +73,9 @@ LOCK_SUFFIX = ".lock"
 VERSION = 1
 NEW_SETTINGS = b"version = 1\nrequires = []\n"
 """What a first save writes into mlstate.toml."""
+
+PROJECT_KEYS = ("store", "manifests")
+"""What a project file says, which may have the name of a store's settings."""
 
 
 def object_path(digest: Digest) -> str:
@@ -153,6 +159,15 @@ def _stems(names: list[str]) -> list[str]:
     return [name.removesuffix(STATE_SUFFIX) for name in names if name.endswith(STATE_SUFFIX)]
 
 
+def is_no_marker(table: Mapping[str, Any]) -> bool:
+    """Whether the content of an `mlstate.toml` is not a store's: then it is a project's.
+
+    A store's settings say their version. An empty file is what a crash may leave of them.
+    """
+    says_version = bool({"version", "requires"} & table.keys())
+    return bool(table) and (not says_version or bool(table.keys() & set(PROJECT_KEYS)))
+
+
 def check_settings(data: bytes, path: str) -> None:
     """Refuse, by a FormatError, the settings of a store of a newer version."""
     try:
@@ -165,6 +180,12 @@ def check_settings(data: bytes, path: str) -> None:
             expected=error.expected,
             found=error.found or error.message,
         ) from None
+    if is_no_marker(settings):
+        raise FormatError(
+            f"this folder is a project, not a store: its {SETTINGS} is a project file",
+            path=path,
+            remedy="give the store a folder of its own, weights/ in the project say",
+        )
     version, requires = settings.get("version"), settings.get("requires", [])
     if type(version) is not int or version < 1 or not isinstance(requires, list):
         raise FormatError(

@@ -129,8 +129,12 @@ class StateObject:
     @property
     def nbytes(self) -> int:
         """The bytes of tensor data, every name counted."""
-        inline = sum(tensor.spec.nbytes for tensor in self.inline.values())
-        return inline + sum(ref.spec.nbytes for ref in self.refs.values())
+        return self.inline_nbytes + sum(ref.spec.nbytes for ref in self.refs.values())
+
+    @property
+    def inline_nbytes(self) -> int:
+        """Those of the tensors that are inside."""
+        return sum(tensor.spec.nbytes for tensor in self.inline.values())
 
     def part(self, names: Mapping[str, str]) -> StateObject:
         """A part of it: the name of each tensor in the part -> its name here.

@@ -15,6 +15,7 @@ from mlstate.files import is_trusted_link, read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests.entries import FileEntry, ManifestContent, StateEntry
+from mlstate.manifests.folder import LARGEST, is_store, toml_files
 from mlstate.manifests.merge import merged_aliases, merged_states
 from mlstate.manifests.parse import parse_manifest
 from mlstate.phrases import Phrase
@@ -32,9 +33,7 @@ __all__ = [
 ]
 
 
-_LARGEST = 256 << 20
 _ATTEMPTS = 100
-"""The largest manifest that is read, in bytes: some hundred thousand states."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ class Manifest(ManifestContent):
     def read(cls, *paths: str | os.PathLike[str]) -> Manifest:
         """Read a file, a folder of ``*.toml`` files (recursively, in sorted order), or several.
 
-        Of a folder, neither hidden folders nor stores in it are looked into. A store itself is
-        read like a manifest of its states.
+        Of a folder, neither hidden folders nor stores in it are looked into, and TOML files that
+        are no manifests are passed over. A store itself is read like a manifest of its states.
 
         Of a state that several list with one digest, the mirrors of all are tried, in that order;
         who gives a digest counts before who gives none.
@@ -254,9 +253,9 @@ def listed_files(path: Path) -> list[Path]:
 
 
 def manifest_files(path: Path) -> list[Path]:
-    """The files of a manifest: itself, or of a folder all ``*.toml``, recursively, sorted.
+    """The files of a manifest: itself, or of a folder all that are manifests, recursively, sorted.
 
-    Hidden folders and stores are not looked into, nor folders that are links.
+    TOML files of other tools are passed over; see `mlstate.manifests.folder`.
 
     Raises:
         ManifestError: There is no such file or folder, or it is a store.
@@ -276,22 +275,7 @@ def manifest_files(path: Path) -> list[Path]:
             path=path,
             remedy="give it as LocalStateStore(folder), or give the path of a manifest",
         )
-    files: list[Path] = []
-    for place, folders, names in os.walk(path):
-        here = Path(place)
-        # A store's own files end in .toml, too. They are no manifests, and not to be edited.
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and not is_store(here / name)
-        ]
-        files += (here / name for name in names if name.endswith(".toml"))
-    return sorted(files)
-
-
-def is_store(folder: Path) -> bool:
-    """Whether a folder is a store: its files are state files, not manifests to be edited."""
-    return (folder / layout.SETTINGS).is_file() or (
-        (folder / layout.STATES).is_dir() and (folder / layout.OBJECTS).is_dir()
-    )
+    return toml_files(path).manifests
 
 
 def content_of(path: Path) -> bytes:
@@ -301,6 +285,6 @@ def content_of(path: Path) -> bytes:
         ManifestError: It cannot be read.
     """
     try:
-        return read_file(path, _LARGEST)
+        return read_file(path, LARGEST)
     except OSError as error:
         raise ManifestError("a manifest cannot be read", path=path, found=error) from error

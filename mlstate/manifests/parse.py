@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +13,7 @@ from mlstate.manifests.layouts import parse_layout
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.texts import decoded, load_toml
+from mlstate.toml_keys import line_of
 
 __all__ = [
     "VERSION",
@@ -24,8 +24,6 @@ __all__ = [
 ]
 
 VERSION = 1
-_LONGEST_NAME = 1000
-"""The longest name whose line is looked for: a search for one of megabytes takes gigabytes."""
 
 _Kind = TypeVar("_Kind")
 
@@ -205,24 +203,7 @@ class _Parser:
         raise ManifestError(
             message,
             path=self.origin,
-            line=self.line_of(where),
+            line=line_of(self.text, where),
             key=".".join(where) or None,
             **fields,
         ) from None
-
-    def line_of(self, where: tuple[str, ...]) -> int | None:
-        """The line where these names stand one below the other, as far as a search can tell."""
-        if any(len(word) > _LONGEST_NAME for word in where):
-            return None
-        lines = self.text.split("\n")
-        position, found = 0, None
-        for word in where:
-            name = rf"""["']?{re.escape(word)}["']?"""
-            says = re.compile(
-                rf"[ \t]*+({name}[ \t]*[=.]|\[.*{name}[ \t]*[\].]|.*[{{,][ \t]*{name}[ \t]*=)"
-            )
-            for number in range(position, len(lines)):
-                if says.match(lines[number]):
-                    position, found = number, number + 1
-                    break
-        return found

@@ -128,12 +128,10 @@ def _configured(
 
 
 def _table() -> Mapping[str, Any]:
+    settings.refuse_misspelt()  # it would require nothing
     table = read_config().get("signatures", {})
     if not isinstance(table, dict):
         raise _refused("", "a table")
-    for name in table.keys() - {"allowed_signers", "revoked_keys", "signing_key", "stores"}:
-        # A misspelt name would require nothing.
-        raise _refused(name, "allowed_signers, revoked_keys, signing_key or stores")
     return table
 
 

@@ -32,6 +32,7 @@ from mlstate.operations.adopt_report import (
     Adoption,
     AdoptReport,
     ByteCounter,
+    added_of,
     digests_in,
     spared_of,
 )
@@ -186,7 +187,7 @@ def adopt(
             kept = {**kept, **files}
         elif files is not None:
             kept = files  # refused with the right words
-        request = SaveRequest(kept, meta, overwrite, verify, reused={})
+        request = SaveRequest(kept, meta, overwrite, verify, reused={}, written={})
         request = _with_layout(request, found.layout)
         adoption = Adoption(key, found, request, bare, counter)
         if isinstance(into, Path):
@@ -317,14 +318,16 @@ def _from_file(
         before is not None and is_same(before, digest, after) and _said(before) == _said(after)
     )
     spared = size if existed else sum((request.reused or {}).values())
-    names = [tensor.name for tensor in tensors]
+    # A release says neither of what was written nor of what was there.
+    added = sum(request.written.values()) if request.written else size - spared
     return adoption.report(
         digest,
         size,
         after.files,
         spared=spared,
+        added=0 if existed else added,
         existed=existed,
-        tensors=names,
+        tensors=[tensor.name for tensor in tensors],
         chosen=chosen,
         counts=counts,
     )
@@ -374,9 +377,14 @@ def _from_elsewhere(
         if own is not None and digest not in kept:
             forget_root(own.root, digest)  # it is a state of the store now, not of a cache
     state = transfer.encoded.state
-    size = spared = state.nbytes
-    if saved:
-        spared = sum((request.reused or {}).values()) if own is None else spared_of(state, present)
+    size = state.nbytes
+    there = present if own is not None else {*(request.reused or {})}
     return adoption.report(
-        digest, size, wanted.files, spared=spared, existed=not saved, tensors=state.specs
+        digest,
+        size,
+        wanted.files,
+        spared=spared_of(state, digest, there) if saved else size,
+        added=added_of(state, digest, there) if saved else 0,
+        existed=not saved,
+        tensors=state.specs,
     )

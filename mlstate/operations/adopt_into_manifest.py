@@ -11,7 +11,13 @@ from mlstate.errors import FormatError, StateExistsError
 from mlstate.format.encode import check_not_empty
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
-from mlstate.operations.adopt_report import Adoption, AdoptReport, digests_in, spared_of
+from mlstate.operations.adopt_report import (
+    Adoption,
+    AdoptReport,
+    added_of,
+    digests_in,
+    spared_of,
+)
 from mlstate.operations.enlist import replace_entry
 from mlstate.operations.sources import below, mirror_of_file
 from mlstate.phrases import LOCK, OVERWRITE, Phrase
@@ -71,16 +77,22 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
                 # If the entry was changed meanwhile, it has a mirror, which is enough.
                 replace_entry(path, known, replace(known, mirrors=(*known.mirrors, mirror)))
         return adoption.report(
-            digest, size, pinned.files, spared=size, existed=True, tensors=state.specs
+            digest, size, pinned.files, spared=size, added=0, existed=True, tensors=state.specs
         )
     fetcher.fetch(pinned)  # its files, too
     if not replace_entry(path, known, pinned):
         raise StateExistsError(
             "this state of the manifest was changed meanwhile; nothing was written", path=path
         )
-    spared = spared_of(state, present)
+    spared = spared_of(state, digest, present)
     return adoption.report(
-        digest, size, pinned.files, spared=spared, existed=False, tensors=state.specs
+        digest,
+        size,
+        pinned.files,
+        spared=spared,
+        added=added_of(state, digest, present),
+        existed=False,
+        tensors=state.specs,
     )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "AdoptReport",
     "Adoption",
     "ByteCounter",
+    "added_of",
     "digests_in",
     "spared_of",
     "wrapper_prefix",
@@ -38,7 +39,9 @@ class AdoptReport:
         size: The bytes of its tensors, every name counted.
         fetched: The bytes of it that were read from the source.
         spared: The bytes of its tensors that were where they belong already, each counted once
-            (of those of 16 KiB and more); all, if the state was there.
+            (small ones, below 16 KiB, only if all of the state was there under some key); all, if
+            the state was there.
+        added: The bytes of its tensors that were not, each counted once.
         existed: Whether the same state was there under this key, and nothing was done.
         files: The names of its files.
         taken: The names of the files of the source that its tensors and files are from; without
@@ -60,6 +63,7 @@ class AdoptReport:
     size: int
     fetched: int
     spared: int
+    added: int
     existed: bool
     files: tuple[str, ...]
     taken: tuple[str, ...] = ()
@@ -91,10 +95,20 @@ def digests_in(folder: FolderObjectStore | None) -> set[Digest]:
     return set() if folder is None else set(folder.digests())
 
 
-def spared_of(state: StateObject, present: Collection[Digest]) -> int:
+def spared_of(state: StateObject, digest: Digest, present: Collection[Digest]) -> int:
     """The bytes of a state's tensors that were there already, each object counted once."""
-    sizes = {ref.digest: ref.spec.nbytes for ref in state.refs.values() if ref.digest in present}
-    return sum(sizes.values())
+    return sum(size for object_, size in _sizes(state, digest).items() if object_ in present)
+
+
+def added_of(state: StateObject, digest: Digest, present: Collection[Digest]) -> int:
+    """The bytes of a state's tensors that were not there, each object counted once."""
+    return sum(_sizes(state, digest).values()) - spared_of(state, digest, present)
+
+
+def _sizes(state: StateObject, digest: Digest) -> dict[Digest, int]:
+    """The objects with tensors of a state; the state object has the small ones."""
+    refs = {ref.digest: ref.spec.nbytes for ref in state.refs.values()}
+    return {**refs, digest: state.inline_nbytes}
 
 
 class ByteCounter:
@@ -143,6 +157,7 @@ class Adoption:
         files: Iterable[str],
         *,
         spared: int,
+        added: int,
         existed: bool,
         tensors: Collection[str],
         chosen: Selected | None = None,
@@ -162,6 +177,7 @@ class Adoption:
             size,
             nbytes,
             spared,
+            added,
             existed,
             tuple(sorted(files)),
             source.taken,

@@ -12,7 +12,7 @@ from pathlib import Path
 from mlstate.errors import ManifestError, ManifestNotFoundError, MlstateError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry, content_of, manifest_files
-from mlstate.manifests.recognise import is_like_a_manifest
+from mlstate.manifests.folder import is_manifest_text
 from mlstate.operations.git.staged import StagedFile, staged_files
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey
@@ -108,7 +108,7 @@ def check_manifests(
             )
         for file in files:
             data = content_of(file)
-            if pass_over and not is_like_a_manifest(data):
+            if pass_over and not is_manifest_text(data):
                 checking.passed_over.append(str(file))
             else:
                 checking.look(str(file), data)
@@ -139,7 +139,7 @@ def check_staged(
     """
     checking = _Checking(allow_unpinned)
     for file in staged_files(folder):
-        if file.is_named or (file.path.suffix == ".toml" and is_like_a_manifest(file.data)):
+        if file.is_named or (file.path.suffix == ".toml" and is_manifest_text(file.data)):
             checking.look(str(file.path), file.data, _before(file))
     return checking.report(mirrors=mirrors, offline=offline)
 

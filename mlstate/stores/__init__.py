@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlstate.stores.local import LocalStateStore, MemoryStateStore
     from mlstate.stores.manifest import ManifestStore, Store, load_pretrained_model, manifest_of
     from mlstate.stores.open import open_store
+    from mlstate.stores.project import open_project
     from mlstate.stores.prune import PruneReport
     from mlstate.stores.s3 import S3StateStore
 
@@ -29,6 +30,7 @@ __all__ = [
     "Store",
     "load_pretrained_model",
     "manifest_of",
+    "open_project",
     "open_store",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "Store": "mlstate.stores.manifest",
     "load_pretrained_model": "mlstate.stores.manifest",
     "manifest_of": "mlstate.stores.manifest",
+    "open_project": "mlstate.stores.project",
     "open_store": "mlstate.stores.open",
 }
 

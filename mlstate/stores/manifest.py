@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -202,12 +203,16 @@ def manifest_of(
 
 
 class Store(ManifestStore):
-    """The default store: the manifests of MLSTATE_MANIFESTS, and those that mlstate ships.
+    """The default store: manifests of one's own, those that mlstate ships, and of libraries.
 
-    Mirrors that the former give for a state of the latter are asked first.
+    Mirrors that the former give for a state of the latter are asked first. Libraries register
+    their manifests by entry points of the group `mlstate.manifests`; one whose manifests cannot be
+    read is passed over, with a warning.
 
     Args:
         cache: As for `ManifestStore`.
+        manifests: Manifests, and folders of some, that are read in front of the others. By default
+            those of MLSTATE_MANIFESTS.
         offline: As for `ManifestStore`.
         progress: As for `ManifestStore`.
         require_signature: As for `ManifestStore`. The manifests that mlstate ships need none: they
@@ -216,21 +221,31 @@ class Store(ManifestStore):
 
     Raises:
         SignatureError: A manifest has no good signature, or is older than one that was seen.
-        ManifestError: A manifest cannot be read, or two contradict each other.
+        ManifestError: A manifest cannot be read, or two contradict each other; of two libraries
+            the error names both.
     """
 
     def __init__(
         self,
         cache: CacheLike | None = None,
         *,
+        manifests: Sequence[PathLike] | None = None,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
         pins: PinsMode | None = None,
     ) -> None:
-        paths: list[PathLike] = [*map(anchored, settings.extra_manifests())]
+        # Which looks through all that is installed: other stores need none of it.
+        from mlstate.manifests.registered import registered, with_libraries
+
+        if isinstance(manifests, os.PathLike):
+            manifests = os.fspath(manifests)
+        check_list(manifests, "manifests", "paths")  # type: ignore[arg-type]
+        own = settings.extra_manifests() if manifests is None else manifests
+        paths: list[PathLike] = [*map(anchored, own)]
         shipped = shipped_manifests()
         manifest = read_required(paths, require_signature, shipped=shipped)
+        manifest = with_libraries(manifest, registered(require_signature))
         super().__init__(
             manifest,
             cache,
@@ -239,7 +254,10 @@ class Store(ManifestStore):
             require_signature=False,
             pins="strict",  # until it is known which files need a signature
         )
-        hint = " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
+        hint = (
+            " knows the manifests that come with mlstate and other libraries, and those that "
+            "MLSTATE_MANIFESTS names"
+        )
         self.catalog = ManifestCatalog(manifest, _DEFAULT + hint)
         self._name = _DEFAULT
         self._allow_first_use(pins, paths, require_signature, hint=_DEFAULT + hint, shipped=shipped)

@@ -13,6 +13,7 @@ from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.manifests import manifest_files
 from mlstate.manifests.required import RequiredSignature, SigningKey
+from mlstate.project import is_project_file
 from mlstate.stores.read import StateStore
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def _is_manifest(path: Path) -> bool:
 
 def _is_store(folder: Path) -> bool:
     """Whether a folder is a store, a cache, or a folder of MLModule."""
-    if any((folder / name).exists() for name in (layout.SETTINGS, layout.STATES, layout.OBJECTS)):
+    settings = folder / layout.SETTINGS
+    if settings.exists() and not is_project_file(settings):
+        return True
+    if any((folder / name).exists() for name in (layout.STATES, layout.OBJECTS)):
         return True
     from mlstate.stores.checkpoints import FolderCheckpoints
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mlstate.errors import TransportError
 from mlstate.locations import Mirror, UnusableMirror
@@ -22,18 +23,19 @@ def from_elsewhere(entry: StateEntry, source: str) -> StateEntry:
 
     Args:
         entry: What the manifest says.
-        source: The address that the manifest came from, or another name for where.
+        source: The address that the manifest came from, or another name for where; an absolute
+            path: the folder of a project, in which it may name files.
 
     Raises:
         FormatError: MLSTATE_ALLOWED_HOSTS is malformed.
     """
-    reach = Reach(source)
+    asked = _Asked(Reach(source), Path(entry.origin).parent if entry.origin else None)
     files = {
-        name: FileEntry(file.digest, _permitted(file.mirrors, reach), file.unknown)
+        name: FileEntry(file.digest, _permitted(file.mirrors, asked), file.unknown)
         for name, file in entry.files.items()
     }
-    objects = tuple(address for address in entry.objects if _refusal([address], reach) is None)
-    mirrors = _permitted(entry.mirrors, reach)
+    objects = tuple(address for address in entry.objects if asked.refusal([address]) is None)
+    mirrors = _permitted(entry.mirrors, asked)
     return replace(entry, mirrors=mirrors, files=files, objects=objects, source=source)
 
 
@@ -42,14 +44,31 @@ def has_refused(entry: StateEntry, permitted: StateEntry) -> bool:
     return replace(permitted, source=entry.source) != entry
 
 
-def _permitted(mirrors: _Mirrors, reach: Reach) -> _Mirrors:
+@dataclass(frozen=True)
+class _Asked:
+    """What may be opened, and where paths begin."""
+
+    reach: Reach
+    base: Path | None
+
+    def refusal(self, addresses: Iterable[str]) -> str | None:
+        """Why one of these addresses may not be named, or None."""
+        for address in addresses:
+            try:
+                self.reach.permission(address, self.base)
+            except TransportError as error:
+                return "; ".join(filter(None, (error.message, error.remedy)))
+        return None
+
+
+def _permitted(mirrors: _Mirrors, asked: _Asked) -> _Mirrors:
     found: list[Mirror | UnusableMirror] = []
     for mirror in mirrors:
         if isinstance(mirror, UnusableMirror):
             # A later version may know how to use it: where it leads then, nobody can tell.
             found.append(replace(mirror, kept=False))
             continue
-        refusal = _refusal(_all(mirror), reach)
+        refusal = asked.refusal(_all(mirror))
         if refusal is None:
             found.append(mirror)
         else:
@@ -63,13 +82,3 @@ def _all(mirror: Mirror) -> Iterator[str]:
         yield mirror.state
     for part in mirror.parts:
         yield from _all(part)
-
-
-def _refusal(addresses: Iterator[str] | list[str], reach: Reach) -> str | None:
-    """Why one of these addresses may not be named, or None."""
-    for address in addresses:
-        try:
-            reach.permission(address)
-        except TransportError as error:
-            return "; ".join(filter(None, (error.message, error.remedy)))
-    return None

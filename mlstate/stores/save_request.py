@@ -54,8 +54,9 @@ class SaveRequest:
         verify: Read objects that are reused.
         source: The store from which the state is copied, if there is one.
         layout: The files that the tensors came in; None leaves that of a stored state.
-        reused: Filled, by some stores, with the tensor objects that were there already, each with
-            the bytes of its tensor.
+        reused: Filled, by some stores, with the objects that were there already, each with the
+            bytes of its tensor; of the state object those of the tensors in it.
+        written: Filled likewise with those that were not.
     """
 
     files: Mapping[str, Content]
@@ -64,6 +65,7 @@ class SaveRequest:
     verify: bool = False
     source: Source | None = None
     reused: dict[Digest, int] | None = None
+    written: dict[Digest, int] | None = None
     layout: Layout | None = None
 
     def entry(self, key: StateKey) -> StateEntry:

@@ -148,9 +148,12 @@ class StateSaver:
         # Pruning may have taken a reused object before the state file named it: put it again.
         if saver.lost():
             self._put_all(self._object_saver(verify=False), encoded, wanted, request)
+        sizes = {digest: source.spec.nbytes for digest, source in encoded.sources.items()}
+        sizes[encoded.digest] = encoded.state.inline_nbytes
         if request.reused is not None:
-            tensors = encoded.sources.items()
-            request.reused.update({d: s.spec.nbytes for d, s in tensors if d in saver.reused})
+            request.reused.update({d: sizes[d] for d in sizes if d in saver.reused})
+        if request.written is not None:
+            request.written.update({d: sizes[d] for d in sizes if d not in saver.reused})
 
     def _write_state_file(self, entry: StateEntry, *, overwrite: bool) -> None:
         data = self.files.format(entry)

@@ -106,7 +106,7 @@ class Transports:
         scheme = address.partition("://")[0].lower() if "://" in address else ""
         if reason is not None:
             raise TransportError(reason, found=f"{scheme}://...")
-        permission = reach.permission(address)
+        permission = reach.permission(address, base)
         match scheme:
             case "http" | "https":
                 return self._connect(address, permission=permission)

@@ -1,6 +1,7 @@
 """Which places a manifest may name: all if it is the user's own, few if it is from elsewhere.
 
-A release's pointer, a bucket's state file or a bundle is written by whoever may write there. It
+A release's pointer, a bucket's state file or a bundle is written by whoever may write there, and
+a manifest of a project that the user has not called trusted by whoever wrote the repository. It
 must not make this machine read its own files, talk to servers that only this machine reaches, or
 show this user's credentials to anybody. MLSTATE_ALLOWED_HOSTS has what the user allows beyond:
 
@@ -12,12 +13,15 @@ s3: (gs:, az:)                all buckets, without credentials
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from mlstate import settings
 from mlstate.errors import FormatError, TransportError
+from mlstate.transport.local import file_path
 from mlstate.transport.urls import Url
 from mlstate.transport.zones import Zone
 
@@ -47,14 +51,18 @@ class Reach:
     """What may be opened for an entry of a manifest.
 
     Attributes:
-        source: The address that the manifest itself came from, or another name for where; None if
-            it is the user's own.
+        source: The address that the manifest itself came from, or another name for where; the
+            absolute path of the folder that it may name files in; None if it is the user's own.
     """
 
     source: str | None = None
 
-    def permission(self, address: str) -> Permission:
+    def permission(self, address: str, base: Path | None = None) -> Permission:
         """How an address, which is well formed, may be opened.
+
+        Args:
+            address: The address; of a path on this machine ``base`` is where it begins.
+            base: A folder.
 
         Raises:
             TransportError: It may not.
@@ -65,7 +73,8 @@ class Reach:
         scheme, colon, rest = address.partition("://")
         scheme = scheme.lower()
         if not colon or scheme == "file":
-            raise TransportError("a place on this machine, in a manifest from elsewhere")
+            self._check_local(address, base)
+            return Permission()
         if scheme in _BUCKETS:
             return self._bucket(scheme, rest.partition("/")[0])
         if scheme == "hf":  # the user's own settings say where that is
@@ -76,6 +85,17 @@ class Reach:
         if url.scheme != "https":
             raise _refused("a place without TLS, in a manifest from elsewhere", url.root)
         return Permission(confined=Zone.PUBLIC, credentials=False)
+
+    def _check_local(self, address: str, base: Path | None) -> None:
+        if not os.path.isabs(self.source or ""):
+            raise TransportError("a place on this machine, in a manifest from elsewhere")
+        folder = os.path.realpath(self.source or "")
+        if not Path(os.path.realpath(file_path(address, base))).is_relative_to(folder):
+            raise TransportError(
+                "a place outside of the project, in a manifest of it",
+                remedy="if you trust this project, name its folder in [projects] trusted of the "
+                "config file",
+            )
 
     @property
     def _origin(self) -> tuple[str, str, int] | None:

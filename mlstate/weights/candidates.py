@@ -12,6 +12,7 @@ from mlstate.fetch.addresses import is_index_name
 from mlstate.format import layout
 from mlstate.locations import check_file_names
 from mlstate.phrases import Phrase
+from mlstate.project import is_project_file
 from mlstate.weights.containers import METADATA, SAFETENSORS, is_arrays_name, named_container
 
 __all__ = [
@@ -19,12 +20,18 @@ __all__ = [
     "check_whole",
     "choose_weights",
     "is_beside_weights",
+    "is_model_folder",
     "missing_shards",
+    "models_in",
+    "stem_of",
     "weights_in",
 ]
 
 _SHOWN = 8
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>\..+)", re.DOTALL)
+_ENDING = re.compile(
+    r"(\.(safetensors|pt|pth|ckpt|bin|tar|gz|json)|\.index(\.\w+)?)+$", re.IGNORECASE
+)
 _USUAL = re.compile(
     r"(?P<stem>(?:pytorch_|diffusion_pytorch_|adapter_)?model)(?:\.(?P<variant>[A-Za-z]\w*))?"
     r"(?:-\d+-of-\d+)?\.(?:safetensors|bin)(?:\.index(?:\.(?P<last>\w+))?\.json)?",
@@ -62,7 +69,8 @@ def weights_in(
     """
     everything = os.listdir(folder)
     names = sorted(name for name in everything if not name.startswith("."))
-    if wanted is None and layout.SETTINGS in names:
+    is_marked = layout.SETTINGS in names and not is_project_file(folder / layout.SETTINGS)
+    if wanted is None and is_marked:
         raise FormatError(
             "this folder is a store, not a file of weights",
             path=folder,
@@ -131,14 +139,10 @@ def choose_weights(
     Raises:
         FormatError: As `weights_in`.
     """
-    weights = [name for name in sorted(names) if _may_be_weights(name)]
-    weights = weights or [name for name in sorted(names) if is_arrays_name(name)]
-    shards = {shard for name in weights if is_index_name(name) for shard in listed(name)}
-    units = _units(name for name in weights if name not in shards)
+    units, shards = _units_and_shards(names, listed)
     if wanted is not None:
         return _wanted(wanted, names, units, shards, place)
-    found = {name: unit for name, unit in units.items() if not is_beside_weights(name)}
-    found = {name: unit for name, unit in found.items() if not _stands_behind(name, found)}
+    found = _models(units)
     if not found:
         raise FormatError(
             "this folder has no weights",
@@ -160,6 +164,45 @@ def choose_weights(
 
 def _may_be_weights(name: str) -> bool:
     return named_container(name) is not None or name == METADATA
+
+
+def models_in(names: Collection[str], listed: Callable[[str], Collection[str]]) -> list[str]:
+    """The files of one folder that each hold, list or begin a model; arguments as above.
+
+    They are what `choose_weights` chooses from: none stands for another, or is a part of one.
+    """
+    return sorted(_models(_units_and_shards(names, listed)[0]))
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether a file has a name by which the folder that it is in is one model."""
+    return _USUAL.fullmatch(name) is not None or is_index_name(name)
+
+
+def _units_and_shards(
+    names: Collection[str], listed: Callable[[str], Collection[str]]
+) -> tuple[dict[str, list[str]], set[str]]:
+    """The files of weights that are each one whole, and those that an index lists."""
+    weights = [name for name in sorted(names) if _may_be_weights(name)]
+    weights = weights or [name for name in sorted(names) if is_arrays_name(name)]
+    shards = {shard for name in weights if is_index_name(name) for shard in listed(name)}
+    return _units(name for name in weights if name not in shards), shards
+
+
+def _models(units: dict[str, list[str]]) -> dict[str, list[str]]:
+    found = {name: unit for name, unit in units.items() if not is_beside_weights(name)}
+    return {name: unit for name, unit in found.items() if not _stands_behind(name, found)}
+
+
+def stem_of(name: str) -> str:
+    """The name of a file of weights without its endings, and without the number of a shard.
+
+    Example:
+        >>> stem_of("model-00001-of-00002.safetensors"), stem_of("best.pth.tar")
+        ('model', 'best')
+    """
+    found = _SHARD.fullmatch(name)
+    return found["stem"] if found is not None else _ENDING.sub("", name)
 
 
 def is_beside_weights(name: str) -> bool:

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from mlstate import LocalStateStore, StateKey, check_manifests
 from mlstate.errors import ManifestNotFoundError
 from mlstate.format import layout
-from mlstate.manifests.recognise import is_like_a_manifest
+from mlstate.manifests.folder import is_manifest_text
 
 KEY = StateKey.parse("pytorch.net.a")
 D = "1" * 64
@@ -100,7 +100,7 @@ def test_files_of_other_tools_are_passed_over_when_that_is_asked_for(tmp_path):
     ],
 )
 def test_manifests_are_told_from_other_files(text, is_one):
-    assert is_like_a_manifest(text.encode()) is is_one
+    assert is_manifest_text(text.encode()) is is_one
 
 
 # Mirrors.

@@ -13,7 +13,7 @@ from pathlib import Path
 from mlstate.errors import GitError, MlstateError
 from mlstate.files import read_input
 from mlstate.manifests import signature_file
-from mlstate.manifests.recognise import is_like_a_manifest
+from mlstate.manifests.folder import is_manifest_text
 from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import write_file
 from mlstate.operations.git.run import run_git, work_tree
@@ -170,7 +170,7 @@ def _found(top: Path) -> Iterator[str]:
             data = read_input(top / name, _LARGEST)
         except (OSError, MlstateError):
             continue
-        if is_like_a_manifest(data):
+        if is_manifest_text(data):
             yield f"{_literal(name)} {_DRIVERS}"
             if os.path.lexists(signature_file(top / name)):
                 yield f"{_literal(f'{name}.sig')} {_SIGNATURE}"
