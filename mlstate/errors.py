@@ -233,9 +233,12 @@ class TransportError(_Detailed, ConnectionError):
         status: The HTTP status, or None.
         relabelled: Whether one thing came under the names of two versions, and as large as before:
             it may be the same.
+        unreachable: Whether the server was not reached at all, or says no more than that it is
+            down: another one is the better choice.
     """
 
     transient: bool = False
+    unreachable: bool = False
     retry_after: float | None = None
     status: int | None = None
     relabelled: bool = False
@@ -284,9 +287,11 @@ class FetchError(_Detailed, ConnectionError):
 
     Attributes:
         attempts: Each mirror that was tried, with the reason why it did not do.
+        wrong_bytes: Whether a mirror sent bytes that are not those of this state.
     """
 
     attempts: tuple[tuple[str, str], ...] = ()
+    wrong_bytes: bool = False
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""

@@ -41,6 +41,7 @@ _MISSING = {
     404: "there is nothing of this name in the bucket",
     416: "the thing in the bucket is shorter than what is asked of it",
 }
+_NOT_REACHED = "the server cannot be reached, or is silent"
 _UNREACHABLE = ("error sending request", "error trying to connect", "timed out", "HTTP error")
 _CUT = ("response body", "Error after")
 
@@ -143,6 +144,7 @@ def bucket_error(
         found=", ".join(filter(None, said)) or None,
         remedy=kind.remedy,
         transient=kind.transient,
+        unreachable=kind.message == _NOT_REACHED,
         status=status,
     )
 
@@ -171,7 +173,7 @@ def _kind(operation: str, text: str, code: str | None, status: int | None) -> _K
         return _Kind("the connection broke", transient=True)
     if status is None and any(words in text for words in _UNREACHABLE):
         return _Kind(
-            "the server cannot be reached, or is silent",
+            _NOT_REACHED,
             "check the network and the endpoint (" + _ENDPOINT + ")",
             transient=True,
         )
