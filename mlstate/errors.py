@@ -15,6 +15,7 @@ from mlstate.shown import printable, without_queries
 
 __all__ = [
     "AccessError",
+    "ArgumentError",
     "BucketAccessError",
     "BucketError",
     "CopyError",
@@ -42,6 +43,9 @@ __all__ = [
     "WeightsNotFoundError",
     "concerning",
 ]
+
+
+_REMEDY = "what to do"
 
 
 class MlstateError(Exception):
@@ -98,10 +102,11 @@ class MlstateError(Exception):
             ("where", None if self.path is None else _said(self.path, say) + line),
             ("expected", self.expected),
             ("found", self.found),
-            ("what to do", self.remedy),
+            (_REMEDY, self.remedy),
         ]
-        known = [(label, value) for label, value in details if value is not None]
-        lines = [f"  {label}: {_said(value, say)}" for label, value in known]
+        known = [(label, _said(value, say)) for label, value in details if value is not None]
+        # In the words of the command line there may be nothing left of a remedy.
+        lines = [f"  {label}: {text}" for label, text in known if text or label != _REMEDY]
         return "\n".join([_said(self.message, say), *lines])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -139,6 +144,10 @@ def _rebuild(kind: type[MlstateError], message: str, fields: dict[str, Any]) -> 
 
 class FormatError(MlstateError, ValueError):
     """Bytes or text that are not what the format prescribes, or a value that it cannot hold."""
+
+
+class ArgumentError(FormatError, TypeError):
+    """Arguments that a function does not take like this; nothing was done."""
 
 
 class ManifestError(FormatError):

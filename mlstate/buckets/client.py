@@ -28,6 +28,7 @@ from mlstate.digests import Bytes
 from mlstate.errors import BucketAccessError, BucketError, OfflineError, TransportError
 from mlstate.limits import Limits, SpeedLimit, read_limited
 from mlstate.parallel import ProcessLock
+from mlstate.phrases import Phrase
 from mlstate.retries import Retries, retried
 
 __all__ = ["PART", "PARTS_AT_ONCE", "RETRIES", "BucketClient"]
@@ -234,7 +235,9 @@ class BucketClient:
             raise OfflineError(
                 "a bucket is on the network, which may not be used",
                 path=self.address,
-                remedy="unset MLSTATE_OFFLINE, or leave out offline=True",
+                remedy=Phrase(
+                    "unset MLSTATE_OFFLINE, or leave out offline=True", "unset MLSTATE_OFFLINE"
+                ),
             )
         if _FORKED:
             raise BucketError(

@@ -71,8 +71,9 @@ class _Kind:
 
 
 NO_CREDENTIALS = (
-    "give a profile or keys in session_kwargs, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY; a profile of single sign-on may want aws sso login"
+    Phrase("give a profile or keys in session_kwargs, or set", "set")
+    + " AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a profile of single sign-on "
+    "may want aws sso login"
 )
 """What to do about credentials that are not there."""
 
@@ -83,7 +84,8 @@ _PROXY = _Kind(
 )
 _REGION = _Kind(
     "the bucket is in another region",
-    'give the region that it is in: session_kwargs={"region_name": ...}, or AWS_DEFAULT_REGION',
+    "give the region that it is in: "
+    + Phrase('session_kwargs={"region_name": ...}, or AWS_DEFAULT_REGION', "AWS_DEFAULT_REGION"),
     "PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException",
 )
 _KINDS = (
@@ -95,8 +97,9 @@ _KINDS = (
     ),
     _Kind(
         "the server does not accept these credentials",
-        "check the key and the secret: those of session_kwargs, of the profile, or "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "check the key and the secret: those of "
+        + Phrase("session_kwargs, of the profile", "the profile")
+        + ", or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidClientTokenId AuthFailure",
         access=True,
     ),

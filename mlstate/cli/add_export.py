@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlstate.cli.keys import one_key
+from mlstate.cli.keys import new_key, one_key
 from mlstate.cli.options import (
     Json,
     Key,
@@ -20,6 +20,7 @@ from mlstate.cli.options import (
     store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
+from mlstate.cli.printed import KeyParts
 
 __all__ = ["add", "export", "materialize"]
 
@@ -128,7 +129,6 @@ def add(
     """Adopt weights from a file, a URL or the Hugging Face hub: into a store, or a manifest."""
     from mlstate.cli.progress import progress
     from mlstate.operations.adopt import adopt
-    from mlstate.states import StateKey
 
     if store is None:
         raise typer.BadParameter(
@@ -136,9 +136,10 @@ def add(
             param_hint="--store",
         )
     target: Any = store if store.endswith(".toml") else opened(store, create=True, quiet=True)
+    wanted = new_key(key)
     report = adopt(
         source,
-        StateKey.parse(key),
+        wanted,
         target,
         files=_files(file or []) or None,
         meta=_pairs(meta or [], "--meta") or None,
@@ -158,7 +159,9 @@ def add(
         progress=progress(),
     )
     if as_json:
-        print_json("add", report)
+        kind = wanted.state_type
+        parts = KeyParts(kind.backend, kind.architecture, [*kind.extra], wanted.training_id)
+        print_json("add", report, {"understood": parts})
         return
     put(f"{report.key}  {report.digest}  {human_size(report.size)}")
     if report.existed:

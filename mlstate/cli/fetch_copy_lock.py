@@ -9,10 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlstate.cli.exit_codes import OK, exit_code
+from mlstate.cli.failures import failure_of
 from mlstate.cli.keys import chosen_keys, complete_keys
-from mlstate.cli.options import All, Json, Keys, MaxSize, Overwrite, StoreOption, Verify, opened
+from mlstate.cli.options import (
+    All,
+    Json,
+    Keys,
+    MaxSize,
+    Overwrite,
+    StoreOption,
+    Verify,
+    opened,
+    unreached_servers,
+)
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
-from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
+from mlstate.cli.printed import (
+    CopyFailure,
+    FetchedState,
+    LockFailure,
+    PinnedState,
+    UnreachedServer,
+)
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
 from mlstate.units import parse_size
 
@@ -50,7 +67,7 @@ def fetch(
             if not everything:
                 raise
             code = code or exit_code(error)
-            rows.append(FetchedState(key, None, 0, 0, error.message))
+            rows.append(FetchedState(key, None, 0, 0, error.message, failure_of(error)))
             complain(error)
             continue
         rows.append(FetchedState(key, report.digest, report.fetched, report.spared, None))
@@ -59,7 +76,8 @@ def fetch(
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        print_json("fetch", {"states": rows})
+        unreached = [UnreachedServer(*outage) for outage in unreached_servers(view)]
+        print_json("fetch", {"states": rows, "unreached": unreached})
     return code
 
 
@@ -102,8 +120,7 @@ def copy(
     Only what the target lacks is read and written, and all of it is verified on its way. A state
     that cannot be copied does not keep the others from it.
     """
-    if objects and manifest is None:
-        raise typer.BadParameter("--objects is for --manifest FILE")
+    _check_manifest(manifest, objects)
     from mlstate.cli.progress import progress_of
     from mlstate.operations.copy import copy as copy_states
     from mlstate.operations.enlist import enlist, own_objects
@@ -134,7 +151,7 @@ def copy(
         enlist(manifest, receiving, there, objects=objects, overwrite=overwrite)
     if as_json:
         failures = done.failures if isinstance(done, CopyError) else ()
-        failed = [CopyFailure(str(key), why.message) for key, why in failures]
+        failed = [CopyFailure(str(key), why.message, failure_of(why)) for key, why in failures]
         report = {"copied": done.copied, "present": done.present, "failed": failed}
         print_json("copy", {**report, "bytes": done.nbytes, "manifest": manifest})
         return code
@@ -146,6 +163,14 @@ def copy(
     if manifest is not None:
         note(f"{human_count(len(there), 'state')} listed in {manifest}")
     return code
+
+
+def _check_manifest(manifest: str | None, objects: list[str] | None) -> None:
+    """Refuse options that do not go together, before anything is copied."""
+    if objects and manifest is None:
+        raise typer.BadParameter("--objects is for --manifest FILE")
+    if manifest is not None and not manifest.endswith(".toml"):
+        raise typer.BadParameter(f"a manifest ends in .toml, and {manifest} does not")
 
 
 def lock(
@@ -174,6 +199,7 @@ def lock(
 
     most = MAX_SIZE if max_size is None else parse_size(max_size)
     pinned: dict[StateKey, StateEntry] = {}
+    failed: list[LockFailure] = []
     code = OK
     chosen, source = _to_pin(manifest, keys) if keys else (unpinned(manifest), None)
     for key in chosen:
@@ -183,10 +209,11 @@ def lock(
             )
         except (FetchError, IntegrityError) as error:
             code = code or exit_code(error)
+            failed.append(LockFailure(key, failure_of(error)))
             complain(error)
     if as_json:
         states = [PinnedState(key, e.pinned_digest, e.size) for key, e in pinned.items()]
-        print_json("lock", {"pinned": states})
+        print_json("lock", {"pinned": states, "failed": failed})
         return code
     for key, entry in pinned.items():
         put(f"{key}  {entry.digest}  {human_size(entry.size)}")

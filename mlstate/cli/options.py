@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlstate.cli.keys import complete_keys
+from mlstate.cli.output import note
 
 if TYPE_CHECKING:
     from mlstate.stores.read import StateStore
@@ -25,6 +26,7 @@ __all__ = [
     "name_of",
     "opened",
     "store_option",
+    "unreached_servers",
 ]
 
 STORE_HELP = (
@@ -89,9 +91,22 @@ def name_of(store: str | None) -> str:
 def opened(store: str | None, *, create: bool = False, quiet: bool = False) -> StateStore:
     """The store that an option names; it shows its progress unless ``quiet``.
 
-    With ``create`` it may be a folder that is missing or empty.
+    With ``create`` it may be a folder that is missing or empty. A server that cannot be reached is
+    named once.
     """
     from mlstate.cli.progress import progress
     from mlstate.stores.open import open_store
 
-    return open_store(store, create=create, progress=None if quiet else progress())
+    view = open_store(store, create=create, progress=None if quiet else progress())
+    if view.fetcher is not None:
+        view.fetcher.outages.tell = _tell_of_outage
+    return view
+
+
+def _tell_of_outage(server: str, reason: str) -> None:
+    note(f"warning: {server}: {reason}; asked last from now on")
+
+
+def unreached_servers(view: StateStore) -> list[tuple[str, str]]:
+    """The servers that a store could not reach, with the reasons."""
+    return [] if view.fetcher is None else view.fetcher.outages.known()

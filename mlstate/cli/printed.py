@@ -1,7 +1,9 @@
 """What ``--json`` prints: the promise to programs.
 
 Each command prints one object. Its ``schema`` names command and version: within a version fields
-are only added. Sizes are bytes, times are ISO 8601 in UTC, digests are 64 hexadecimal digits.
+are only added. A command that fails prints an object, too, with the schema ``mlstate.error/1``:
+whatever ends it, be it a word that was mistyped or Ctrl-C. Sizes are bytes, times are ISO 8601 in
+UTC, digests are 64 hexadecimal digits.
 
 What the API reports is printed as it is declared there, see `mlstate.operations.reports`. A test
 holds the output of each command against these types.
@@ -10,23 +12,93 @@ holds the output of each command against these types.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlstate.states import StateKey
 
-__all__ = ["CopyFailure", "FetchedState", "FileDigest", "Objects", "PinnedState", "printed"]
+__all__ = [
+    "CopyFailure",
+    "Failure",
+    "FetchedState",
+    "FileDigest",
+    "FileFailure",
+    "KeyParts",
+    "LockFailure",
+    "MirrorFailure",
+    "Objects",
+    "PinnedState",
+    "UnreachedServer",
+    "printed",
+]
+
+
+@dataclass(frozen=True)
+class MirrorFailure:
+    """Why a mirror did not do."""
+
+    mirror: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error: what happened, where, and what to do about it.
+
+    Attributes:
+        kind: The type of the error in Python, such as `FetchError`; of a command line that cannot
+            be understood `UsageError`, and of Ctrl-C `Interrupted`.
+        message: What happened, one sentence.
+        key: The state concerned.
+        tensor: The tensor concerned.
+        path: Where: a file, an address or another place.
+        line: The line in that file.
+        expected: What should have been there.
+        found: What was there instead.
+        remedy: What to do about it, in words of the command line.
+        mirrors: Each mirror that was tried, with the reason why it did not do.
+    """
+
+    kind: str
+    message: str
+    key: str | None = None
+    tensor: str | None = None
+    path: str | None = None
+    line: int | None = None
+    expected: str | None = None
+    found: str | None = None
+    remedy: str | None = None
+    mirrors: list[MirrorFailure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class UnreachedServer:
+    """A server that could not be reached: what other mirrors have came from these."""
+
+    server: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class FetchedState:
-    """A state that was fetched, or with `error` was not."""
+    """A state that was fetched, or with `error` was not; `failure` says all of that."""
 
     key: StateKey
     digest: str | None
     fetched: int
     spared: int
     error: str | None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """A key as it was understood: of its text, the dots part it."""
+
+    backend: str
+    architecture: str
+    extra: list[str]
+    training_id: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +107,23 @@ class CopyFailure:
 
     key: str
     error: str
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class LockFailure:
+    """A state that could not be pinned."""
+
+    key: StateKey
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class FileFailure:
+    """A file that could not be read."""
+
+    path: str
+    failure: Failure
 
 
 @dataclass(frozen=True)
@@ -81,23 +170,24 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
-        "fetch": ({"states": list[FetchedState]},),
+        "fetch": ({"states": list[FetchedState], "unreached": list[UnreachedServer]},),
         "export": (written,),
         "materialize": (written,),
         "bundle": (written,),
         "rm": ({"removed": keys},),
         "copy": ({**copied, "bytes": int, "manifest": str | None},),
-        "lock": ({"pinned": list[PinnedState]},),
+        "lock": ({"pinned": list[PinnedState], "failed": list[LockFailure]},),
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
-        "add": (AdoptReport,),
+        "add": (AdoptReport, {"understood": KeyParts}),
         "verify": ({"ok": bool}, VerifyReport),
         "diff": (
             {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},
             StateDiff,
         ),
-        "digest": ({"files": list[FileDigest]},),
+        "digest": ({"files": list[FileDigest], "failed": list[FileFailure]},),
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
+        "error": ({"command": str | None, "exit_code": int}, Failure),
     }

@@ -155,11 +155,8 @@ class Attempts:
             self._note_failure(place, error.message)
         except (TransportError, FormatError, IntegrityError) as error:
             reason = _reason(error, place)
-            if server is not None and isinstance(error, TransportError) and error.unreachable:
-                outages.add(server, _briefly(error), waited_for=self._patient)
-                if not self._patient:
-                    self.put_off = True
-                    return False
+            if self._is_put_off(server, error):
+                return False
             self._wrong_bytes |= not isinstance(error, TransportError)
             if is_local(place) and getattr(error, "status", None) != 404:
                 self._damaged.append(f"{place}: {reason}")
@@ -169,6 +166,14 @@ class Attempts:
                 outages.remove(server)
             return True
         return False
+
+    def _is_put_off(self, server: str | None, error: MlstateError) -> bool:
+        """Remember a server that could not be reached; says whether it is asked once more later."""
+        if server is None or not isinstance(error, TransportError) or not error.unreachable:
+            return False
+        self.options.outages.add(server, _briefly(error), waited_for=self._patient)
+        self.put_off |= not self._patient
+        return not self._patient
 
     def _retries(self, place: str) -> Retries:
         """How often a place is tried: once if all attempts at its server were in vain lately."""
@@ -257,7 +262,10 @@ class Attempts:
                 "something is not in the cache, and the network may not be used",
                 path=self.entry.origin,
                 found=found,
-                remedy="unset MLSTATE_OFFLINE (or offline=True) once, and fetch this state",
+                remedy=Phrase(
+                    "unset MLSTATE_OFFLINE, or leave out offline=True, once: store.fetch(key)",
+                    f"unset MLSTATE_OFFLINE once: mlstate fetch {self.entry.key}",
+                ),
             )
         return FetchError(
             message,

@@ -15,6 +15,7 @@ REMEMBERED = 300.0
 
 @dataclass(frozen=True)
 class _Outage:
+    reason: str
     until: float  # of the clock
     waited_for: bool  # with all attempts, pauses included
 
@@ -59,7 +60,7 @@ class Outages:
             known = self._down.get(server)
             told = known is not None and known.until > self._clock()
             waited_for |= told and known is not None and known.waited_for
-            self._down[server] = _Outage(self._clock() + self._seconds, waited_for)
+            self._down[server] = _Outage(reason, self._clock() + self._seconds, waited_for)
         if not told and self.tell is not None:
             self.tell(server, reason)
 
@@ -67,6 +68,11 @@ class Outages:
         """Forget that a server was down: it answers."""
         with self._lock:
             self._down.pop(server, None)
+
+    def known(self) -> list[tuple[str, str]]:
+        """The servers that are down as far as is known, each with the reason."""
+        with self._lock:
+            return [(server, outage.reason) for server, outage in sorted(self._down.items())]
 
     def _outage(self, server: str) -> _Outage | None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Never, TypeVar
 
 from mlstate import settings
 from mlstate.errors import ReadOnlyStoreError
@@ -17,7 +17,7 @@ from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
-from mlstate.stores.arguments import check_list
+from mlstate.stores.arguments import check_list, refuse_positional
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.catalog import ManifestCatalog
 from mlstate.stores.custom import state_store
@@ -30,6 +30,8 @@ _Model = TypeVar("_Model")
 
 
 _DEFAULT = Phrase("Store()", "the default store")
+_SEVERAL = "for several manifests: ManifestStore(Manifest.read(first, second))"
+_ELSEWHERE = "for a store of your own: open_store(path)"
 
 
 class ManifestStore(StateStore):
@@ -52,6 +54,7 @@ class ManifestStore(StateStore):
             whatever that says.
 
     Raises:
+        ArgumentError: There is more than a path that is not given by its name.
         SignatureError: A manifest has no good signature, or is older than one that was seen.
         ManifestError: A manifest cannot be read, or two contradict each other.
         FormatError: The cache is no store, or one of a newer version.
@@ -66,12 +69,13 @@ class ManifestStore(StateStore):
     def __init__(
         self,
         path: PathLike | Manifest,
+        *others: Never,
         cache: CacheLike | None = None,
-        *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
     ) -> None:
+        refuse_positional(others, "cache", _SEVERAL)
         if isinstance(path, Manifest):
             refuse_unsigned(path, require_signature)
             self.manifest = path
@@ -179,19 +183,20 @@ class Store(ManifestStore):
 
     def __init__(
         self,
+        *paths: Never,
         cache: CacheLike | None = None,
-        *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
     ) -> None:
+        refuse_positional(paths, "cache", _ELSEWHERE)
         manifest = read_required(
             [*map(anchored, settings.extra_manifests())],
             require_signature,
             shipped=_shipped_manifests(),
         )
         super().__init__(
-            manifest, cache, offline=offline, progress=progress, require_signature=False
+            manifest, cache=cache, offline=offline, progress=progress, require_signature=False
         )
         hint = " knows the manifests that come with mlstate and those that MLSTATE_MANIFESTS names"
         self.catalog = ManifestCatalog(manifest, _DEFAULT + hint)
