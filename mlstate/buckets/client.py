@@ -245,8 +245,8 @@ class BucketClient:
                 bucket=self.address,
                 operation="open",
                 path=self.address,
-                remedy='start processes by "spawn" or "forkserver" (multiprocessing_context= of a '
-                "DataLoader), or fetch what they load before they are forked",
+                remedy='start processes by "spawn" or "forkserver" (of a DataLoader: its '
+                "multiprocessing_context), or fetch what they load before they are forked",
             )
         with self._lock:
             if self._opened is None:

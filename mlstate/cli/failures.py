@@ -58,7 +58,7 @@ def _of_import(error: ImportError) -> MlstateError:
     return MissingPackageError(
         f"{what} is needed for this, and {'is not installed' if missing else 'cannot be imported'}",
         found=None if missing else str(error),
-        remedy=f"install it {'' if missing else 'anew '}where mlstate is: pip install {package}"
+        remedy=f"install it {'' if missing else 'anew '}beside mlstate: pip install {package}"
         if package and package != "mlstate"
         else None,
     )

@@ -29,6 +29,7 @@ __all__ = [
     "Objects",
     "PinnedState",
     "UnreachedServer",
+    "failed",
     "printed",
 ]
 
@@ -189,5 +190,9 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
-        "error": ({"command": str | None, "exit_code": int}, Failure),
     }
+
+
+def failed() -> tuple[type | Mapping[str, Any], ...]:
+    """The reports whose members any command prints that fails, as `mlstate.error`."""
+    return ({"command": str | None, "exit_code": int}, Failure)
