@@ -99,8 +99,8 @@ def bundle(
         job.write_to(sys.stdout.buffer, "standard output")
         return
     target = local_path(path)
-    _check_name(target)
     refuse_existing(target, overwrite=overwrite)  # before anything is fetched for it
+    _check_name(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(job, target, overwrite=overwrite)
@@ -112,9 +112,9 @@ def bundle(
 
 
 def _check_name(target: Path) -> None:
-    """Refuse the name of a file that is no tar."""
+    """Refuse the name of a file that tools would open as something else."""
     kind = file_kind(target.name)
-    if kind not in (None, "a tar"):
+    if kind not in (None, "a tar", "a text"):
         raise FormatError(
             "a bundle is a tar, and is not compressed: its name says something else",
             path=target,
