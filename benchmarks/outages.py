@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Table, Way, arguments_parser, compare, report
-from mlstate import LocalStateStore, Manifest, ManifestStore, StateKey
+from mlstate import LocalStateStore, ManifestStore, StateKey, manifest_of
 from tests.servers.nginx import Nginx
 from tests.servers.ports import HOST, black_hole, closed_port
 from tests.servers.recording import RecordingServer, Reply
@@ -73,13 +73,12 @@ def main() -> None:
 
 
 def _way(folder: Path, store: LocalStateStore, name: str, *mirrors: str) -> Way:
-    entries = {key: store.get(key).entry for key in store.get_state_keys()}
-    manifest, cache = Manifest(entries, objects=mirrors), folder / "cache"
+    manifest, cache = manifest_of(store, objects=mirrors), folder / "cache"
 
     def fetch() -> None:
         shutil.rmtree(cache, ignore_errors=True)
         view = ManifestStore(manifest, cache=cache)
-        for key in entries:
+        for key in manifest.states:
             view.fetch(key)
 
     return Way(name, fetch)
