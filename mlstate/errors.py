@@ -15,6 +15,7 @@ from mlstate.shown import printable, without_queries
 
 __all__ = [
     "AccessError",
+    "ArgumentError",
     "BucketAccessError",
     "BucketError",
     "CopyError",
@@ -44,6 +45,9 @@ __all__ = [
     "WeightsNotFoundError",
     "concerning",
 ]
+
+
+_REMEDY = "what to do"
 
 
 class MlstateError(Exception):
@@ -100,10 +104,11 @@ class MlstateError(Exception):
             ("where", None if self.path is None else _said(self.path, say) + line),
             ("expected", self.expected),
             ("found", self.found),
-            ("what to do", self.remedy),
+            (_REMEDY, self.remedy),
         ]
-        known = [(label, value) for label, value in details if value is not None]
-        lines = [f"  {label}: {_said(value, say)}" for label, value in known]
+        known = [(label, _said(value, say)) for label, value in details if value is not None]
+        # In the words of the command line there may be nothing left of a remedy.
+        lines = [f"  {label}: {text}" for label, text in known if text or label != _REMEDY]
         return "\n".join([_said(self.message, say), *lines])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,6 +146,10 @@ def _rebuild(kind: type[MlstateError], message: str, fields: dict[str, Any]) -> 
 
 class FormatError(MlstateError, ValueError):
     """Bytes or text that are not what the format prescribes, or a value that it cannot hold."""
+
+
+class ArgumentError(FormatError, TypeError):
+    """Arguments that a function does not take like this; nothing was done."""
 
 
 class ManifestError(FormatError):
@@ -243,9 +252,12 @@ class TransportError(_Detailed, ConnectionError):
         status: The HTTP status, or None.
         relabelled: Whether one thing came under the names of two versions, and as large as before:
             it may be the same.
+        unreachable: Whether the server was not reached at all, or says no more than that it is
+            down: another one is the better choice.
     """
 
     transient: bool = False
+    unreachable: bool = False
     retry_after: float | None = None
     status: int | None = None
     relabelled: bool = False
@@ -294,9 +306,11 @@ class FetchError(_Detailed, ConnectionError):
 
     Attributes:
         attempts: Each mirror that was tried, with the reason why it did not do.
+        wrong_bytes: Whether a mirror sent bytes that are not those of this state.
     """
 
     attempts: tuple[tuple[str, str], ...] = ()
+    wrong_bytes: bool = False
 
     def text(self, say: Callable[[object], str] = str) -> str:
         """The error with all that it knows; see `MlstateError.text`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlstate.errors import FormatError
 
-__all__ = ["FRONT", "Foreign", "check_not_foreign", "foreign"]
+__all__ = ["FRONT", "Foreign", "check_not_foreign", "file_kind", "foreign"]
 
 FRONT = 512
 """So many first bytes of a file tell what it is."""
@@ -73,6 +73,35 @@ _KNOWN = (
         Foreign("a compressed file or archive", "unpack it, and give what is in it"),
     ),
 )
+
+
+_ENDINGS = {
+    "safetensors": "a safetensors file",
+    "safetensor": "a safetensors file, were it .safetensors",
+    "pt pth ckpt": "a torch checkpoint",
+    "gguf ggml": "a GGUF file",
+    "onnx": "an ONNX model",
+    "h5 hdf5 keras": "an HDF5 file",
+    "npz npy": "arrays of NumPy",
+    "msgpack": "a msgpack file",
+    "pkl pickle": "a pickle",
+    "tflite": "a TensorFlow Lite model",
+    "gz tgz bz2 tbz tbz2 xz txz zst tzst lz4 br": "a compressed file",
+    "zip 7z rar": "an archive that is no tar",
+    "tar": "a tar",
+    "toml json yaml yml txt md csv": "a text",
+}
+_KINDS = {ending: kind for endings, kind in _ENDINGS.items() for ending in endings.split()}
+
+
+def file_kind(name: str) -> str | None:
+    """What a file with this name is, by its ending, for those who write files; None: unknown.
+
+    Example:
+        >>> file_kind("model.gguf"), file_kind("bert-v1.5")
+        ('a GGUF file', None)
+    """
+    return _KINDS.get(name.rpartition(".")[2].lower()) if "." in name[1:] else None
 
 
 def foreign(front: bytes) -> Foreign | None:

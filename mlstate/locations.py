@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlstate.errors import FormatError, StoreNotFoundError
+from mlstate.phrases import Phrase
 
 __all__ = [
     "Mirror",
@@ -26,6 +27,12 @@ SCHEMES = frozenset({"http", "https", "file", "s3", "gs", "az", "hf"})
 FORMATS = ("safetensors", "torch", "torch-gzip")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ELSEWHERE = re.compile(r"(s3|gs|az|hf|https?|github):(?=/|[^/]+/)", re.IGNORECASE)
+"""What has lost a slash as a `Path` does, and a repository."""
+_OPEN_STORE = Phrase(
+    "a store there is opened by mlstate.open_store(address)",
+    "a store there is given as --store ADDRESS; files are read and written on this machine",
+)
 _SHA256 = re.compile(r"[0-9a-f]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -127,13 +134,22 @@ def parse_mirror(value: object) -> Mirror | UnusableMirror:
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """A path on this machine, with ``~`` for the home folder; a FormatError for an address."""
+    """A path on this machine, with ``~`` for the home folder.
+
+    Raises:
+        FormatError: It is an address, or ``-``, which is a stream.
+    """
     text = os.fspath(path)
-    if _SCHEME.match(text):
+    if elsewhere := _SCHEME.match(text) or _ELSEWHERE.match(text):
         raise FormatError(
-            "this is an address, and a folder or file is needed",
-            found=text.partition("://")[0] + "://...",
-            remedy="this version reads and writes local paths only",
+            "this is an address, and a folder or file of this machine is needed",
+            found=f"{elsewhere[1]}{'://' if '/' in elsewhere[0] else ':'}...",
+            remedy=_OPEN_STORE if elsewhere[1].lower() in ("s3", "github") else None,
+        )
+    if path == "-":  # not so a `Path`, which nobody types
+        raise FormatError(
+            "- is standard input or output, and a file or folder is needed here",
+            remedy="give a path; that of a file that is called so is ./-",
         )
     try:
         return Path(text).expanduser()

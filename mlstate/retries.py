@@ -41,12 +41,15 @@ class Retries:
         most: The most seconds to wait after any.
         enough: The bytes that must have come for the count to begin anew. Fewer, again and again,
             are what a server gives that is as good as dead: it would be asked for ever.
+        elsewhere: Whether another server may have the same: one that cannot be reached, and has
+            given nothing yet, is then not tried again.
     """
 
     attempts: int = 5
     first: float = 0.5
     most: float = 30.0
     enough: int = 1 << 16
+    elsewhere: bool = False
 
     def delay(self, failures: int, retry_after: float | None = None) -> float:
         """The seconds to wait after so many failures in a row."""
@@ -83,6 +86,11 @@ class Patience:
         self._counted = clock()  # the time up to this moment is counted
         self._waited = self._all_waited = 0.0
         self._came = self._all_came = 0
+
+    @property
+    def gave(self) -> bool:
+        """Whether anything has come from the server."""
+        return self._all_came > 0
 
     def waited(self, since: float) -> None:
         """Count the time since a moment of the clock as spent waiting, once for all threads."""
@@ -178,6 +186,8 @@ class Attempts:
                 tidy()
                 self._failures += 1
                 if not worth_it(error) or self._failures >= self._retries.attempts:
+                    raise
+                if self._retries.elsewhere and error.unreachable and not self._patience.gave:
                     raise
                 delay = self._retries.delay(self._failures, error.retry_after)
                 self._patience.check_pause(delay, error)

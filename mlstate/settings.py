@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from mlstate.errors import FormatError
+from mlstate.phrases import Phrase
 
 __all__ = [
     "OTHERS",
@@ -320,7 +321,10 @@ def _path(variable: str, value: str) -> Path:
 def _address(variable: str) -> FormatError:
     return FormatError(
         f"{variable} is an address, and a folder or file of this machine is needed",
-        remedy=f"set {variable} to a path; a store elsewhere is given as --store, or to open_store",
+        remedy=Phrase(
+            f"set {variable} to a path; a store elsewhere is opened by open_store(address)",
+            f"set {variable} to a path; a store elsewhere is given as --store ADDRESS",
+        ),
     )
 
 

@@ -181,6 +181,7 @@ class StateKey:
                 "not a state key",
                 expected="backend.architecture[.extra...].training_id",
                 found=repr(text),
+                remedy=_completed(parts),
             )
         return cls(StateType(parts[0], parts[1], tuple(parts[2:-1])), parts[-1])
 
@@ -194,8 +195,27 @@ def check_key(key: object) -> None:
         raise FormatError(
             "a state is named by a StateKey",
             found=repr(key),
-            remedy=f"StateKey.parse({key!r})" if isinstance(key, str) else None,
+            remedy=_as_key(key) if isinstance(key, str) else None,
         )
+
+
+def _completed(parts: list[str]) -> str | None:
+    """A key that begins or ends as a text does that has too few parts; None if that is no name."""
+    front, back = ["pytorch"][len(parts) - 1 :], ["base"]
+    if not parts or not all(map(_PART.fullmatch, parts)):
+        return None
+    return f"{'.'.join([*front, *parts, *back])}, say, is one"
+
+
+def _as_key(text: str) -> str:
+    """What to write in the place of a text: the key that it is, or one that it is a part of."""
+    try:
+        StateKey.parse(text)
+    except FormatError:
+        if not text or "." in text:
+            return 'StateKey.parse("backend.architecture.training_id")'
+        return f"StateKey(model.state_type, {text!r})"
+    return f"StateKey.parse({text!r})"
 
 
 def check_keys(keys: Iterable[StateKey]) -> list[StateKey]:

@@ -119,6 +119,8 @@ def _json() -> Iterator[str]:
         about = " ".join((abouts | printed.VARIANTS)[command] for command in commands)
         title = ", ".join(f"`{command}`" for command in commands)
         yield from _object(title, about, ({"schema": str}, *reports[name]), shown)
+    about = "What any command prints that fails."
+    yield from _object("`error`", about, ({"schema": str}, *printed.failed()), shown)
 
 
 def _object(title: str, about: str, kinds: tuple[Any, ...], shown: set[type]) -> Iterator[str]:

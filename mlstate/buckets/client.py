@@ -28,6 +28,7 @@ from mlstate.digests import Bytes
 from mlstate.errors import BucketAccessError, BucketError, OfflineError, TransportError
 from mlstate.limits import Limits, SpeedLimit, read_limited
 from mlstate.parallel import ProcessLock
+from mlstate.phrases import Phrase
 from mlstate.retries import Retries, retried
 
 __all__ = ["PART", "PARTS_AT_ONCE", "RETRIES", "BucketClient"]
@@ -234,7 +235,9 @@ class BucketClient:
             raise OfflineError(
                 "a bucket is on the network, which may not be used",
                 path=self.address,
-                remedy="unset MLSTATE_OFFLINE, or leave out offline=True",
+                remedy=Phrase(
+                    "unset MLSTATE_OFFLINE, or leave out offline=True", "unset MLSTATE_OFFLINE"
+                ),
             )
         if _FORKED:
             raise BucketError(
@@ -242,8 +245,8 @@ class BucketClient:
                 bucket=self.address,
                 operation="open",
                 path=self.address,
-                remedy='start processes by "spawn" or "forkserver" (multiprocessing_context= of a '
-                "DataLoader), or fetch what they load before they are forked",
+                remedy='start processes by "spawn" or "forkserver" (of a DataLoader: its '
+                "multiprocessing_context), or fetch what they load before they are forked",
             )
         with self._lock:
             if self._opened is None:

@@ -41,6 +41,7 @@ _MISSING = {
     404: "there is nothing of this name in the bucket",
     416: "the thing in the bucket is shorter than what is asked of it",
 }
+_NOT_REACHED = "the server cannot be reached, or is silent"
 _UNREACHABLE = ("error sending request", "error trying to connect", "timed out", "HTTP error")
 _CUT = ("response body", "Error after")
 
@@ -70,8 +71,9 @@ class _Kind:
 
 
 NO_CREDENTIALS = (
-    "give a profile or keys in session_kwargs, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY; a profile of single sign-on may want aws sso login"
+    Phrase("give a profile or keys in session_kwargs, or set", "set")
+    + " AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a profile of single sign-on "
+    "may want aws sso login"
 )
 """What to do about credentials that are not there."""
 
@@ -82,7 +84,8 @@ _PROXY = _Kind(
 )
 _REGION = _Kind(
     "the bucket is in another region",
-    'give the region that it is in: session_kwargs={"region_name": ...}, or AWS_DEFAULT_REGION',
+    "give the region that it is in: "
+    + Phrase('session_kwargs={"region_name": ...}, or AWS_DEFAULT_REGION', "AWS_DEFAULT_REGION"),
     "PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException",
 )
 _KINDS = (
@@ -94,8 +97,9 @@ _KINDS = (
     ),
     _Kind(
         "the server does not accept these credentials",
-        "check the key and the secret: those of session_kwargs, of the profile, or "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "check the key and the secret: those of "
+        + Phrase("session_kwargs, of the profile", "the profile")
+        + ", or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidClientTokenId AuthFailure",
         access=True,
     ),
@@ -143,6 +147,7 @@ def bucket_error(
         found=", ".join(filter(None, said)) or None,
         remedy=kind.remedy,
         transient=kind.transient,
+        unreachable=kind.message == _NOT_REACHED,
         status=status,
     )
 
@@ -171,7 +176,7 @@ def _kind(operation: str, text: str, code: str | None, status: int | None) -> _K
         return _Kind("the connection broke", transient=True)
     if status is None and any(words in text for words in _UNREACHABLE):
         return _Kind(
-            "the server cannot be reached, or is silent",
+            _NOT_REACHED,
             "check the network and the endpoint (" + _ENDPOINT + ")",
             transient=True,
         )

@@ -223,7 +223,7 @@ def _session(bucket: str, options: BucketOptions) -> tuple[Any, str | None]:
             operation="open",
             path=bucket,
             found=str(error)[:200],
-            remedy="correct session_kwargs, AWS_PROFILE or ~/.aws",
+            remedy="correct " + Phrase("session_kwargs, AWS_PROFILE", "AWS_PROFILE") + " or ~/.aws",
         ) from None
     except TypeError as error:
         raise FormatError(

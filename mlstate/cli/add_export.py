@@ -11,7 +11,7 @@ import typer
 from mlstate.cli.add_all import add_all
 from mlstate.cli.default_store import saves_by_default
 from mlstate.cli.exit_codes import OK
-from mlstate.cli.keys import one_key
+from mlstate.cli.keys import new_key, one_key
 from mlstate.cli.options import (
     Json,
     Key,
@@ -23,6 +23,7 @@ from mlstate.cli.options import (
     store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
+from mlstate.cli.printed import KeyParts
 from mlstate.cli.values import pairs, typed
 
 if TYPE_CHECKING:
@@ -186,7 +187,6 @@ def add(
     """
     from mlstate.cli.progress import progress
     from mlstate.operations.adopt import adopt
-    from mlstate.states import StateKey
 
     for_all = {"--key": template, "--match": match, "--skip": skip, "--jobs": jobs}
     for_one = {"KEY": key, "--weights": weights, "--include": include, "--exclude": exclude}
@@ -219,9 +219,10 @@ def add(
         return add_all(everything, target, template or "", **options)
     if key is None or source is None:
         raise typer.BadParameter("give KEY and SOURCE; or --all DIR with --key TEMPLATE")
+    wanted = new_key(key)
     report = adopt(
         source,
-        StateKey.parse(key),
+        wanted,
         target,
         files=_files(file or []) or None,
         weights=weights,
@@ -230,7 +231,9 @@ def add(
         **options,
     )
     if as_json:
-        print_json("add", report)
+        kind = wanted.state_type
+        parts = KeyParts(kind.backend, kind.architecture, [*kind.extra], wanted.training_id)
+        print_json("add", report, {"understood": parts})
     else:
         _print_added(report)
     return OK

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +19,16 @@ from mlstate.cli.add_export import add, export, materialize
 from mlstate.cli.bundle_unbundle import bundle, unbundle
 from mlstate.cli.check import check
 from mlstate.cli.doctor import doctor
-from mlstate.cli.exit_codes import EXIT_CODES, INTERRUPTED, OK, USAGE, WITHOUT_READER, exit_code
+from mlstate.cli.exit_codes import (
+    DEFECT,
+    EXIT_CODES,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    WITHOUT_READER,
+    exit_code,
+)
+from mlstate.cli.failures import failure_of, in_our_words, print_failure
 from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.git import git_diff, git_merge, git_setup
 from mlstate.cli.init import init
@@ -26,6 +38,7 @@ from mlstate.cli.mv_meta_alias import alias, meta, mv
 from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.pins import pins
+from mlstate.cli.printed import Failure
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.sign import sign, verify_signature
 from mlstate.cli.verify_diff_digest import diff, digest, verify
@@ -193,31 +206,88 @@ def run(arguments: Sequence[str]) -> int:
         warnings.showwarning = _warn
         # torch says so at its import. Nothing here needs NumPy.
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-        try:
-            settings.refuse_misspelt()
-            result = command_tree().main(list(arguments), PROGRAM, standalone_mode=False)
-        except typer.TyperException as error:  # what was typed: with the usage of the command
-            _show_usage(error)
-            return USAGE
-        except typer.Abort:
-            return INTERRUPTED
-        except SystemExit:  # typer makes this of a reader that has gone: head, say
-            if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:  # and answers shells by it
-                raise
-            return WITHOUT_READER
-        except (MlstateError, OSError) as error:
-            code = exit_code(error)
-            complain(error)
-            return code
+        _hear_no_deprecations()
+        code, failure = _run(list(arguments))
+        if failure is not None and code != WITHOUT_READER:
+            with suppress(BrokenPipeError):
+                print_failure(list(arguments), code, failure)
+    return code if _flushed() else WITHOUT_READER
+
+
+def _run(arguments: list[str]) -> tuple[int, Failure | None]:
+    """The exit code, and what failed, which has been told to people by then."""
+    try:
+        settings.refuse_misspelt()
+        result = command_tree().main(arguments, PROGRAM, standalone_mode=False)
+    except typer.TyperException as error:  # what was typed: with the usage of the command
+        _show_usage(error)
+        return USAGE, _usage_failure(error)
+    except typer.Abort:
+        return INTERRUPTED, _stopped()
+    except SystemExit as error:
+        if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:  # typer answers shells by it
+            raise
+        if _is_of_gone_reader(error):
+            return WITHOUT_READER, None
+        return error.code if isinstance(error.code, int) else OK, None
+    except (MlstateError, OSError) as error:
+        complain(in_our_words(error))
+        return exit_code(error), failure_of(error)
+    except ImportError as error:
+        complain(in_our_words(error))
+        return exit_code(in_our_words(error)), failure_of(error)
+    except Exception as error:
+        _tell_of_defect()
+        return DEFECT, _defect(error)
     if result == INTERRUPTED:  # typer makes this of Ctrl-C
-        note("")
-        note(
-            f"{PROGRAM}: stopped. Nothing is half done. To go on, give the same command again: "
-            "what has come already is not fetched twice."
-        )
-    if not _flushed():
-        return WITHOUT_READER
-    return result if isinstance(result, int) else OK
+        return INTERRUPTED, _stopped()
+    return result if isinstance(result, int) else OK, None
+
+
+def _is_of_gone_reader(error: SystemExit) -> bool:
+    """Whether typer makes this of a reader that has gone: head, say."""
+    return isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE
+
+
+def _stopped() -> Failure:
+    what, remedy = "stopped; nothing is half done", "to go on, give the same command again"
+    note("")
+    note(
+        f"{PROGRAM}: stopped. Nothing is half done. To go on, give the same command again: "
+        "what has come already is not fetched twice."
+    )
+    return Failure("Interrupted", what, remedy=remedy)
+
+
+_REPORT = "please report it, with the lines above"
+
+
+def _tell_of_defect() -> None:
+    for line in traceback.format_exc().splitlines():
+        note(line)
+    complain(f"this is a defect of {PROGRAM} {__version__}; {_REPORT}")
+
+
+def _defect(error: Exception) -> Failure:
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    message = f"a defect of {PROGRAM} {__version__}"
+    return Failure(type(error).__name__, message, found=said[:500], remedy=_REPORT)
+
+
+def _usage_failure(error: Any) -> Failure:
+    message = error.format_message()
+    words = PROGRAM if error.ctx is None else error.ctx.command_path
+    if error.ctx is not None and message == error.ctx.get_help():  # which is all that some say
+        message = "give a command"
+    return Failure("UsageError", message, remedy=f"see: {words} --help")
+
+
+def _hear_no_deprecations() -> None:
+    """Leave warnings out that torch has for programs: nobody at a shell can act on them."""
+    if not sys.warnoptions:  # who develops asks for them by -W or PYTHONWARNINGS
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        warnings.filterwarnings("ignore", module=r"torch(\..*)?")
 
 
 def _show_usage(error: Any) -> None:

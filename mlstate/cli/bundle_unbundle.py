@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,10 @@ __all__ = ["bundle", "unbundle"]
 
 def bundle(
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE.tar", help="The tar to write.")
+        str,
+        typer.Option(
+            "--output", "-o", metavar="FILE.tar", help="The tar to write; - for standard output."
+        ),
     ],
     keys: Keys = None,
     everything: All = False,
@@ -47,14 +51,26 @@ def bundle(
     from mlstate.cli.progress import progress_of
     from mlstate.operations.bundle import bundle as write_bundle
 
+    if output == "-":
+        _check_standard_output(as_json=as_json)
     view = opened(store)
     chosen = chosen_keys(view, keys or [], everything=everything)
     write_bundle(
         view, chosen, output, overwrite=overwrite, progress=progress_of(view), signing_key=key
     )
-    size = human_size(Path(output).stat().st_size)
+    if output == "-":
+        note(f"{human_count(len(chosen), 'state')}; there: mlstate unbundle -")
+        return
+    size = human_size(Path(output).expanduser().stat().st_size)
     put_written("bundle", chosen, output, as_json=as_json)
-    note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle")
+    note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle {output}")
+
+
+def _check_standard_output(*, as_json: bool) -> None:
+    if as_json:
+        raise typer.BadParameter("--json prints where -o - writes: give one of them")
+    if sys.stdout.isatty():
+        raise typer.BadParameter("-o - writes bytes: send them into a pipe, or a file: -o FILE.tar")
 
 
 def unbundle(

@@ -20,6 +20,7 @@ from mlstate.errors import (
 )
 
 __all__ = [
+    "DEFECT",
     "EXIT_CODES",
     "FINDING",
     "INTERRUPTED",
@@ -32,6 +33,7 @@ __all__ = [
 
 
 OK, FINDING, USAGE, NOT_FOUND, INTEGRITY, NETWORK, REFUSED = range(7)
+DEFECT = 70  # as sysexits.h has it
 INTERRUPTED, WITHOUT_READER = 130, 141  # as shells have them: 128 and the signal's number
 
 EXIT_CODES = {
@@ -43,6 +45,7 @@ EXIT_CODES = {
     INTEGRITY: "bytes are not those that a digest names; or no digest, or no good signature",
     NETWORK: "no mirror or service could be reached, or would let us in; or offline",
     REFUSED: "refused: something is in the way, or cannot be written",
+    DEFECT: "a defect of mlstate: please report it",
     INTERRUPTED: "stopped by Ctrl-C; nothing is half done",
     WITHOUT_READER: "nobody reads the output any more",
 }
@@ -77,7 +80,11 @@ def exit_code(error: BaseException) -> int:
     """
     if isinstance(error, CopyError) and error.failures:
         codes = {exit_code(failure) for _, failure in error.failures}
+        if INTEGRITY in codes:  # the gravest: it is no matter of trying again
+            return INTEGRITY
         return codes.pop() if len(codes) == 1 else REFUSED
+    if isinstance(error, FetchError) and error.wrong_bytes:
+        return INTEGRITY
     if isinstance(error.__cause__, PermissionError):
         return REFUSED
     for kind, code in _CODES:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlstate.cli.exit_codes import OK, exit_code
+from mlstate.cli.failures import failure_of
 from mlstate.cli.keys import chosen_keys, complete_keys
 from mlstate.cli.options import (
     All,
@@ -20,9 +21,16 @@ from mlstate.cli.options import (
     StoreOption,
     Verify,
     opened,
+    unreached_servers,
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
-from mlstate.cli.printed import CopyFailure, FetchedState, PinnedState
+from mlstate.cli.printed import (
+    CopyFailure,
+    FetchedState,
+    LockFailure,
+    PinnedState,
+    UnreachedServer,
+)
 from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
 from mlstate.units import parse_size
 
@@ -70,7 +78,7 @@ def fetch(
             if not everything:
                 raise
             code = code or exit_code(error)
-            rows.append(FetchedState(key, None, 0, 0, error.message))
+            rows.append(FetchedState(key, None, 0, 0, error.message, failure=failure_of(error)))
             complain(error)
             continue
         rows.append(
@@ -81,7 +89,8 @@ def fetch(
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        print_json("fetch", {"dry_run": dry_run, "states": rows})
+        unreached = [UnreachedServer(*outage) for outage in unreached_servers(view)]
+        print_json("fetch", {"dry_run": dry_run, "states": rows, "unreached": unreached})
     return code
 
 
@@ -140,8 +149,7 @@ def copy(
     Only what the target lacks is read and written, and all of it is verified on its way. A state
     that cannot be copied does not keep the others from it.
     """
-    if objects and manifest is None:
-        raise typer.BadParameter("--objects is for --manifest FILE")
+    _check_manifest(manifest, objects)
     from mlstate.cli.progress import progress_of
     from mlstate.operations.copy import copy as copy_states
     from mlstate.operations.enlist import enlist, own_objects
@@ -173,7 +181,7 @@ def copy(
         enlist(manifest, receiving, there, objects=objects, overwrite=overwrite)
     if as_json:
         failures = done.failures if isinstance(done, CopyError) else ()
-        failed = [CopyFailure(str(key), why.message) for key, why in failures]
+        failed = [CopyFailure(str(key), why.message, failure_of(why)) for key, why in failures]
         report = {"copied": done.copied, "present": done.present, "failed": failed}
         more = {"dry_run": dry_run, "bytes": done.nbytes, "manifest": manifest}
         print_json("copy", {**report, **more})
@@ -186,6 +194,14 @@ def copy(
     if manifest is not None and not dry_run:
         note(f"{human_count(len(there), 'state')} listed in {manifest}")
     return code
+
+
+def _check_manifest(manifest: str | None, objects: list[str] | None) -> None:
+    """Refuse options that do not go together, before anything is copied."""
+    if objects and manifest is None:
+        raise typer.BadParameter("--objects is for --manifest FILE")
+    if manifest is not None and not manifest.endswith(".toml"):
+        raise typer.BadParameter(f"a manifest ends in .toml, and {manifest} does not")
 
 
 def lock(
@@ -223,6 +239,7 @@ def lock(
 
     most = MAX_SIZE if max_size is None else parse_size(max_size)
     pinned: dict[StateKey, StateEntry] = {}
+    failed: list[LockFailure] = []
     code = OK
     chosen: list[StateKey] = []
     source: StateStore | None = None
@@ -237,10 +254,11 @@ def lock(
             )
         except (FetchError, IntegrityError) as error:
             code = code or exit_code(error)
+            failed.append(LockFailure(key, failure_of(error)))
             complain(error)
     if as_json:
         states = [PinnedState(key, e.pinned_digest, e.size) for key, e in pinned.items()]
-        print_json("lock", {"pinned": states})
+        print_json("lock", {"pinned": states, "failed": failed})
         return code
     for key, entry in pinned.items():
         put(f"{key}  {entry.digest}  {human_size(entry.size)}")

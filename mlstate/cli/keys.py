@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -10,13 +11,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlstate.cli.default_store import default_store
+from mlstate.cli.output import note
 from mlstate.errors import FormatError, MlstateError, StateNotFoundError
 from mlstate.states import StateKey
 
 if TYPE_CHECKING:
     from mlstate.stores.read import StateStore
 
-__all__ = ["chosen_keys", "complete_keys", "one_key"]
+__all__ = ["chosen_keys", "complete_keys", "new_key", "one_key"]
+
+_VERSION = re.compile(r"\d\.\d[^.]*\Z")
+"""A text that ends as a version does: the dot in it begins another part of a key."""
 
 
 def one_key(store: StateStore, text: str) -> StateKey:
@@ -39,6 +44,27 @@ def one_key(store: StateStore, text: str) -> StateKey:
             remedy=_near_misses(store, text) or "see what is there: mlstate ls",
         )
     return key
+
+
+def new_key(text: str) -> StateKey:
+    """The key that a text gives to something new; what may be read in more than one way is told."""
+    key = StateKey.parse(text)
+    extra = key.state_type.extra
+    if extra:
+        note(f"understood as {_in_parts(key)}")
+        if _VERSION.search(text):
+            last = f"{extra[-1]}-{key.training_id}"
+            note(f"if {extra[-1]}.{key.training_id} is one name, write it as {last}")
+    return key
+
+
+def _in_parts(key: StateKey) -> str:
+    kind = key.state_type
+    extra = " and ".join(kind.extra)
+    return (
+        f"backend {kind.backend}, architecture {kind.architecture}, extra {extra}, "
+        f"training id {key.training_id}"
+    )
 
 
 def chosen_keys(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlstate.cli.keys import one_key
+from mlstate.cli.keys import new_key, one_key
 from mlstate.cli.options import Json, Key, Overwrite, StoreOption, opened
 from mlstate.cli.output import note, print_fields, print_json, put
 from mlstate.cli.values import pairs, typed
@@ -46,10 +46,9 @@ def mv(
     No tensor is moved. In a manifest, aliases of the state follow.
     """
     from mlstate.operations.rename import rename
-    from mlstate.states import StateKey
 
     view = opened(store, quiet=True)
-    before, after = one_key(view, old), StateKey.parse(new)
+    before, after = one_key(view, old), new_key(new)
     rename(editable(view, store), before, after, overwrite=overwrite)
     if as_json:
         print_json("mv", {"old": before, "new": after})

@@ -8,6 +8,7 @@ import typer
 
 from mlstate.cli.default_store import default_name, default_store
 from mlstate.cli.keys import complete_keys
+from mlstate.cli.output import note
 
 if TYPE_CHECKING:
     from mlstate.stores.read import StateStore
@@ -26,6 +27,7 @@ __all__ = [
     "name_of",
     "opened",
     "store_option",
+    "unreached_servers",
 ]
 
 STORE_HELP = (
@@ -94,13 +96,29 @@ def opened(
     """The store that an option names, or else the default; it shows progress unless ``quiet``.
 
     With ``create`` it may be a folder that is missing or empty; with ``manifests`` it is, by
-    default, that of the manifests of a project.
+    default, that of the manifests of a project. A server that cannot be reached is named once.
     """
     from mlstate.cli.progress import progress
 
     shown = None if quiet else progress()
     if store is None:
-        return default_store(manifests=manifests, progress=shown)
+        return _told_of_outages(default_store(manifests=manifests, progress=shown))
     from mlstate.stores.open import open_store
 
-    return open_store(store, create=create, progress=shown)
+    return _told_of_outages(open_store(store, create=create, progress=shown))
+
+
+def _told_of_outages(view: StateStore) -> StateStore:
+    """A store that names each server that cannot be reached, once."""
+    if view.fetcher is not None:
+        view.fetcher.outages.tell = _tell_of_outage
+    return view
+
+
+def _tell_of_outage(server: str, reason: str) -> None:
+    note(f"warning: {server}: {reason}; asked last from now on")
+
+
+def unreached_servers(view: StateStore) -> list[tuple[str, str]]:
+    """The servers that a store could not reach, with the reasons."""
+    return [] if view.fetcher is None else view.fetcher.outages.known()

@@ -211,6 +211,13 @@ def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    colours: Literal["auto"] | None = "auto" if has_colour(sys.stdout) else None
+    console = Console(color_system=colours, highlight=False)
+    plain = [title.removeprefix(">") for title in titles]
+    widths = [max(map(len, cells)) for cells in zip(plain, *rows, strict=True)]
+    if len(titles) > 1 and sum(widths) + 2 * (len(widths) - 1) > console.width:
+        _stacked(console, plain, rows, widths)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         number = title.startswith(">")
@@ -223,8 +230,24 @@ def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
     for row in rows:
         table.add_row(*map(Text, row))
-    colours: Literal["auto"] | None = "auto" if has_colour(sys.stdout) else None
-    Console(color_system=colours, highlight=False).print(table)
+    console.print(table)
+
+
+def _stacked(
+    console: Any, titles: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]
+) -> None:
+    """Print a table that is too wide with the first cell of a row on a line of its own.
+
+    That is a name, which people copy: it must not be folded. A terminal breaks it if it is longer
+    than a line, and copies it as one.
+    """
+    from rich.text import Text
+
+    for row, style in ((titles, "bold"), *((row, "") for row in rows)):
+        console.print(Text(row[0], style), soft_wrap=True)
+        cells = [cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        if rest := "  ".join(cells).rstrip():
+            console.print(Text(f"    {rest}", style), soft_wrap=sum(widths[1:]) < console.width)
 
 
 def print_fields(fields: Iterable[tuple[str, str | None]]) -> None:

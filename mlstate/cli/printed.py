@@ -1,7 +1,9 @@
 """What ``--json`` prints: the promise to programs.
 
 Each command prints one object. Its ``schema`` names command and version: within a version fields
-are only added. Sizes are bytes, times are ISO 8601 in UTC, digests are 64 hexadecimal digits.
+are only added. A command that fails prints an object, too, with the schema ``mlstate.error/1``:
+whatever ends it, be it a word that was mistyped or Ctrl-C. Sizes are bytes, times are ISO 8601 in
+UTC, digests are 64 hexadecimal digits.
 
 What the API reports is printed as it is declared there, see `mlstate.operations.reports`. A test
 holds the output of each command against these types.
@@ -10,7 +12,7 @@ holds the output of each command against these types.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlstate.states import StateKey
@@ -18,17 +20,73 @@ from mlstate.states import StateKey
 __all__ = [
     "VARIANTS",
     "CopyFailure",
+    "Failure",
     "FetchedState",
     "FileDigest",
+    "FileFailure",
+    "KeyParts",
+    "LockFailure",
+    "MirrorFailure",
     "Objects",
     "PinnedState",
+    "UnreachedServer",
+    "failed",
     "printed",
 ]
 
 
 @dataclass(frozen=True)
+class MirrorFailure:
+    """Why a mirror did not do."""
+
+    mirror: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error: what happened, where, and what to do about it.
+
+    Attributes:
+        kind: The type of the error in Python, such as `FetchError`; of a command line that cannot
+            be understood `UsageError`, and of Ctrl-C `Interrupted`.
+        message: What happened, one sentence.
+        key: The state concerned.
+        tensor: The tensor concerned.
+        path: Where: a file, an address or another place.
+        line: The line in that file.
+        expected: What should have been there.
+        found: What was there instead.
+        remedy: What to do about it, in words of the command line.
+        mirrors: Each mirror that was tried, with the reason why it did not do.
+    """
+
+    kind: str
+    message: str
+    key: str | None = None
+    tensor: str | None = None
+    path: str | None = None
+    line: int | None = None
+    expected: str | None = None
+    found: str | None = None
+    remedy: str | None = None
+    mirrors: list[MirrorFailure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class UnreachedServer:
+    """A server that could not be reached: what other mirrors have came from these."""
+
+    server: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class FetchedState:
-    """A state that was fetched, or with `error` was not; of a dry run, what would be."""
+    """A state that was fetched, or with `error` was not, of which `failure` says all.
+
+    Of a dry run, what would be fetched.
+    """
 
     key: StateKey
     digest: str | None
@@ -36,6 +94,17 @@ class FetchedState:
     spared: int
     error: str | None
     pinned_now: bool = False
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """A key as it was understood: of its text, the dots part it."""
+
+    backend: str
+    architecture: str
+    extra: list[str]
+    training_id: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +113,23 @@ class CopyFailure:
 
     key: str
     error: str
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class LockFailure:
+    """A state that could not be pinned."""
+
+    key: StateKey
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class FileFailure:
+    """A file that could not be read."""
+
+    path: str
+    failure: Failure
 
 
 @dataclass(frozen=True)
@@ -104,7 +190,13 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "ls": ({"store": str, "states": list[StateUsage], "passed_over": list[str]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
-        "fetch": ({"dry_run": bool, "states": list[FetchedState]},),
+        "fetch": (
+            {
+                "dry_run": bool,
+                "states": list[FetchedState],
+                "unreached": list[UnreachedServer],
+            },
+        ),
         "export": (written,),
         "materialize": (written,),
         "bundle": (written,),
@@ -115,11 +207,11 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "log": ({"events": list[Event]},),
         "restore": ({"dry_run": bool}, Event),
         "copy": ({**copied, "dry_run": bool, "bytes": int, "manifest": str | None},),
-        "lock": ({"pinned": list[PinnedState]},),
+        "lock": ({"pinned": list[PinnedState], "failed": list[LockFailure]},),
         "pins": ({"path": str | None, "pins": list[PinnedByUser], "removed": list[PinnedByUser]},),
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
-        "add": (AdoptReport,),
+        "add": (AdoptReport, {"understood": KeyParts}),
         "add-all": ({"dry_run": bool}, AdoptAllReport),
         "verify": ({"ok": bool}, VerifyReport),
         "diff": (
@@ -129,8 +221,13 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "manifest-diff": ({"first": str, "second": str, "same": bool}, ManifestDiff),
         "check": ({"ok": bool}, CheckReport),
         "git-setup": (GitSetup,),
-        "digest": ({"files": list[FileDigest]},),
+        "digest": ({"files": list[FileDigest], "failed": list[FileFailure]},),
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
     }
+
+
+def failed() -> tuple[type | Mapping[str, Any], ...]:
+    """The reports whose members any command prints that fails, as `mlstate.error`."""
+    return ({"command": str | None, "exit_code": int}, Failure)

@@ -160,4 +160,6 @@ def _seconds(text: str) -> float:
     match = _AGE.fullmatch(text.strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is no age; expected 30d, 12h, 45m, say")
+    if not match[2] and float(match[1]):
+        raise typer.BadParameter(f"{text!r} has no unit: {match[1]}d is days, {match[1]}h hours")
     return float(match[1]) * _SECONDS[match[2].lower()]

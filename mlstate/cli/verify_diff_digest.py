@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlstate.cli.exit_codes import FINDING, OK, exit_code
+from mlstate.cli.failures import failure_of, in_our_words
 from mlstate.cli.keys import chosen_keys, complete_keys, one_key
 from mlstate.cli.options import All, Json, Keys, MaxSize, StoreOption, opened
 from mlstate.cli.output import (
@@ -24,7 +25,8 @@ from mlstate.cli.output import (
     put_lines,
     put_marked,
 )
-from mlstate.cli.printed import FileDigest
+from mlstate.cli.printed import FileDigest, FileFailure
+from mlstate.locations import local_path
 
 if TYPE_CHECKING:
     from mlstate.operations.diff import Change, StateDiff
@@ -154,13 +156,13 @@ def _diff_manifests(first: str, second: str, *, as_json: bool) -> int:
 
 def _is_file(text: str) -> bool:
     """Whether a text names a file: there is one, or the text cannot be a key."""
-    return Path(text).exists() or "/" in text or text.endswith(_ENDINGS)
+    return text == "-" or Path(text).exists() or "/" in text or text.endswith(_ENDINGS)
 
 
 def _side(view: StateStore | None, text: str) -> Any:
     """The file or the state that a text names, as `mlstate.diff` takes it."""
     if _is_file(text) or view is None:
-        return Path(text)
+        return local_path(text)
     return view, one_key(view, text)
 
 
@@ -170,24 +172,44 @@ def _show_diff(first: str, second: str, found: StateDiff) -> None:
     else:
         shared = len(found.equal) + len(found.changed)
         equal = f"all {shared}" if not found.changed else f"{len(found.equal)} of {shared}"
-        put(f"equal on {equal} shared names")
+        put(f"equal on {equal} shared names" if shared else "no names in common")
     if found.same_but_for_ties:
         put("the same but for tied names: a model that has them tied is the same with both")
     if found.changed:
         put()
         titles = ["CHANGED", "SHAPE", ">ELEMENTS", ">MAX", ">RELATIVE", ">NAN OR INF"]
-        if not any(change.nonfinite for change in found.changed):
-            del titles[-1]
-        print_table(titles, (_change(change)[: len(titles)] for change in found.changed))
+        print_table(*_without_empty(titles, [_change(change) for change in found.changed]))
     tied = dict(found.tied)
     moved = {name for pair in found.renamed for name in pair}
     for title, names in ((f"only in {first}", found.removed), (f"only in {second}", found.added)):
         if alone := [name for name in names if name not in moved]:
             put(f"{title}: {', '.join(_with_tie(name, tied) for name in alone)}")
-    for old, new in found.renamed:
-        put(f"renamed: {old} -> {new}")
+    for line in _renamed(found.renamed):
+        put(f"renamed: {line}")
     for name in found.files:
         put(f"another file, or on one side only: {name}")
+
+
+def _without_empty(titles: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that have nothing in any row."""
+    kept = [column for column in range(len(titles)) if any(row[column] for row in rows)]
+    return [titles[column] for column in kept], [[row[column] for column in kept] for row in rows]
+
+
+def _renamed(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The new names, a line each; those that differ by one prefix, as of a wrapper, together."""
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for old, new in pairs:
+        ending = old if new.endswith(old) else new if old.endswith(new) else ""
+        fronts = (old.removesuffix(ending), new.removesuffix(ending)) if ending else (old, new)
+        alike.setdefault(fronts, []).append((old, new))
+    for (old_front, new_front), group in alike.items():
+        if len(group) == 1:
+            yield f"{group[0][0]} -> {group[0][1]}"
+        elif new_front:
+            yield f"{len(group)} names, with {new_front} before them in the second"
+        else:
+            yield f"{len(group)} names, with {old_front} before them in the first"
 
 
 def _with_tie(name: str, tied: Mapping[str, str]) -> str:
@@ -222,17 +244,18 @@ def digest(
     from mlstate.errors import MlstateError
     from mlstate.weights.files import file_digest
 
-    code, found = OK, list[FileDigest]()
+    code, found, failed = OK, list[FileDigest](), list[FileFailure]()
     for path in paths:
         try:
             digest = file_digest(path, select=select, max_size=max_size)
             found.append(FileDigest(path, digest))
         except (MlstateError, OSError) as error:
             code = code or exit_code(error)
-            complain(error)
+            failed.append(FileFailure(path, failure_of(error)))
+            complain(in_our_words(error))
             continue
         if not as_json:
             put(f"{found[-1].digest}  {path}")
     if as_json:
-        print_json("digest", {"files": found})
+        print_json("digest", {"files": found, "failed": failed})
     return code

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mlstate.errors import (
     FetchError,
@@ -14,6 +15,7 @@ from mlstate.errors import (
     OfflineError,
     TransportError,
 )
+from mlstate.fetch.outages import Outages, server_of
 from mlstate.fetch.plan import DamagedPartialError
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.reader import Reader
@@ -30,6 +32,9 @@ from mlstate.warn import warn
 
 __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 
+_BRIEFLY = 1.0
+"""The seconds for a connection to be made, as long as another mirror can be asked: enough for a
+round trip to anywhere, and little beside a fetch."""
 _ROOM = 1 << 30
 """What a file may have beside the state, where all of it must be read: bytes."""
 
@@ -42,6 +47,7 @@ class Options:
     connections: int
     max_size: int  # bytes of tensor data, of a state whose size nobody gives
     folder: Path | None  # where relative paths of manifests begin; None: at the working folder
+    outages: Outages  # what was found out about servers, by earlier runs, too
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,10 @@ class Context:
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""
-        opened = self.transports.open(address, base=self.base, reach=self.reach)
+        try:
+            opened = self.transports.open(address, base=self.base, reach=self.reach)
+        except FormatError as error:  # of the address or a setting: no bytes were wrong
+            raise TransportError(**_fields(error)) from None
         return self.reader.patient(WholeResource(opened) if self.whole else opened)
 
     def open_part(self, part: Mirror, address: str) -> Resource:
@@ -79,7 +88,8 @@ class Context:
 class Attempts:
     """Attempts at the mirrors of one state: what went wrong with each is noted, for the error.
 
-    A mirror that refused or lied is not asked again.
+    A mirror that refused or lied is not asked again. As long as another server may have the same,
+    one that cannot be reached is put off at once; see `be_patient`.
     """
 
     def __init__(
@@ -99,10 +109,19 @@ class Attempts:
         self._failed: set[str] = set()
         self._patience: dict[str, Patience] = {}
         self._offline = False
+        self._wrong_bytes = False
         self._damaged: list[str] = []
         self._differs = False
         self.sums: dict[Mirror, str] = {}
         """The whole SHA-256 of each file that was compared with digits of one."""
+        self._patient = len(_servers(entry)) < 2
+        self.put_off = False  # whether a mirror was, which may have what is missing yet
+        transports.connect_within(None if self._patient else _BRIEFLY)
+
+    def be_patient(self) -> None:
+        """Ask what was put off from now on, and be as patient as the settings say."""
+        self._patient, self.put_off = True, False
+        self._transports.connect_within(None)
 
     def context(
         self, place: str = "", max_bytes: int | None = None, *, whole: bool = False
@@ -114,7 +133,7 @@ class Attempts:
             base = self.options.folder / base
         patience = self._patience.setdefault(place, self._transports.patience())
         options = self.options
-        reader = Reader(options.retries, self.meter, options.connections, patience)
+        reader = Reader(self._retries(place), self.meter, options.connections, patience)
         reach = Reach(self.entry.source)
         return Context(self._transports, reader, self.receiver, base, most, reach, whole, self.sums)
 
@@ -125,7 +144,11 @@ class Attempts:
 
         ``place`` is the mirror for the error, and ``max_bytes`` as in `Context`.
         """
+        server, outages = server_of(place), self.options.outages
         if place in self._failed:
+            return False
+        if server is not None and not self._patient and outages.is_down(server):
+            self.put_off = True
             return False
         try:
             self._work(place, work, max_bytes)
@@ -136,13 +159,34 @@ class Attempts:
             self._note_failure(place, error.message)
         except (TransportError, FormatError, IntegrityError) as error:
             reason = _reason(error, place)
-            self._differs = self._differs or isinstance(error, IntegrityError)
+            if self._is_put_off(server, error):
+                return False
+            self._differs |= isinstance(error, IntegrityError)
+            self._wrong_bytes |= not isinstance(error, TransportError)
             if is_local(place) and getattr(error, "status", None) != 404:
                 self._damaged.append(f"{place}: {reason}")
             self._note_failure(place, reason)
         else:
+            if server is not None:
+                outages.remove(server)
             return True
         return False
+
+    def _is_put_off(self, server: str | None, error: MlstateError) -> bool:
+        """Remember a server that could not be reached; says whether it is asked once more later."""
+        if server is None or not isinstance(error, TransportError) or not error.unreachable:
+            return False
+        self.options.outages.add(server, _briefly(error), waited_for=self._patient)
+        self.put_off |= not self._patient
+        return not self._patient
+
+    def _retries(self, place: str) -> Retries:
+        """How often a place is tried: once if all attempts at its server were in vain lately."""
+        retries, server = self.options.retries, server_of(place)
+        if not self._patient:
+            return replace(retries, elsewhere=True)
+        down = server is not None and self.options.outages.was_waited_for(server)
+        return replace(retries, attempts=1) if down else retries
 
     def _work(self, place: str, work: Callable[[Context], None], max_bytes: int | None) -> None:
         """Work with a mirror, and once more each where the second time may do.
@@ -223,10 +267,17 @@ class Attempts:
                 "something is not in the cache, and the network may not be used",
                 path=self.entry.origin,
                 found=found,
-                remedy="unset MLSTATE_OFFLINE (or offline=True) once, and fetch this state",
+                remedy=Phrase(
+                    "unset MLSTATE_OFFLINE, or leave out offline=True, once: store.fetch(key)",
+                    f"unset MLSTATE_OFFLINE once: mlstate fetch {self.entry.key}",
+                ),
             )
         error = FetchError(
-            message, path=self.entry.origin, found=found, attempts=tuple(self._noted)
+            message,
+            path=self.entry.origin,
+            found=found,
+            attempts=tuple(self._noted),
+            wrong_bytes=self._wrong_bytes,
         )
         pin = self.entry.pin
         if self._differs and pin is not None:
@@ -263,6 +314,23 @@ def shown(address: str) -> str:
 def is_local(address: str) -> bool:
     """Whether an address is one of this machine."""
     return "://" not in address or address[:7].lower() == "file://"
+
+
+def _servers(entry: StateEntry) -> set[str]:
+    """The servers that the mirrors of an entry name; of this machine one, whatever it has."""
+    named = [*entry.mirrors, *(m for file in entry.files.values() for m in file.mirrors)]
+    usable = [mirror for mirror in named if isinstance(mirror, Mirror)]
+    places = [*entry.objects, *map(name_of, usable), *(m.state for m in usable if m.state)]
+    return {server_of(place) or "" for place in places}
+
+
+def _briefly(error: TransportError) -> str:
+    return error.message + (f" ({error.found})" if error.found else "")
+
+
+def _fields(error: MlstateError) -> dict[str, Any]:
+    names = ("message", "path", "expected", "found", "remedy")
+    return {name: getattr(error, name) for name in names}
 
 
 def _reason(error: MlstateError, place: str) -> str:

@@ -16,6 +16,7 @@ from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
 from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.download import MAX_SIZE
+from mlstate.fetch.outages import Outages
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
@@ -119,7 +120,8 @@ class Fetcher:
     """Brings states into a cache.
 
     Relative paths in manifests mean what they meant when it was made, whatever the working folder
-    is by then.
+    is by then. A server that cannot be reached is asked last by all that one fetcher brings, for
+    five minutes; see `Outages`.
 
     Args:
         cache: What is there already, and where the rest goes.
@@ -149,6 +151,7 @@ class Fetcher:
         self.durable = durable
         self.max_size = max_size
         self.on_progress = on_progress
+        self.outages = Outages()
         self._folder: Path | None = None
         with suppress(FileNotFoundError):  # it was removed: absolute paths work all the same
             self._folder = Path.cwd()
@@ -326,7 +329,9 @@ class Fetcher:
             meter = Meter(str(entry.key), self.on_progress, alive)
             try:
                 with self.transports() as transports:
-                    options = Options(self.retries, self.connections, self.max_size, self._folder)
+                    options = Options(
+                        self.retries, self.connections, self.max_size, self._folder, self.outages
+                    )
                     attempts = Attempts(entry, options, transports, receiver, meter)
                     yield Run(attempts, self.cache)
             finally:

@@ -69,7 +69,8 @@ class Progress:
     Attributes:
         done: Bytes that came.
         total: Bytes that will have come at the end, as far as known; or None.
-        rate: Bytes a second, since the beginning.
+        rate: Bytes a second, since the first came: what is done before, an import of torch say,
+            does not count.
         what: What is being fetched: a state's key.
         ended: Whether this is the last time: all came, or it failed.
     """
@@ -99,6 +100,7 @@ class Meter:
         self._alive = alive
         self._lock = Lock()
         self._began = time.monotonic()
+        self._first: int | None = None  # bytes that came at once when the clock began
         self._told = 0.0
         self.total: int | None = None
         self.done = 0
@@ -108,6 +110,8 @@ class Meter:
         with self._lock:
             self.done += count
             now = time.monotonic()
+            if self._first is None:
+                self._began, self._first = now, count
             if now - self._told >= _INTERVAL:
                 self._told = now
                 self._tell(now)
@@ -132,6 +136,7 @@ class Meter:
         if self._alive is not None:
             self._alive()
         if self._on_progress is not None:
-            rate = self.done / max(now - self._began, 1e-9)
+            passed = now - self._began
+            rate = (self.done - (self._first or 0)) / passed if passed > 0 else 0.0
             total = self.total and max(self.total, self.done)
             self._on_progress(Progress(self.done, total, rate, self._what, ended))

@@ -66,6 +66,10 @@ class Run:
             )
             there = self._bring(names, files=files, first=again == 0)
             left = self._needs(names, files=files)
+            if left and self.attempts.put_off:
+                self.attempts.be_patient()
+                there |= self._bring(names, files=files, first=False)
+                left = self._needs(names, files=files)
             if not left:
                 return
             if not _digests(left, self.entry) & (there | self._receiver.published):
@@ -101,6 +105,15 @@ class Run:
             Its digest, its state object, and the mirror that it came from, with the whole SHA-256
             of each file that was compared with digits of one.
         """
+        found = self._pinned()
+        if found is None and self.attempts.put_off:
+            self.attempts.be_patient()
+            found = self._pinned()
+        if found is None:
+            raise self.attempts.failure("no mirror of an unpinned state could be read", None)
+        return found
+
+    def _pinned(self) -> tuple[Digest, StateObject, Mirror] | None:
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
@@ -118,7 +131,7 @@ class Run:
                 self._receiver.flush()
                 self._keep(gathering.digest, ())
                 return gathering.digest, gathering.state, self._summed(mirror)
-        raise self.attempts.failure("no mirror of an unpinned state could be read", None)
+        return None
 
     def _summed(self, mirror: Mirror) -> Mirror:
         parts = tuple(map(self._summed, mirror.parts))
@@ -128,6 +141,7 @@ class Run:
         """Bring a file of which nobody knows the digest; returns its entry, with the digest."""
         found: list[Digest] = []
         bring = partial(_bring_file, mirror, None, found)
+        self.attempts.be_patient()  # nobody else has it
         if not self.attempts.attempt(name_of(mirror), bring):
             raise self.attempts.failure(f"the file {name!r} of a state could not be fetched", None)
         return FileEntry(found[0], (mirror,))

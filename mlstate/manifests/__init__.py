@@ -273,7 +273,10 @@ def manifest_files(path: Path) -> list[Path]:
         raise ManifestError(
             "this folder is a store, not a folder of manifests",
             path=path,
-            remedy="give it as LocalStateStore(folder), or give the path of a manifest",
+            remedy=Phrase(
+                "open it with LocalStateStore(folder), or give the path of a manifest",
+                "its states are listed by mlstate ls FOLDER; or give the path of a manifest",
+            ),
         )
     return toml_files(path).manifests
 

@@ -61,7 +61,7 @@ def check_state_content(content: ManifestContent, key: StateKey | None, origin: 
             path=origin,
             expected="none" if key is None else key,
             found=", ".join(map(str, content.states)) or "none",
-            remedy="restore the file, or save the state again with " + OVERWRITE,
+            remedy="restore the file from a copy, or bring the state again with " + OVERWRITE,
         )
 
 

@@ -8,6 +8,7 @@ from mlstate.errors import BucketError, FormatError
 from mlstate.format import layout
 from mlstate.objects.durable import SMALL
 from mlstate.parallel import ProcessLock
+from mlstate.phrases import Phrase
 from mlstate.warn import warn
 
 __all__ = ["BucketPlace"]
@@ -73,7 +74,8 @@ class BucketPlace:
             raise FormatError(
                 f"this prefix is not a store: it has {having[0]}/ but no {layout.SETTINGS}",
                 path=self.address,
-                remedy="give the store's own base_path, or an empty or new one",
+                remedy=Phrase("give the store's own base_path=", "give the store's own prefix")
+                + ", or an empty or new one",
             )
         return self._settings is not None
 

@@ -38,7 +38,7 @@ from mlstate.operations.adopt_report import (
 )
 from mlstate.operations.sources import find_source
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
-from mlstate.phrases import ANY_STORE, flag
+from mlstate.phrases import ANY_STORE, Phrase, flag
 from mlstate.pickled.select import Selected
 from mlstate.states import StateKey, check_key
 from mlstate.stores.abstract import AnyStore, Found
@@ -204,7 +204,7 @@ def _fetching(
     cache: CacheLike | None, offline: bool | None, counter: ByteCounter, max_size: int | None
 ) -> ManifestStore:
     """What brings the source, of at most so many bytes, into a cache."""
-    store = ManifestStore(Manifest({}), cache, offline=offline, progress=counter)
+    store = ManifestStore(Manifest({}), cache=cache, offline=offline, progress=counter)
     if max_size is not None:
         store.fetcher.max_size = max_size
     return store
@@ -217,7 +217,9 @@ def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
             raise FormatError(
                 "a store keeps the tensors themselves, and no mirrors",
                 path=target,
-                remedy="leave mirror out, or give the path of a manifest",
+                remedy="leave "
+                + Phrase("mirror", "--mirror")
+                + " out, or give the path of a manifest",
             )
         return target
     if not isinstance(target, str | os.PathLike):
@@ -232,7 +234,8 @@ def _check_target(target: object, *, mirror: bool) -> SavingStore | Path:
         raise FormatError(
             "the path of a manifest ends in .toml",
             path=path,
-            remedy="of a folder of states, give LocalStateStore(folder)",
+            remedy="of a folder of states, give "
+            + Phrase("LocalStateStore(folder)", "--store FOLDER"),
         )
     if not mirror:
         raise FormatError(

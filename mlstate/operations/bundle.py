@@ -15,13 +15,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mlstate import settings
 from mlstate.digests import Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError, ReadOnlyStoreError, concerning
 from mlstate.fetch.progress import Meter, OnProgress, listener
 from mlstate.files import UnfitFileError, open_input
+from mlstate.foreign import file_kind
 from mlstate.format import layout, tensor_object
 from mlstate.locations import local_path
 from mlstate.manifests.parse import parse_state_file
@@ -55,7 +56,7 @@ __all__ = ["bundle", "unbundle"]
 def bundle(
     store: AnyStore,
     keys: Iterable[StateKey],
-    path: PathLike,
+    path: PathLike | BinaryIO,
     *,
     overwrite: bool = False,
     progress: OnProgress | bool | None = None,
@@ -70,7 +71,9 @@ def bundle(
     Args:
         store: Where the states are.
         keys: Which ones.
-        path: The tar to write; its folders are made if they are missing.
+        path: The tar to write; its folders are made if they are missing. ``"-"`` is the standard
+            output; that, and an open binary file, is written from front to back. If something
+            turns out to be damaged meanwhile, the tar lacks its end, and `unbundle` refuses it.
         overwrite: Replace a file that is there, once the new one is whole.
         progress: Told how many bytes are written; True: a bar on the terminal.
         signing_key: The path of an SSH key, or of the public key of one that ssh-agent holds: it
@@ -81,52 +84,100 @@ def bundle(
         StateNotFoundError: There is no such state.
         IntegrityError: An object is damaged or missing; nothing was written under this name.
         UnpinnedStateError: The manifest gives no digest for a state.
-        FormatError: No keys.
+        FormatError: No keys; or the name is that of another file than a tar.
         StateExistsError: The file is there already; nothing was changed.
     """
     keys = check_keys(keys)
     if not keys:
         raise FormatError("a bundle of nothing", expected="at least one state key")
+    view = state_store(store)
+    job = _Job(view, keys, listener(progress), state_signatures(False, signing_key or False))
+    if not isinstance(path, str | os.PathLike):
+        job.write_to(path, str(getattr(path, "name", "a stream")))
+        return
+    if path == "-":
+        job.write_to(sys.stdout.buffer, "standard output")
+        return
     target = local_path(path)
     refuse_existing(target, overwrite=overwrite)  # before anything is fetched for it
+    _check_name(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    view = state_store(store)
-    on_progress = listener(progress)
-    signatures = state_signatures(False, signing_key or False)
     try:
-        _write(view, keys, target, on_progress, signatures, overwrite=overwrite)
+        _write(job, target, overwrite=overwrite)
     except IntegrityError:
         mended = [view.access.mend(view.get(key).entry) for key in keys]
         if not any(mended):
             raise
-        _write(view, keys, target, on_progress, signatures, overwrite=overwrite)
+        _write(job, target, overwrite=overwrite)
 
 
-def _write(
-    store: StateStore,
-    keys: list[StateKey],
-    target: Path,
-    progress: OnProgress | None,
-    signatures: StateSignatures | None,
-    *,
-    overwrite: bool,
-) -> None:
-    texts, objects = _contents(store, keys, signatures)
-    meter = Meter(f"bundle {target.name}", progress)
-    meter.expect(sum(item.size for item in objects.values()))
+def _check_name(target: Path) -> None:
+    """Refuse the name of a file that tools would open as something else."""
+    kind = file_kind(target.name)
+    if kind not in (None, "a tar", "a text"):
+        raise FormatError(
+            "a bundle is a tar, and is not compressed: its name says something else",
+            path=target,
+            expected="a name that ends in .tar",
+            found=kind,
+            remedy=Phrase(
+                "weights hardly compress; if it has to be, write into a file that compresses",
+                "weights hardly compress; if it has to be: mlstate bundle -o - ... | gzip > FILE",
+            ),
+        )
+
+
+def _write(job: _Job, target: Path, *, overwrite: bool) -> None:
     temporary = temporary_beside(target)
     try:
         # As the umask has it; and new, whatever is there.
-        with temporary.open("xb") as file, _tar_writer(fileobj=file) as tar:
-            for name, text in texts.items():
-                tar.addfile(_member(name, len(text)), io.BytesIO(text))
-            for digest, item in objects.items():
-                _add_object(tar, digest, item, meter)
+        with temporary.open("xb") as file:
+            job.write_to(file, target.name)
         sync_path(temporary)
         publish(temporary, target, overwrite=overwrite)
     finally:
         temporary.unlink(missing_ok=True)
-    meter.end()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A bundle that is to be written."""
+
+    store: StateStore
+    keys: list[StateKey]
+    progress: OnProgress | None
+    signatures: StateSignatures | None
+
+    def write_to(self, file: BinaryIO, name: str) -> None:
+        """Write the tar into a file, which may be a pipe; ``name`` is for the progress."""
+        texts, objects = _contents(self.store, self.keys, self.signatures)
+        meter = Meter(f"bundle {name}", self.progress)
+        meter.expect(sum(item.size for item in objects.values()))
+        with _tar_writer(fileobj=cast("BinaryIO", _Appended(file))) as tar:
+            for text_name, text in texts.items():
+                tar.addfile(_member(text_name, len(text)), io.BytesIO(text))
+            for digest, item in objects.items():
+                _add_object(tar, digest, item, meter)
+        file.flush()
+        meter.end()
+
+
+class _Appended:
+    """A file that is only written to, at its end, as a pipe is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._written = 0
+
+    def write(self, data: bytes, /) -> int:
+        """Write all of it."""
+        self._file.write(data)
+        self._written += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """The bytes that were written."""
+        return self._written
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,10 @@ class BundleReader:
                 path=stored.origin,
                 expected=f"{entry.digest}, in the bundle",
                 found=f"{stored.digest}, stored",
-                remedy="delete the stored one, or " + OVERWRITE,
+                remedy="delete the stored one ("
+                + Phrase("store.delete(key)", "mlstate rm KEY")
+                + "), or "
+                + OVERWRITE,
             )
         return stored
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlstate.digests import Digest
-from mlstate.errors import IntegrityError
+from mlstate.errors import IntegrityError, MissingPackageError
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import for_each
+from mlstate.phrases import Phrase
 
 if TYPE_CHECKING:
     from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile
@@ -241,11 +242,18 @@ def _numbers(
             groups.setdefault((_content(first), _content(second)), []).append(name)
     if not groups:
         return {}
+    try:  # before anything is fetched for it
+        from mlstate.tensors.difference import compare_tensors
+    except ImportError as error:
+        raise MissingPackageError(
+            "values are compared by torch, which cannot be imported",
+            found=str(error),
+            remedy="install torch, or compare names, types and shapes alone: "
+            + Phrase("values=False", "--names-only"),
+        ) from error
     names = [group[0] for group in groups.values()]
     one.bring(names)
     other.bring(names)
-    from mlstate.tensors.difference import compare_tensors
-
     numbers: dict[str, dict[str, Any]] = {}
 
     def compare(group: list[str]) -> None:

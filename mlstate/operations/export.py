@@ -9,6 +9,7 @@ from typing import Literal
 
 from mlstate.errors import FormatError, StateExistsError, concerning
 from mlstate.files import kind_of
+from mlstate.foreign import file_kind
 from mlstate.layouts import metadata_of
 from mlstate.locations import local_path
 from mlstate.objects.durable import create_exclusively, sync_path
@@ -27,6 +28,8 @@ __all__ = ["export", "publish", "refuse_existing"]
 
 _TORCH = re.compile(r".+\.(pt|pth|bin|ckpt)(\.tar)?", re.IGNORECASE)
 _SAFETENSORS = re.compile(r".+\.safetensors", re.IGNORECASE)
+_ENDING = re.compile(r".+(\.(?!v\d)[A-Za-z][A-Za-z0-9]{1,11})")
+"""What a file's name ends in: no number of a version."""
 _FORMATS = ("safetensors", "torch")
 _Kind = Literal["file", "folder", "torch"]
 
@@ -44,8 +47,8 @@ def export(
 
     ======================================  ====================================================
     ``x.safetensors``                       one safetensors file
-    a folder                                ``model.safetensors`` in it; with `max_shard_size`
-                                            shards and their index, as transformers names them
+    a folder; a new one has no ending, or   ``model.safetensors`` in it; with `max_shard_size`
+    a slash after it                        shards and their index, as transformers names them
     ``x.pth``, ``x.pt``, ``x.bin``, or      a checkpoint, as ``torch.save`` writes a state dict;
     ``format="torch"``                      needs torch
     ======================================  ====================================================
@@ -92,7 +95,7 @@ def export(
     view = state_store(store)
     target = local_path(destination)
     with concerning(key):
-        kind = _kind(target, format, max_shard_size)
+        kind = _kind(target, format, max_shard_size, os.fspath(destination).endswith(os.sep))
         if kind == "folder":
 
             def write_folder(found: Found) -> Path:
@@ -110,28 +113,49 @@ def export(
     return target
 
 
-def _kind(target: Path, form: str | None, most: int | str | None) -> _Kind:
-    """What to write, by the name and `format`; refused if they contradict each other."""
+def _kind(target: Path, form: str | None, most: int | str | None, folder: bool) -> _Kind:
+    """What to write, by the name and `format`; refused if they contradict each other.
+
+    ``folder`` says that the name ends in a slash.
+    """
     if form is not None and form not in _FORMATS:
         raise FormatError("unknown format", expected=" or ".join(_FORMATS), found=repr(form))
     if most is not None:
         parse_size(most)
     kind: _Kind = "torch" if form == "torch" else "folder"
-    if not target.is_dir():
+    if not target.is_dir() and not folder:
         plain, pickled = _SAFETENSORS.fullmatch(target.name), _TORCH.fullmatch(target.name)
         if (plain and form == "torch") or (pickled and form == "safetensors"):
             raise FormatError(
                 "the name of the file says another format",
                 path=target,
                 found=Phrase(f"format={form!r}", "--torch"),
-                remedy="choose another name, or leave " + Phrase("format", "it") + " out",
+                remedy="choose another name, or leave " + Phrase("format", "--torch") + " out",
+            )
+        if not plain and not pickled and (known := _says_other(target.name, form)):
+            raise FormatError(
+                "weights are not written in the format that this name says",
+                path=target,
+                expected="a name that ends in .safetensors, .pt, .pth, .bin or .ckpt; or a folder/",
+                found=known,
+                remedy="choose such a name; that of a new folder may end in /",
             )
         kind = "torch" if pickled else "file" if plain else kind
     if most is not None and kind != "folder":
         raise FormatError(
-            "shards need a folder", path=target, remedy="give a folder, or no max_shard_size"
+            "shards need a folder",
+            path=target,
+            remedy="give a folder, or no " + Phrase("max_shard_size", "--max-shard-size"),
         )
     return kind
+
+
+def _says_other(name: str, form: str | None) -> str | None:
+    """What a name says that is neither of the two formats: of a folder it has no ending."""
+    known, ending = file_kind(name), _ENDING.fullmatch(name)
+    if known is None and (form == "torch" or ending is None):
+        return None
+    return known or f"the ending {ending[1] if ending else ''}"
 
 
 def _write_plain(store: StateStore, key: StateKey, temporary: Path) -> Path:

@@ -13,6 +13,7 @@ from tarfile import TarInfo
 from typing import BinaryIO, NoReturn, Protocol, cast
 
 from mlstate.errors import FormatError, IntegrityError
+from mlstate.phrases import Phrase
 
 __all__ = ["PIECE", "TarReader", "read_fully"]
 
@@ -101,7 +102,10 @@ class TarReader:
                 "this is no plain tar file",
                 path=self.origin,
                 found=str(error),
-                remedy="decompress it first, if it is compressed",
+                remedy=Phrase(
+                    "decompress it first, if it is compressed",
+                    "if it is compressed: gunzip -c FILE | mlstate unbundle -",
+                ),
             ) from None
         info.size = self._size(str(info.size))
         return info

@@ -7,15 +7,48 @@ from difflib import get_close_matches
 from typing import Any
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError, IncompatibleStateError, IntegrityError, StateNotFoundError
+from mlstate.errors import (
+    ArgumentError,
+    FormatError,
+    IncompatibleStateError,
+    IntegrityError,
+    StateNotFoundError,
+)
 from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 
-__all__ = ["check_compatible", "check_list", "check_names", "check_pin", "not_found"]
+__all__ = [
+    "check_compatible",
+    "check_list",
+    "check_names",
+    "check_pin",
+    "not_found",
+    "refuse_positional",
+]
 
 
 _LIST = Phrase("get_state_keys(state_type)", "mlstate ls")
+
+
+def refuse_positional(values: Sequence[object], name: str, otherwise: str) -> None:
+    """Refuse arguments without a name, of which nobody could tell what they are meant to be.
+
+    Args:
+        values: The arguments.
+        name: The one that they would be most probably.
+        otherwise: What to write if they are something else.
+
+    Raises:
+        ArgumentError: There are some.
+    """
+    if values:
+        raise ArgumentError(
+            f"{name} is given by its name",
+            expected=f"{name}=...",
+            found=", ".join(repr(str(value))[:100] for value in values),
+            remedy=f"write {name}=...; {otherwise}",
+        )
 
 
 def check_list(

@@ -8,6 +8,7 @@ there: `load_state_dict(key)` to read a state, `digest(key)` to identify it with
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
@@ -65,6 +66,7 @@ def saver_of(store: object) -> Saver:
         "nothing can be copied into this store",
         path=store,
         expected=ANY_STORE + Phrase("; or a store with save_state_dict(state_dict, key)", ""),
+        remedy=_remedy(store, "") if isinstance(store, str | os.PathLike) else None,
     )
 
 
@@ -75,8 +77,16 @@ def unsupported(store: object, method: str) -> UnsupportedStoreError:
         f"{name} has no {method.partition('(')[0]}, which this needs",
         expected=f"a store with {method}",
         found=name,
-        remedy=f"give {name} this method, or load each state into a model and save that into a "
-        "LocalStateStore",
+        remedy=_remedy(store, name),
+    )
+
+
+def _remedy(store: object, name: str) -> str:
+    if isinstance(store, str | os.PathLike):
+        return f"open it: mlstate.open_store({os.fspath(store)!r})"
+    return (
+        f"give {name} this method, or load each state into a model and save that into a "
+        "LocalStateStore"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mlstate.errors import FormatError
+from mlstate.foreign import file_kind
 from mlstate.locations import anchored
 from mlstate.manifests.required import (
     RequiredSignature,
@@ -94,6 +96,7 @@ class LocalStateStore(SavingStore):
         signing_key: SigningKey = None,
     ) -> None:
         self.folder = anchored(folder)
+        _check_folder_name(folder, self.folder)
         self._given = os.fspath(folder)
         self.places = places_of(self.folder)
         signatures = state_signatures(require_signature, signing_key, *self.places)
@@ -128,3 +131,15 @@ class LocalStateStore(SavingStore):
         """
         files, objects = self._files, self._objects
         return prune_folder(files, objects, grace_seconds=grace_seconds, dry_run=dry_run)
+
+
+def _check_folder_name(given: str | os.PathLike[str], folder: Path) -> None:
+    """Refuse a folder that is to be made under the name of a file: a mistyped manifest, a tar."""
+    kind = None if os.fspath(given).endswith(os.sep) else file_kind(folder.name)
+    if kind is not None and not folder.exists():
+        raise FormatError(
+            "a store is a folder, and this is the name of a file that is not there",
+            path=given,
+            found=kind,
+            remedy="check the path; a folder that is to be called so ends in /",
+        )

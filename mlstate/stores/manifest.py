@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Never, TypeVar
 
 from mlstate import settings
 from mlstate.errors import ReadOnlyStoreError
@@ -24,7 +24,7 @@ from mlstate.models import state_type_of
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AnyStore
-from mlstate.stores.arguments import check_list
+from mlstate.stores.arguments import check_list, refuse_positional
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.catalog import ManifestCatalog
 from mlstate.stores.custom import state_store
@@ -46,6 +46,8 @@ PinsMode = Literal["first-use", "strict"]
 """What becomes of states without a digest: their first use pins them, or they are refused."""
 
 _DEFAULT = Phrase("Store()", "the default store")
+_SEVERAL = "for several manifests: ManifestStore(Manifest.read(first, second))"
+_ELSEWHERE = "for a store of your own: open_store(path)"
 
 
 class ManifestStore(StateStore):
@@ -72,6 +74,7 @@ class ManifestStore(StateStore):
             default as MLSTATE_PINS says. Where a signature is required it is refused in any case.
 
     Raises:
+        ArgumentError: There is more than a path that is not given by its name.
         SignatureError: A manifest has no good signature, or is older than one that was seen.
         ManifestError: A manifest cannot be read, or two contradict each other.
         FormatError: The cache is no store, or one of a newer version.
@@ -86,13 +89,14 @@ class ManifestStore(StateStore):
     def __init__(
         self,
         path: PathLike | Manifest,
+        *others: Never,
         cache: CacheLike | None = None,
-        *,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
         pins: PinsMode | None = None,
     ) -> None:
+        refuse_positional(others, "cache", _SEVERAL)
         if isinstance(path, Manifest):
             refuse_unsigned(path, require_signature)
             self.manifest = path
@@ -227,14 +231,15 @@ class Store(ManifestStore):
 
     def __init__(
         self,
+        *paths: Never,
         cache: CacheLike | None = None,
-        *,
         manifests: Sequence[PathLike] | None = None,
         offline: bool | None = None,
         progress: OnProgress | bool | None = None,
         require_signature: RequiredSignature = None,
         pins: PinsMode | None = None,
     ) -> None:
+        refuse_positional(paths, "cache", _ELSEWHERE)
         # Which looks through all that is installed: other stores need none of it.
         from mlstate.manifests.registered import registered, with_libraries
 
@@ -242,13 +247,13 @@ class Store(ManifestStore):
             manifests = os.fspath(manifests)
         check_list(manifests, "manifests", "paths")  # type: ignore[arg-type]
         own = settings.extra_manifests() if manifests is None else manifests
-        paths: list[PathLike] = [*map(anchored, own)]
+        listed: list[PathLike] = [*map(anchored, own)]
         shipped = shipped_manifests()
-        manifest = read_required(paths, require_signature, shipped=shipped)
+        manifest = read_required(listed, require_signature, shipped=shipped)
         manifest = with_libraries(manifest, registered(require_signature))
         super().__init__(
             manifest,
-            cache,
+            cache=cache,
             offline=offline,
             progress=progress,
             require_signature=False,
@@ -260,7 +265,9 @@ class Store(ManifestStore):
         )
         self.catalog = ManifestCatalog(manifest, _DEFAULT + hint)
         self._name = _DEFAULT
-        self._allow_first_use(pins, paths, require_signature, hint=_DEFAULT + hint, shipped=shipped)
+        self._allow_first_use(
+            pins, listed, require_signature, hint=_DEFAULT + hint, shipped=shipped
+        )
 
 
 def load_pretrained_model(model: _Model, training_id: str = "imagenet") -> _Model:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, concerning
 from mlstate.fetch.addresses import LARGEST_INDEX, parse_index
+from mlstate.foreign import file_kind
 from mlstate.format.plain_file import is_weights_name
 from mlstate.format.state_object import StateObject
 from mlstate.layouts import Layout, component_names, component_prefix, metadata_of, within
@@ -18,6 +19,7 @@ from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, read_verified
 from mlstate.objects.durable import read_small, sync_path, write_file
+from mlstate.phrases import Phrase
 from mlstate.reading import read_state
 from mlstate.units import parse_size
 from mlstate.weights.folder import (
@@ -42,7 +44,27 @@ from mlstate.weights.writer import (
     write_output,
 )
 
-__all__ = ["materialize_state", "outputs_of"]
+__all__ = ["check_folder_name", "materialize_state", "outputs_of"]
+
+
+def check_folder_name(folder: str | os.PathLike[str]) -> None:
+    """Refuse the name of a file for a folder that is to be made, unless it ends in a slash.
+
+    Raises:
+        FormatError: It has the ending of a file of weights, say.
+    """
+    target = local_path(folder)
+    known = None if os.fspath(folder).endswith(os.sep) else file_kind(target.name)
+    if known is not None and not target.is_dir():
+        raise FormatError(
+            "a folder is written, and this is the name of a file",
+            path=target,
+            found=known,
+            remedy=Phrase(
+                "for one file, use mlstate.export; a folder that is to be called so ends in /",
+                "for one file: mlstate export; a folder that is to be called so ends in /",
+            ),
+        )
 
 
 def materialize_state(

@@ -466,7 +466,9 @@ class StateStore(AbstractStateStore[Any]):
                 its layout does not fit its tensors; nothing was written.
             StateNotFoundError: There is no such state, or no such component in it.
         """
-        from mlstate.stores.materialize import materialize_state
+        from mlstate.stores.materialize import check_folder_name, materialize_state
+
+        check_folder_name(folder)  # before anything is fetched for it
 
         def write(found: Found) -> Path:
             self.access.bring(found.entry, self._names_in(found, component))

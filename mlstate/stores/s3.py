@@ -18,6 +18,7 @@ from mlstate.objects.prefix import BucketPlace
 from mlstate.phrases import Phrase
 from mlstate.stores.abstract import RemotePlace
 from mlstate.stores.access import Access
+from mlstate.stores.arguments import refuse_positional
 from mlstate.stores.bucket_catalog import BucketCheckpoints, BucketStateFiles
 from mlstate.stores.bucket_trash import BucketTrash
 from mlstate.stores.cache import CacheLike, make_fetcher, open_cache
@@ -75,6 +76,14 @@ class S3StateStore(SavingStore):
         require_signature: RequiredSignature = None,
         signing_key: SigningKey = None,
     ) -> None:
+        if session_kwargs is not None and not isinstance(session_kwargs, Mapping):
+            refuse_positional((session_kwargs,), "session_kwargs", "a prefix is base_path=...")
+        if "://" in bucket:
+            raise FormatError(
+                "a bucket has a name, and this is an address",
+                found=bucket,
+                remedy=f"mlstate.open_store({bucket!r})",
+            )
         address = f"s3://{bucket}"
         base = _check(address, base_path, s3_endpoint_url)
         forbidden = settings.offline() if offline is None else offline
@@ -136,7 +145,7 @@ def _check(address: str, base_path: str, endpoint: str | None) -> str:
         raise FormatError(
             "a bucket has a name without slashes",
             found=address,
-            remedy="give the rest as base_path",
+            remedy=Phrase("give the rest as base_path=", "write s3://bucket/prefix"),
         )
     if endpoint is not None:
         reason = check_url(endpoint)

@@ -16,6 +16,7 @@ from mlstate.format.encode import EncodedState, OnObject, TensorSource, encode_s
 from mlstate.format.state_object import check_name
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import ProcessLock
+from mlstate.tensors.fit import EXTRA_STATE, UNINITIALIZED
 from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
@@ -128,6 +129,11 @@ def _source(name: object, value: object) -> _Source:
         error.message = f"this entry of the state dict cannot be stored: {error.message}"
         if isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) for v in value.values()):
             error.remedy = f"if the weights are inside, give state_dict[{name!r}]"
+        if isinstance(name, str) and name.rpartition(".")[2] == EXTRA_STATE:
+            error.remedy = (
+                "have get_extra_state() of the module return a tensor, which is stored; or keep "
+                "it as a file of the state (files=), and call set_extra_state() after a load"
+            )
         raise
 
 
@@ -144,12 +150,18 @@ def _plain_tensor(value: object) -> torch.Tensor:
         raise FormatError(
             "it is not a tensor", expected="a tensor", found=type(value).__name__, remedy=remedy
         )
+    if isinstance(value, UNINITIALIZED):
+        raise FormatError(
+            "it is a parameter of a lazy module, and has no shape and no values yet",
+            found=type(value).__name__,
+            remedy="run one batch through the model before it is saved",
+        )
     if type(value) not in (torch.Tensor, torch.nn.Parameter):  # Buffer makes plain tensors
         raise FormatError(
             "it is a subclass of Tensor, whose values a plain tensor would not keep",
             expected="exactly Tensor, Parameter or Buffer",
             found=type(value).__name__,
-            remedy="convert it to a plain tensor first, for instance by dequantising",
+            remedy=_as_plain(value),
         )
     if value.layout is not torch.strided or value.is_nested:
         raise FormatError(
@@ -168,6 +180,18 @@ def _plain_tensor(value: object) -> torch.Tensor:
             remedy="gather or initialise it first: sharding and transforms give such tensors",
         )
     return value.detach()
+
+
+def _as_plain(value: torch.Tensor) -> str:
+    """How a subclass of Tensor becomes a plain one, by what it is for."""
+    if hasattr(value, "full_tensor"):  # DTensor: a part of it is on each rank
+        return (
+            "gather it first, on all ranks: tensor.full_tensor(), or get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint"
+        )
+    if "dequantize" in vars(type(value)):
+        return "convert it to a plain tensor first: tensor.dequantize()"
+    return "if its values are all that counts: tensor.as_subclass(torch.Tensor)"
 
 
 def _has_storage(tensor: torch.Tensor) -> bool:

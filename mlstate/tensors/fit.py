@@ -132,7 +132,7 @@ class Fit:
     def remedy(self, *, strict: bool) -> str:
         """Advice about the problems."""
         if self.strangers:
-            return self._prefix() or "look at both sides' names: this is another architecture"
+            return self._prefix() or "compare both sides' names: they have none in common"
         advice = []
         if strict and (self.absent or self.unexpected):
             advice.append("strict=False loads the names that both have")
@@ -161,6 +161,12 @@ class Fit:
                 return (
                     f"the state's names all begin with {'.'.join(words)}, as of a wrapped model: "
                     "take it off with load_state_dict and save_state_dict"
+                )
+        for part in {name.partition(".")[0] for name in self.unexpected}:  # as of AveragedModel
+            if {f"{part}.{name}" for name in self.own} <= {*self.unexpected}:
+                return (
+                    f"the model's names are in the state with {part} before them, as of a wrapped "
+                    "model: take it off with load_state_dict and save_state_dict"
                 )
         return None
 

@@ -77,6 +77,7 @@ class Session:
 
     def __init__(self, limits: Limits, classify: ZoneOf = zone_of) -> None:
         self.limits = limits
+        self.connect_timeout = limits.connect_timeout  # seconds; may be changed at any time
         self._classify = classify
         self._session = requests.Session()
         # What may only go to some addresses has connections of its own.
@@ -129,7 +130,7 @@ class Session:
                 body=body,  # type: ignore[arg-type]  # views are sent, too
                 headers={**HEADERS, **headers},
                 timeout=Timeout(
-                    connect=self.limits.connect_timeout,
+                    connect=self.connect_timeout,
                     read=reply_timeout or self.limits.read_timeout,
                 ),
                 retries=False,

@@ -47,17 +47,22 @@ def _translate(error: BaseException) -> TransportError:
             return TransportError(
                 "the proxy does not let us through",
                 transient=refused is None,
+                unreachable=refused is None,
                 found=None if refused is None else f"HTTP {refused} from the proxy",
                 remedy="look at HTTP_PROXY, HTTPS_PROXY and NO_PROXY",
             )
         case problems.NameResolutionError():
             again = getattr(cause, "errno", None) == socket.EAI_AGAIN
-            return TransportError("the host name is not known", transient=again)
+            return TransportError("the host name is not known", transient=again, unreachable=True)
         case problems.NewConnectionError():
             reason = getattr(cause, "strerror", None)
-            return TransportError("the server cannot be reached", transient=True, found=reason)
+            return TransportError(
+                "the server cannot be reached", transient=True, unreachable=True, found=reason
+            )
         case problems.ConnectTimeoutError():
-            return TransportError("the server cannot be reached in time", transient=True)
+            return TransportError(
+                "the server cannot be reached in time", transient=True, unreachable=True
+            )
         case problems.TimeoutError() | TimeoutError():
             return TransportError("the server went silent, or is too slow", transient=True)
         case problems.SSLError() | ssl.SSLError():

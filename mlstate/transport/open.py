@@ -84,6 +84,7 @@ class Transports:
         self._public_buckets: dict[str, BucketClient] = {}  # asked without credentials
         self._hub_opened: Hub | None = None
         self._closed = False
+        self._connect_timeout = self._limits.connect_timeout
 
     @property
     def _hub(self) -> Hub:
@@ -143,6 +144,17 @@ class Transports:
     def patience(self) -> Patience:
         """The patience, as yet unspent, with one server."""
         return Patience(self._limits.patience, self._limits.low_speed)
+
+    def connect_within(self, seconds: float | None) -> None:
+        """Give web servers so many seconds from now on to accept a connection.
+
+        That is at most what the limits say, and by default as much.
+        """
+        most = self._limits.connect_timeout
+        with self._lock:
+            self._connect_timeout = most if seconds is None else min(seconds, most)
+            if self._session is not None:
+                self._session.connect_timeout = self._connect_timeout
 
     def check_copies(self) -> None:
         """Compare copies in the hub's own cache with their names before they are read.
@@ -213,5 +225,6 @@ class Transports:
             self._check_open()
             if self._session is None:
                 self._session = Session(self._limits, self._classify)
+                self._session.connect_timeout = self._connect_timeout
             credentials = self._credentials if permission.credentials else self._no_credentials
             return HttpResource(self._session, credentials, url, address, permission.confined)

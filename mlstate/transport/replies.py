@@ -42,6 +42,8 @@ _PORTAL = (
     "open any page in a browser: if a login appears, that is this network's own (a captive portal)"
 )
 _REMEDIES = {407: PROXY_REMEDY, 511: _PORTAL}
+_DOWN = frozenset({502, 503, 504})
+"""What a server answers that is down, unless it says when to come back."""
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
 _NO_RANGE = re.compile(r"bytes \*/(\d{1,19})", re.IGNORECASE)
 _LENGTH = re.compile(r"\d{1,19}")
@@ -75,14 +77,15 @@ def status_error(
         found = f"HTTP {status}"
     if place.shown != address:
         found += f" from {place.shown}"
-    refused = status in (401, 403)
+    refused, wait = status in (401, 403), retry_after(headers)
     if refused:
         sent = f"the credential of {credential} was" if credential else "no credential was"
         found += f"; {sent} sent along"
     return TransportError(
         message,
         transient=status in TRANSIENT_STATUSES,
-        retry_after=retry_after(headers),
+        unreachable=status in _DOWN and wait is None,
+        retry_after=wait,
         status=status,
         path=address,
         found=found,

@@ -489,7 +489,6 @@ def busy(server, chaos):
 
 
 TRANSIENT = {
-    "refusals": breaking(refuse=True, first=2),
     "cuts": breaking(cut_after=50_000, first=2),
     "resets": breaking(cut_after=50_000, reset=True, first=2),
     "stalls": breaking(stall_after=50_000, first=2),

@@ -282,7 +282,7 @@ def test_a_manifest_is_made_of_entries_under_their_own_keys(states):
 
 
 def test_an_address_is_no_path_of_a_manifest():
-    with pytest.raises(FormatError, match="local paths only"):
+    with pytest.raises(FormatError, match="folder or file of this machine is needed"):
         Manifest.read("s3://bucket/manifests")
     with pytest.raises(FormatError):
         manifest(state(A)).write("https://h/m.toml")

@@ -187,7 +187,7 @@ def test_an_alias_that_both_moved_is_a_conflict_of_its_table():
     ours, theirs = (TOP.replace('best = "p.r.b"', f'best = "p.r.{name}"') for name in "xy")
     text, about = clash(TOP, ours, theirs)
     assert about == ["[aliases]"]
-    assert Manifest.parse(side(text, 2).encode(), "").unknown["aliases"] == {"best": "p.r.y"}
+    assert Manifest.parse(side(text, 2).encode(), "").aliases == {"best": StateKey.parse("p.r.y")}
 
 
 def test_new_files_on_both_sides_are_joined():

@@ -294,7 +294,7 @@ def test_other_places_of_the_same_weights_are_added_behind_the_first(tmp_path):
     assert path.read_text() == before
     one.unlink()
     model = net(9)
-    ManifestStore(path, tmp_path / "cache").load(model, KEY)  # from the second one
+    ManifestStore(path, cache=tmp_path / "cache").load(model, KEY)  # from the second one
     assert state_digest(values(model)) == first.digest
 
 

@@ -335,7 +335,7 @@ def test_several_selections_are_one_state(tmp_path, start_nginx, target):
     options = {"mirror": target == "manifest", "select": ["model", "ema"]}
     report = adopt(address, KEY, into, **options)
     assert report.digest == state_digest(expected)
-    opened = ManifestStore(into, tmp_path / "fresh") if target == "manifest" else into
+    opened = ManifestStore(into, cache=tmp_path / "fresh") if target == "manifest" else into
     assert same(opened.load_state_dict(KEY), expected)
     assert adopt(address, KEY, into, **options).existed
     assert (
@@ -357,7 +357,7 @@ def test_what_is_no_tensor_is_passed_over_when_that_is_asked_for(tmp_path, targe
     if target == "folder":
         assert report.passed_over == ("epoch", "names", "7", "none", "lr")
     else:
-        fresh = ManifestStore(into, tmp_path / "fresh")
+        fresh = ManifestStore(into, cache=tmp_path / "fresh")
         assert same(fresh.load_state_dict(KEY), state)
     torch.save({**state, "more": [torch.ones(1)]}, tmp_path / "y.pth")
     error = refused_anywhere(tmp_path / "y.pth", OTHER, into, tensors_only=True, **options)

@@ -192,7 +192,7 @@ def test_mirrors_are_kept_and_manifest_stores_can_be_bundled(store, tmp_path):
             "size", f"{mirrors}size"
         )
     )
-    view = ManifestStore(manifest, store)
+    view = ManifestStore(manifest, cache=store)
     bundle(view, [A], tmp_path / "x.tar")
     unbundle(tmp_path / "x.tar", tmp_path / "new")
     entry = LocalStateStore(tmp_path / "new").get(A).entry
@@ -334,7 +334,7 @@ def test_states_that_are_not_there_or_not_pinned_are_refused(store, tmp_path):
         bundle(store, [A, StateKey.parse("pytorch.net.c")], tmp_path / "x.tar")
     Manifest({A: StateEntry(A, None)}).write(tmp_path / "m.toml")
     with pytest.raises(UnpinnedStateError):
-        bundle(ManifestStore(tmp_path / "m.toml", store), [A], tmp_path / "x.tar")
+        bundle(ManifestStore(tmp_path / "m.toml", cache=store), [A], tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
 
 

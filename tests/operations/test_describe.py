@@ -54,7 +54,7 @@ def test_a_tensor_is_described_with_those_that_share_it(store):
 
 def test_a_state_that_is_elsewhere_is_described_by_its_manifest(store, tmp_path):
     manifest_of(store, objects=["store"]).write(tmp_path / "m.toml")
-    view = ManifestStore(tmp_path / "m.toml", tmp_path / "cache")
+    view = ManifestStore(tmp_path / "m.toml", cache=tmp_path / "cache")
     described = describe(view, ONE)
     assert [tensor.name for tensor in described.tensors] == ["a", "b", "small"]
     assert described.objects == ("store",)
@@ -65,10 +65,10 @@ def test_a_state_that_is_elsewhere_is_described_by_its_manifest(store, tmp_path)
 
 def test_without_a_state_object_at_hand_no_tensor_is_named(store, tmp_path):
     manifest_of(store, objects=["nowhere"]).write(tmp_path / "m.toml")
-    assert describe(ManifestStore(tmp_path / "m.toml", tmp_path / "c"), ONE).tensors is None
+    assert describe(ManifestStore(tmp_path / "m.toml", cache=tmp_path / "c"), ONE).tensors is None
     text = 'version = 1\n[states."pytorch.net.one"]\nmirrors = ["a.safetensors"]\n'
     (tmp_path / "u.toml").write_text(text)
-    described = describe(ManifestStore(tmp_path / "u.toml", tmp_path / "c"), ONE)
+    described = describe(ManifestStore(tmp_path / "u.toml", cache=tmp_path / "c"), ONE)
     assert (described.digest, described.tensors) == (None, None)
     assert described.mirrors == ("a.safetensors",)
 

@@ -189,7 +189,7 @@ def test_the_layout_goes_wherever_the_state_goes(folder, store, tmp_path, way):
             assert pinned in text
             (tmp_path / "m.toml").write_text(text.replace(pinned, ""))
             lock(tmp_path / "m.toml")
-        taken = ManifestStore(tmp_path / "m.toml", tmp_path / "other")
+        taken = ManifestStore(tmp_path / "m.toml", cache=tmp_path / "other")
     assert taken.get(KEY).entry.layout == store.get(KEY).entry.layout
     taken.materialize(KEY, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(folder)
@@ -297,10 +297,10 @@ def test_what_is_no_component_is_refused(pipe, store, tmp_path, component):
 def test_a_component_fetches_no_other(pipe, store, tmp_path):
     adopt(pipe, KEY, store)
     manifest_of(store, objects=[str(store.folder)]).write(tmp_path / "m.toml")
-    remote = ManifestStore(tmp_path / "m.toml", tmp_path / "fetched")
+    remote = ManifestStore(tmp_path / "m.toml", cache=tmp_path / "fetched")
     remote.load_state_dict(KEY, component="unet")
     with pytest.raises(FileNotFoundError):
-        ManifestStore(tmp_path / "m.toml", tmp_path / "fetched", offline=True).objects.open(
+        ManifestStore(tmp_path / "m.toml", cache=tmp_path / "fetched", offline=True).objects.open(
             next(ref.digest for name, ref in _refs(store).items() if name.startswith("vae/"))
         )
 

@@ -7,9 +7,17 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-__all__ = ["HOST", "MissingProgramError", "closed_port", "free_port", "program", "wait_for"]
+__all__ = [
+    "HOST",
+    "MissingProgramError",
+    "black_hole",
+    "closed_port",
+    "free_port",
+    "program",
+    "wait_for",
+]
 
 HOST = "127.0.0.1"
 
@@ -51,3 +59,23 @@ def wait_for(port: int, seconds: float = 10) -> bool:
                 return True
         time.sleep(0.01)
     return False
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port that answers nothing, and lets nobody connect: as behind a firewall that drops all.
+
+    Its queue of connections that wait to be accepted is full, so Linux drops all others.
+    """
+    with socket.socket() as listening, ExitStack() as waiting:
+        listening.bind((HOST, 0))
+        listening.listen(0)
+        port = int(listening.getsockname()[1])
+        while True:
+            probe = waiting.enter_context(socket.socket())
+            probe.settimeout(0.3)
+            try:
+                probe.connect((HOST, port))
+            except TimeoutError:
+                break
+        yield port

@@ -343,7 +343,7 @@ def test_an_unpinned_state_is_refused(tmp_path, folder):
 
     (tmp_path / "m.toml").write_text(f'version = 1\n[states."{KEY}"]\n')
     with pytest.raises(UnpinnedStateError):
-        ManifestStore(tmp_path / "m.toml", tmp_path / "cache").materialize(KEY, folder)
+        ManifestStore(tmp_path / "m.toml", cache=tmp_path / "cache").materialize(KEY, folder)
     assert not folder.exists()
 
 

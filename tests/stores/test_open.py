@@ -51,7 +51,7 @@ def test_a_folder_with_states_is_a_store(weights):
 def test_a_cache_is_a_store_too(weights, tmp_path):
     manifest = manifest_of(weights, objects=[str(weights.folder)])
     manifest.write(tmp_path / "m.toml")
-    ManifestStore(tmp_path / "m.toml", tmp_path / "cache").fetch(KEY)
+    ManifestStore(tmp_path / "m.toml", cache=tmp_path / "cache").fetch(KEY)
     assert isinstance(open_store(tmp_path / "cache"), LocalStateStore)
 
 

@@ -191,8 +191,9 @@ def test_a_store_on_a_read_only_mount_loads(read_only):
 @pytest.mark.parametrize("address", ["s3://bucket/x", "https://host/x"])
 def test_an_address_is_no_folder(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FormatError, match="local paths only"):
+    with pytest.raises(FormatError, match="a folder or file of this machine is needed") as caught:
         LocalStateStore(address)
+    assert ("open_store" in str(caught.value)) is address.startswith("s3")
     assert [*tmp_path.iterdir()] == []
 
 

@@ -109,7 +109,7 @@ def unreadable_folder(error: AccessError) -> Finding:
     """A finding of a folder of states that may not be read."""
     path = None if error.path is None else str(error.path)
     found = None if error.found is None else str(error.found)
-    remedy = None if error.remedy is None else str(error.remedy)
+    remedy = error.remedy
     return Finding((), "unreadable", "a folder of states", path=path, found=found, remedy=remedy)
 
 
@@ -129,7 +129,7 @@ def unreadable_state_file(key: StateKey, error: ManifestError | OSError) -> Find
         path=path,
         expected=None if expected is None else str(expected),
         found=said,
-        remedy=remedy or "restore it, or save the state again with " + OVERWRITE,
+        remedy=remedy or "restore it from a copy, or bring the state again with " + OVERWRITE,
     )
 
 

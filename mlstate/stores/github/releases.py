@@ -99,7 +99,8 @@ class Releases:
                 path=f"{self.repository}, tag {tag}",
                 found=error.found,
                 remedy=f"make the branch {branch!r}, with at least one commit, or give another "
-                "as branch_name; a draft or a protected tag of this name has to go",
+                "as branch_name= of GitHubReleaseStore; a draft or a protected tag of this "
+                "name has to go",
             ) from None
 
     def assets(self, release: Release) -> list[Asset]:
@@ -225,5 +226,5 @@ def immutable(where: str, found: object) -> ReadOnlyStoreError:
         path=where,
         found=found,
         remedy="switch off immutable releases in the settings of the repository, and save under "
-        "another release_name_prefix: what is immutable stays so",
+        "another release_name_prefix= of GitHubReleaseStore: what is immutable stays so",
     )

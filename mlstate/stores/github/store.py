@@ -94,4 +94,10 @@ GitHUBReleaseStore = GitHubReleaseStore
 
 def _check(name: str, value: object, pattern: re.Pattern[str]) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value) or value in (".", ".."):
-        raise FormatError(f"not a valid {name}", expected=pattern.pattern, found=repr(value))
+        whole = isinstance(value, str) and "/" in value
+        raise FormatError(
+            f"not a valid {name}",
+            expected=pattern.pattern,
+            found=repr(value),
+            remedy="of owner/repo, mlstate.open_store('github:owner/repo')" if whole else None,
+        )

@@ -131,7 +131,8 @@ def full(tag: str, found: object) -> LimitError:
         "a release of GitHub takes no more than 1,000 assets",
         path=tag,
         found=found,
-        remedy="delete states that nobody needs, or save under another release_name_prefix",
+        remedy="delete states that nobody needs, or save under another release_name_prefix= "
+        "of GitHubReleaseStore",
     )
 
 
