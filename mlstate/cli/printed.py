@@ -15,7 +15,7 @@ from typing import Any
 
 from mlstate.states import StateKey
 
-__all__ = ["CopyFailure", "FetchedState", "FileDigest", "Objects", "PinnedState", "printed"]
+__all__ = ["CopyFailure", "FetchedState", "FileDigest", "Kept", "Objects", "PinnedState", "printed"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ class Objects:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a pruning left where it is, and why.
+
+    The reasons: "in use" by a process; "recent", used or fetched within the grace period; "saved"
+    in the folder of the cache; "young", objects that no state needs; "unfinished", other files of
+    work that was interrupted or is under way, and of deleted states. Of states that go on with
+    others no objects are counted.
+    """
+
+    reason: str
+    states: list[str]
+    objects: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class FileDigest:
     """The state digest of a weights file."""
 
@@ -76,7 +92,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     written = {"states": keys, "path": str}
     copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
-    pruned |= {"in_use": keys, "future": list[str]}
+    pruned |= {"in_use": keys, "future": list[str], "kept": list[Kept]}
     return {
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),
@@ -91,7 +107,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
         "add": (AdoptReport,),
-        "verify": ({"ok": bool}, VerifyReport),
+        "verify": ({"ok": bool, "checked": keys}, VerifyReport),
         "diff": (
             {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},
             StateDiff,

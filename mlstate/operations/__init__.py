@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
-    from mlstate.operations.usage_report import StateUsage, Usage
-    from mlstate.operations.verify.report import Finding, VerifyReport
+    from mlstate.operations.usage_report import DiskUsage, StateUsage, Usage
+    from mlstate.operations.verify.report import Finding, MirrorCheck, VerifyReport
 
 __all__ = [
     "AdoptReport",
     "CopyReport",
     "Description",
     "Diagnosis",
+    "DiskUsage",
     "Finding",
+    "MirrorCheck",
     "StateDiff",
     "StateUsage",
     "Usage",
@@ -35,7 +37,9 @@ _HOMES = {
     "CopyReport": "mlstate.operations.copy",
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",
+    "DiskUsage": "mlstate.operations.usage_report",
     "Finding": "mlstate.operations.verify.report",
+    "MirrorCheck": "mlstate.operations.verify.report",
     "StateDiff": "mlstate.operations.diff",
     "StateUsage": "mlstate.operations.usage_report",
     "Usage": "mlstate.operations.usage_report",
