@@ -132,10 +132,10 @@ def _note_what_stays(done: _Pruned) -> None:
     for kept in done.kept:
         held = f"{human_count(kept.objects, 'object')}, {human_size(kept.nbytes)}"
         if kept.reason == "young":
-            note(f"{held}: no state needs them, and they stay while they are young (--grace AGE)")
+            note(f"{held}: no state needs them; they stay for {done.grace} (--grace AGE)")
         elif kept.reason == "unfinished":
             files = f"{human_count(kept.objects, 'file')}, {human_size(kept.nbytes)}"
-            note(f"{files}: of unfinished or deleted work, which stay for as long")
+            note(f"{files}: of unfinished or deleted work, which stay for as long, or are in use")
         elif kept.reason == "saved":
             note(f"{held}: of what was saved here; mlstate rm KEY --store {done.folder}")
     for path in done.future:
@@ -154,6 +154,7 @@ class _Pruned:
     kept: list[Kept]
     states: list[str] = field(default_factory=list)
     in_use: list[str] = field(default_factory=list)
+    grace: str = ""  # for how long what is young stays
     folder: str = ""
     staying: int = 0  # bytes of all states that stay in a cache
     limit: int | None = None
@@ -184,6 +185,7 @@ def _prune_cache(
         kept,
         sorted(made.states.values()),
         in_use,
+        _said(grace) or ("14 days" if made.saved else "an hour"),
         str(view.fetcher.cache.own.root),
         made.nbytes,
         size,
@@ -204,7 +206,16 @@ def _prune_store(view: Any, max_size: str | None, age: float | None, dry_run: bo
     graced = {} if age is None else {"grace_seconds": age}
     report = view.prune(dry_run=dry_run, **graced)
     kept = _kept("young", report.spared) + _kept("unfinished", report.waiting)
-    return _Pruned(report.deleted, report.trashed, report.future, kept)
+    waited = _said(age) or "14 days"
+    return _Pruned(report.deleted, report.trashed, report.future, kept, grace=waited)
+
+
+def _said(seconds: float | None) -> str | None:
+    """A time that was asked for, for people."""
+    if seconds is None:
+        return None
+    days, hours = seconds / 86400, seconds / 3600
+    return f"{days:g} days" if days >= 1 else f"{hours:g} hours"
 
 
 def _line(what: str, objects: Mapping[Digest, int]) -> str:

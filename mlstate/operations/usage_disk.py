@@ -50,7 +50,7 @@ def disk_usage(
         if not folders:
             return None
         for folder in folders:
-            counter.others = _of_other_states(folder)
+            counter.others = _of_other_states(folder, saved=store.own is None)
             for name, size in _in_folder(folder.root):
                 counter.add(name, size)
     counter.sizes["own"] += checkpoints
@@ -93,11 +93,15 @@ class _Counter:
         return "shared" if is_shared else "own"
 
 
-def _of_other_states(folder: FolderObjectStore) -> set[Digest]:
-    """The objects of what a folder keeps as a cache, and of the states that were saved in it."""
-    saved = objects_of_states(FolderStateFiles(folder.root), folder)
-    fetched = (objects_of_root(root, folder) for root in read_roots(folder.root))
-    return set().union(*saved.values(), *fetched)
+def _of_other_states(folder: FolderObjectStore, *, saved: bool) -> set[Digest]:
+    """The objects of what a folder keeps as a cache, and of the states that were ``saved`` in it.
+
+    Those of a store are its own, and were counted as such.
+    """
+    others = set().union(*(objects_of_root(root, folder) for root in read_roots(folder.root)))
+    if saved:
+        others.update(*objects_of_states(FolderStateFiles(folder.root), folder).values())
+    return others
 
 
 def _in_folder(root: Path) -> Iterator[tuple[str, int]]:

@@ -17,7 +17,7 @@ from mlstate.manifests import FileEntry, StateEntry
 from mlstate.operations.verify.report import VerifyReport
 from tests.servers.ports import free_port
 from tests.servers.recording import Reply
-from tests.support.buckets import bucket_store, contents
+from tests.support.buckets import bucket_store, contents, put
 from tests.support.fetching import FILES, KEY, TENSORS, manifest_store, publish
 from tests.support.github_stores import TAG, data_names, github_store
 
@@ -119,13 +119,27 @@ def test_files_of_weights(published, kind, deep):
         data = path.read_bytes()
         path.write_bytes(data[: len(data) // 2])
     report = verify(view, [KEY], mirrors=True, deep=deep)
-    if kind == "torch" and not deep:
-        assert report.ok  # nothing here says how long it should be
-    else:
-        assert [finding.kind for finding in report.findings] == ["faulty"]
+    assert [finding.kind for finding in report.findings] == ["faulty"]
     known = replace(entry, objects=("web/store",))
     (faulty,) = verify(view_of(published, known), mirrors=True, deep=deep).findings
     assert faulty.path.startswith("web/")  # the copy of the store is right, and says how long
+
+
+def test_a_server_without_ranges_is_asked_for_no_more_than_the_size(published, start_recording):
+    server = start_recording(published.folder, ranges=False)
+    entry = with_mirrors(published, f"{server.url}/model.safetensors", files={})
+    known = replace(entry, objects=("web/store",))
+    assert verify(view_of(published, known), mirrors=True).ok
+    save_file({"l1.w": torch.ones(2)}, published.folder / "model.safetensors")
+    (finding,) = verify(view_of(published, known), mirrors=True).findings
+    assert "it is cut short" in finding.found
+
+
+def test_a_checkpoint_of_another_state_is_told_by_its_structure(published):
+    torch.save({**TENSORS, "l1.w": torch.ones(2)}, published.folder / "model.pt")
+    entry = with_mirrors(published, KINDS["torch"], files={}, objects=("web/store",))
+    (finding,) = verify(view_of(published, entry), mirrors=True).findings
+    assert "tensor 'l1.w' is another" in finding.found
 
 
 def test_a_file_of_another_state_is_told_by_its_header(published):
@@ -230,6 +244,13 @@ def test_a_bucket_and_a_release_are_asked_for_their_own(moto, github, tmp_path):
     moto.boto.delete_object(Bucket=bucket, Key=gone)
     (finding,) = verify(remote, [KEY], mirrors=True).findings
     assert finding.path == f"s3://{bucket}/models"
+    many = {f"t{number}": torch.full((5000,), float(number)) for number in range(20)}
+    remote.save_state_dict(many, OTHER)  # so many that the bucket is listed
+    assert verify(remote, [OTHER], mirrors=True).ok
+    (name, data) = min(contents(moto, bucket).items(), key=lambda item: abs(len(item[1]) - 24_096))
+    put(moto, bucket, name, data[:-1])
+    (finding,) = verify(remote, [OTHER], mirrors=True).findings
+    assert "another size" in finding.found
     release = github_store(tmp_path / "two")
     release.save_state_dict(TENSORS, KEY, files=FILES)
     for deep in (False, True):

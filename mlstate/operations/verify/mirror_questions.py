@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 
@@ -15,36 +14,29 @@ from mlstate.errors import (
     FormatError,
     IntegrityError,
     MlstateError,
-    NoRangesError,
     TransportError,
 )
-from mlstate.fetch import Fetcher
-from mlstate.fetch.addresses import addresses_of
 from mlstate.fetch.attempts import Context
-from mlstate.fetch.header import HeaderRoom, fetch_header
-from mlstate.fetch.names import translate_all
 from mlstate.fetch.object_mirror import ObjectMirror, read_state_object
 from mlstate.format import tensor_object
 from mlstate.format.state_object import StateObject
-from mlstate.format.tensor_object import TensorSpec
-from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
-from mlstate.objects import FolderObjectStore
-from mlstate.objects.cache import Cache
+from mlstate.objects.bucket import BucketPresence
+from mlstate.objects.interface import Survey
+from mlstate.objects.prefix import BucketPlace
 from mlstate.operations.verify.servers import Servers
 from mlstate.parallel import for_each
 from mlstate.reading import state_object_limit
 from mlstate.transport import Resource
 
-__all__ = ["Answer", "Questions", "reason_of", "sizes_of"]
+__all__ = ["FAULTS", "Answer", "Questions", "reason_of", "sizes_of"]
 
 AT_ONCE = 4
 """Objects of one state that are asked for at once."""
 _EMPTY = Digest.of(b"")
-_HEADER = 64 << 10
-"""How much of a file of weights is asked for first, in bytes: nearly all headers are shorter."""
 _PIECE = 1 << 20
-_FAULTS = (TransportError, FormatError, IntegrityError)
+FAULTS = (TransportError, FormatError, IntegrityError)
+"""The errors that are the fault of a mirror."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +60,15 @@ def reason_of(error: MlstateError) -> str:
 class Questions:
     """Questions to mirrors; of objects that states share each is asked for once.
 
-    Nothing is stored: with ``deep`` every byte is read. ``fetcher`` says how patiently.
+    Nothing is stored. With ``deep`` every byte is read; without it a bucket is listed.
     """
 
-    def __init__(self, fetcher: Fetcher, servers: Servers, *, deep: bool) -> None:
-        self._fetcher = fetcher
+    def __init__(self, servers: Servers, *, deep: bool) -> None:
         self._servers = servers
         self._deep = deep
         self._lock = Lock()
         self._asked: dict[str, Future[int | str]] = {}
+        self._surveys: dict[str, Survey | None] = {}
 
     def state_object(self, entry: StateEntry, address: str, context: Context) -> StateObject:
         """The state object beside a file, verified."""
@@ -100,14 +92,16 @@ class Questions:
         what: Mapping[Digest, str],
     ) -> Answer:
         """Ask a copy of a store for objects, each with its size if that is known."""
-        mirror = ObjectMirror(address, context)
+        mirror, survey = ObjectMirror(address, context), self._survey(address, context)
         found: dict[Digest, int | str] = {}
 
         def ask(digest: Digest) -> None:
             at = mirror.address_of(digest)
-            found[digest] = self._once(
-                f"{context.base}\n{at}", lambda: self._file(at, context, digest, wanted[digest])
-            )
+            question = partial(self._file, at, context, digest, wanted[digest])
+            if survey is not None:
+                size = partial(context.reader.patiently, partial(survey.size, digest))
+                question = partial(self._listed, at, size, wanted[digest])
+            found[digest] = self._once(f"{context.base}\n{at}", question)
 
         for_each(ask, [digest for digest in wanted if digest != _EMPTY], AT_ONCE)
         faults = {digest: said for digest, said in found.items() if isinstance(said, str)}
@@ -125,61 +119,6 @@ class Questions:
         """Ask for a file of a state."""
         found = self._file(address, context, digest, size)
         return Answer(1, 0, found) if isinstance(found, str) else Answer(1, found)
-
-    def weights(
-        self, entry: StateEntry, mirror: Mirror, state: StateObject | None, context: Context
-    ) -> Answer:
-        """Ask for the files that have the tensors of a state.
-
-        Which tensors they hold is looked at where it is cheap to know: in headers of safetensors.
-        """
-        size = entry.size if state is None else state.nbytes
-        room, specs = HeaderRoom(size), dict[str, TensorSpec]()
-        files = nbytes = 0
-        is_told = True  # whether all files say which tensors they hold
-        for part in mirror.parts or (mirror,):
-            for address in self._addresses(part, context, room):
-                look = partial(_look, address, part, room, context)
-                found = self._servers.ask(address, look)
-                files, nbytes = files + 1, nbytes + (found.size or 0)
-                is_told &= found.specs is not None
-                specs.update(found.specs or {})
-        reason = _compare(state, size, specs) if is_told else None
-        if reason is None and state is not None and _is_plain(mirror) and nbytes:
-            reason = _too_short(state, nbytes)
-        if reason is None and self._deep:
-            return Answer(files, *self._read_all(entry, mirror, state))
-        return Answer(files, nbytes, reason)
-
-    def _addresses(self, part: Mirror, context: Context, room: HeaderRoom) -> list[str]:
-        return self._servers.ask(part.urls[0], lambda: addresses_of(part, context, room.most))
-
-    def _read_all(
-        self, entry: StateEntry, mirror: Mirror, state: StateObject | None
-    ) -> tuple[int, str | None]:
-        """Fetch a state from this mirror alone into a folder that is removed; bytes, and why not.
-
-        What a fetch takes for right is right: nothing else knows all kinds of files.
-        """
-        alone = replace(entry, mirrors=(replace(mirror, state=None),), objects=(), files={})
-        with tempfile.TemporaryDirectory(prefix="mlstate-verify-") as folder:
-            objects = FolderObjectStore(folder)
-            if state is not None:
-                objects.writer().put(entry.pinned_digest, [state.encode()])
-            fetcher = Fetcher(
-                Cache([objects]),
-                self._fetcher.transports,
-                retries=self._fetcher.retries,
-                connections=self._fetcher.connections,
-                durable=False,
-                max_size=self._fetcher.max_size,
-            )
-            try:
-                if entry.digest is not None:
-                    return fetcher.fetch(alone).fetched, None
-                return fetcher.pin(alone).size or 0, None
-            except (FetchError, *_FAULTS) as error:
-                return 0, reason_of(error)
 
     def _once(self, name: str, work: Callable[[], int | str]) -> int | str:
         """The result of the first work with this name."""
@@ -205,11 +144,37 @@ class Questions:
                 found = self._servers.ask(address, partial(_hashed, resource, digest))
             else:
                 found = self._servers.ask(address, resource.size)
-        except _FAULTS as error:
+        except FAULTS as error:
             return reason_of(error)
-        if size is not None and found not in (None, size):
-            return f"it has another size; expected: {size} bytes; found: {found} bytes"
-        return found or 0
+        return _compared(found, size)
+
+    def _listed(self, address: str, ask: Callable[[], int | None], size: int | None) -> int | str:
+        """The size of an object in a bucket, or what is wrong with it."""
+        try:
+            found = self._servers.ask(address, ask)
+        except FAULTS as error:
+            return reason_of(error)
+        return "it is not there" if found is None else _compared(found, size)
+
+    def _survey(self, address: str, context: Context) -> Survey | None:
+        """What answers many questions about a copy of a store in a bucket by a list of it."""
+        if self._deep or address.partition("://")[0].lower() not in ("s3", "gs", "az"):
+            return None
+        from mlstate.transport.bucket import BucketResource
+
+        with self._lock:
+            if address not in self._surveys:
+                found = context.transports.open(address, base=context.base, reach=context.reach)
+                place = found.place if isinstance(found, BucketResource) else None
+                survey = None if place is None else BucketPresence(BucketPlace(*place))
+                self._surveys[address] = survey
+            return self._surveys[address]
+
+
+def _compared(found: int | None, size: int | None) -> int | str:
+    if size is not None and found not in (None, size):
+        return f"it has another size; expected: {size} bytes; found: {found} bytes"
+    return found or 0
 
 
 def _hashed(resource: Resource, digest: Digest) -> int:
@@ -227,67 +192,6 @@ def _hashed(resource: Resource, digest: Digest) -> int:
 
 def _read_beside(address: str, digest: Digest, limit: int, context: Context) -> bytes:
     return read_state_object(context.open(address), digest, limit)
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """A file of weights: its size, and the tensors it holds, if it says so cheaply."""
-
-    size: int | None
-    specs: Mapping[str, TensorSpec] | None
-
-
-def _look(address: str, part: Mirror, room: HeaderRoom, context: Context) -> _Looked:
-    resource = context.open(address)
-    if part.format == "safetensors":
-        try:
-            header = fetch_header(resource, _HEADER, room)
-        except NoRangesError:
-            pass
-        else:
-            specs = {n: header.tensors[old].spec for n, old in _ours(part, header.tensors)}
-            return _Looked(header.size, specs)
-    size = resource.size()
-    if size == 0:
-        raise FormatError("the file is empty", path=resource.address)
-    return _Looked(size, None)
-
-
-def _ours(part: Mirror, names: Iterable[str]) -> Iterable[tuple[str, str]]:
-    return translate_all(part, names).items()
-
-
-def _is_plain(mirror: Mirror) -> bool:
-    """Whether its files have the bytes of the tensors as they are."""
-    return all(part.format != "torch-gzip" for part in mirror.parts or (mirror,))
-
-
-def _compare(
-    state: StateObject | None, size: int | None, found: Mapping[str, TensorSpec]
-) -> str | None:
-    """What is wrong with the tensors that files say they hold; None if nothing is."""
-    if state is None:
-        total = sum(spec.nbytes for spec in found.values())
-        if size in (None, total):
-            return None
-        return f"it is another state; expected: {size} bytes of tensors; found: {total} bytes"
-    having = {ref.digest for name, ref in state.refs.items() if name in found}
-    lacking = sorted(name for name, ref in state.refs.items() if ref.digest not in having)
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
-        return f"it lacks tensor {lacking[0]!r}{more}"
-    for name, spec in sorted(state.specs.items()):
-        if found.get(name, spec) != spec:
-            return f"tensor {name!r} is another; expected: {spec}; found: {found[name]}"
-    return None
-
-
-def _too_short(state: StateObject, nbytes: int) -> str | None:
-    """What is wrong with files that are too small for the tensors of a state."""
-    least = sum({ref.digest: ref.spec.nbytes for ref in state.refs.values()}.values())
-    if nbytes >= least:
-        return None
-    return f"it is cut short; expected: at least {least} bytes; found: {nbytes} bytes"
 
 
 def sizes_of(

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from mlstate.errors import FormatError, IntegrityError, MlstateError, TransportError
+from mlstate.errors import MlstateError
 from mlstate.fetch import Fetcher
 from mlstate.fetch.attempts import Context, name_of, read_at_most, shown
 from mlstate.fetch.progress import Meter
@@ -20,7 +20,14 @@ from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.cache import Cache
 from mlstate.objects.receiving import Receiver
 from mlstate.operations.verify.collect import collect
-from mlstate.operations.verify.mirror_questions import Answer, Questions, reason_of, sizes_of
+from mlstate.operations.verify.mirror_questions import (
+    FAULTS,
+    Answer,
+    Questions,
+    reason_of,
+    sizes_of,
+)
+from mlstate.operations.verify.mirror_weights import ask_weights
 from mlstate.operations.verify.report import Finding, MirrorCheck, VerifyReport, in_order
 from mlstate.operations.verify.servers import Servers
 from mlstate.operations.verify.unchecked import all_without_digest
@@ -91,7 +98,9 @@ class _Asking:
         self._transports = transports
         self._receiver = receiver
         self._meter = meter
-        self._questions = Questions(fetcher, Servers(), deep=deep)
+        self._servers = Servers()
+        self._deep = fetcher if deep else None
+        self._questions = Questions(self._servers, deep=deep)
 
     @classmethod
     @contextmanager
@@ -115,7 +124,7 @@ class _Asking:
         def check(mirror: str, what: str, question: Callable[[], Answer]) -> None:
             try:
                 answer = question()
-            except (TransportError, FormatError, IntegrityError) as error:
+            except FAULTS as error:
                 answer = Answer(reason=reason_of(error))
             checks.append(
                 MirrorCheck(
@@ -131,7 +140,9 @@ class _Asking:
             if isinstance(mirror, UnusableMirror):
                 check(_place_of(mirror), "tensors", partial(Answer, reason=mirror.reason))
                 continue
-            ask = partial(questions.weights, entry, mirror, state, context)
+            ask = partial(
+                ask_weights, entry, mirror, state, context, servers=self._servers, deep=self._deep
+            )
             check(name_of(mirror), "tensors", ask)
             if mirror.state is not None and entry.digest is not None:
                 ask = partial(self._ask_state_object, entry, mirror.state, context)
@@ -166,11 +177,11 @@ class _Asking:
             return read_state(entry, self._store.objects)
         mirrors = [m for m in entry.mirrors if isinstance(m, Mirror)]
         for address in entry.objects:
-            with suppress(TransportError, FormatError, IntegrityError):
+            with suppress(*FAULTS):
                 if found := self._questions.stored_state_object(entry, address, context):
                     return found
         for address in [m.state for m in mirrors if m.state is not None]:
-            with suppress(TransportError, FormatError, IntegrityError):
+            with suppress(*FAULTS):
                 return self._questions.state_object(entry, address, context)
         return None
 
