@@ -93,6 +93,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
     pruned |= {"in_use": keys, "future": list[str], "kept": list[Kept]}
+    pruned |= {"swept": list[str], "restored": list[str]}
     return {
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),

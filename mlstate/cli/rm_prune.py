@@ -104,6 +104,7 @@ def prune(
         gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
         pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
         pruned |= {"in_use": done.in_use, "future": done.future, "kept": done.kept}
+        pruned |= {"swept": done.swept, "restored": done.restored}
         print_json("prune", pruned)
         return
     for key in done.states:
@@ -117,6 +118,11 @@ def prune(
         put(_line(f"{would}moved to the trash", done.trashed))
         if not dry_run:
             note("the next prune deletes what is still unused then")
+    if done.restored:
+        count = human_count(len(done.restored), "object")
+        put(f"{count} {would}put back from the trash: needed, or too young")
+    if done.swept:
+        put(f"{human_count(len(done.swept), 'other file')} {would}deleted")
     _note_what_stays(done)
 
 
@@ -152,6 +158,8 @@ class _Pruned:
     trashed: Mapping[Digest, int]
     future: list[str]
     kept: list[Kept]
+    swept: list[str]
+    restored: list[Digest] = field(default_factory=list)  # to a store, from its trash
     states: list[str] = field(default_factory=list)
     in_use: list[str] = field(default_factory=list)
     grace: str = ""  # for how long what is young stays
@@ -183,6 +191,8 @@ def _prune_cache(
         {},
         list(made.future),
         kept,
+        list(made.swept),
+        [],
         sorted(made.states.values()),
         in_use,
         _said(grace) or ("14 days" if made.saved else "an hour"),
@@ -207,7 +217,9 @@ def _prune_store(view: Any, max_size: str | None, age: float | None, dry_run: bo
     report = view.prune(dry_run=dry_run, **graced)
     kept = _kept("young", report.spared) + _kept("unfinished", report.waiting)
     waited = _said(age) or "14 days"
-    return _Pruned(report.deleted, report.trashed, report.future, kept, grace=waited)
+    moved, future = report.trashed, report.future
+    back = report.restored
+    return _Pruned(report.deleted, moved, future, kept, report.swept, back, grace=waited)
 
 
 def _said(seconds: float | None) -> str | None:

@@ -105,8 +105,8 @@ def _sum_up(report: VerifyReport, *, mirrors: bool) -> None:
         what = "object"
         right = "all that is here is as it should be" if parts[1:] else "all as they should be"
     result = human_count(open_, "finding") if open_ else right
-    if not (open_ or report.objects or report.states):
-        result = "nothing was checked"
+    if not (open_ or report.states):
+        result = "no state was checked" if report.objects else "nothing was checked"
     read = "read" if not mirrors else "in all"
     done = f"{human_count(report.objects, what)}, {human_size(report.nbytes)} {read}"
     put(f"{', '.join(parts)}; {done}: {result}")

@@ -189,6 +189,9 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             raise errors[0]
         for place, digest in earlier:
             if digest in live or self.comes_back(place):
+                size = self.size(place)
+                if size is not None and (digest not in live or digest in self._of_deleted):
+                    self.report.spared[digest] = size
                 self.put_back(place, digest)
             elif (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
                 self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size

@@ -48,6 +48,7 @@ class CachePruneReport:
         spared: Objects that no state needs and that stay for the grace period, with their sizes in
             bytes.
         waiting: Other leftovers that stay for it, or are written on; by path, with their sizes.
+        swept: Other leftovers deleted, as of `PruneReport`.
         saved: The states that were saved in the folder, by `mlstate.unbundle` say, which stay
             whatever the limits: there may be no mirror that has them.
         saved_objects: How many objects they need, as far as these are here.
@@ -62,6 +63,7 @@ class CachePruneReport:
     recent: dict[Digest, str] = field(default_factory=dict)
     spared: dict[Digest, int] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
+    swept: tuple[str, ...] = ()
     saved: tuple[StateKey, ...] = ()
     saved_objects: int = 0
     saved_nbytes: int = 0
@@ -142,6 +144,7 @@ def prune_cache(
         {one.digest: one.key for one in chosen.recent},
         report.spared,
         report.waiting,
+        tuple(report.swept),
         tuple(sorted(saved)),
         sum(objects.size(digest) is not None for digest in of_saved),
         _size_of(of_saved, objects),

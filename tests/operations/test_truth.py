@@ -192,3 +192,66 @@ def test_all_reports_of_a_cache_agree_with_each_other_and_with_the_disk(source, 
         check_prune(scene, max_size=0, grace_seconds=0)
     finally:
         shutil.rmtree(folder)
+
+
+def save(store: LocalStateStore, key: StateKey) -> None:
+    store.save_state_dict(STATES[key], key, files=FILES[key])
+
+
+def delete(store: LocalStateStore, key: StateKey) -> None:
+    if store.exists(key):
+        store.delete(key)
+
+
+def make_old(store: LocalStateStore, key: StateKey) -> None:
+    for path in (*store.folder.glob("objects/*/*"), *store.folder.glob("trash/*")):
+        os.utime(path, (OLD, OLD))
+
+
+def prune(store: LocalStateStore, key: StateKey, **grace: float) -> None:
+    """What is said before is what is done, and what the disk has then."""
+    before = on_disk(store.folder)
+    said = store.prune(dry_run=True, **grace)
+    assert on_disk(store.folder) == before
+    assert store.prune(**grace) == said
+    after = on_disk(store.folder)
+    moved = {f"objects/{digest[:2]}/{digest[2:]}" for digest in said.trashed}
+    assert {name for name in before.keys() - after.keys() if name.startswith("objects/")} == moved
+    assert {f"objects/{d[:2]}/{d[2:]}" for d in said.spared} <= after.keys()
+    assert not {str(store.folder / name) for name in after} & set(said.swept)
+    kept = {path: after[str(Path(path).relative_to(store.folder))] for path in said.waiting}
+    assert kept == said.waiting
+    assert sum(said.spared.values()) == usage(store).unnamed
+
+
+STORE_OPERATIONS: Mapping[str, Callable[[LocalStateStore, StateKey], object]] = {
+    "save": save,
+    "delete": delete,
+    "age": make_old,
+    "prune": prune,
+    "prune without grace": lambda store, key: prune(store, key, grace_seconds=0),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@example([("save", KEYS[0]), ("save", KEYS[1]), ("delete", KEYS[0]), ("prune", KEYS[0])])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(STORE_OPERATIONS)), st.sampled_from(KEYS)), max_size=8
+    )
+)
+def test_all_reports_of_a_store_agree_with_each_other_and_with_the_disk(operations):
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStateStore(folder)
+        for what, key in (("save", KEYS[2]), *operations):
+            STORE_OPERATIONS[what](store, key)
+            used, files = usage(store), on_disk(store.folder)
+            assert used.disk is not None
+            assert used.disk.total == sum(files.values())
+            assert sum(getattr(used.disk, part) for part in DiskUsage.parts()) == used.disk.total
+            assert used.disk.own + used.disk.shared == used.total
+            assert [state.key for state in used.states] == store.get_state_keys()
+            for state in used.states:
+                assert state.nbytes == describe(store, state.key).nbytes
+            report = verify(store)
+            assert (report.ok, list(report.checked)) == (True, store.get_state_keys())

@@ -139,7 +139,7 @@ class _Verification:
         self._collected = collect(store, keys, 1 if self._is_view else store.threads)
         self._entries = self._collected.entries
         self._findings = self._collected.findings
-        self._inspection = Inspection(places, store.threads, meter)
+        self._inspection = Inspection(places, store.threads, meter, trash=not self._is_view)
         self._unchecked = Unchecked(self._inspection, self._own)
         self._repair: FolderRepair | None = None
         self._problems: dict[Digest, list[Problem]] = {}
