@@ -107,6 +107,10 @@ def prune(
         pruned |= {"swept": done.swept, "restored": done.restored}
         print_json("prune", pruned)
         return
+    _print(done, dry_run)
+
+
+def _print(done: _Pruned, dry_run: bool) -> None:
     for key in done.states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
     for kept in done.kept:
