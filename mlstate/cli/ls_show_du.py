@@ -45,7 +45,7 @@ def ls(
 ) -> None:
     """List states: size, own and shared bytes, whether they are cached, age.
 
-    The size is that of the tensors and files. "own" and "shared" are bytes of objects on the disk,
+    The size is that of the tensors. "own" and "shared" are bytes of objects on the disk,
     with their headers, each counted once: those that no other state of the store needs, and those
     that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
@@ -55,7 +55,7 @@ def ls(
     name = _where(context, where, store)
     view = opened(name, quiet=True)
     keys = None if type_ is None else view.get_state_keys(StateType.parse(type_))
-    used = usage(view, keys)
+    used = usage(view, keys, disk=False)
     passed_over = _passed_over(view) if as_json or verbose else []
     if as_json:
         listed = {"store": name_of(name), "states": used.states}
@@ -181,13 +181,32 @@ def _with_whom(names: tuple[str, ...], states: tuple[str, ...], most: int = 2) -
     return ", ".join(listed[:most]) + more
 
 
+_PARTS = {
+    "own": "- of single states",
+    "shared": "- shared by states",
+    "others": "- of other states here",
+    "copies": "- copies in other folders",
+    "unnamed": "- in no state",
+    "trash": "- trash",
+    "unfinished": "- unfinished",
+    "records": "- state files, notes",
+    "foreign": "- other files",
+}
+"""The lines of `du` that add up to what is on the disk, by the field of `DiskUsage`."""
+_ALWAYS = ("- of single states", "- shared by states", "- in no state", "- trash")
+
+
 def du(
     context: typer.Context,
     where: StoreArgument = None,
     store: StoreOption = None,
     as_json: Json = False,
 ) -> None:
-    """Show what takes the space: by architecture, by state, shared, and what prune would take."""
+    """Show what takes the space: by architecture, by state, shared, and what prune would take.
+
+    "on disk" is all that lies in the folder, the cache or the bucket, and the lines below add up to
+    it. "without sharing" is what the states would take if each had objects of its own.
+    """
     from mlstate.operations.usage import usage
 
     name = _where(context, where, store)
@@ -214,13 +233,13 @@ def du(
         cells = (_cells(state, cached=False)[:4] for state in largest_first)
         print_table(["STATE", ">SIZE", ">OWN", ">SHARED"], cells)
         put()
-    logical = sum(state.nbytes or 0 for state in used.states if state.own is not None)
-    print_fields(
-        [
-            ("on disk", f"{human_size(used.total)} for {human_count(len(used.states), 'state')}"),
-            ("as files of their own", human_size(logical)),
-            ("in no state", None if used.unnamed is None else human_size(used.unnamed)),
-            ("trash", None if used.trash is None else human_size(used.trash)),
-        ]
-    )
+    apart = sum((state.own or 0) + (state.shared or 0) for state in used.states)
+    total = used.total if used.disk is None else used.disk.total
+    fields = [("on disk", f"{human_size(total)} for {human_count(len(used.states), 'state')}")]
+    if used.disk is not None:
+        sizes = [(title, getattr(used.disk, part)) for part, title in _PARTS.items()]
+        fields += [(title, human_size(size)) for title, size in sizes if size or title in _ALWAYS]
+    print_fields([*fields, ("without sharing", human_size(apart))])
+    if used.unnamed:
+        note("what is in no state goes when it is old enough: mlstate prune, or prune --grace AGE")
     _complain_of(used)

@@ -24,6 +24,7 @@ __all__ = [
     "FetchedState",
     "FileDigest",
     "FileFailure",
+    "Kept",
     "KeyParts",
     "LockFailure",
     "MirrorFailure",
@@ -150,6 +151,22 @@ class Objects:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a pruning left where it is, and why.
+
+    The reasons: "in use" by a process; "recent", used or fetched within the grace period; "saved"
+    in the folder of the cache; "young", objects that no state needs; "unfinished", other files of
+    work that was interrupted or is under way, and of deleted states. Of states that go on with
+    others no objects are counted.
+    """
+
+    reason: str
+    states: list[str]
+    objects: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class FileDigest:
     """The state digest of a weights file."""
 
@@ -184,7 +201,8 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     written = {"states": keys, "path": str}
     copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
-    pruned |= {"in_use": keys, "future": list[str]}
+    pruned |= {"in_use": keys, "future": list[str], "kept": list[Kept]}
+    pruned |= {"swept": list[str], "restored": list[str]}
     return {
         "init": ({"path": str, "store": str | None, "manifests": list[str]},),
         "ls": ({"store": str, "states": list[StateUsage], "passed_over": list[str]},),
@@ -213,7 +231,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "prune": (pruned,),
         "add": (AdoptReport, {"understood": KeyParts}),
         "add-all": ({"dry_run": bool}, AdoptAllReport),
-        "verify": ({"ok": bool}, VerifyReport),
+        "verify": ({"ok": bool, "checked": keys}, VerifyReport),
         "diff": (
             {"first": str, "second": str, "same_weights": bool, "same_but_for_ties": bool},
             StateDiff,

@@ -13,7 +13,7 @@ from mlstate.cli.keys import chosen_keys
 from mlstate.cli.mv_meta_alias import editable
 from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
-from mlstate.cli.printed import Objects
+from mlstate.cli.printed import Kept, Objects
 
 if TYPE_CHECKING:
     from mlstate.digests import Digest
@@ -68,14 +68,22 @@ def prune(
     dry_run: DryRun = False,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Of a cache: what its states may need, 50GB say."),
+        typer.Option(metavar="SIZE", help="Of a cache: what all its states may need, 50GB say."),
     ] = None,
     older_than: Annotated[
         str | None,
         typer.Option(
             metavar="AGE",
-            help="30d, 12h. Of a cache: states that were not used for so long go. Of a store: "
-            "what no state names and is older goes; 14d by default.",
+            help="30d, 12h. Of a cache: states that were not used for so long go. Of a store: the "
+            "same as --grace.",
+        ),
+    ] = None,
+    grace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="What is younger stays. Of a store what no state needs: 14d by default. Of a "
+            "cache what was used or fetched: 1h.",
         ),
     ] = None,
     store: StoreOption = None,
@@ -84,34 +92,72 @@ def prune(
     """Make room: in the cache whole states, in a store what no state needs.
 
     In a cache those go first that were not used for longest; they are fetched again when they are
-    needed. In a store objects go to its trash first, and the next prune deletes them.
+    needed. In a store objects go to its trash first, and the next prune deletes them. What stays
+    though it would have gone is named, with the reason.
     """
     from mlstate.units import parse_size
 
     view = opened(store, quiet=True)
-    age = None if older_than is None else _seconds(older_than)
+    age, spared = (None if text is None else _seconds(text) for text in (older_than, grace))
     if hasattr(view, "prune") and view.manifest is not None:
         size = None if max_size is None else parse_size(max_size)
-        done = _prune_cache(view, size, age, dry_run)
+        done = _prune_cache(view, size, age, spared, dry_run)
     else:
-        done = _prune_store(view, max_size, age, dry_run)
-    for path in done.future:
-        note(f"{path} is dated in the future, and stays: a clock was or is wrong")
+        if age is not None and spared is not None:
+            raise typer.BadParameter("of a store --older-than is --grace: give one of both")
+        done = _prune_store(view, max_size, age if spared is None else spared, dry_run)
     if as_json:
         gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
         pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
-        print_json("prune", pruned | {"in_use": done.in_use, "future": done.future})
+        pruned |= {"in_use": done.in_use, "future": done.future, "kept": done.kept}
+        pruned |= {"swept": done.swept, "restored": done.restored}
+        print_json("prune", pruned)
         return
+    _print(done, dry_run)
+
+
+def _print(done: _Pruned, dry_run: bool) -> None:
     for key in done.states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
-    for key in done.in_use:
-        put(f"{key}  stays: it is in use")
+    for kept in done.kept:
+        for key in kept.states:
+            put(f"{key}  stays: {_REASONS[kept.reason]}")
     would = "would be " if dry_run else ""
     put(_line(f"{would}deleted", done.taken))
     if done.trashed:
         put(_line(f"{would}moved to the trash", done.trashed))
         if not dry_run:
             note("the next prune deletes what is still unused then")
+    if done.restored:
+        count = human_count(len(done.restored), "object")
+        put(f"{count} {would}put back from the trash: needed, or too young")
+    if done.swept:
+        put(f"{human_count(len(done.swept), 'other file')} {would}deleted")
+    _note_what_stays(done)
+
+
+_REASONS: dict[str, str] = {
+    "in use": "it is in use",
+    "recent": "it was used or fetched a short while ago (--grace)",
+    "saved": "it was saved in this folder, by unbundle say, and may be nowhere else",
+}
+"""Why a state stays, by the reason that --json gives."""
+
+
+def _note_what_stays(done: _Pruned) -> None:
+    for kept in done.kept:
+        held = f"{human_count(kept.objects, 'object')}, {human_size(kept.nbytes)}"
+        if kept.reason == "young":
+            note(f"{held}: no state needs them; they stay for {done.grace} (--grace AGE)")
+        elif kept.reason == "unfinished":
+            files = f"{human_count(kept.objects, 'file')}, {human_size(kept.nbytes)}"
+            note(f"{files}: of unfinished or deleted work, which stay for as long, or are in use")
+        elif kept.reason == "saved":
+            note(f"{held}: of what was saved here; mlstate rm KEY --store {done.folder}")
+    for path in done.future:
+        note(f"{path} is dated in the future, and stays: a clock was or is wrong")
+    if done.limit is not None and done.staying > done.limit:
+        note(f"{human_size(done.staying)} stay, more than {human_size(done.limit)}")
 
 
 @dataclass(frozen=True)
@@ -121,18 +167,49 @@ class _Pruned:
     taken: Mapping[Digest, int]
     trashed: Mapping[Digest, int]
     future: list[str]
+    kept: list[Kept]
+    swept: list[str]
+    restored: list[Digest] = field(default_factory=list)  # to a store, from its trash
     states: list[str] = field(default_factory=list)
     in_use: list[str] = field(default_factory=list)
+    grace: str = ""  # for how long what is young stays
+    folder: str = ""
+    staying: int = 0  # bytes of all states that stay in a cache
+    limit: int | None = None
 
 
-def _prune_cache(view: Any, size: int | None, age: float | None, dry_run: bool) -> _Pruned:
-    made = view.prune(max_size=size, older_than=age, dry_run=dry_run)
+def _kept(reason: str, sizes: Mapping[Any, int]) -> list[Kept]:
+    return [Kept(reason, [], len(sizes), sum(sizes.values()))] if sizes else []
+
+
+def _prune_cache(
+    view: Any, size: int | None, age: float | None, grace: float | None, dry_run: bool
+) -> _Pruned:
+    made = view.prune(max_size=size, older_than=age, grace_seconds=grace, dry_run=dry_run)
     if size is None and age is None:
         note("all fetched states stay: give --max-size or --older-than to make room")
-    elif made.states and not made.objects:
-        note("what was fetched or used within the last hour stays; prune again after it")
-    states, in_use = sorted(made.states.values()), sorted(made.in_use.values())
-    return _Pruned(made.objects, {}, list(made.future), states, in_use)
+    in_use, recent = sorted(made.in_use.values()), sorted(made.recent.values())
+    kept = [Kept("in use", in_use, 0, 0)] if in_use else []
+    kept += [Kept("recent", recent, 0, 0)] if recent else []
+    if made.saved and (size is not None or age is not None):
+        kept.append(
+            Kept("saved", list(map(str, made.saved)), made.saved_objects, made.saved_nbytes)
+        )
+    kept += _kept("young", made.spared) + _kept("unfinished", made.waiting)
+    return _Pruned(
+        made.objects,
+        {},
+        list(made.future),
+        kept,
+        list(made.swept),
+        [],
+        sorted(made.states.values()),
+        in_use,
+        _said(grace) or ("14 days" if made.saved else "an hour"),
+        str(view.fetcher.cache.own.root),
+        made.nbytes,
+        size,
+    )
 
 
 def _prune_store(view: Any, max_size: str | None, age: float | None, dry_run: bool) -> _Pruned:
@@ -148,7 +225,19 @@ def _prune_store(view: Any, max_size: str | None, age: float | None, dry_run: bo
         raise ReadOnlyStoreError("there is nothing to prune in this store", path=view)
     graced = {} if age is None else {"grace_seconds": age}
     report = view.prune(dry_run=dry_run, **graced)
-    return _Pruned(report.deleted, report.trashed, report.future)
+    kept = _kept("young", report.spared) + _kept("unfinished", report.waiting)
+    waited = _said(age) or "14 days"
+    moved, future = report.trashed, report.future
+    back = report.restored
+    return _Pruned(report.deleted, moved, future, kept, report.swept, back, grace=waited)
+
+
+def _said(seconds: float | None) -> str | None:
+    """A time that was asked for, for people."""
+    if seconds is None:
+        return None
+    days, hours = seconds / 86400, seconds / 3600
+    return f"{days:g} days" if days >= 1 else f"{hours:g} hours"
 
 
 def _line(what: str, objects: Mapping[Digest, int]) -> str:

@@ -41,44 +41,86 @@ def verify(
     everything: All = False,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Set damaged objects aside, and fetch them from a mirror."),
+        typer.Option(
+            "--repair",
+            help="Set damaged objects aside, and fetch them from a mirror; and what is missing of "
+            "the states that are named, or of all with --strict.",
+        ),
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="What could not be checked is a finding, of all states."),
+    ] = False,
+    mirrors: Annotated[
+        bool,
+        typer.Option(
+            "--mirrors", help="Ask each mirror of each state for what it should have, by size."
+        ),
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="With --mirrors: read every byte of each mirror.")
     ] = False,
     store: StoreOption = None,
     as_json: Json = False,
 ) -> int:
-    """Read every byte of states, and compare it with their digests.
+    """Read every byte of states, and compare it with their digests. Without keys: of all states.
 
-    Of states from a manifest or a release, what is in the cache is verified. Exit code 1 if
-    anything is damaged or missing and was not repaired.
+    Of states from a manifest or a release, what is in the cache is verified. A state that is named
+    and is not there, or in part, is a finding; of all states their number is told. With --mirrors
+    the mirrors are asked in the place of the cache, and nothing is stored. Exit code 1 if anything
+    is damaged, missing or unchecked and was not repaired.
     """
     from mlstate.cli.progress import progress
     from mlstate.operations.verify.verify import verify as verify_states
 
     view = opened(store)
-    chosen = chosen_keys(view, keys or [], everything=everything)
-    report = verify_states(view, None if everything else chosen, repair=repair, progress=progress())
+    chosen = chosen_keys(view, keys or [], everything=everything or not keys)
+    report = verify_states(
+        view,
+        chosen if keys else None,
+        repair=repair,
+        strict=True if strict else None,
+        mirrors=mirrors,
+        deep=deep,
+        progress=progress(),
+    )
     if as_json:
-        print_json("verify", {"ok": report.ok}, report)
+        print_json("verify", {"ok": report.ok, "checked": report.checked}, report)
     else:
         for finding in report.findings:
             put_lines(finding)
-        _sum_up(report)
+        _sum_up(report, mirrors=mirrors)
     return OK if report.ok else FINDING
 
 
-def _sum_up(report: VerifyReport) -> None:
-    done = f"{human_count(len(report.states), 'state')}, {human_count(report.objects, 'object')}"
+def _sum_up(report: VerifyReport, *, mirrors: bool) -> None:
     open_ = sum(not finding.repaired for finding in report.findings)
-    result = human_count(open_, "finding") if open_ else "all as they should be"
-    put(f"{done}, {human_size(report.nbytes)} read: {result}")
-    for keys, what in (
-        (report.absent, "not in the cache"),
-        (report.partial, "in the cache in part"),
+    if mirrors:
+        parts = [
+            f"{human_count(len(report.mirrors), 'mirror')} of "
+            f"{human_count(len(report.states), 'state')} asked"
+        ]
+        what, right = "file", "all have what they should"
+    else:
+        absent, partial = len(report.absent), len(report.partial)
+        parts = [f"{human_count(len(report.checked), 'state')} checked"]
+        parts += [f"{partial:,} here in part"] if partial else []
+        parts += [f"{absent:,} not here"] if absent else []
+        what = "object"
+        right = "all that is here is as it should be" if parts[1:] else "all as they should be"
+    result = human_count(open_, "finding") if open_ else right
+    if not (open_ or report.states):
+        result = "no state was checked" if report.objects else "nothing was checked"
+    read = "read" if not mirrors else "in all"
+    done = f"{human_count(report.objects, what)}, {human_size(report.nbytes)} {read}"
+    put(f"{', '.join(parts)}; {done}: {result}")
+    for keys, told in (
         (report.unpinned, "without a digest: mlstate lock"),
         (report.unverifiable, "checkpoints of an older layout, without a digest"),
+        (report.unmirrored, "without a mirror"),
     ):
         if keys:
-            note(f"{human_count(len(keys), 'state')} {what}")
+            note(f"{human_count(len(keys), 'state')} {told}")
 
 
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".gz", ".ckpt")

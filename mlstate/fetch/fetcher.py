@@ -23,7 +23,7 @@ from mlstate.format import layout
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.objects.cache import Cache, note_use, one_at_a_time
+from mlstate.objects.cache import Cache, forget_root, last_use, note_use, one_at_a_time
 from mlstate.objects.receiving import Receiver
 from mlstate.objects.verified import check_digest, digest_of, is_disk_error
 from mlstate.parallel import for_each
@@ -194,7 +194,11 @@ class Fetcher:
             with self._run(entry, digest, needs.in_words()) as run:
                 for place in unfit:
                     run.attempts.note_damage(place, "it has the wrong length, and is only read")
-                run.fetch(names, files=files)
+                try:
+                    run.fetch(names, files=files)
+                except Exception:
+                    self._forget_use(entry)
+                    raise
                 run.attempts.warn_of_damage()
             return FetchReport(digest, run.meter.done, run.spared)
 
@@ -291,6 +295,18 @@ class Fetcher:
     def _note_use(self, entry: StateEntry) -> bool:
         own, files = self.cache.own, [file.digest for file in entry.files.values()]
         return own is not None and note_use(own.root, entry.pinned_digest, str(entry.key), files)
+
+    def _forget_use(self, entry: StateEntry) -> None:
+        """Take back the note of a fetch that failed, if nothing of the state is here."""
+        own, digest = self.cache.own, entry.pinned_digest
+        if own is None or any(
+            own.size(one) is not None
+            for one in (digest, *(file.digest for file in entry.files.values()))
+        ):
+            return
+        with suppress(OSError):
+            if (used := last_use(own.root, digest)) is not None:
+                forget_root(own.root, digest, used=used)
 
     def _restored(self, entry: StateEntry, needs: Needs) -> bool:
         """Put back what a pruning, killed perhaps, has moved to trash/; says whether it helped.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mlstate.operations.doctor.doctor import Diagnosis
     from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
-    from mlstate.operations.usage_report import StateUsage, Usage
-    from mlstate.operations.verify.report import Finding, VerifyReport
+    from mlstate.operations.usage_report import DiskUsage, StateUsage, Usage
+    from mlstate.operations.verify.report import Finding, MirrorCheck, VerifyReport
 
 __all__ = [
     "AdoptReport",
@@ -28,10 +28,12 @@ __all__ = [
     "CopyReport",
     "Description",
     "Diagnosis",
+    "DiskUsage",
     "Event",
     "Finding",
     "GitSetup",
     "ManifestDiff",
+    "MirrorCheck",
     "StateDiff",
     "StateUsage",
     "Usage",
@@ -44,10 +46,12 @@ _HOMES = {
     "CopyReport": "mlstate.operations.copy",
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",
+    "DiskUsage": "mlstate.operations.usage_report",
     "Event": "mlstate.operations.history",
     "Finding": "mlstate.operations.verify.report",
     "GitSetup": "mlstate.operations.git.setup",
     "ManifestDiff": "mlstate.operations.diff_manifests",
+    "MirrorCheck": "mlstate.operations.verify.report",
     "StateDiff": "mlstate.operations.diff",
     "StateUsage": "mlstate.operations.usage_report",
     "Usage": "mlstate.operations.usage_report",

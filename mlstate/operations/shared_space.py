@@ -68,6 +68,10 @@ class SharedSpace:
             self._shared[group] += size
             self._last[number] = group
 
+    def is_shared(self, number: int) -> bool:
+        """Whether several groups name an object."""
+        return self._only[number] < 0
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """The bytes of each group: those of its own, and those that it shares."""
         return zip(self._own, self._shared, strict=True)

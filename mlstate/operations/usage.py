@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Container, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import (
@@ -17,23 +14,28 @@ from mlstate.errors import (
     TransportError,
     UnsupportedStoreError,
 )
-from mlstate.format import layout, tensor_object
-from mlstate.objects import FolderObjectStore, ObjectStore
-from mlstate.objects.cache import read_roots
+from mlstate.format import tensor_object
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.shared_space import ListedObjects, SharedSpace
-from mlstate.operations.usage_report import ArchitectureUsage, Cached, StateUsage, Usage
+from mlstate.operations.usage_disk import disk_usage
+from mlstate.operations.usage_report import (
+    ArchitectureUsage,
+    Cached,
+    DiskUsage,
+    StateUsage,
+    Usage,
+)
 from mlstate.parallel import for_each
-from mlstate.reading import Only, read_state, read_state_object
+from mlstate.reading import Only, read_state
 from mlstate.states import StateKey, StateType, check_keys
 from mlstate.stores.abstract import AnyStore, Found, Listing
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 
-__all__ = ["ArchitectureUsage", "StateUsage", "Usage", "usage"]
+__all__ = ["ArchitectureUsage", "DiskUsage", "StateUsage", "Usage", "usage"]
 
 
-def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
+def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool = True) -> Usage:
     """Say what takes the space in a store.
 
     State objects are read, no tensors; torch is not imported. Of a store in a bucket state objects
@@ -43,6 +45,8 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
     Args:
         store: Any store of mlstate, or one of your own with `load_state_dict` or `digest`.
         keys: Tell of these states only, if they are there. What is shared is found out among all.
+        disk: Whether to measure all that lies there, too: what no state needs, what is in trash/.
+            It is listed for that, a bucket as well.
 
     Raises:
         TransportError: The store cannot be reached.
@@ -64,13 +68,13 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
         counter.add(listing, found)
     states = counter.states()
     total, unnamed, trash = counter.total, None, None
-    if view.folder is not None:
-        kept, unnamed = _unnamed(view.folder, view.objects, counter.numbers)
-        total += kept
-        trash = _size_of_files(view.folder / layout.TRASH)
+    measured = disk_usage(view, counter.is_shared, counter.checkpoints) if disk else None
+    if measured is not None:
+        unnamed, trash = measured.unnamed, measured.trash
+        total += measured.others if view.folder is not None else 0
     if chosen is not None:
         states = [state for state in states if state.key in chosen]
-    return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states))
+    return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states), measured)
 
 
 _Result = Found | MlstateError | None
@@ -130,6 +134,7 @@ class _Counter:
         self._here = ListedObjects(store.objects)
         self.total = 0  # bytes, each object once
         self.numbers: dict[bytes, int] = {}  # of objects that states name
+        self.checkpoints = 0  # bytes of states that are no objects
         self._states: list[StateUsage] = []
         self._families: dict[StateType, list[int]] = {}
         self._by_state, self._by_family = SharedSpace(), SharedSpace()
@@ -177,6 +182,7 @@ class _Counter:
             raise found
         if found is None:
             self.total += listing.size or 0
+            self.checkpoints += listing.size or 0
             return StateUsage(key, None, listing.size, listing.size, 0, None, modified)
         entry = found.entry
         if entry.digest is None:
@@ -185,14 +191,22 @@ class _Counter:
             modified = self._here.last_use(entry.digest)
         is_cache = self._is_view and not self._is_far
         if is_cache and not self._here.has(entry.digest, found.objects):
-            return StateUsage(key, entry.digest, entry.size, cached="no", modified=modified)
+            # A file that others have, too, does not make it one that is here.
+            if modified is None or not self._count_files(found):
+                return StateUsage(key, entry.digest, entry.size, cached="no")
+            return StateUsage(key, entry.digest, entry.size, 0, 0, "partly", modified)
         nbytes, is_whole = self._count_objects(found)
         cached: Cached | None = None
         if self._is_view:
             cached = "yes" if is_whole else "partly"
         return StateUsage(key, entry.digest, nbytes, 0, 0, cached, modified)
 
-    def _count_objects(self, found: Found) -> tuple[int | None, bool]:
+    def is_shared(self, digest: Digest) -> bool | None:
+        """Whether several states name an object; None if none does."""
+        number = self.numbers.get(bytes.fromhex(digest))
+        return None if number is None else self._by_state.is_shared(number)
+
+    def _count_objects(self, found: Found) -> tuple[int, bool]:
         """Count the objects of a state; return its size, and whether all of it is here."""
         entry, objects = found
         state = read_state(entry, objects)
@@ -203,16 +217,19 @@ class _Counter:
             is_whole &= is_here
             if is_here or self._is_far:
                 self._count(ref.digest, tensor_object.object_size(ref.spec))
-        nbytes: int | None = state.nbytes
-        for file in entry.files.values():
-            size = objects.size(file.digest)
-            is_whole &= size is not None
+        return state.nbytes, self._count_files(found) == len(entry.files) and is_whole
+
+    def _count_files(self, found: Found) -> int:
+        """Count the files of a state; return how many are here."""
+        here = 0
+        for file in found.entry.files.values():
+            size = found.objects.size(file.digest)
+            here += size is not None
             if size is None and self._store.own is not None:
                 size = self._store.own.size(file.digest)
             if size is not None:
                 self._count(file.digest, size)
-            nbytes = None if size is None or nbytes is None else nbytes + size
-        return nbytes, is_whole
+        return here
 
     def _count(self, digest: Digest, size: int) -> None:
         new = len(self.numbers)
@@ -221,29 +238,3 @@ class _Counter:
             self.total += size
         self._by_family.count(number, size)
         self._by_state.count(number, size)
-
-
-def _unnamed(folder: Path, objects: ObjectStore, named: Container[bytes]) -> tuple[int, int]:
-    """The bytes in a folder that no state names: those kept as a cache, and the rest."""
-    kept: set[Digest] = set()
-    for root in read_roots(folder):
-        kept |= {root.digest, *root.files}
-        with suppress(MlstateError):  # a cache need not be whole
-            kept |= {ref.digest for ref in read_state_object(root.digest, objects).refs.values()}
-    sizes = [0, 0]
-    for digest in FolderObjectStore(folder).digests():
-        if bytes.fromhex(digest) not in named:
-            sizes[digest not in kept] += objects.size(digest) or 0
-    return sizes[0], sizes[1]
-
-
-def _size_of_files(folder: Path) -> int:
-    size = 0
-    if not folder.is_dir():  # or a loop of links, say
-        return size
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-        for entry in os.scandir(folder):
-            with suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
-                    size += entry.stat(follow_symlinks=False).st_size
-    return size

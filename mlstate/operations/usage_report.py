@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from mlstate.digests import Digest
 from mlstate.operations.reports import iso_time
 from mlstate.states import StateKey, StateType
 
-__all__ = ["ArchitectureUsage", "Cached", "StateUsage", "Usage"]
+__all__ = ["ArchitectureUsage", "Cached", "DiskUsage", "StateUsage", "Usage"]
 
 Cached = Literal["yes", "partly", "no"]
 
@@ -23,7 +23,8 @@ class StateUsage:
         key: Its key.
         digest: Its state digest; None if it is not pinned, or if the store's listing does not tell:
             that of a release, that of checkpoints of an older layout.
-        nbytes: The size of its tensor data, every name counted, and of its files; None if unknown.
+        nbytes: The size of its tensor data, every name counted, as a manifest and `describe` give
+            it; of an older checkpoint that of the file; None if unknown.
         own: The size of its objects that no other state of the store names: of those in the cache,
             if the store is a view; None if unknown.
         shared: The size of its other objects.
@@ -65,17 +66,52 @@ class ArchitectureUsage:
 
 
 @dataclass(frozen=True)
+class DiskUsage:
+    """What lies on the disk of a store, or in its bucket, in bytes.
+
+    Attributes:
+        total: All of it: the sum of what follows.
+        own: Objects that one state of the store needs, and checkpoints of an older layout.
+        shared: Objects that several of them need.
+        others: Objects of other states in the same folder: fetched for other manifests, or saved.
+        copies: Objects that another folder of the cache has, too.
+        unnamed: Objects that no state needs: pruning takes them when they are old enough.
+        trash: What prunings and deletions moved to trash/: the next pruning deletes what is old.
+        unfinished: What is in tmp/: of fetches and saves that are under way, or were interrupted.
+        records: State files, notes of use, settings.
+        foreign: Files among these that are not mlstate's.
+    """
+
+    total: int
+    own: int
+    shared: int
+    others: int
+    copies: int
+    unnamed: int
+    trash: int
+    unfinished: int
+    records: int
+    foreign: int
+
+    @classmethod
+    def parts(cls) -> list[str]:
+        """The names of the parts that add up to the total."""
+        return [one.name for one in fields(cls) if one.name != "total"]
+
+
+@dataclass(frozen=True)
 class Usage:
     """The space that a store takes, in bytes.
 
     Attributes:
         total: The size of all objects that the states of the store name, each once, and of what a
             folder keeps as a cache. Of a view: of those that are in the cache.
-        unnamed: Of a store in a folder, the size of all other objects there, which pruning takes
-            when they are old enough; else None.
-        trash: Of a store in a folder, the size of what is in its trash/; else None.
+        unnamed: The size of all objects in the folder, bucket or cache that no state needs, which
+            pruning takes when they are old enough; None where these are not measured.
+        trash: The size of what is in trash/ there; None likewise.
         architectures: The states of the whole store by backend and architecture.
         states: The states that were asked for, sorted by key.
+        disk: All that lies in the folder, bucket or cache; None where that is not measured.
     """
 
     total: int
@@ -83,6 +119,7 @@ class Usage:
     trash: int | None
     architectures: tuple[ArchitectureUsage, ...]
     states: tuple[StateUsage, ...]
+    disk: DiskUsage | None = None
 
     def by_architecture(self) -> Mapping[StateType, ArchitectureUsage]:
         """The states by backend and architecture, whatever their extras; of the whole store."""

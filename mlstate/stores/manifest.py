@@ -140,22 +140,26 @@ class ManifestStore(StateStore):
         *,
         max_size: int | None = None,
         older_than: float | None = None,
+        grace_seconds: float | None = None,
         dry_run: bool = False,
     ) -> CachePruneReport:
         """Make room in the cache: whole states, those first that were not used for longest.
 
         Removed states are fetched again when they are needed, as long as a mirror has them. States
-        that were saved in the folder stay, and so do their objects.
+        that were saved in the folder, by `mlstate.unbundle` say, stay, and so do their objects.
 
         Args:
-            max_size: The bytes that the fetched states that stay may need in all. No limit by
-                default.
+            max_size: The bytes that the states that stay may need in all, saved ones among them.
+                No limit by default.
             older_than: The seconds since its last use after which a state goes. No limit by
                 default.
+            grace_seconds: A state that was used within so many seconds stays, whatever the limits,
+                and so does what is younger: an hour by default, and 14 days for objects of a folder
+                in which states were saved. A fetch beside a shorter one may fetch something twice.
             dry_run: Change nothing, and report what would be done.
 
         Returns:
-            The states and objects that were removed.
+            The states and objects that were removed, and what stays against the limits, and why.
 
         Raises:
             ReadOnlyStoreError: The cache is no folder.
@@ -165,7 +169,13 @@ class ManifestStore(StateStore):
         own = self.fetcher.cache.own
         if own is None:
             raise ReadOnlyStoreError("this cache is no folder that can be pruned", path=self)
-        return prune_cache(own, max_size=max_size, older_than=older_than, dry_run=dry_run)
+        return prune_cache(
+            own,
+            max_size=max_size,
+            older_than=older_than,
+            grace_seconds=grace_seconds,
+            dry_run=dry_run,
+        )
 
 
 def manifest_of(

@@ -38,7 +38,7 @@ from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["PruneReport", "Pruning", "objects_of_root"]
+__all__ = ["PruneReport", "Pruning", "objects_of_root", "objects_of_states"]
 
 AHEAD = 60.0
 """So many seconds after now a time is of the future: of a clock that goes wrong."""
@@ -62,6 +62,9 @@ class PruneReport:
             a fetch set aside, uploads that were never finished; by path.
         future: What would have gone, but for a time that is yet to come; by path. A clock was
             wrong when it was written, or is wrong now: its age is unknown, and it stays.
+        spared: Objects that no state needs and that stay for the grace period, with their sizes in
+            bytes: they are young, or a state needs them that was deleted within it.
+        waiting: Other leftovers that stay for it, or are written on; by path, with their sizes.
     """
 
     trashed: dict[Digest, int] = field(default_factory=dict)
@@ -69,6 +72,8 @@ class PruneReport:
     deleted: dict[Digest, int] = field(default_factory=dict)
     swept: list[str] = field(default_factory=list)
     future: list[str] = field(default_factory=list)
+    spared: dict[Digest, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,6 +96,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     _refs: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict, init=False)
     # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
     _digests: dict[Digest, Digest] = field(default_factory=dict, init=False)
+    _of_deleted: set[Digest] = field(default_factory=set, init=False)
     _begun: float = field(default_factory=time.monotonic, init=False)
 
     def roots(self) -> Iterator[Root]:
@@ -119,6 +125,10 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def is_ahead(self, modified: float) -> bool:
         """Whether a time is yet to come."""
         return modified > self.now + (time.monotonic() - self._begun) + AHEAD
+
+    def is_under_way(self, place: _Place) -> bool:
+        """Whether something may be written on by a process that is alive, whatever the grace."""
+        return False
 
     def comes_back(self, place: _Place) -> bool:
         """Whether an object in trash/ was in use when an earlier pruning moved it there."""
@@ -170,6 +180,9 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             raise errors[0]
         for place, digest in earlier:
             if digest in live or self.comes_back(place):
+                size = self.size(place)
+                if size is not None and (digest not in live or digest in self._of_deleted):
+                    self.report.spared[digest] = size
                 self.put_back(place, digest)
             elif (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
                 self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size
@@ -179,8 +192,10 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def sweep(self) -> None:
         """Delete the leftovers that are old."""
         for place in list(self.leftovers()):
-            if self.is_fresh(place):
+            if self.is_fresh(place) or self.is_under_way(place):
                 self._note_future(place)
+                if (size := self.size(place)) is not None:
+                    self.report.waiting[str(place)] = size
             elif self.dry_run or self.delete(place):
                 self.report.swept.append(str(place))
 
@@ -216,13 +231,15 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         for root in self.roots():
             if root.used > self.forgotten.get(root.digest, -1.0):
                 named |= objects_of_root(root, self.objects)
+        deleted: set[Digest] = set()
         for place, name in self.trash():
             if (match := layout.TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
                 # It is deleted, and need not be whole; another pruning may have swept it.
                 with contextlib.suppress(MlstateError, FileNotFoundError):
                     key = StateKey.parse(match[1])
-                    named |= self._named_by(self.read(place), key, str(place))
-        return named
+                    deleted |= self._named_by(self.read(place), key, str(place))
+        self._of_deleted = deleted - named
+        return named | deleted
 
     def _trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Objects that an earlier pruning moved to trash/."""
@@ -258,10 +275,13 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def _move_unnamed(self, live: set[Digest]) -> Iterator[tuple[_Place, Digest]]:
         """Move old unnamed objects to trash/."""
         for place, digest in self.all_objects():
-            if digest in live:
+            if digest in live and digest not in self._of_deleted:
                 continue
-            if self.is_fresh(place):
-                self._note_future(place)
+            if digest in live or self.is_fresh(place):
+                if digest not in live:
+                    self._note_future(place)
+                if (size := self.size(place)) is not None:
+                    self.report.spared[digest] = size
                 continue
             if (size := self.size(place)) is None:
                 continue
@@ -291,3 +311,16 @@ def objects_of_root(root: Root, objects: ObjectStore) -> set[Digest]:
         state = read_state_object(root.digest, objects)
         named |= {ref.digest for ref in state.refs.values()}
     return named
+
+
+def objects_of_states(states: StateFiles, objects: ObjectStore) -> dict[StateKey, set[Digest]]:
+    """The objects of saved states, as far as these can be read: a pruning says what cannot."""
+    found: dict[StateKey, set[Digest]] = {}
+    for key in list(states.keys()):
+        named = found.setdefault(key, set())
+        with contextlib.suppress(MlstateError, OSError):
+            if (data := states.read(key)) is not None:
+                entry = parse_state_file(data, key, states.locate(key))
+                named |= {entry.pinned_digest, *(file.digest for file in entry.files.values())}
+                named |= {ref.digest for ref in read_state(entry, objects).refs.values()}
+    return found

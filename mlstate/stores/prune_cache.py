@@ -2,26 +2,26 @@
 
 Fetches and loads may go on meanwhile. A state that is used after it was chosen to go is kept: its
 objects are put back by the second look, for its note is younger then. A state that was used within
-the last hour goes in two steps: it is kept no longer, and its objects stay until they were not used
-for an hour. A state that a process has mapped stays as it is: to remove it would free nothing.
+the last hour stays, and so does one that a process has mapped: to remove it would free nothing.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlstate.digests import Digest
+from mlstate.files import ABSENT
 from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import RECENT, Root, forget_root, read_roots
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.in_use import mapped_objects
 from mlstate.objects.mapped import MAP_FROM
-from mlstate.stores.prune import AHEAD, objects_of_root
+from mlstate.states import StateKey
+from mlstate.stores.prune import AHEAD, objects_of_root, objects_of_states
 from mlstate.stores.prune_folder import file_time, prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
 
@@ -33,31 +33,64 @@ CACHE_GRACE_SECONDS = RECENT
 
 @dataclass(frozen=True)
 class CachePruneReport:
-    """What was removed from a cache, or with ``dry_run`` would be.
+    """What was removed from a cache, or with ``dry_run`` would be, and what stays.
 
     Attributes:
-        states: The states that are no longer kept, by digest, each with the key that it was
+        states: The states that are no longer there, by digest, each with the key that it was
             fetched for.
-        objects: The objects that only they needed, with their sizes in bytes.
+        objects: The objects that only they needed, or no state, with their sizes in bytes.
         in_use: The states that would have gone, and stay: a process has them mapped, or they were
             used while others were removed. By digest, each with its key.
         future: What would have gone, but for a time that is yet to come, by path: a clock was or
             is wrong, and it stays.
+        recent: The states that would have gone, and stay since they were used, or fetched, within
+            the grace period. By digest, each with its key.
+        spared: Objects that no state needs and that stay for the grace period, with their sizes in
+            bytes.
+        waiting: Other leftovers that stay for it, or are written on; by path, with their sizes.
+        swept: Other leftovers deleted, as of `PruneReport`.
+        saved: The states that were saved in the folder, by `mlstate.unbundle` say, which stay
+            whatever the limits: there may be no mirror that has them.
+        saved_objects: How many objects they need, as far as these are here.
+        saved_nbytes: The bytes of these, which count towards a limit.
+        nbytes: The bytes of the objects of all states that stay, fetched or saved.
     """
 
     states: dict[Digest, str]
     objects: dict[Digest, int]
     in_use: dict[Digest, str] = field(default_factory=dict)
     future: tuple[str, ...] = ()
+    recent: dict[Digest, str] = field(default_factory=dict)
+    spared: dict[Digest, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
+    swept: tuple[str, ...] = ()
+    saved: tuple[StateKey, ...] = ()
+    saved_objects: int = 0
+    saved_nbytes: int = 0
+    nbytes: int = 0
 
 
 @dataclass
 class _Choice:
-    """The states that are to go, and those that would, were they not in use or of the future."""
+    """The states that are to go, and those that would, but for a reason to stay."""
 
     leaving: list[Root] = field(default_factory=list)
     in_use: list[Root] = field(default_factory=list)
+    recent: list[Root] = field(default_factory=list)
     future: list[Root] = field(default_factory=list)
+    empty: list[Root] = field(default_factory=list)  # notes of fetches that brought nothing
+    nbytes: int = 0  # of all that stays
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What may stay: sizes in bytes, times in seconds. Without limits all does."""
+
+    max_size: int | None
+    older_than: float | None
+    recent: float  # a state that was used within so many seconds stays
+    grace: float  # and so does one whose state object is younger than that
+    now: float
 
 
 def prune_cache(
@@ -65,6 +98,7 @@ def prune_cache(
     *,
     max_size: int | None = None,
     older_than: float | None = None,
+    grace_seconds: float | None = None,
     dry_run: bool = False,
 ) -> CachePruneReport:
     """Forget fetched states, and remove the objects that only they need.
@@ -77,13 +111,16 @@ def prune_cache(
     """
     root = objects.root
     states = FolderStateFiles(root)
-    saved = bool(states.keys())
-    grace = GRACE_SECONDS if saved else CACHE_GRACE_SECONDS
+    saved = objects_of_states(states, objects)
+    recent = CACHE_GRACE_SECONDS if grace_seconds is None else grace_seconds
+    grace = grace_seconds
+    if grace is None:
+        grace = GRACE_SECONDS if saved else CACHE_GRACE_SECONDS
     is_store = (root / layout.SETTINGS).exists()
     now = time.time() if dry_run or not is_store else file_time(root)
-    chosen = _choose(objects, max_size, older_than, now)
-    recent = [root for root in chosen.leaving if now - root.used < RECENT]
-    forgotten = {one.digest: one.used for one in chosen.leaving if one not in recent}
+    of_saved = set().union(*saved.values())
+    chosen = _choose(objects, _Limits(max_size, older_than, recent, grace, now), of_saved)
+    forgotten = {one.digest: one.used for one in chosen.leaving}
     report = prune_folder(
         states, objects, grace_seconds=grace, dry_run=dry_run, forgotten=forgotten
     )
@@ -92,53 +129,77 @@ def prune_cache(
     in_use = {one.digest: one.key for one in chosen.in_use}
     if not dry_run:
         for one in chosen.leaving:
-            kept = one in recent and not _stays_for_an_hour(one, objects)
-            if kept or not forget_root(root, one.digest, used=one.used):
+            if not forget_root(root, one.digest, used=one.used):
                 in_use[one.digest] = left.pop(one.digest)
+        for one in chosen.empty:
+            forget_root(root, one.digest, used=one.used)
         if not saved:  # nobody saves here: trash/ need not wait for the next pruning
             prune_folder(states, objects, grace_seconds=grace)
     future = [str(root / layout.ROOTS / one.digest) for one in chosen.future]
-    return CachePruneReport(left, taken, in_use, (*future, *report.future))
+    return CachePruneReport(
+        left,
+        taken,
+        in_use,
+        (*future, *report.future),
+        {one.digest: one.key for one in chosen.recent},
+        report.spared,
+        report.waiting,
+        tuple(report.swept),
+        tuple(sorted(saved)),
+        sum(objects.size(digest) is not None for digest in of_saved),
+        _size_of(of_saved, objects),
+        chosen.nbytes,
+    )
 
 
-def _stays_for_an_hour(root: Root, objects: FolderObjectStore) -> bool:
-    """Make the objects of a state as young as its last use; False if that is not allowed."""
-    for digest in objects_of_root(root, objects):
-        path = objects.path(digest)
-        with suppress(FileNotFoundError):
-            if path.lstat().st_mtime < root.used:
-                try:
-                    os.utime(path, (root.used, root.used), follow_symlinks=False)
-                except OSError:
-                    return False
-    return True
-
-
-def _choose(
-    objects: FolderObjectStore, max_size: int | None, older_than: float | None, now: float
-) -> _Choice:
-    """Choose the states to forget."""
+def _choose(objects: FolderObjectStore, limits: _Limits, saved: set[Digest]) -> _Choice:
+    """Choose the states to forget; ``saved`` are the objects of states that stay anyway."""
     choice = _Choice()
     mapped: Mapping[Digest, set[int]] | None = None
-    counted: set[Digest] = set()
-    total = 0
+    counted = set(saved)
+    total = _size_of(saved, objects)
     for root in sorted(read_roots(objects.root), key=lambda root: -root.used):
         named = objects_of_root(root, objects)
-        new = named - counted
-        size = sum(objects.size(digest) or 0 for digest in new)
-        too_old = older_than is not None and now - root.used > older_than
-        too_much = max_size is not None and total + size > max_size
-        if too_much and root.used > now + AHEAD:
-            choice.future.append(root)
-        elif too_old or too_much:
-            mapped = mapped_objects() if mapped is None else mapped
-            if not _is_mapped(named, objects, mapped):
-                choice.leaving.append(root)
-                continue
-            choice.in_use.append(root)
-        counted |= new
+        size = _size_of(named - counted, objects)
+        too_old = limits.older_than is not None and limits.now - root.used > limits.older_than
+        too_much = limits.max_size is not None and total + size > limits.max_size
+        made = _modified(objects.path(root.digest))
+        if made is None and not any(objects.size(digest) for digest in root.files):
+            if limits.now - root.used >= limits.recent:
+                choice.empty.append(root)
+            continue
+        if root.digest not in saved and (too_old or too_much):
+            last = max(root.used, made or 0.0)
+            if last > limits.now + AHEAD:
+                choice.future.append(root)
+            elif limits.now - root.used < limits.recent or (
+                made is not None and limits.now - made < limits.grace
+            ):
+                choice.recent.append(root)
+            else:
+                mapped = mapped_objects() if mapped is None else mapped
+                if not _is_mapped(named, objects, mapped):
+                    choice.leaving.append(root)
+                    continue
+                choice.in_use.append(root)
+        counted |= named
         total += size
+    choice.nbytes = total
     return choice
+
+
+def _size_of(digests: set[Digest], objects: FolderObjectStore) -> int:
+    return sum(objects.size(digest) or 0 for digest in digests)
+
+
+def _modified(path: Path) -> float | None:
+    """When a file was written, in seconds since the epoch; None if it is not there."""
+    try:
+        return path.lstat().st_mtime
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
 
 
 def _is_mapped(

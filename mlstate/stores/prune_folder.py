@@ -105,7 +105,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
 
     def size(self, place: Path) -> int | None:
         try:
-            return place.stat().st_size
+            return place.lstat().st_size
         except FileNotFoundError:
             return None
 
@@ -140,17 +140,18 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
 
     def leftovers(self) -> Iterator[Path]:
         for path in _things(self.objects.root / layout.TEMPORARIES):
-            if _TEMPORARY.fullmatch(path.name) and not self._is_under_way(path):
+            if _TEMPORARY.fullmatch(path.name):
                 yield path
         for path in _things(self.objects.root / layout.TRASH):
             if layout.TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name):
                 yield path
 
-    def _is_under_way(self, path: Path) -> bool:
-        """Whether a temporary may be written on by a process that is alive, whatever the grace."""
-        modified = self.modified(path)
+    def is_under_way(self, place: Path) -> bool:
+        """Whether something is a temporary that was written on a short while ago."""
+        modified = self.modified(place)
         return (
             modified is not None
+            and place.parent.name == layout.TEMPORARIES
             and self.now - modified < _UNDER_WAY
             and not self.is_ahead(modified)
         )

@@ -33,6 +33,11 @@ class BucketResource:
     def __repr__(self) -> str:
         return f"BucketResource({self.address!r})"
 
+    @property
+    def place(self) -> tuple[BucketClient, str]:
+        """The bucket, and the path in it."""
+        return self._client, self._path
+
     def size(self) -> int:
         """See `Resource.size`."""
         if self._seen is None:

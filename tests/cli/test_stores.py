@@ -132,6 +132,14 @@ def test_du_adds_up(shell):
     text = "\n".join(shell.lines("du", "weights"))
     assert "ARCHITECTURE" in text
     assert "on disk" in text
+    every = [
+        path.stat().st_size for path in (shell.folder / "weights").rglob("*") if path.is_file()
+    ]
+    assert data["disk"].pop("bytes") == sum(every) == sum(data["disk"].values())
+    shell.lines("rm", OTHER, "--store", "weights")
+    done = shell("du", "weights")
+    assert "in no state" in done.stdout
+    assert "mlstate prune" in done.stderr
 
 
 def test_fetch_says_what_came_and_what_was_spared(shared):
@@ -291,8 +299,10 @@ def test_rm_of_a_manifest_takes_the_entry_out_and_leaves_the_rest_alone(shared):
 
 def test_prune_makes_room_in_the_cache(shared):
     shared.lines("fetch", "--all", "--store", "weights.toml")
-    left = shared.json("prune", "--max-size", "1B", "--store", "weights.toml")
+    left = shared.json("prune", "--max-size", "1B", "--grace", "0s", "--store", "weights.toml")
     assert left["states"] == [str(BASE), str(TUNED), str(OTHER)]
+    assert left["kept"] == []
+    assert {one["cached"] for one in shared.json("ls", "weights.toml")["states"]} == {"no"}
 
 
 def test_prune_says_what_is_dated_in_the_future(shell):
@@ -500,6 +510,95 @@ def test_nan_is_not_hidden_in_a_difference(shell):
 
 def test_a_cache_that_keeps_what_is_new_says_so(shared):
     shared.lines("fetch", "--all", "--store", "weights.toml")
-    done = shared("prune", "--max-size", "1B", "--store", "weights.toml")
-    assert "within the last hour" in done.stderr
+    done = shared("prune", "--older-than", "0d", "--max-size", "1B", "--store", "weights.toml")
+    assert done.stdout.count("stays: it was used or fetched a short while ago (--grace)") == 3
+    assert "left the cache" not in done.stdout
+    assert "stay, more than 1 B" in done.stderr
+    assert {one["cached"] for one in shared.json("ls", "weights.toml")["states"]} == {"yes"}
     assert "--max-size" in shared("prune", "--store", "weights.toml").stderr
+
+
+def test_what_unbundle_brought_stays_and_counts_towards_the_limit(shared):
+    shared.lines("bundle", BASE, "--store", "weights", "-o", "base.tar")
+    shared.lines("unbundle", "base.tar")
+    done = shared("prune", "--max-size", "1B", "--store", "weights.toml")
+    assert f"{BASE}  stays: it was saved in this folder" in done.stdout
+    assert f"mlstate rm KEY --store {shared.folder / 'cache'}" in done.stderr
+    (kept,) = shared.json("prune", "--max-size", "1B", "--store", "weights.toml")["kept"]
+    on_disk = [path.stat().st_size for path in shared.folder.glob("cache/objects/*/*")]
+    assert (kept["reason"], kept["states"]) == ("saved", [str(BASE)])
+    assert (kept["objects"], kept["bytes"]) == (len(on_disk), sum(on_disk))
+    shared.lines("rm", BASE, "--store", "cache")  # what the report says to do
+    for _ in range(2):
+        shared.lines("prune", "--grace", "0s", "--store", "cache")
+    assert not list(shared.folder.glob("cache/objects/*/*"))
+
+
+def test_prune_of_a_store_says_what_the_grace_period_keeps(shell):
+    shell.lines("rm", OTHER, "--store", "weights")
+    for more in ((), ("--dry-run",)):
+        done = shell("prune", "--store", "weights", *more)
+        assert "2 objects" in done.stderr
+        assert "--grace" in done.stderr
+        by_reason = {one["reason"]: one for one in shell.json("prune", "-s", "weights")["kept"]}
+        assert by_reason["young"]["objects"] == 2
+        assert by_reason["unfinished"]["objects"] == 1  # its state file
+    moved = shell.json("prune", "--grace", "0s", "--store", "weights")
+    assert (moved["trashed"]["objects"], moved["kept"]) == (2, [])
+    assert "give one of both" in shell.complaint(
+        "prune", "--grace", "0s", "--older-than", "1d", "--store", "weights", code=2
+    )
+
+
+def test_verify_finds_what_was_named_and_is_not_here(shared):
+    """Nothing is green that checked nothing."""
+    view = ("--store", "weights.toml")
+    absent = shared.json("verify", BASE, *view, code=1)
+    assert (absent["ok"], absent["checked"], absent["absent"]) == (False, [], [str(BASE)])
+    (finding,) = absent["findings"]
+    assert (finding["kind"], finding["keys"]) == ("unchecked", [str(BASE)])
+    assert "0 states checked, 1 not here" in shared.lines("verify", BASE, *view, code=1)[-1]
+    assert shared.lines("verify", "--all", *view)[-1].endswith("nothing was checked")
+    shared.lines("fetch", TUNED, *view)
+    for plain in (("--all",), ()):
+        said = shared.lines("verify", *plain, *view)[-1]
+        assert said.startswith("1 state checked, 2 not here;")
+        assert shared.json("verify", *plain, *view)["ok"] is True
+        assert len(shared.json("verify", *plain, "--strict", *view, code=1)["findings"]) == 2
+    repaired = shared.json("verify", BASE, OTHER, "--repair", *view)
+    assert [one["remedy"] for one in repaired["findings"]] == ["it was fetched"] * 2
+    assert repaired["checked"] == [str(BASE), str(OTHER)]
+    assert shared.json("verify", "--strict", *view)["findings"] == []
+
+
+def test_verify_names_what_is_missing_of_a_state_that_is_here_in_part(shared):
+    shared.lines("fetch", BASE, "--store", "weights.toml")
+    tensors = shared.json("show", BASE, "-s", "weights")["tensors"]
+    (gone,) = [one["digest"] for one in tensors if one["name"] == "b.weight"]
+    (shared.folder / "cache" / "objects" / gone[:2] / gone[2:]).unlink()
+    found = shared.json("verify", BASE, "--store", "weights.toml", code=1)
+    (finding,) = found["findings"]
+    assert (finding["what"], finding["tensors"]) == ("tensor 'b.weight'", ["b.weight"])
+    assert (found["partial"], found["checked"]) == ([str(BASE)], [])
+    mended = shared.json("verify", BASE, "--repair", "--store", "weights.toml")
+    assert (mended["ok"], mended["checked"]) == (True, [str(BASE)])
+
+
+def test_verify_asks_mirrors_and_keeps_nothing(shared):
+    view = ("--store", "weights.toml")
+    asked = shared.json("verify", "--mirrors", *view)
+    assert [one["reason"] for one in asked["mirrors"]] == [None] * 3
+    assert not (shared.folder / "cache").exists()
+    big = max((shared.folder / "weights").glob("objects/*/*"), key=lambda p: p.stat().st_size)
+    big.chmod(0o644)
+    data = bytearray(big.read_bytes())
+    data[-1] ^= 1
+    big.write_bytes(data)
+    assert shared.json("verify", "--mirrors", *view)["ok"] is True  # it has the right size
+    deep = shared.json("verify", "--mirrors", "--deep", *view, code=1)
+    assert [one["keys"] for one in deep["findings"]] == [[str(BASE)], [str(TUNED)]]
+    assert {one["kind"] for one in deep["findings"]} == {"faulty"}
+    big.write_bytes(data[:-1])
+    assert len(shared.json("verify", "--mirrors", *view, code=1)["findings"]) == 2
+    assert "--mirrors" in shared.complaint("verify", "--deep", *view, code=2)
+    assert shared.complaint("verify", "--mirrors", "--repair", *view, code=2)

@@ -169,7 +169,7 @@ def test_lists_and_tables_outside_of_states_are_joined_item_by_item():
         "https://theirs",
         "https://two/store",
     ]
-    assert read.unknown["aliases"] == {"best": "p.r.b", "latest": "p.r.b", "good": "p.r.b"}
+    assert read.aliases == dict.fromkeys(("best", "latest", "good"), StateKey.parse("p.r.b"))
     assert read.unknown["serial"] == 7
     for comment in ("# ours to keep", "# the first", "# names that move"):
         assert comment in text

@@ -21,7 +21,9 @@ from mlstate import (
     S3StateStore,
     open_store,
 )
+from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError
+from mlstate.objects.cache import write_root
 from mlstate.operations.doctor import folders, network, traits
 from mlstate.operations.doctor.check import Check, failed, reason_of
 from mlstate.operations.doctor.doctor import Diagnosis, diagnose
@@ -106,6 +108,7 @@ def test_a_cache_is_counted_and_nothing_is_left(published: Published, tmp_path: 
     store = ManifestStore(manifest, cache=tmp_path / "cache")
     store.fetch(KEY)
     (tmp_path / "cache" / "tmp" / "left.partial").write_bytes(b"12345")
+    write_root(tmp_path / "cache", Digest.of(b"of a fetch that was killed"), str(KEY), [])
     before = everything(tmp_path / "cache" / "objects")
     names = set(os.listdir(tmp_path / "cache"))
     found = diagnose(store)

@@ -20,15 +20,20 @@ from mlstate import (
     StateKey,
     StateType,
     copy,
+    describe,
     manifest_of,
     usage,
+    verify,
 )
 from mlstate.digests import Digest
+from mlstate.errors import FetchError
 from mlstate.format import layout
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import Manifest, StateEntry
-from mlstate.objects.cache import last_use
+from mlstate.objects import FolderObjectStore
+from mlstate.objects.cache import last_use, read_roots
+from mlstate.operations.usage_report import DiskUsage
 from mlstate.stores.read import StateStore
 from mlstate.stores.statefiles import format_state_file
 from tests.support.buckets import bucket_store, contents, put
@@ -69,9 +74,9 @@ def check(store: StateStore) -> None:
         assert (state.own, state.error) == (own, None)
         assert state.own + state.shared == sum(every[state.key].values())
         assert state.digest == store.digest(state.key)
-        files = sum(len(content) for content in store.files(state.key).values())
         tensors = store.load_state_dict(state.key).values()
-        assert state.nbytes == files + sum(t.numel() * t.element_size() for t in tensors)
+        assert state.nbytes == sum(t.numel() * t.element_size() for t in tensors)
+        assert state.nbytes == describe(store, state.key).nbytes
     for family, found in used.by_architecture().items():
         mine = [k for k in every if k.state_type.is_compatible_with(family)]
         inside = {d: n for k in mine for d, n in every[k].items()}
@@ -116,6 +121,27 @@ def on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("objects/*/*"))
 
 
+def all_on_disk(folder: Path) -> int:
+    """Every byte of every file, found in the plainest way."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def check_sums(disk: DiskUsage | None, real: int) -> DiskUsage:
+    assert disk is not None
+    assert sum(getattr(disk, part) for part in DiskUsage.parts()) == disk.total == real
+    return disk
+
+
+def add_strays(folder: Path) -> dict[str, int]:
+    """What no state needs, by the field of `DiskUsage` that counts it."""
+    FolderObjectStore(folder).writer().put(Digest.of(b"orphan"), [b"orphan"])
+    for name in ("objects/note.txt", "objects/ab/cd", "trash/x/y", "tmp/" + "e" * 32, "roots/n"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1234567")
+    return {"unnamed": 6, "foreign": 3 * 7, "trash": 7, "unfinished": 7}
+
+
 def test_a_folder(store):
     check(store)
     used = usage(store)
@@ -136,6 +162,82 @@ def test_what_no_state_names_and_what_is_in_the_trash(store):
     pruned = usage(store)
     assert (pruned.total, pruned.unnamed) == (after.total, 0)
     assert pruned.trash >= own
+
+
+def test_the_parts_of_a_folder_add_up_to_what_is_on_the_disk(store):
+    before = check_sums(usage(store).disk, all_on_disk(store.folder))
+    used = usage(store)
+    assert before.own == sum(state.own for state in used.states)
+    assert before.own + before.shared == used.total
+    added = add_strays(store.folder)
+    (store.folder / "objects" / ("f" * 2)).mkdir()
+    (store.folder / "objects" / "link").symlink_to(store.folder / "states")
+    after = check_sums(usage(store).disk, all_on_disk(store.folder))
+    assert {part: getattr(after, part) - getattr(before, part) for part in added} == added
+    store.delete(key("b.base"))
+    store.prune(grace_seconds=0)
+    check_sums(usage(store).disk, all_on_disk(store.folder))
+    assert usage(store, disk=False).disk is None
+
+
+def test_the_parts_of_a_cache_add_up_to_what_is_on_the_disk(store, tmp_path, monkeypatch):
+    """With what it keeps for others, what was saved in it, and a second folder that is read."""
+    cache, other = tmp_path / "cache", tmp_path / "read"
+    manifest_of(store, objects=[str(store.folder)]).write(tmp_path / "m.toml")
+    view = ManifestStore(tmp_path / "m.toml", cache=cache)
+    view.fetch(key("a.base"))
+    view.fetch(key("a.tuned"))
+    LocalStateStore(cache).save_state_dict({"z": tensor(9)}, key("z.saved"))
+    kept = LocalStateStore(tmp_path / "kept")
+    kept.save_state_dict({"z": tensor(8)}, key("z.fetched"))
+    manifest_of(kept, objects=[str(kept.folder)]).write(tmp_path / "k.toml")
+    ManifestStore(tmp_path / "k.toml", cache=cache).fetch(key("z.fetched"))
+    added = add_strays(cache)
+    disk = check_sums(usage(view).disk, all_on_disk(cache))
+    assert {part: getattr(disk, part) for part in added} == added
+    assert disk.others == on_disk(kept.folder) + objects_size(LocalStateStore(cache))
+    assert disk.own + disk.shared == usage(view).total
+    shutil.copytree(cache, other)
+    monkeypatch.setenv("MLSTATE_READONLY_CACHES", str(other))
+    monkeypatch.setenv("MLSTATE_CACHE", str(cache))
+    both = ManifestStore(tmp_path / "m.toml")
+    twice = check_sums(usage(both).disk, 2 * all_on_disk(cache))
+    assert twice.copies == disk.own + disk.shared
+
+
+def objects_size(store: LocalStateStore) -> int:
+    every = {d: n for one in store.get_state_keys() for d, n in objects_of(store, one).items()}
+    return sum(every.values())
+
+
+def test_a_file_alone_that_is_in_the_cache_is_a_part_of_its_state(store, tmp_path):
+    manifest_of(store, objects=[str(store.folder)]).write(tmp_path / "m.toml")
+    view = ManifestStore(tmp_path / "m.toml", cache=tmp_path / "cache")
+    assert view.files(key("a.base"))["f"] == b"12345"
+    used = next(state for state in usage(view).states if state.key == key("a.base"))
+    assert (used.cached, used.own, used.shared) == ("partly", 5, 0)
+    others = [state for state in usage(view).states if state.key != key("a.base")]
+    assert {state.cached for state in others} == {"no"}  # though b.base has the same file
+    report = verify(view)
+    assert report.partial == (key("a.base"),)
+    assert report.absent == tuple(sorted(state.key for state in others))
+    check_sums(usage(view).disk, all_on_disk(tmp_path / "cache"))
+
+
+def test_a_failed_fetch_is_no_use_of_a_state_that_is_not_there(store, tmp_path):
+    manifest_of(store, objects=[str(store.folder)]).write(tmp_path / "m.toml")
+    store.folder.rename(tmp_path / "away")
+    view = ManifestStore(tmp_path / "m.toml", cache=tmp_path / "cache")
+    with pytest.raises(FetchError):
+        view.fetch(key("a.base"))
+    assert list(read_roots(tmp_path / "cache")) == []
+    assert {(one.cached, one.modified) for one in usage(view).states} == {("no", None)}
+    (tmp_path / "away").rename(store.folder)
+    view.fetch(key("a.base"), names=["y"])
+    store.folder.rename(tmp_path / "away")
+    with pytest.raises(FetchError):  # what is here of it is kept
+        view.fetch(key("a.base"))
+    assert [root.key for root in read_roots(tmp_path / "cache")] == [str(key("a.base"))]
 
 
 def test_some_states_of_a_store(store):
@@ -206,7 +308,8 @@ def test_a_view_tells_what_is_in_its_cache_and_fetches_nothing(store, tmp_path):
     assert used["baseb"].modified is None
     assert used["unpinnedb"] == type(used["unpinnedb"])(unpinned.key, cached="no")
     assert usage(view).total == on_disk(tmp_path / "cache")
-    assert usage(view).unnamed is usage(view).trash is None
+    assert (usage(view).unnamed, usage(view).trash) == (0, 0)
+    check_sums(usage(view).disk, all_on_disk(tmp_path / "cache"))
     assert used["basea"].modified == last_use(tmp_path / "cache", store.digest(key("a.base")))
     assert used["basea"].own + used["basea"].shared == sum(
         objects_of(store, key("a.base")).values()
@@ -271,7 +374,12 @@ def test_a_bucket_is_asked_for_its_states_and_not_for_its_tensors(store, moto, t
     assert [(s.key, s.digest, s.nbytes, s.own, s.shared) for s in states] == numbers
     assert [s.cached for s in states] == ["partly"] * 4  # the state objects are here now
     assert all(s.modified for s in used.states)
-    assert used.unnamed is used.trash is None
+    assert (used.unnamed, used.trash) == (0, 0)
+    check_sums(used.disk, sum(map(len, contents(moto, bucket).values())))
+    put(moto, bucket, "models/objects/ab/" + "c" * 62, b"x" * 70)
+    put(moto, bucket, "models/trash/" + "d" * 64, b"x" * 30)
+    stray = check_sums(usage(remote).disk, sum(map(len, contents(moto, bucket).values())))
+    assert (stray.unnamed, stray.trash) == (70, 30)
     remote.fetch(key("a.base"))
     assert next(s.cached for s in usage(remote).states if s.digest) == "yes"
 

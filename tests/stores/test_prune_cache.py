@@ -96,10 +96,11 @@ def test_without_a_limit_nothing_goes(store):
 
 def test_what_is_used_again_before_it_is_gone_is_kept_again(store, tmp_path):
     age_objects(tmp_path / "cache", hours=0)
-    assert len(store.prune(max_size=0).states) == 3  # the objects are too young to go
+    report = store.prune(max_size=0)  # the objects are too young to go
+    assert (report.states, sorted(report.recent.values())) == ({}, [str(key) for key in KEYS])
     store.load_state_dict(KEYS[1])
     age_objects(tmp_path / "cache", hours=10)
-    store.prune()
+    store.prune(max_size=0)
     assert cached(store) == [KEYS[1]]
 
 
@@ -111,10 +112,47 @@ def test_a_store_that_serves_as_a_cache_is_not_told_what_to_keep(store, tmp_path
 def test_what_has_just_been_fetched_is_not_taken_from_under_a_fetch(store, tmp_path):
     age_objects(tmp_path / "cache", hours=0)
     report = store.prune(max_size=0)
-    assert len(report.states) == 3
+    assert len(report.recent) == 3
+    assert not report.states
     assert not report.objects  # young objects wait for a later pruning
+    assert cached(store) == KEYS
     age_objects(tmp_path / "cache", hours=2)
-    assert len(store.prune().objects) == 4 + 3 + 3  # tensors, state objects, files
+    again = store.prune(max_size=0)
+    assert len(again.objects) == 4 + 3 + 3  # tensors, state objects, files
+    assert (len(again.states), again.nbytes) == (3, 0)
+
+
+def test_without_grace_what_was_used_a_moment_ago_goes_too(store, tmp_path):
+    store.load_state_dict(KEYS[0])
+    age_objects(tmp_path / "cache", hours=0)
+    said = store.prune(max_size=0, grace_seconds=0, dry_run=True)
+    assert cached(store) == KEYS
+    assert store.prune(max_size=0, grace_seconds=0) == said
+    assert sorted(said.states.values()) == [str(key) for key in KEYS]
+    assert cached(store) == []
+    assert store.load_state_dict(KEYS[0])["shared"].sum() == SIZE / 4
+
+
+def test_what_no_state_needs_and_is_young_is_named(store, tmp_path):
+    digest = Digest.of(b"orphan")
+    FolderObjectStore(tmp_path / "cache").writer().put(digest, [b"orphan"])
+    left = tmp_path / "cache" / "tmp" / ("f" * 32)
+    left.write_bytes(b"by a fetch that is under way")
+    for dry_run in (True, False):
+        report = store.prune(dry_run=dry_run)
+        assert report.spared == {digest: 6}
+        assert report.waiting == {str(left): 28}
+        assert report.objects == {}
+
+
+def test_a_note_of_a_fetch_that_brought_nothing_goes_unsaid(store, tmp_path):
+    digest = Digest.of(b"no such state")
+    write_root(tmp_path / "cache", digest, "pytorch.net.none", [])
+    assert digest not in store.prune(older_than=0).states
+    assert (tmp_path / "cache" / "roots" / digest).exists()  # it may be under way
+    os.utime(tmp_path / "cache" / "roots" / digest, (1, 1))
+    assert digest not in store.prune().states
+    assert not (tmp_path / "cache" / "roots" / digest).exists()
 
 
 def test_states_that_were_saved_in_the_folder_stay(store, tmp_path):
@@ -127,6 +165,18 @@ def test_states_that_were_saved_in_the_folder_stay(store, tmp_path):
         age_objects(tmp_path / "cache", hours=20 * 24)
     assert own.load_state_dict(key)["shared"].sum() == SIZE / 4
     assert cached(store) == []
+
+
+def test_what_was_saved_counts_towards_the_limit_and_is_named(store, tmp_path):
+    own = LocalStateStore(tmp_path / "cache")
+    key = StateKey.parse("pytorch.net.mine")
+    own.save_state_dict({"mine": torch.arange(10 * SIZE // 4)}, key)
+    age_objects(tmp_path / "cache", hours=20 * 24)
+    report = store.prune(max_size=5 * SIZE)  # enough for what was fetched alone
+    assert (sorted(report.states.values()), cached(store)) == ([str(key) for key in KEYS], [])
+    assert report.saved == (key,)
+    saved = sum(map(own.own.size, own.own.digests()))
+    assert report.saved_nbytes == report.nbytes == saved > 10 * SIZE
 
 
 def test_pruning_a_store_spares_what_a_cache_in_its_folder_keeps(store, tmp_path):
@@ -171,10 +221,11 @@ def test_what_was_used_within_the_hour_stays_until_it_was_not(store, tmp_path):
     """Its objects are as old as ever; only the note of its use is young."""
     store.load_state_dict(KEYS[0])
     report = store.prune(max_size=0)
-    assert sorted(report.states.values()) == [str(key) for key in KEYS]
+    assert sorted(report.states.values()) == [str(key) for key in KEYS[1:]]
+    assert list(report.recent.values()) == [str(KEYS[0])]
     assert len(report.objects) == 2 + 2 + 2  # what the others alone need
     assert cached(store) == KEYS[:1]
-    store.prune(max_size=0)  # nor by the next one, which finds no note of it any more
+    store.prune(max_size=0)  # nor by the next one
     shutil.rmtree(tmp_path / "source")
     assert store.load_state_dict(KEYS[0])["shared"].sum() == SIZE / 4
     age_objects(tmp_path / "cache", hours=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from mlstate.digests import Digest
@@ -67,9 +67,13 @@ def find_dependents(
 
 
 def incomplete_states(
-    inspection: Inspection, entries: Sequence[StateEntry]
+    inspection: Inspection, entries: Sequence[StateEntry], is_noted: Callable[[Digest], bool]
 ) -> tuple[list[StateKey], list[StateKey]]:
-    """The states of which nothing is there, and those of which something is missing; sorted."""
+    """The states of which nothing is there, and those of which something is missing; sorted.
+
+    A file that others have, too, does not make a state one of the latter, unless a cache notes that
+    it was fetched.
+    """
     absent: list[StateKey] = []
     partial: list[StateKey] = []
     missing = inspection.missing
@@ -77,7 +81,7 @@ def incomplete_states(
         lacking = any(ref in missing for ref, _ in inspection.refs_of(digest).values())
         for entry in sharing:
             files = [file.digest in missing for file in entry.files.values()]
-            if digest in missing and all(files):
+            if digest in missing and (all(files) or not is_noted(digest)):
                 absent.append(entry.key)
             elif digest in missing or lacking or any(files):
                 partial.append(entry.key)

@@ -44,14 +44,24 @@ class Problem:
 class Inspection:
     """Reads objects in every place that may have them, several at once.
 
+    With ``trash`` those count, too, that a pruning has moved to trash/: it may put them back.
+
     `missing` are those that no place has; `sizes` are the bytes of tensor data of each state whose
     state object is right; `objects` and `nbytes` say how much was read.
     """
 
-    def __init__(self, places: Sequence[ObjectStore], threads: int, meter: Meter) -> None:
+    def __init__(
+        self,
+        places: Sequence[ObjectStore],
+        threads: int,
+        meter: Meter,
+        *,
+        trash: bool = True,
+    ) -> None:
         self._places = places
         self._threads = threads
         self._meter = meter
+        self._reads_trash = trash
         self._lock = Lock()
         self._wanted: dict[Digest, _Specs] = {}
         self._read: set[Digest] = set()
@@ -149,6 +159,8 @@ class Inspection:
     def _problems(
         self, place: ObjectStore, digest: Digest, specs: _Specs, limit: int | None
     ) -> list[Problem]:
+        if not self._reads_trash and place.size(digest) is None:
+            raise ObjectNotFoundError("an object is missing", path=place.locate(digest))
         is_short = limit is not None and (place.size(digest) or 0) <= limit
         data = bytearray() if is_short else None
         check = _read(place, digest, specs, data, self._meter)

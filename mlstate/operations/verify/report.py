@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,14 +15,17 @@ from mlstate.states import StateKey
 __all__ = [
     "Finding",
     "Kind",
+    "MirrorCheck",
     "VerifyReport",
+    "in_order",
+    "other_weights",
     "unreadable_folder",
     "unreadable_state_file",
     "unsigned_state",
     "wrong_size",
 ]
 
-Kind = Literal["damaged", "missing", "unreadable", "unsigned"]
+Kind = Literal["damaged", "missing", "unreadable", "unsigned", "unchecked", "faulty"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Finding:
         kind: "damaged": an object whose bytes are not those that its digest names. "missing": an
             object that is not there. "unreadable": a state file that cannot be read, bytes that a
             digest names but the format forbids, an object that may not be read. "unsigned": a state
-            without a good signature, in a store that requires one.
+            without a good signature, in a store that requires one. "unchecked": a state that was
+            to be checked, of which something is not here. "faulty": a mirror that cannot be read,
+            or does not have what it should.
         what: What it is, in words: "the state object", "tensor 'a.weight' and 3 more".
         tensors: The names of the tensors that need the object, sorted.
         digest: The object's digest; None if this is about no object.
@@ -75,6 +80,27 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class MirrorCheck:
+    """What a mirror of a state was found to have.
+
+    Attributes:
+        key: The state.
+        mirror: The mirror's address: of several files that of the first.
+        what: What it should have: "objects", "tensors", "state object", or the name of a file.
+        files: How many files were asked for, or read; an object is one.
+        nbytes: Their bytes, as far as the mirror says.
+        reason: What is wrong with it; None if nothing is.
+    """
+
+    key: StateKey
+    mirror: str
+    what: str
+    files: int
+    nbytes: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """What a verification found.
 
@@ -82,12 +108,14 @@ class VerifyReport:
         states: The states that were looked at, sorted: those of `partial` among them, those of the
             other lists not, nor those whose state file cannot be read.
         objects: How many objects were read, each once, however many states need it.
-        nbytes: Their bytes.
+        nbytes: Their bytes. Of mirrors, objects and files that were asked for, and what they have.
         findings: What is not as it should be.
         absent: States of which a cache has nothing.
         partial: States of which a cache has something, which was verified, and not all.
         unpinned: States without a digest, of which nothing can be verified.
         unverifiable: Checkpoints of MLModule: these carry no digest.
+        mirrors: Each mirror of each state, where mirrors were asked.
+        unmirrored: States that list no mirror, where mirrors were asked.
     """
 
     states: tuple[StateKey, ...]
@@ -98,11 +126,24 @@ class VerifyReport:
     partial: tuple[StateKey, ...] = ()
     unpinned: tuple[StateKey, ...] = ()
     unverifiable: tuple[StateKey, ...] = ()
+    mirrors: tuple[MirrorCheck, ...] = ()
+    unmirrored: tuple[StateKey, ...] = ()
+
+    @property
+    def checked(self) -> tuple[StateKey, ...]:
+        """The states that were checked whole."""
+        without = set(self.partial)
+        return tuple(key for key in self.states if key not in without)
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong, or everything that was is repaired."""
         return all(finding.repaired for finding in self.findings)
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings as a report lists them: by state, by what it is, by place."""
+    return tuple(sorted(findings, key=lambda one: (one.keys, one.what, one.path or "")))
 
 
 def unreadable_folder(error: AccessError) -> Finding:

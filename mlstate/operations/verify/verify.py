@@ -4,46 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 from mlstate.digests import Digest
-from mlstate.errors import (
-    AccessError,
-    IntegrityError,
-    ManifestError,
-    MlstateError,
-    SignatureError,
-)
-from mlstate.fetch import OnProgress
+from mlstate.errors import FormatError, ManifestError, SignatureError
+from mlstate.fetch import Fetcher, OnProgress
 from mlstate.fetch.fetcher import has_mirrors
 from mlstate.fetch.progress import Meter, listener
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore, ListedObjectStore
-from mlstate.objects.cache import Cache
+from mlstate.objects.cache import Cache, folders_of, last_use
 from mlstate.objects.verified import REMEDY
+from mlstate.operations.verify.collect import collect
 from mlstate.operations.verify.dependents import Dependents, find_dependents, incomplete_states
 from mlstate.operations.verify.inspect import Inspection, Problem
+from mlstate.operations.verify.mirrors import verify_mirrors
 from mlstate.operations.verify.repair import FolderRepair
 from mlstate.operations.verify.report import (
     Finding,
+    MirrorCheck,
     VerifyReport,
-    other_weights,
-    unreadable_folder,
-    unreadable_state_file,
-    unsigned_state,
+    in_order,
     wrong_size,
 )
-from mlstate.parallel import for_each
+from mlstate.operations.verify.unchecked import Unchecked, all_without_digest
 from mlstate.phrases import flag
 from mlstate.reading import state_object_limit
-from mlstate.states import StateKey, check_keys
+from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
-from mlstate.stores.arguments import not_found
 from mlstate.stores.cache import make_fetcher
 from mlstate.stores.custom import state_store
 from mlstate.stores.read import StateStore
 
-__all__ = ["Finding", "VerifyReport", "verify"]
+__all__ = ["Finding", "MirrorCheck", "VerifyReport", "verify"]
 
 
 def verify(
@@ -51,6 +43,9 @@ def verify(
     keys: Iterable[StateKey] | None = None,
     *,
     repair: bool = False,
+    strict: bool | None = None,
+    mirrors: bool = False,
+    deep: bool = False,
     progress: OnProgress | bool | None = None,
 ) -> VerifyReport:
     """Read and hash every object of states: state objects, tensors, files. Needs no torch.
@@ -63,8 +58,8 @@ def verify(
       in the store itself are read: those of a bucket come over the network once, past the cache.
       What is missing is a finding.
     - Of a view over mirrors (`ManifestStore`, `GitHubReleaseStore`) what its cache has is read, in
-      each folder of the cache. That something was not fetched yet is no finding: see `absent` and
-      `partial` of the report.
+      each folder of the cache. What was not fetched yet cannot be checked: see `absent` and
+      `partial` of the report. Of a state in `keys` that is a finding, and `repair` fetches it.
 
     Without `keys` all other objects of the store, or of the folder that the cache writes to, are
     read too: a save may use one again later, and looks at its name and size only. If such an object
@@ -77,6 +72,11 @@ def verify(
             that the store lists for the state; likewise what is missing in a store of one's own.
             Only these objects are fetched. Folders alone can be repaired, not buckets or memory;
             a damaged object that no state needs is just set aside.
+        strict: Whether a state of which something was not checked is a finding: not here, without a
+            digest, without a mirror. By default so where `keys` are given.
+        mirrors: Ask the mirrors instead of the cache: does each have what each state needs, in the
+            right size? Nothing is stored. Headers alone are asked for, and state objects.
+        deep: With `mirrors`: read every byte of each.
         progress: Told how many bytes are read; True: a bar on the terminal.
 
     Returns:
@@ -84,8 +84,10 @@ def verify(
 
     Raises:
         StateNotFoundError: There is no such state.
-        FormatError: `keys` is no list of keys, or this store is none of mlstate's.
+        FormatError: `keys` is no list of keys, this store is none of mlstate's, or arguments
+            contradict each other.
         TransportError: A store on the network cannot be asked.
+        OfflineError: Mirrors are on the network, which may not be used.
 
     Example:
         >>> import torch
@@ -97,10 +99,20 @@ def verify(
         >>> report.ok, len(report.states), report.objects
         (True, 1, 2)
     """
+    if repair and mirrors:
+        raise FormatError("mirrors cannot be repaired from here", remedy="leave one of both out")
+    if deep and not mirrors:
+        raise FormatError(
+            "what is here is always read whole",
+            found=flag("deep"),
+            remedy="ask the mirrors, by " + flag("mirrors") + ", or leave it out",
+        )
     view = state_store(store)
     meter = Meter("verify", listener(progress))
     try:
-        return _Verification(view, keys, meter).run(repair=repair)
+        if mirrors:
+            return verify_mirrors(view, keys, meter, strict=strict, deep=deep)
+        return _Verification(view, keys, meter, strict=strict).run(repair=repair)
     finally:
         meter.end()
 
@@ -108,28 +120,33 @@ def verify(
 class _Verification:
     """One run of `verify`; without `keys` of all states, and of what no state needs."""
 
-    def __init__(self, store: StateStore, keys: Iterable[StateKey] | None, meter: Meter) -> None:
+    def __init__(
+        self,
+        store: StateStore,
+        keys: Iterable[StateKey] | None,
+        meter: Meter,
+        *,
+        strict: bool | None,
+    ) -> None:
         self._store = store
-        self._keys = None if keys is None else list(dict.fromkeys(check_keys(keys)))
+        self._strict = keys is not None if strict is None else strict
         fetcher = None if store.own is not None else store.fetcher
         own = store.objects if store.own is None else store.own
         places = (own,) if fetcher is None else fetcher.cache.stores
         self._fetcher = fetcher
         self._own = places[-1]
         self._is_view = fetcher is not None  # then what is missing is only not fetched yet
-        self._entries: list[StateEntry] = []
-        self._findings: list[Finding] = []
-        self._unpinned: list[StateKey] = []
-        self._unverifiable: list[StateKey] = []
-        self._compared: list[StateKey] = []
-        self._inspection = Inspection(places, store.threads, meter)
+        self._collected = collect(store, keys, 1 if self._is_view else store.threads)
+        self._entries = self._collected.entries
+        self._findings = self._collected.findings
+        self._inspection = Inspection(places, store.threads, meter, trash=not self._is_view)
+        self._unchecked = Unchecked(self._inspection, self._own)
         self._repair: FolderRepair | None = None
         self._problems: dict[Digest, list[Problem]] = {}
 
     def run(self, *, repair: bool) -> VerifyReport:
         """Inspect, repair, report."""
         inspection = self._inspection
-        self._collect()
         if repair and isinstance(self._own, FolderObjectStore):
             self._repair = self._prepare_repair(self._own)
         limits: dict[Digest, int] = {}
@@ -147,65 +164,37 @@ class _Verification:
                 inspection.want(file.digest)
         inspection.read_wanted()
         self._look_again(limits)
-        if self._keys is None and isinstance(self._own, ListedObjectStore):
+        if self._collected.keys is None and isinstance(self._own, ListedObjectStore):
             inspection.read_others(self._own)
         self._repair_problems()
+        if self._strict and self._fetcher is not None:
+            self._take_unchecked(limits, self._fetcher if repair else None)
         return self._report()
 
-    def _collect(self) -> None:
-        """Look up the entry of each state."""
-        keys = self._all_keys() if self._keys is None else self._keys
+    def _take_unchecked(self, limits: Mapping[Digest, int], fetcher: Fetcher | None) -> None:
+        """Note the states of which something is not here; with a fetcher bring it, and read it."""
+        inspection = self._inspection
+        absent, partial = self._incomplete()
+        incomplete = {*absent, *partial}
+        entries = [entry for entry in self._entries if entry.key in incomplete]
+        self._unchecked.note(entries, absent=set(absent))
+        if fetcher is None or not entries:
+            return
+        self._unchecked.fetch(entries, fetcher)
+        missing = set(inspection.missing)
+        for digest in missing:
+            inspection.forget(digest)
+        inspection.read_states({d: limits[d] for d in missing if d in limits})
+        inspection.read_wanted()
+        self._repair_problems()
 
-        def look_up(key: StateKey) -> None:
-            try:
-                entry = self._store.catalog.recorded(key)
-            except SignatureError as error:
-                self._findings.append(unsigned_state(key, error))
-                return
-            except (ManifestError, OSError) as error:
-                if isinstance(error, MlstateError) and not isinstance(error, ManifestError):
-                    raise  # the store as a whole cannot be asked
-                self._findings.append(unreadable_state_file(key, error))
-                return
-            if entry is None:
-                self._take_unrecorded(key)
-            elif entry.digest is None:
-                self._unpinned.append(key)
-            else:  # without what may be long and is not needed
-                self._entries.append(replace(entry, meta={}, unknown={}))
+    def _incomplete(self) -> tuple[list[StateKey], list[StateKey]]:
+        folders = folders_of(self._fetcher.cache) if self._fetcher is not None else []
 
-        for_each(look_up, keys, 1 if self._is_view else self._store.threads)
-        self._entries.sort(key=lambda entry: entry.key)
+        def is_noted(digest: Digest) -> bool:
+            return any(last_use(folder.root, digest) is not None for folder in folders)
 
-    def _all_keys(self) -> list[StateKey]:
-        """The keys of all states; a folder of them that may not be read is a finding."""
-        try:
-            return self._store.get_state_keys()
-        except AccessError as error:
-            if self._store.folder is None:
-                raise  # a server's: none of it can be asked
-            self._findings.append(unreadable_folder(error))
-            return sorted(listing.key for listing in self._store.listing())
-
-    def _take_unrecorded(self, key: StateKey) -> None:
-        """A checkpoint without a digest; or a user's own state, compared as it is loaded."""
-        if not self._store.exists(key):
-            if self._keys is not None:
-                raise not_found(key, self._store, self._store.get_state_keys(key.state_type))
-        elif self._store.catalog.requires_signature:
-            try:
-                self._store.get(key)
-            except SignatureError as error:
-                self._findings.append(unsigned_state(key, error))
-        elif not self._store.catalog.compares:
-            self._unverifiable.append(key)
-        else:
-            try:
-                self._store.get(key)
-            except IntegrityError as error:
-                self._findings.append(other_weights(key, error))
-            else:
-                self._compared.append(key)
+        return incomplete_states(self._inspection, self._entries, is_noted)
 
     def _look_again(self, limits: Mapping[Digest, int]) -> None:
         """Look again for what is missing: its state may be deleted or replaced, or it is back."""
@@ -258,7 +247,10 @@ class _Verification:
         absent: list[StateKey] = []
         partial: list[StateKey] = []
         if self._is_view:
-            absent, partial = incomplete_states(self._inspection, self._entries)
+            absent, partial = self._incomplete()
+        if self._strict:
+            self._findings += self._unchecked.findings({*absent, *partial})
+            self._findings += all_without_digest(self._collected)
         without = set(absent)
         present = [entry.key for entry in self._entries if entry.key not in without]
         dependents = self._dependents(self._problems)
@@ -270,14 +262,14 @@ class _Verification:
             if size is not None and entry.size not in (None, size):
                 self._findings.append(wrong_size(entry, size))
         return VerifyReport(
-            tuple(sorted([*self._compared, *present])),
+            tuple(sorted([*self._collected.compared, *present])),
             self._inspection.objects,
             self._inspection.nbytes,
-            tuple(sorted(self._findings, key=lambda f: (f.keys, f.what, f.path or ""))),
+            in_order(self._findings),
             tuple(absent),
             tuple(partial),
-            tuple(sorted(self._unpinned)),
-            tuple(sorted(self._unverifiable)),
+            tuple(entry.key for entry in self._collected.without_digest),
+            tuple(self._collected.unverifiable),
         )
 
     def _finding(self, digest: Digest, dependents: Dependents, problem: Problem) -> Finding:
