@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +22,7 @@ from mlstate.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from mlstate.operations.usage_report import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage
 
 __all__ = ["du", "ls", "show"]
 
@@ -42,22 +43,24 @@ def ls(
     with their headers, each counted once: those that no other state of the store needs, and those
     that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
-    from mlstate.operations.usage import usage
+    from mlstate.operations.usage import usage, usage_of_type
     from mlstate.states import StateType
 
     name = _where(context, where, store)
     view = opened(name, quiet=True)
-    keys = None if type_ is None else view.get_state_keys(StateType.parse(type_))
-    used = usage(view, keys)
+    if type_ is None:
+        states: Sequence[StateUsage] = usage(view).states
+    else:
+        states = usage_of_type(view, StateType.parse(type_))
     if as_json:
-        print_json("ls", {"store": name_of(name), "states": used.states})
+        print_json("ls", {"store": name_of(name), "states": states})
         return
-    if not used.states:
+    if not states:
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
-    cached = any(state.cached is not None for state in used.states)
+    cached = any(state.cached is not None for state in states)
     titles = ["KEY", ">SIZE", ">OWN", ">SHARED", *(["CACHED", "USED"] if cached else ["AGE"])]
-    print_table(titles, (_cells(state, cached=cached) for state in used.states))
-    _complain_of(used)
+    print_table(titles, (_cells(state, cached=cached) for state in states))
+    _complain_of(states)
 
 
 def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:
@@ -86,8 +89,8 @@ def _trouble(state: StateUsage) -> str:
     return "damaged" if state.error else ""
 
 
-def _complain_of(used: Usage) -> None:
-    for state in used.states:
+def _complain_of(states: Sequence[StateUsage]) -> None:
+    for state in states:
         if state.error:
             note(f"{state.key} cannot be read: {state.error}")
 
@@ -191,4 +194,4 @@ def du(
             ("trash", None if used.trash is None else human_size(used.trash)),
         ]
     )
-    _complain_of(used)
+    _complain_of(used.states)
