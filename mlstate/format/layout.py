@@ -9,7 +9,7 @@ tmp/ trash/ roots/                temporaries, removed things, what a cache keep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 
@@ -36,6 +36,7 @@ __all__ = [
     "TRASHED_OBJECT",
     "check_settings",
     "digest_of_object_path",
+    "digests_in_object_folder",
     "key_of_state_path",
     "keys_in_state_folder",
     "object_path",
@@ -78,6 +79,14 @@ def digest_of_object_path(path: str) -> Digest | None:
     except FormatError:
         return None
     return digest if path == object_path(digest) else None
+
+
+def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Digest]:
+    """The digests of the objects among ``names`` in one folder below objects/."""
+    if len(folder) == 2:
+        for name in names:
+            with suppress(FormatError):
+                yield Digest(folder + name)
 
 
 def state_folder(state_type: StateType) -> str:

@@ -8,8 +8,21 @@ writable there is read from the store instead. No load relies on it, and nothing
 from __future__ import annotations
 
 from mlstate.index.index import Index, open_index
-from mlstate.index.places import EntryRow, Place
+from mlstate.index.places import EntryRow, Folder, Place
 from mlstate.index.said import Said, number_of
+from mlstate.index.space import FolderSpace, SharedSpace, StateSpace
 from mlstate.index.versions import version_of
 
-__all__ = ["EntryRow", "Index", "Place", "Said", "number_of", "open_index", "version_of"]
+__all__ = [
+    "EntryRow",
+    "Folder",
+    "FolderSpace",
+    "Index",
+    "Place",
+    "Said",
+    "SharedSpace",
+    "StateSpace",
+    "number_of",
+    "open_index",
+    "version_of",
+]

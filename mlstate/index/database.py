@@ -30,16 +30,18 @@ CREATE TABLE state (digest BLOB PRIMARY KEY, used INTEGER NOT NULL, said BLOB NO
 CREATE TABLE place (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, used INTEGER NOT NULL);
 CREATE TABLE folder (
     id INTEGER PRIMARY KEY, place INTEGER NOT NULL, path TEXT NOT NULL, version TEXT,
-    UNIQUE (place, path)
+    entries BLOB, space BLOB, UNIQUE (place, path)
 );
-CREATE TABLE entry (
-    folder INTEGER NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, said BLOB NOT NULL,
-    PRIMARY KEY (folder, name)
-) WITHOUT ROWID;
 CREATE TABLE holder (
     object INTEGER NOT NULL, folder INTEGER NOT NULL, PRIMARY KEY (object, folder)
 ) WITHOUT ROWID;
 """
+_PRAGMAS = (
+    "mmap_size = 0",  # of a map, a file that becomes shorter meanwhile kills the process
+    "synchronous = OFF",
+    "trusted_schema = OFF",
+    "cache_size = -65536",
+)
 _VERSION = 1
 """Of the tables and of what they hold; it is a part of the file's name, too, so that versions of
 mlstate beside each other have a file each."""
@@ -129,7 +131,7 @@ class Database:
             )
             self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
             self._connection.text_factory = lambda data: data.decode("utf-8", "replace")
-            for pragma in ("mmap_size = 0", "synchronous = OFF", "trusted_schema = OFF"):
+            for pragma in _PRAGMAS:
                 self._connection.execute(f"PRAGMA {pragma}")
             if self._version() == 0:
                 self._connection.executescript(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
 from dataclasses import dataclass
 
 from mlstate.digests import Digest
 from mlstate.format.state_object import StateObject
 from mlstate.format.tensor_object import object_size
+from mlstate.index.sealed import array_of, little, sealed, unsealed
 
-__all__ = ["Said", "number_of", "sealed", "unsealed"]
+__all__ = ["Said", "number_of"]
 
 _NUMBERS = struct.Struct("<QQQQ")
-_SEAL = 8
 _MOST = (1 << 63) - 1
 
 
@@ -65,7 +64,7 @@ class Said:
     def encode(self, digest: Digest) -> bytes:
         """The bytes that the index keeps for a state digest."""
         fixed = _NUMBERS.pack(self.size, self.nbytes, self.inline, self.tensors)
-        return sealed(digest, fixed + _little(self.objects) + _little(self.sizes))
+        return sealed(digest, fixed + little(self.objects) + little(self.sizes))
 
     @classmethod
     def decode(cls, digest: Digest, data: object) -> Said | None:
@@ -74,37 +73,6 @@ class Said:
         if said is None or len(said) < _NUMBERS.size or (len(said) - _NUMBERS.size) % 16:
             return None
         middle = (len(said) + _NUMBERS.size) // 2
-        objects, sizes = _array(said[_NUMBERS.size : middle]), _array(said[middle:])
-        return cls(*_NUMBERS.unpack_from(said), objects, sizes)
-
-
-def sealed(name: str, said: bytes) -> bytes:
-    """Bytes with a checksum over themselves and what they are kept under."""
-    return said + _seal(name, said)
-
-
-def unsealed(name: str, data: object) -> bytes | None:
-    """The inverse of `sealed`; None for what is damaged, or was kept under another name."""
-    if not isinstance(data, bytes) or len(data) < _SEAL:
-        return None
-    said = data[:-_SEAL]
-    return said if data[-_SEAL:] == _seal(name, said) else None
-
-
-def _seal(name: str, said: bytes) -> bytes:
-    return bytes.fromhex(Digest.of(name.encode() + b"\0" + said)[: 2 * _SEAL])
-
-
-def _little(numbers: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        numbers = numbers[:]
-        numbers.byteswap()
-    return numbers.tobytes()
-
-
-def _array(data: bytes) -> array[int]:
-    numbers = array("q")
-    numbers.frombytes(data)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+        objects, sizes = array_of(said[_NUMBERS.size : middle]), array_of(said[middle:])
+        size, nbytes, inline, tensors = _NUMBERS.unpack_from(said)
+        return cls(size, nbytes, inline, tensors, objects, sizes)

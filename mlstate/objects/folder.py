@@ -206,11 +206,9 @@ class FolderObjectStore:
         for folder in _entries(self.root / layout.OBJECTS):
             if not folder.is_dir(follow_symlinks=False):
                 continue  # by a link, an object of another name would be taken for one of this
-            for entry in _entries(Path(folder.path)):
-                path = f"{layout.OBJECTS}/{folder.name}/{entry.name}"
-                digest = layout.digest_of_object_path(path)
-                if digest and entry.is_file(follow_symlinks=False):
-                    yield digest
+            entries = _entries(Path(folder.path))
+            files = (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            yield from layout.digests_in_object_folder(folder.name, files)
 
     def writer(self) -> FolderObjectWriter:
         """Begin an act of saving; makes the folder a store if it is none yet."""

@@ -7,14 +7,23 @@ edited in place: those are seen where they are listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError, IntegrityError, MlstateError, SignatureError
+from mlstate.errors import (
+    FormatError,
+    IntegrityError,
+    MlstateError,
+    ObjectNotFoundError,
+    SignatureError,
+)
 from mlstate.format import layout
-from mlstate.index import EntryRow, Index, Said, number_of
+from mlstate.index import EntryRow, Folder, FolderSpace, Index, StateSpace, number_of
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import ObjectStore
 from mlstate.states import StateKey
@@ -23,7 +32,7 @@ from mlstate.stores.catalog import Catalog
 
 __all__ = ["KnownStates"]
 
-_Rows = dict[str, tuple[str, EntryRow]]
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class KnownStates:
@@ -33,11 +42,19 @@ class KnownStates:
         catalog: The catalog.
         objects: Where its state objects are.
         index: The index, which learns what it does not know.
+        far: Where the store has its objects, if that is elsewhere and `objects` is a cache.
     """
 
-    def __init__(self, catalog: Catalog, objects: ObjectStore, index: Index) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        objects: ObjectStore,
+        index: Index,
+        far: ObjectStore | None = None,
+    ) -> None:
         self._catalog = catalog
         self._objects = objects
+        self._far = far
         self._index = index
         name = catalog.indexed_as()
         self._place = None if name is None else index.place(name)
@@ -55,10 +72,10 @@ class KnownStates:
             return None
         path, name = _split(listing.key)
         folder = self._folder(path)
-        version, row = folder.kept.get(name, (None, None))
-        if row is None or version != listing.version:
+        row = folder.kept.entries.get(name)
+        if row is None or row.version != listing.version:
             return None
-        folder.add(name, listing.version, row)
+        folder.add(listing.key, name, row)
         return _entry_of(listing.key, row)
 
     def learn(self, listing: Listing, entry: StateEntry | None) -> None:
@@ -66,15 +83,16 @@ class KnownStates:
         if self._place is None:
             return
         path, name = _split(listing.key)
-        if entry is None or entry.digest is None:
-            self._folder(path).whole = False
-            return
-        files = {file: said.digest for file, said in entry.files.items()}
-        row = EntryRow(entry.digest, entry.size, files)
-        self._folder(path).add(name, listing.version, row)
+        folder = self._folder(path)
+        if entry is None or entry.digest is None or listing.version is None:
+            folder.whole = False
+        if entry is not None and entry.digest is not None:
+            files = {file: said.digest for file, said in entry.files.items()}
+            row = EntryRow(listing.version or "", entry.digest, entry.size, files)
+            folder.add(listing.key, name, row)
 
     def list_folder(self, path: str) -> dict[StateKey, StateEntry]:
-        """The states of a folder that can be read, and of which it is known what they say."""
+        """The states of a folder that can be read."""
         self._folder(path)
         found: dict[StateKey, StateEntry] = {}
         for listing in self._catalog.listing_in(path):
@@ -85,19 +103,57 @@ class KnownStates:
                 self.learn(listing, entry)
             if entry is not None and entry.digest is not None:
                 found[listing.key] = entry
-        self._index.load(entry.pinned_digest for entry in found.values())
-        for entry in found.values():
-            self._said(entry)
         return found
+
+    def space(self, path: str) -> FolderSpace | None:
+        """The space of the states of a folder, in the order of their keys; all were listed.
+
+        None if something of one of them is not known.
+        """
+        folder = self._folders.get(path)
+        if folder is None:
+            return None
+        if folder.space is None and folder.is_unchanged:
+            folder.space = folder.kept.space
+        if folder.space is None and folder.whole:
+            rows = folder.in_order()
+            self._index.load(row.digest for row in rows.values())
+            with suppress(MlstateError, OSError):  # as each of them is told by `usage`
+                folder.space = FolderSpace.of([*map(self._state_space, folder.keys, rows.values())])
+        return folder.space
+
+    def places(self, path: str) -> dict[StateKey, int]:
+        """The places of the states in the `space` of a folder."""
+        return {key: place for place, key in enumerate(self._folders[path].keys)}
+
+    def _state_space(self, key: StateKey, row: EntryRow) -> StateSpace:
+        said = self._index.said(_entry_of(key, row), self._objects, here=self._far is None)
+        sizes = dict(zip(said.objects, said.sizes, strict=True))
+        sizes[number_of(row.digest)] = said.size
+        nbytes = said.nbytes
+        for digest in row.files.values():
+            size = self._objects.size(digest)
+            if size is None and self._far is not None:
+                size = self._far.size(digest)
+            if size is None:
+                raise ObjectNotFoundError("a file is missing", key=key, expected=digest)
+            sizes[number_of(digest)] = size
+            nbytes += size
+        return StateSpace(nbytes, array("q", sizes), array("q", sizes.values()))
 
     def elsewhere(self, objects: Iterable[int], path: str) -> set[int]:
         """Those of some objects that a state of another folder names, too."""
-        self._list_changed(but=path)
         wanted = set(objects)
         shared: set[int] = set()
-        for other, folder in self._folders.items():
-            if other != path:
-                shared |= wanted & folder.objects(self._index)
+        for other, entries in self._list_changed(but=path).items():
+            space = self.space(other)
+            if space is not None:
+                shared |= wanted & space.sizes.keys()
+                continue
+            for entry in entries.values():
+                with suppress(MlstateError, OSError):
+                    shared |= wanted.intersection(self._index.said(entry, self._objects).objects)
+                shared |= wanted.intersection(map(number_of, _digests_of(entry)))
         return shared | {
             number for number, other in self._unchanged_holders(wanted) if other != path
         }
@@ -108,7 +164,7 @@ class KnownStates:
         self._index.load(entry.pinned_digest for entry in states.values())
         for key in sorted(states):
             entry = states[key]
-            with suppress(MlstateError):  # which `verify` reports
+            with suppress(IntegrityError, FormatError):  # which `verify` reports
                 kept = self._index.kept(entry.pinned_digest)
                 if kept is not None and objects.isdisjoint(kept.objects):
                     continue
@@ -125,7 +181,7 @@ class KnownStates:
             for found in self._list_changed().values():
                 states |= found
             for path in {path for _, path in self._unchanged_holders(objects)}:
-                for name, (_, row) in self._place.entries(path).items():
+                for name, row in self._place.folder(path).entries.items():
                     if key := layout.key_of_state_path(f"{path}/{name}"):
                         states[key] = _entry_of(key, row)
             return states
@@ -147,36 +203,32 @@ class KnownStates:
         if place is None:
             return
         for path, folder in self._folders.items():
-            version = (self._versions or {}).get(path)
-            if not folder.is_whole(self._index):
-                version = None
-            if folder.rows != folder.kept or version != place.versions.get(path, ""):
-                objects = folder.objects(self._index)
-                self._index.later(
-                    partial(
-                        place.write,
-                        folder=path,
-                        version=version,
-                        entries=folder.rows,
-                        objects=objects,
-                    )
-                )
+            space = self.space(path)
+            version = (self._versions or {}).get(path) if space is not None else None
+            if folder.is_unchanged and version == place.versions.get(path):
+                continue
+            rows = {name: row for name, row in folder.in_order().items() if row.version}
+            new = Folder(rows, space)
+            self._index.later(
+                partial(place.write, path=path, version=version, folder=new, old=folder.kept)
+            )
 
     def forget_others(self) -> None:
         """Forget the folders that are there no more, once all states were listed."""
         if self._place is not None:
             for path in self._place.versions.keys() - self._folders.keys():
-                self._index.later(partial(self._place.forget, folder=path))
+                self._index.later(partial(self._place.forget, path=path))
 
     def _folder(self, path: str) -> _Folder:
         if path not in self._folders:
             assert self._place is not None
-            self._folders[path] = _Folder(self._place.entries(path))
+            self._folders[path] = _Folder(self._place.folder(path))
         return self._folders[path]
 
     def _list_changed(self, but: str | None = None) -> dict[str, dict[StateKey, StateEntry]]:
         """List the folders that are not as the index knows them."""
-        assert self._place is not None and self._versions is not None
+        assert self._place is not None
+        assert self._versions is not None
         return {
             path: self.list_folder(path)
             for path, version in self._versions.items()
@@ -184,47 +236,40 @@ class KnownStates:
         }
 
     def _unchanged_holders(self, objects: Iterable[int]) -> Iterator[tuple[int, str]]:
-        assert self._place is not None and self._versions is not None
+        assert self._place is not None
+        assert self._versions is not None
         for number, path in self._place.holders(objects):
             if path in self._versions and path not in self._folders:
                 yield number, path
-
-    def _said(self, entry: StateEntry) -> Said | None:
-        kept = self._index.kept(entry.pinned_digest)
-        if kept is None:
-            with suppress(MlstateError, OSError):
-                return self._index.said(entry, self._objects)
-        return kept
 
 
 class _Folder:
     """A folder of state files: what the index knew of it, and what is known by now."""
 
-    def __init__(self, kept: _Rows) -> None:
+    def __init__(self, kept: Folder) -> None:
         self.kept = kept
-        self.rows: _Rows = {}
-        self.whole = True  # whether the files were readable
-        self._states: set[Digest] = set()
-        self._files: set[Digest] = set()
+        self.space: FolderSpace | None = None
+        self.whole = True  # whether the files were readable, and have versions
+        self._rows: dict[StateKey, tuple[str, EntryRow]] = {}
 
-    def add(self, name: str, version: str | None, row: EntryRow) -> None:
-        """Add a state file; one without a version is read again next time."""
-        self._states.add(row.digest)
-        self._files.update(row.files.values())
-        if version is None:
-            self.whole = False
-        else:
-            self.rows[name] = (version, row)
+    def add(self, key: StateKey, name: str, row: EntryRow) -> None:
+        """Add a state file."""
+        self._rows[key] = name, row
 
-    def is_whole(self, index: Index) -> bool:
-        """Whether all its states are known, so that all its objects are."""
-        return self.whole and all(index.kept(digest) is not None for digest in self._states)
+    @property
+    def keys(self) -> list[StateKey]:
+        """The keys of its states, sorted."""
+        return sorted(self._rows)
 
-    def objects(self, index: Index) -> set[int]:
-        """All that its states name, and their state objects, as far as that is known."""
-        said = (index.kept(digest) for digest in self._states)
-        own = map(number_of, self._states | self._files)
-        return set(own).union(*(state.objects for state in said if state is not None))
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it has just the state files that the index knew, at their versions."""
+        rows = dict(self._rows.values())
+        return self.whole and bool(self.kept.entries) and rows == self.kept.entries
+
+    def in_order(self) -> dict[str, EntryRow]:
+        """The state files by name, in the order of their keys."""
+        return dict(self._rows[key] for key in self.keys)
 
 
 def _split(key: StateKey) -> tuple[str, str]:
@@ -232,6 +277,13 @@ def _split(key: StateKey) -> tuple[str, str]:
     return folder, name
 
 
+def _digests_of(entry: StateEntry) -> list[Digest]:
+    return [entry.pinned_digest, *(file.digest for file in entry.files.values())]
+
+
 def _entry_of(key: StateKey, row: EntryRow) -> StateEntry:
-    files = {file: FileEntry(digest) for file, digest in row.files.items()}
-    return StateEntry(key, row.digest, row.size, files=files)
+    files = {file: FileEntry(digest) for file, digest in row.files.items()} if row.files else _NONE
+    # What the entry has beside these is not kept: nobody fetches by it.
+    return StateEntry(
+        key, row.digest, row.size, files=files, meta=_NONE, unknown=_NONE, layout=_NONE
+    )
