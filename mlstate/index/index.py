@@ -96,8 +96,13 @@ class Index:
         """What state files of the store of a name say."""
         place = Place(self._database, name)
         if place.used is not None and not today() - _NOTED < place.used <= today():
+            place.is_due = True
             self.later(place.note_use)
         return place
+
+    def touch(self, digests: Iterable[Digest]) -> None:
+        """Note that what is kept of states is used, though nobody asked for it."""
+        self._used.extend(digests)
 
     def later(self, write: Callable[[Writer], None]) -> None:
         """Write something with all else, at the end."""

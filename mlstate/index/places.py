@@ -60,6 +60,7 @@ class Place:
     Attributes:
         versions: The version of each folder that is known whole; None of the others.
         used: The day when it was last noted that the store is asked about; None of a new one.
+        is_due: Whether the use of its states is to be noted, too.
     """
 
     def __init__(self, database: Database, name: str) -> None:
@@ -74,6 +75,7 @@ class Place:
         self._ids: dict[str, int] = {path: id_ for id_, path in self._paths.items()}
         self.versions: dict[str, str | None] = {path: version for _, path, version, _ in rows}
         self.used = min((used for *_, used in rows if isinstance(used, int)), default=None)
+        self.is_due = False
 
     def folder(self, path: str) -> Folder:
         """What is known of a folder; nothing of an unknown one."""

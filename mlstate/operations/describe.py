@@ -19,11 +19,11 @@ from mlstate.index import number_of, open_index
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
+from mlstate.operations.usage import known_states
 from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
 from mlstate.stores.custom import state_store
-from mlstate.stores.known import KnownStates
 from mlstate.stores.read import StateStore
 
 __all__ = ["Description", "FileInfo", "TensorInfo", "WeightsFileInfo", "describe"]
@@ -162,7 +162,7 @@ def _others(store: StateStore, key: StateKey, state: StateObject) -> Mapping[Dig
     digests = {number_of(ref.digest): ref.digest for ref in state.refs.values()}
     having: dict[Digest, list[str]] = {}
     with suppress(UnsupportedStoreError), open_index() as index:
-        known = KnownStates(store.catalog, store.objects, index)
+        known = known_states(store, index)
         for other, named in known.holding(set(digests), but=key):
             for number in named:
                 having.setdefault(digests[number], []).append(str(other))

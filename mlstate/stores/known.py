@@ -168,9 +168,11 @@ class KnownStates:
                 kept = self._index.kept(entry.pinned_digest)
                 if kept is not None and objects.isdisjoint(kept.objects):
                     continue
-                if self._objects.size(entry.pinned_digest) is None:
-                    continue  # it is not here
-                if named := objects.intersection(self._index.said(entry, self._objects).objects):
+                here = self._far is None
+                if here and self._objects.size(entry.pinned_digest) is None:
+                    continue
+                said = self._index.said(entry, self._objects, here=here)
+                if named := objects.intersection(said.objects):
                     yield key, named
 
     def _candidates(self, objects: set[int]) -> dict[StateKey, StateEntry]:
@@ -204,6 +206,8 @@ class KnownStates:
             return
         for path, folder in self._folders.items():
             space = self.space(path)
+            if place.is_due:
+                self._index.touch(row.digest for row in folder.in_order().values())
             version = (self._versions or {}).get(path) if space is not None else None
             if folder.is_unchanged and version == place.versions.get(path):
                 continue
