@@ -3,7 +3,8 @@
 Processor time of whole processes of the command line, Python's start and the imports included:
 `ls`, `show`, `du` and a dry `prune` of stores of 20 to 4,000 states of 100 tensors, 97 of which a
 state shares with the 99 others of its architecture; and `ls --type` of one architecture among up to
-100,000 states. The first time there is no index of what the states say; the second time there is.
+100,000 states of 10 tensors. The first time there is no index of what the states say; the second
+time there is.
 State files and objects are written directly in the layout, as small as they can be. Needs 3 GB of
 disk.
 """
@@ -11,6 +12,7 @@ disk.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import shutil
@@ -31,8 +33,6 @@ from mlstate.states import StateKey, StateType
 STATES = (20, 1_000, 4_000)
 MANY = (4_000, 100_000)
 FAMILY = 100
-TENSORS = 100
-OWN = 3
 ASKED = StateKey(StateType("pytorch", "net-0"), "run-7")
 GOALS = {"ls": 0.5, "show of one state": None, "du": 1.0, "prune --dry-run": None}
 """What is measured, and the seconds that it may take of 4,000 states, the second time."""
@@ -69,7 +69,7 @@ def by_states(folder: Path, rounds: int) -> list[Figures]:
             "prune --dry-run": ["prune", "--dry-run", "--older-than", "1h", "--store", str(store)],
         }
         for name, command in commands.items():
-            once, again = timed(command, cache, rounds)
+            once, again = timed(command, cache, rounds, first=rounds // 2)
             goal = GOALS[name] if count == max(STATES) else None
             first.append(Figure(name, once, None, count))
             later.append(Figure(name, again, goal, count))
@@ -85,7 +85,7 @@ def of_one_type(folder: Path, rounds: int) -> list[Figures]:
     rows: list[Figure] = []
     for count in MANY:
         store, cache = folder / f"types-{count}", folder / "cache"
-        write_store(store, count)
+        write_store(store, count, tensors=10, own=1)
         command = ["ls", str(store), "--type", str(ASKED.state_type)]
         once, again = timed(command, cache, rounds, first=1)
         rows.append(Figure("ls --type, the first time", once, None, count))
@@ -121,20 +121,20 @@ def seconds(command: list[str], environment: Mapping[str, str]) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def write_store(folder: Path, count: int) -> None:
-    """A store of so many states, in architectures of a hundred."""
+def write_store(folder: Path, count: int, tensors: int = 100, own: int = 3) -> None:
+    """A store of so many states, in architectures of a hundred that share all but a few tensors."""
     folder.mkdir()
     (folder / layout.SETTINGS).write_bytes(layout.NEW_SETTINGS)
-    write_state_files(folder, _states(folder, count))
+    write_state_files(folder, _states(folder, count, tensors - own, own))
 
 
-def _states(folder: Path, count: int) -> Iterator[tuple[StateKey, Digest]]:
-    numbers = iter(range(count * TENSORS))
+def _states(folder: Path, count: int, shared: int, own: int) -> Iterator[tuple[StateKey, Digest]]:
+    numbers = itertools.count()
     for family in range(0, count, FAMILY):
-        common = [write_tensor(folder, next(numbers)) for _ in range(TENSORS - OWN)]
+        common = [write_tensor(folder, next(numbers)) for _ in range(shared)]
         state_type = StateType("pytorch", f"net-{family // FAMILY}")
         for run in range(min(FAMILY, count - family)):
-            tensors = [*common, *(write_tensor(folder, next(numbers)) for _ in range(OWN))]
+            tensors = [*common, *(write_tensor(folder, next(numbers)) for _ in range(own))]
             refs = {f"layers.{n}.weight": TensorRef(SPEC, d) for n, d in enumerate(tensors)}
             data = StateObject({}, refs).encode()
             write_object(folder, Digest.of(data), data, len(data))

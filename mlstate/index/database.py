@@ -8,7 +8,6 @@ flushed to the disk: what a power cut damages is made anew.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,8 +52,6 @@ _LARGEST = 1 << 28
 _HARMLESS = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15})
 """SQLite's codes for a file that is locked, or may not be written, or has no room: it is whole."""
 
-_log = logging.getLogger("mlstate.index")
-
 
 def index_folder() -> Path:
     """The folder of this user's index, whether it is there or not.
@@ -79,7 +76,7 @@ class Database:
             self._path = index_folder() / f"states-{_VERSION}.sqlite"
             _prepare(self._path)
         except (OSError, MlstateError) as error:
-            _log.info("no index of states is kept: %s", error)
+            _log("no index of states is kept", error)
             return
         for _ in range(2):  # once more where a damaged file was removed
             self._open()
@@ -154,7 +151,7 @@ class Database:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
             damaged = code is not None and code & 0xFF not in _HARMLESS
-            _log.info("the index of states is %s: %s", "damaged" if damaged else "not used", error)
+            _log(f"the index of states is {'damaged' if damaged else 'not used'}", error)
             if damaged:
                 self._remove()
             self.close()
@@ -204,6 +201,12 @@ def _prepare(path: Path) -> None:
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise OSError(f"{path} is not a file")
+
+
+def _log(what: str, error: Exception) -> None:
+    import logging  # few processes come here
+
+    logging.getLogger("mlstate.index").info("%s: %s", what, error)
 
 
 def _is_there(path: Path) -> bool:

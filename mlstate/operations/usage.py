@@ -97,12 +97,10 @@ def usage_of_type(store: AnyStore, state_type: StateType) -> list[StateUsage]:
             listings = {listing.key: listing for listing in view.catalog.listing_in(path)}
             listings |= {key: Listing(key) for key in keys - listings.keys()}  # checkpoints
             found = list(_look_at(view, sorted(listings.values()), known, index))
-            space = known.space(path)
-            if space is not None:
-                counter = Counter(view, index, known, known.elsewhere(space.sizes, path))
-                counter.add_all(found)
-                known.keep()
-                return [state for state in counter.states() if state.key in keys]
+            counter = Counter(view, index, known, known.elsewhere(known.objects_of(path), path))
+            counter.add_all(found)
+            known.keep()
+            return [state for state in counter.states() if state.key in keys]
     return list(usage(store, keys).states)
 
 
@@ -146,20 +144,24 @@ def _look_at(
         result = found[listing.key]
         known.learn(listing, result.entry if isinstance(result, Found) else None)
     if store.place is not None:
-        _bring_unknown(store, found, known, index)
+        _bring_unknown(store, found, {listing.key for listing in unknown}, index)
     for listing in listings:
         yield listing, found[listing.key]
 
 
 def _bring_unknown(
-    store: StateStore, found: dict[StateKey, Result], known: KnownStates, index: Index
+    store: StateStore, found: dict[StateKey, Result], looked: set[StateKey], index: Index
 ) -> None:
-    """Fetch the state objects that are neither here nor in the index."""
+    """Fetch the state objects that are neither here nor in the index.
+
+    The entries of those that were not looked at are of the index, and have no mirrors.
+    """
 
     def bring(state: Found) -> None:
         if store.objects.size(state.entry.pinned_digest) is None:
             try:
-                entry = store.get(state.entry.key).entry  # with its mirrors
+                key = state.entry.key
+                entry = state.entry if key in looked else store.get(key).entry
                 store.access.bring(entry, Only.STATE_OBJECT, files=False)
             except FetchError as error:
                 found[state.entry.key] = error

@@ -8,13 +8,12 @@ edited in place: those are seen where they are listed.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from mlstate.digests import Digest
 from mlstate.errors import (
     FormatError,
     IntegrityError,
@@ -141,19 +140,25 @@ class KnownStates:
             nbytes += size
         return StateSpace(nbytes, array("q", sizes), array("q", sizes.values()))
 
+    def objects_of(self, path: str) -> Set[int]:
+        """The objects that the states of a folder name, all of which were listed."""
+        space = self.space(path)
+        if space is not None:
+            return space.sizes.keys()
+        found: set[int] = set()
+        folder = self._folders.get(path)
+        for key, (_, row) in folder.rows.items() if folder is not None else ():
+            found.update(map(number_of, (row.digest, *row.files.values())))
+            with suppress(MlstateError, OSError):  # which `verify` reports
+                found.update(self._index.said(_entry_of(key, row), self._objects).objects)
+        return found
+
     def elsewhere(self, objects: Iterable[int], path: str) -> set[int]:
         """Those of some objects that a state of another folder names, too."""
         wanted = set(objects)
         shared: set[int] = set()
-        for other, entries in self._list_changed(but=path).items():
-            space = self.space(other)
-            if space is not None:
-                shared |= wanted & space.sizes.keys()
-                continue
-            for entry in entries.values():
-                with suppress(MlstateError, OSError):
-                    shared |= wanted.intersection(self._index.said(entry, self._objects).objects)
-                shared |= wanted.intersection(map(number_of, _digests_of(entry)))
+        for other in self._list_changed(but=path):
+            shared |= wanted & self.objects_of(other)
         return shared | {
             number for number, other in self._unchanged_holders(wanted) if other != path
         }
@@ -209,9 +214,10 @@ class KnownStates:
             if place.is_due:
                 self._index.touch(row.digest for row in folder.in_order().values())
             version = (self._versions or {}).get(path) if space is not None else None
-            if folder.is_unchanged and version == place.versions.get(path):
-                continue
             rows = {name: row for name, row in folder.in_order().items() if row.version}
+            same = rows == folder.kept.entries and (space is None) == (folder.kept.space is None)
+            if same and version == place.versions.get(path, ""):
+                continue
             new = Folder(rows, space)
             self._index.later(
                 partial(place.write, path=path, version=version, folder=new, old=folder.kept)
@@ -254,35 +260,31 @@ class _Folder:
         self.kept = kept
         self.space: FolderSpace | None = None
         self.whole = True  # whether the files were readable, and have versions
-        self._rows: dict[StateKey, tuple[str, EntryRow]] = {}
+        self.rows: dict[StateKey, tuple[str, EntryRow]] = {}  # with the name of each
 
     def add(self, key: StateKey, name: str, row: EntryRow) -> None:
         """Add a state file."""
-        self._rows[key] = name, row
+        self.rows[key] = name, row
 
     @property
     def keys(self) -> list[StateKey]:
         """The keys of its states, sorted."""
-        return sorted(self._rows)
+        return sorted(self.rows)
 
     @property
     def is_unchanged(self) -> bool:
         """Whether it has just the state files that the index knew, at their versions."""
-        rows = dict(self._rows.values())
+        rows = dict(self.rows.values())
         return self.whole and bool(self.kept.entries) and rows == self.kept.entries
 
     def in_order(self) -> dict[str, EntryRow]:
         """The state files by name, in the order of their keys."""
-        return dict(self._rows[key] for key in self.keys)
+        return dict(self.rows[key] for key in self.keys)
 
 
 def _split(key: StateKey) -> tuple[str, str]:
     folder, _, name = layout.state_path(key).rpartition("/")
     return folder, name
-
-
-def _digests_of(entry: StateEntry) -> list[Digest]:
-    return [entry.pinned_digest, *(file.digest for file in entry.files.values())]
 
 
 def _entry_of(key: StateKey, row: EntryRow) -> StateEntry:
