@@ -31,7 +31,7 @@ from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.states import StateKey, StateType
 
 STATES = (20, 1_000, 4_000)
-MANY = (4_000, 100_000)
+MANY = (4_000, 20_000, 100_000)
 FAMILY = 100
 ASKED = StateKey(StateType("pytorch", "net-0"), "run-7")
 GOALS = {"ls": 0.5, "show of one state": None, "du": 1.0, "prune --dry-run": None}
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each command (5)")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--folder", type=Path, help="for all that is written (a temporary one)")
+    parser.add_argument("--most", type=int, default=max(MANY), help="states at most (100,000)")
     parser.add_argument("--only", choices=["states", "types"], help="a part of it")
     arguments = parser.parse_args()
     results = []
@@ -51,7 +52,7 @@ def main() -> None:
         if arguments.only != "types":
             results += by_states(Path(name), arguments.rounds)
         if arguments.only != "states":
-            results += of_one_type(Path(name), arguments.rounds)
+            results += of_one_type(Path(name), arguments.rounds, arguments.most)
     report(results, arguments.json, keep=arguments.only is not None)
 
 
@@ -80,10 +81,10 @@ def by_states(folder: Path, rounds: int) -> list[Figures]:
     ]
 
 
-def of_one_type(folder: Path, rounds: int) -> list[Figures]:
+def of_one_type(folder: Path, rounds: int, most: int) -> list[Figures]:
     """`ls --type` of 100 states, with more and more states of other architectures beside them."""
     rows: list[Figure] = []
-    for count in MANY:
+    for count in (count for count in MANY if count <= most):
         store, cache = folder / f"types-{count}", folder / "cache"
         write_store(store, count, tensors=10, own=1)
         command = ["ls", str(store), "--type", str(ASKED.state_type)]

@@ -43,15 +43,12 @@ def ls(
     with their headers, each counted once: those that no other state of the store needs, and those
     that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
-    from mlstate.operations.usage import usage, usage_of_type
+    from mlstate.operations.usage import usage_of_states
     from mlstate.states import StateType
 
     name = _where(context, where, store)
     view = opened(name, quiet=True)
-    if type_ is None:
-        states: Sequence[StateUsage] = usage(view).states
-    else:
-        states = usage_of_type(view, StateType.parse(type_))
+    states = usage_of_states(view, None if type_ is None else StateType.parse(type_))
     if as_json:
         print_json("ls", {"store": name_of(name), "states": states})
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mlstate.index.index import Index, open_index
 from mlstate.index.places import EntryRow, Folder, Place
-from mlstate.index.said import Said, number_of
+from mlstate.index.said import Said, begin_of, number_of
 from mlstate.index.space import FolderSpace, SharedSpace, StateSpace
 from mlstate.index.versions import version_of
 
@@ -22,6 +22,7 @@ __all__ = [
     "Said",
     "SharedSpace",
     "StateSpace",
+    "begin_of",
     "number_of",
     "open_index",
     "version_of",

@@ -11,7 +11,7 @@ from mlstate.format.state_object import StateObject
 from mlstate.format.tensor_object import object_size
 from mlstate.index.sealed import array_of, little, sealed, unsealed
 
-__all__ = ["Said", "number_of"]
+__all__ = ["Said", "begin_of", "number_of"]
 
 _NUMBERS = struct.Struct("<QQQQ")
 _MOST = (1 << 63) - 1
@@ -23,6 +23,11 @@ def number_of(digest: Digest) -> int:
     Numbers are compared in statistics, never to find an object.
     """
     return int(digest[:16], 16) - (1 << 63)
+
+
+def begin_of(number: int) -> str:
+    """The inverse of `number_of`, as far as there is one: how the digest begins."""
+    return f"{number + (1 << 63):016x}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from mlstate.stores.custom import state_store
 from mlstate.stores.known import KnownStates
 from mlstate.stores.read import StateStore
 
-__all__ = ["ArchitectureUsage", "StateUsage", "Usage", "usage", "usage_of_type"]
+__all__ = ["ArchitectureUsage", "StateUsage", "Usage", "usage", "usage_of_states"]
 
 _ANY = StateKey.parse("any.state.root")
 """A key for a state that is known by its digest alone."""
@@ -79,29 +79,33 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
     return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states))
 
 
-def usage_of_type(store: AnyStore, state_type: StateType) -> list[StateUsage]:
-    """Say what the states take that are compatible with a type: of `usage`, their part alone.
+def usage_of_states(store: AnyStore, state_type: StateType | None = None) -> list[StateUsage]:
+    """Say what states take, all or those compatible with a type: of `usage`, this part alone.
 
-    Of a store in a folder that the index knows, no other states are looked at than those whose
+    Of a type in a folder that the index knows, no other states are looked at than those whose
     folders have changed since.
 
     Raises:
         MlstateError: As `usage`.
     """
     view = state_store(store)
-    keys = set(view.get_state_keys(state_type))
-    path = layout.state_folder(state_type)
+    keys = None if state_type is None else set(view.get_state_keys(state_type))
     with open_index() as index:
         known = known_states(view, index)
-        if known.by_folder:
+        if state_type is not None and keys is not None and known.by_folder:
+            path = layout.state_folder(state_type)
             listings = {listing.key: listing for listing in view.catalog.listing_in(path)}
             listings |= {key: Listing(key) for key in keys - listings.keys()}  # checkpoints
             found = list(_look_at(view, sorted(listings.values()), known, index))
-            counter = Counter(view, index, known, known.elsewhere(known.objects_of(path), path))
+            elsewhere = known.elsewhere(known.objects_of(path), path)
+            counter = Counter(view, index, known, elsewhere, few=True)
             counter.add_all(found)
-            known.keep()
-            return [state for state in counter.states() if state.key in keys]
-    return list(usage(store, keys).states)
+        else:
+            counter = Counter(view, index, known, few=True)
+            counter.add_all(_look_at_all(view, keys, known, index))
+            known.forget_others()
+        known.keep()
+        return [state for state in counter.states() if keys is None or state.key in keys]
 
 
 def known_states(store: StateStore, index: Index) -> KnownStates:

@@ -37,17 +37,24 @@ class Counter:
         index: What state objects say.
         known: What is known of architectures as a whole.
         elsewhere: Objects that states which are not added name, too.
+        few: Whether a small part of a store is added.
     """
 
     def __init__(
-        self, store: StateStore, index: Index, known: KnownStates, elsewhere: Iterable[int] = ()
+        self,
+        store: StateStore,
+        index: Index,
+        known: KnownStates,
+        elsewhere: Iterable[int] = (),
+        *,
+        few: bool = False,
     ) -> None:
         self._store = store
         self._index = index
         self._known = known
         self._is_far = store.place is not None  # then the objects here are a cache
         self._is_view = store.fetcher is not None
-        self.here = ListedObjects(store.objects)
+        self.here = ListedObjects(store.objects, few=few)
         self._no_objects = 0  # bytes of what is no object
         self._families: list[tuple[StateType, list[StateUsage], FolderSpace]] = []
         self._shared = SharedSpace(elsewhere)

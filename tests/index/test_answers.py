@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlstate import LocalStateStore, ManifestStore, StateType, describe, manifest_of, usage
 from mlstate.index.database import index_folder
-from mlstate.operations.usage import usage_of_type
+from mlstate.operations.usage import usage_of_states
 from tests.support.buckets import bucket_store
 from tests.support.indexing import key, save, settle
 
@@ -32,7 +32,7 @@ def answers(store, *, digests_only: bool = False):
         pruned = dataclasses.replace(store.prune(grace_seconds=0, dry_run=True))
     return (
         usage(store),
-        [usage_of_type(store, state_type) for state_type in TYPES],
+        [usage_of_states(store, state_type) for state_type in (None, *TYPES)],
         {k: describe(store, k) for k in keys},
         pruned,
     )
@@ -83,6 +83,10 @@ def test_whatever_was_done_answers_are_those_of_reading_anew(tmp_path_factory, d
     for _ in range(2):
         found = answers(store)
         assert found == answers(store)
+        used, (states, *of_types), *_ = found
+        assert states == list(used.states)
+        for state_type, listed in zip(TYPES, of_types, strict=True):
+            assert listed == [s for s in states if state_type.is_compatible_with(s.key.state_type)]
     assert found == anew(store)
 
 
@@ -95,7 +99,7 @@ def test_what_is_shared_within_and_across_architectures_is_told(related):
         assert c.own == 0  # it is the same weights as a
         assert b.own is not None
         assert b.shared == d.shared + a.shared // 2 or b.shared > 0
-        (listed,) = usage_of_type(related, StateType("pytorch", "other"))
+        (listed,) = usage_of_states(related, StateType("pytorch", "other"))
         assert listed == d
 
 
@@ -106,7 +110,7 @@ def test_a_state_file_that_was_edited_in_place_is_seen(related):
     os.chmod(path, 0o644)
     path.write_text(text)
     assert usage(related).states[0].digest != first.digest or usage(related).states[0].error
-    assert usage_of_type(related, TYPES[0])[0].digest != first.digest
+    assert usage_of_states(related, TYPES[0])[0].digest != first.digest
 
 
 def test_a_state_that_another_process_saves_or_deletes_is_seen(related):

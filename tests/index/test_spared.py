@@ -7,7 +7,7 @@ import os
 import pytest
 
 from mlstate import ManifestStore, StateType, describe, manifest_of, usage
-from mlstate.operations.usage import usage_of_type
+from mlstate.operations.usage import usage_of_states
 from tests.servers.forwarding import Forwarding
 from tests.support.buckets import bucket_store
 from tests.support.indexing import key, save, settle
@@ -45,7 +45,7 @@ def test_neither_state_files_nor_state_objects_are_opened_again(related, opened)
     assert len(states_and_objects(opened)) >= 7  # four state files, three state objects
     opened.clear()
     usage(related)
-    usage_of_type(related, StateType("pytorch", "net"))
+    usage_of_states(related, StateType("pytorch", "net"))
     related.prune(dry_run=True)
     assert states_and_objects(opened) == []
 
@@ -74,7 +74,7 @@ def test_one_state_is_shown_without_looking_at_others(related, opened):
 def test_of_one_type_no_other_folder_is_listed(related, opened):
     usage(related)
     opened.clear()
-    usage_of_type(related, StateType("pytorch", "net"))
+    usage_of_states(related, StateType("pytorch", "net"))
     listed = [path for path in opened if path.startswith("list ")]
     assert any(path.endswith("/net") for path in listed)
     assert not any(path.endswith("/other") for path in listed)
