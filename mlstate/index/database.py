@@ -47,7 +47,7 @@ mlstate beside each other have a file each."""
 _PATIENCE = 0.25
 """The seconds that another process is waited for, which writes for a few milliseconds."""
 _MOST = 1 << 30
-"""The bytes at which an index is begun anew; 100,000 states of 100 tensors take 0.2 GB."""
+"""The bytes at which an index is begun anew; 100,000 states of 100 tensors take 0.25 GB."""
 _LARGEST = 1 << 28
 _HARMLESS = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15})
 """SQLite's codes for a file that is locked, or may not be written, or has no room: it is whole."""
