@@ -74,6 +74,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.profiles --json benchmarks/results/profiles.json
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
+	$(BIN)/python -m benchmarks.index --json benchmarks/results/index.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.growth --measure
 	$(BIN)/python -m benchmarks.s3 --rounds 3 --json benchmarks/results/s3.json

@@ -1,8 +1,9 @@
 """How times grow with size and number, measured and drawn: ``python -m benchmarks.growth``.
 
-Without ``--measure`` it draws: results/growth.json (time against size) and results/scale.json (time
-against the number of states and objects) become docs/images/*.svg, byte for byte the same each
-time. With it, it measures the first of them, too.
+Without ``--measure`` it draws: results/growth.json (time against size), results/scale.json (time
+against the number of states and objects) and results/index.json (the same, of whole commands)
+become docs/images/*.svg, byte for byte the same each time. With it, it measures the first of them,
+too.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ class Bench:
 def drawn(results: Path) -> dict[str, str]:
     """The charts of the results in a folder: file name -> content."""
     size, scale = _read(results / "growth.json"), _read(results / "scale.json")
+    index = _read(results / "index.json")
     return {
         "growth-size.svg": line_chart(
             "Load and save, by size",
@@ -144,6 +146,15 @@ def drawn(results: Path) -> dict[str, str]:
             "objects in the store",
             "time, ms (both axes logarithmic)",
             _lines(scale, "objects", 1000, lambda name: name),
+        ),
+        "growth-index.svg": line_chart(
+            "Commands, by number of related states",
+            "states in the store, of 100 tensors each",
+            "processor time of the process, ms (both axes logarithmic)",
+            [
+                *_lines(index, "the first time", 1000, lambda name: f"first: {name}")[:2],
+                *_lines(index, "the second time", 1000, lambda name: f"second: {name}"),
+            ],
         ),
     }
 

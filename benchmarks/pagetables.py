@@ -216,6 +216,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory of objects": partial(
         _by_size, "scale", "anonymous memory at its peak, beyond the imports", ".1f", "objects"
     ),
+    "index, first": partial(_by_size, "index", "the first time, without an index", ".2f", "states"),
+    "index, second": partial(_by_size, "index", "the second time, by the index", ".2f", "states"),
+    "index, one type": partial(_by_size, "index", "one architecture of many", ".2f", "states"),
     "startup": partial(
         _figures,
         "startup",

@@ -172,7 +172,7 @@ def write_objects(folder: Path, count: int) -> None:
         chosen = digests[number * REFS :][:REFS]
         refs = {f"layer.{n}": TensorRef(SPEC, digest) for n, digest in enumerate(chosen)}
         data = StateObject({}, refs).encode()
-        _write(folder, Digest.of(data), data, len(data))
+        write_object(folder, Digest.of(data), data, len(data))
         states.append((StateKey(ASKED, f"run-{number}"), Digest.of(data)))
     write_state_files(folder, iter(states))
 
@@ -185,11 +185,11 @@ def write_tensor(folder: Path, number: int) -> Digest:
     data = tensor_object.header(SPEC) + number.to_bytes(8, "little")
     size = tensor_object.object_size(SPEC)
     digest = Digest.of(data.ljust(size, b"\0"))
-    _write(folder, digest, data, size)
+    write_object(folder, digest, data, size)
     return digest
 
 
-def _write(folder: Path, digest: Digest, data: bytes, size: int) -> None:
+def write_object(folder: Path, digest: Digest, data: bytes, size: int) -> None:
     """Write an old object; what zeros are left at its end take no disk."""
     path = folder / layout.object_path(digest)
     path.parent.mkdir(parents=True, exist_ok=True)

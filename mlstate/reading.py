@@ -19,6 +19,7 @@ __all__ = [
     "Needs",
     "Only",
     "VerifiedFiles",
+    "check_state_size",
     "needs_of",
     "read_bytes_state",
     "read_state",
@@ -40,14 +41,19 @@ def read_state(entry: StateEntry, objects: ObjectStore) -> StateObject:
     it is not in canonical form.
     """
     state = read_state_object(entry.pinned_digest, objects, state_object_limit(entry))
-    if entry.size is not None and entry.size != state.nbytes:
+    check_state_size(entry, state.nbytes)
+    return state
+
+
+def check_state_size(entry: StateEntry, nbytes: int) -> None:
+    """Refuse, by an IntegrityError, a state of another size than its entry gives."""
+    if entry.size is not None and entry.size != nbytes:
         raise IntegrityError(
             "a state has another size than its manifest says",
             path=entry.origin,
             expected=f"{entry.size} bytes",
-            found=f"{state.nbytes} bytes",
+            found=f"{nbytes} bytes",
         )
-    return state
 
 
 def read_state_object(

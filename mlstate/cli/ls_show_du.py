@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +25,7 @@ from mlstate.cli.output import (
 
 if TYPE_CHECKING:
     from mlstate.operations.describe import Description
-    from mlstate.operations.usage_report import StateUsage, Usage
+    from mlstate.operations.usage_report import StateUsage
     from mlstate.stores.read import StateStore
 
 __all__ = ["du", "ls", "show"]
@@ -49,26 +50,25 @@ def ls(
     with their headers, each counted once: those that no other state of the store needs, and those
     that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
-    from mlstate.operations.usage import usage
+    from mlstate.operations.usage import usage_of_states
     from mlstate.states import StateType
 
     name = _where(context, where, store)
     view = opened(name, quiet=True)
-    keys = None if type_ is None else view.get_state_keys(StateType.parse(type_))
-    used = usage(view, keys, disk=False)
+    states = usage_of_states(view, None if type_ is None else StateType.parse(type_))
     passed_over = _passed_over(view) if as_json or verbose else []
     if as_json:
-        listed = {"store": name_of(name), "states": used.states}
+        listed = {"store": name_of(name), "states": states}
         print_json("ls", {**listed, "passed_over": passed_over})
         return
     for path in passed_over:
         note(f"{path} is no manifest, and is passed over")
-    if not used.states:
+    if not states:
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
-    cached = any(state.cached is not None for state in used.states)
+    cached = any(state.cached is not None for state in states)
     titles = ["KEY", ">SIZE", ">OWN", ">SHARED", *(["CACHED", "USED"] if cached else ["AGE"])]
-    print_table(titles, (_cells(state, cached=cached) for state in used.states))
-    _complain_of(used)
+    print_table(titles, (_cells(state, cached=cached) for state in states))
+    _complain_of(states)
     project = None if name else project_here()
     if project is not None and project.store and project.manifests:
         there = project.folder / project.manifests[0]
@@ -111,8 +111,8 @@ def _trouble(state: StateUsage) -> str:
     return "damaged" if state.error else ""
 
 
-def _complain_of(used: Usage) -> None:
-    for state in used.states:
+def _complain_of(states: Sequence[StateUsage]) -> None:
+    for state in states:
         if state.error:
             note(f"{state.key} cannot be read: {state.error}")
 
@@ -242,4 +242,4 @@ def du(
     print_fields([*fields, ("without sharing", human_size(apart))])
     if used.unnamed:
         note("what is in no state goes when it is old enough: mlstate prune, or prune --grace AGE")
-    _complain_of(used)
+    _complain_of(used.states)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -40,6 +40,7 @@ __all__ = [
     "TRASHED_STATE",
     "check_settings",
     "digest_of_object_path",
+    "digests_in_object_folder",
     "is_no_marker",
     "key_of_state_path",
     "key_of_trashed_state",
@@ -90,6 +91,14 @@ def digest_of_object_path(path: str) -> Digest | None:
     except FormatError:
         return None
     return digest if path == object_path(digest) else None
+
+
+def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Digest]:
+    """The digests of the objects among ``names`` in one folder below objects/."""
+    if len(folder) == 2:
+        for name in names:
+            with suppress(FormatError):
+                yield Digest(folder + name)
 
 
 def state_folder(state_type: StateType) -> str:

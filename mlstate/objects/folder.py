@@ -206,11 +206,13 @@ class FolderObjectStore:
         for folder in _entries(self.root / layout.OBJECTS):
             if not folder.is_dir(follow_symlinks=False):
                 continue  # by a link, an object of another name would be taken for one of this
-            for entry in _entries(Path(folder.path)):
-                path = f"{layout.OBJECTS}/{folder.name}/{entry.name}"
-                digest = layout.digest_of_object_path(path)
-                if digest and entry.is_file(follow_symlinks=False):
-                    yield digest
+            yield from layout.digests_in_object_folder(folder.name, self.names_in(folder.name))
+
+    def names_in(self, digits: str) -> Iterator[str]:
+        """The names of the files in the folder of the objects that begin with two digits."""
+        for entry in _entries(self.root / layout.OBJECTS / digits):
+            if entry.is_file(follow_symlinks=False):
+                yield entry.name
 
     def writer(self) -> FolderObjectWriter:
         """Begin an act of saving; makes the folder a store if it is none yet."""

@@ -10,17 +10,16 @@ from typing import Any
 from mlstate.digests import Digest
 from mlstate.errors import (
     FetchError,
-    FormatError,
-    IntegrityError,
     OfflineError,
-    SignatureError,
     UnsupportedStoreError,
     concerning,
 )
 from mlstate.format.state_object import StateObject
+from mlstate.index import number_of, open_index
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
+from mlstate.operations.usage import known_states
 from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import AnyStore
@@ -146,7 +145,7 @@ def describe(store: AnyStore, key: StateKey) -> Description:
             ),
             tuple(WeightsFileInfo(n, file.prefix) for n, file in sorted(entry.layout.items())),
             entry.meta,
-            None if state is None else tuple(_tensors(state, _others(view, key))),
+            None if state is None else tuple(_tensors(state, _others(view, key, state))),
         )
 
 
@@ -165,17 +164,16 @@ def _state_object(store: StateStore, entry: StateEntry, objects: ObjectStore) ->
     return read_state(entry, objects)
 
 
-def _others(store: StateStore, key: StateKey) -> Mapping[Digest, list[str]]:
-    """Object -> the other states of this store that have it, as far as they are here."""
+def _others(store: StateStore, key: StateKey, state: StateObject) -> Mapping[Digest, list[str]]:
+    """Object of this state -> the others of this store that have it, as far as they are here."""
+    digests = {number_of(ref.digest): ref.digest for ref in state.refs.values()}
     having: dict[Digest, list[str]] = {}
-    with suppress(UnsupportedStoreError):  # a store of one's own does not list all
-        for other in store.get_state_keys():
-            with suppress(IntegrityError, FormatError, SignatureError):  # which `verify` reports
-                entry = None if other == key else store.catalog.recorded(other)
-                if entry and entry.digest and store.objects.size(entry.digest) is not None:
-                    refs = read_state(entry, store.objects).refs
-                    for digest in {ref.digest for ref in refs.values()}:
-                        having.setdefault(digest, []).append(str(other))
+    with suppress(UnsupportedStoreError), open_index() as index:
+        known = known_states(store, index)
+        for other, named in known.holding(set(digests), but=key):
+            for number in named:
+                having.setdefault(digests[number], []).append(str(other))
+        known.keep()
     return having
 
 

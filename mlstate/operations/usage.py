@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
-from mlstate.digests import Digest
 from mlstate.errors import (
     AccessError,
     FetchError,
     MlstateError,
-    SignatureError,
     TransportError,
     UnsupportedStoreError,
 )
-from mlstate.format import tensor_object
-from mlstate.operations.doctor.check import reason_of
-from mlstate.operations.shared_space import ListedObjects, SharedSpace
+from mlstate.format import layout
+from mlstate.index import Index, open_index
+from mlstate.operations.usage_counter import Counter, Result
 from mlstate.operations.usage_disk import disk_usage
-from mlstate.operations.usage_report import (
-    ArchitectureUsage,
-    Cached,
-    DiskUsage,
-    StateUsage,
-    Usage,
-)
+from mlstate.operations.usage_report import ArchitectureUsage, DiskUsage, StateUsage, Usage
 from mlstate.parallel import for_each
-from mlstate.reading import Only, read_state
+from mlstate.reading import Only
 from mlstate.states import StateKey, StateType, check_keys
 from mlstate.stores.abstract import AnyStore, Found, Listing
 from mlstate.stores.custom import state_store
+from mlstate.stores.known import KnownStates
 from mlstate.stores.read import StateStore
 
-__all__ = ["ArchitectureUsage", "DiskUsage", "StateUsage", "Usage", "usage"]
+__all__ = ["ArchitectureUsage", "DiskUsage", "StateUsage", "Usage", "usage", "usage_of_states"]
 
 
 def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool = True) -> Usage:
@@ -63,12 +55,15 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool
     """
     chosen = None if keys is None else set(check_keys(keys))
     view = state_store(store)
-    counter = _Counter(view)
-    for listing, found in _look_at_all(view, chosen):
-        counter.add(listing, found)
-    states = counter.states()
-    total, unnamed, trash = counter.total, None, None
-    measured = disk_usage(view, counter.is_shared, counter.checkpoints) if disk else None
+    with open_index() as index:
+        known = known_states(view, index)
+        counter = Counter(view, index, known)
+        counter.add_all(_look_at_all(view, chosen, known, index))
+        known.forget_others()
+        known.keep()
+        states = counter.states()
+        total, unnamed, trash = counter.total, None, None
+        measured = disk_usage(view, counter, index) if disk else None
     if measured is not None:
         unnamed, trash = measured.unnamed, measured.trash
         total += measured.others if view.folder is not None else 0
@@ -77,13 +72,44 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool
     return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states), measured)
 
 
-_Result = Found | MlstateError | None
-"""What a look at a state gave: None for one of whose size the listing tells."""
+def usage_of_states(store: AnyStore, state_type: StateType | None = None) -> list[StateUsage]:
+    """Say what states take, all or those compatible with a type: of `usage`, this part alone.
+
+    Of a type in a folder that the index knows, no other states are looked at than those whose
+    folders have changed since.
+
+    Raises:
+        MlstateError: As `usage`.
+    """
+    view = state_store(store)
+    keys = None if state_type is None else set(view.get_state_keys(state_type))
+    with open_index() as index:
+        known = known_states(view, index)
+        if state_type is not None and keys is not None and known.by_folder:
+            path = layout.state_folder(state_type)
+            listings = {listing.key: listing for listing in view.catalog.listing_in(path)}
+            listings |= {key: Listing(key) for key in keys - listings.keys()}  # checkpoints
+            found = list(_look_at(view, sorted(listings.values()), known, index))
+            elsewhere = known.elsewhere(known.objects_of(path), path)
+            counter = Counter(view, index, known, elsewhere, few=True)
+            counter.add_all(found)
+        else:
+            counter = Counter(view, index, known, few=True)
+            counter.add_all(_look_at_all(view, keys, known, index))
+            known.forget_others()
+        known.keep()
+        return [state for state in counter.states() if keys is None or state.key in keys]
+
+
+def known_states(store: StateStore, index: Index) -> KnownStates:
+    """The states of a store, as an index knows them."""
+    far = None if store.place is None else store.own
+    return KnownStates(store.catalog, store.objects, index, far)
 
 
 def _look_at_all(
-    store: StateStore, keys: set[StateKey] | None
-) -> Iterator[tuple[Listing, _Result]]:
+    store: StateStore, keys: set[StateKey] | None, known: KnownStates, index: Index
+) -> Iterator[tuple[Listing, Result]]:
     """All states in the order of their keys; those far away are looked at by many threads."""
     try:
         listings = sorted(store.listing(), key=lambda listing: listing.key)
@@ -91,27 +117,59 @@ def _look_at_all(
         if keys is None:
             raise
         listings = [Listing(key) for key in sorted(keys) if store.exists(key)]
-    if store.place is None:
-        for listing in listings:
-            yield listing, _look(store, listing)
-        return
-    found: dict[StateKey, _Result] = {}
+    return _look_at(store, listings, known, index)
+
+
+def _look_at(
+    store: StateStore, listings: list[Listing], known: KnownStates, index: Index
+) -> Iterator[tuple[Listing, Result]]:
+    """States in the order of a list. What the index does not know is looked at, and learned."""
+    found: dict[StateKey, Result] = {}
+    unknown: list[Listing] = []
+    for listing in listings:
+        entry = known.entry(listing)
+        if entry is None:
+            unknown.append(listing)
+        else:
+            found[listing.key] = Found(entry, store.objects)
 
     def look(listing: Listing) -> None:
-        result = _look(store, listing)
-        if isinstance(result, Found) and store.objects.size(result.entry.pinned_digest) is None:
-            try:
-                store.access.bring(result.entry, Only.STATE_OBJECT, files=False)
-            except FetchError as error:
-                result = error
-        found[listing.key] = result
+        found[listing.key] = _look(store, listing)
 
-    for_each(look, listings, store.threads)
+    for_each(look, unknown, 1 if store.place is None else store.threads)
+    for listing in unknown:
+        result = found[listing.key]
+        known.learn(listing, result.entry if isinstance(result, Found) else None)
+    if store.place is not None:
+        _bring_unknown(store, found, {listing.key for listing in unknown}, index)
     for listing in listings:
         yield listing, found[listing.key]
 
 
-def _look(store: StateStore, listing: Listing) -> _Result:
+def _bring_unknown(
+    store: StateStore, found: dict[StateKey, Result], looked: set[StateKey], index: Index
+) -> None:
+    """Fetch the state objects that are neither here nor in the index.
+
+    The entries of those that were not looked at are of the index, and have no mirrors.
+    """
+
+    def bring(state: Found) -> None:
+        if store.objects.size(state.entry.pinned_digest) is None:
+            try:
+                key = state.entry.key
+                entry = state.entry if key in looked else store.get(key).entry
+                store.access.bring(entry, Only.STATE_OBJECT, files=False)
+            except FetchError as error:
+                found[state.entry.key] = error
+
+    looked_at = [s for s in found.values() if isinstance(s, Found) and s.entry.digest]
+    index.load(state.entry.pinned_digest for state in looked_at)
+    lacking = [state for state in looked_at if index.kept(state.entry.pinned_digest) is None]
+    for_each(bring, lacking, store.threads)
+
+
+def _look(store: StateStore, listing: Listing) -> Result:
     if listing.size is not None and not store.catalog.requires_signature:
         return None
     try:
@@ -122,119 +180,3 @@ def _look(store: StateStore, listing: Listing) -> _Result:
         return error
     except OSError as error:  # this one may not be read, say
         return MlstateError("a state cannot be read", key=listing.key, found=error)
-
-
-class _Counter:
-    """Sums over states, which are added in the order of their keys."""
-
-    def __init__(self, store: StateStore) -> None:
-        self._store = store
-        self._is_far = store.place is not None  # then the objects here are a cache
-        self._is_view = store.fetcher is not None
-        self._here = ListedObjects(store.objects)
-        self.total = 0  # bytes, each object once
-        self.numbers: dict[bytes, int] = {}  # of objects that states name
-        self.checkpoints = 0  # bytes of states that are no objects
-        self._states: list[StateUsage] = []
-        self._families: dict[StateType, list[int]] = {}
-        self._by_state, self._by_family = SharedSpace(), SharedSpace()
-
-    def add(self, listing: Listing, found: _Result) -> None:
-        """Add a state."""
-        type_ = listing.key.state_type
-        family = StateType(type_.backend, type_.architecture)
-        if family not in self._families:
-            self._families[family] = []
-            self._by_family.begin_group()
-        self._by_state.begin_group()
-        try:
-            state = self._state(listing, found)
-        except (MlstateError, OSError) as error:  # an object in a closed folder, say
-            state = StateUsage(
-                listing.key,
-                modified=listing.modified,
-                error=reason_of(error),
-                unsigned=isinstance(error, SignatureError),
-            )
-        self._families[family].append(len(self._states))
-        self._states.append(state)
-
-    def states(self) -> list[StateUsage]:
-        """The usage of each state."""
-        return [
-            state if state.own is None else replace(state, own=state.own + own, shared=shared)
-            for state, (own, shared) in zip(self._states, self._by_state, strict=True)
-        ]
-
-    def architectures(self) -> Iterator[ArchitectureUsage]:
-        """The usage of each architecture."""
-        families = zip(self._families.items(), self._by_family, strict=True)
-        for (family, places), (own, shared) in families:
-            states = [self._states[place] for place in places]
-            apart = sum(state.own or 0 for state in states)
-            nbytes = sum(state.nbytes or 0 for state in states)
-            yield ArchitectureUsage(family, len(places), nbytes, own + apart, shared)
-
-    def _state(self, listing: Listing, found: _Result) -> StateUsage:
-        """The usage of a state; `own` has only what is no object, until all are counted."""
-        key, modified = listing.key, listing.modified
-        if isinstance(found, MlstateError):
-            raise found
-        if found is None:
-            self.total += listing.size or 0
-            self.checkpoints += listing.size or 0
-            return StateUsage(key, None, listing.size, listing.size, 0, None, modified)
-        entry = found.entry
-        if entry.digest is None:
-            return StateUsage(key, None, entry.size, cached="no" if self._is_view else None)
-        if modified is None:
-            modified = self._here.last_use(entry.digest)
-        is_cache = self._is_view and not self._is_far
-        if is_cache and not self._here.has(entry.digest, found.objects):
-            # A file that others have, too, does not make it one that is here.
-            if modified is None or not self._count_files(found):
-                return StateUsage(key, entry.digest, entry.size, cached="no")
-            return StateUsage(key, entry.digest, entry.size, 0, 0, "partly", modified)
-        nbytes, is_whole = self._count_objects(found)
-        cached: Cached | None = None
-        if self._is_view:
-            cached = "yes" if is_whole else "partly"
-        return StateUsage(key, entry.digest, nbytes, 0, 0, cached, modified)
-
-    def is_shared(self, digest: Digest) -> bool | None:
-        """Whether several states name an object; None if none does."""
-        number = self.numbers.get(bytes.fromhex(digest))
-        return None if number is None else self._by_state.is_shared(number)
-
-    def _count_objects(self, found: Found) -> tuple[int, bool]:
-        """Count the objects of a state; return its size, and whether all of it is here."""
-        entry, objects = found
-        state = read_state(entry, objects)
-        self._count(entry.pinned_digest, objects.size(entry.pinned_digest) or 0)
-        is_whole = True
-        for ref in state.refs.values():
-            is_here = self._here.has(ref.digest, objects)
-            is_whole &= is_here
-            if is_here or self._is_far:
-                self._count(ref.digest, tensor_object.object_size(ref.spec))
-        return state.nbytes, self._count_files(found) == len(entry.files) and is_whole
-
-    def _count_files(self, found: Found) -> int:
-        """Count the files of a state; return how many are here."""
-        here = 0
-        for file in found.entry.files.values():
-            size = found.objects.size(file.digest)
-            here += size is not None
-            if size is None and self._store.own is not None:
-                size = self._store.own.size(file.digest)
-            if size is not None:
-                self._count(file.digest, size)
-        return here
-
-    def _count(self, digest: Digest, size: int) -> None:
-        new = len(self.numbers)
-        number = self.numbers.setdefault(bytes.fromhex(digest), new)
-        if number == new:
-            self.total += size
-        self._by_family.count(number, size)
-        self._by_state.count(number, size)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from mlstate.digests import Digest
+from mlstate.errors import MlstateError
 from mlstate.format import layout
+from mlstate.index import Index, number_of
+from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.cache import folders_of, read_roots
+from mlstate.operations.usage_counter import Counter
 from mlstate.operations.usage_report import DiskUsage
-from mlstate.stores.prune import objects_of_root, objects_of_states
+from mlstate.states import StateKey
 from mlstate.stores.read import StateStore
 from mlstate.stores.statefiles import FolderStateFiles
 
@@ -23,23 +27,23 @@ __all__ = ["disk_usage"]
 
 _FOLDERS = (layout.OBJECTS, layout.STATES, layout.ROOTS, layout.TRASH, layout.TEMPORARIES)
 _ROOT = re.compile(rf"{layout.ROOTS}/[0-9a-f]{{64}}")
+_ANY = StateKey.parse("any.state.root")
+"""A key for a state that is known by its digest alone."""
 _BLOCK = 512  # bytes, by which a file system counts what a file takes
 
 
-def disk_usage(
-    store: StateStore, sharing: Callable[[Digest], bool | None], checkpoints: int
-) -> DiskUsage | None:
+def disk_usage(store: StateStore, counted: Counter, index: Index) -> DiskUsage | None:
     """Measure what lies in the folder or bucket of a store, or in the cache of a view.
 
     Args:
         store: The store.
-        sharing: Says of an object whether several of the store's states name it; None if none does.
-        checkpoints: The bytes of states that are files of their own, of an older layout.
+        counted: Its states, all of which were added.
+        index: What state objects say.
 
     Returns:
         What is there; None for a store that is in neither.
     """
-    counter = _Counter(sharing)
+    counter = _Counter(counted)
     if isinstance(store.own, BucketObjectStore):
         for name, size in _in_bucket(store.own):
             counter.add(name, size)
@@ -50,20 +54,20 @@ def disk_usage(
         if not folders:
             return None
         for folder in folders:
-            counter.others = _of_other_states(folder, saved=store.own is None)
+            counter.others = _of_other_states(folder, index, saved=store.own is None)
             for name, size in _in_folder(folder.root):
                 counter.add(name, size)
-    counter.sizes["own"] += checkpoints
+    counter.sizes["own"] += counted.checkpoints
     return DiskUsage(sum(counter.sizes.values()), **counter.sizes)
 
 
 class _Counter:
     """Sums over files, each given by its path in the layout of stores."""
 
-    def __init__(self, sharing: Callable[[Digest], bool | None]) -> None:
-        self._sharing = sharing
+    def __init__(self, counted: Counter) -> None:
+        self._counted = counted
         self._seen: set[bytes] = set()
-        self.others: set[Digest] = set()  # objects of states that are not the store's
+        self.others: set[int] = set()  # objects of states that are not the store's, by number
         self.sizes = dict.fromkeys(DiskUsage.parts(), 0)
 
     def add(self, name: str, size: int) -> None:
@@ -84,23 +88,37 @@ class _Counter:
         return "records" if is_record or layout.key_of_state_path(plain) else "foreign"
 
     def _kind_of_object(self, digest: Digest) -> str:
-        is_shared = self._sharing(digest)
+        is_shared = self._counted.is_shared(digest)
         if is_shared is None:
-            return "others" if digest in self.others else "unnamed"
+            return "others" if number_of(digest) in self.others else "unnamed"
         if (short := bytes.fromhex(digest)) in self._seen:
             return "copies"
         self._seen.add(short)
         return "shared" if is_shared else "own"
 
 
-def _of_other_states(folder: FolderObjectStore, *, saved: bool) -> set[Digest]:
+def _of_other_states(folder: FolderObjectStore, index: Index, *, saved: bool) -> set[int]:
     """The objects of what a folder keeps as a cache, and of the states that were ``saved`` in it.
 
     Those of a store are its own, and were counted as such.
     """
-    others = set().union(*(objects_of_root(root, folder) for root in read_roots(folder.root)))
-    if saved:
-        others.update(*objects_of_states(FolderStateFiles(folder.root), folder).values())
+    others: set[int] = set()
+    entries = [StateEntry(_ANY, root.digest) for root in read_roots(folder.root)]
+    for root in read_roots(folder.root):
+        others.update(map(number_of, root.files))
+    states = FolderStateFiles(folder.root)
+    for key in states.keys() if saved else ():
+        with suppress(MlstateError, OSError):  # nobody knows what it needs
+            if (entry := states.recorded(key)) is not None:
+                entries.append(entry)
+                others.update(number_of(file.digest) for file in entry.files.values())
+    index.load(entry.digest for entry in entries if entry.digest is not None)
+    for entry in entries:
+        if entry.digest is None:
+            continue
+        others.add(number_of(entry.digest))
+        with suppress(MlstateError):  # a cache need not be whole
+            others.update(index.said(entry, folder).objects)
     return others
 
 

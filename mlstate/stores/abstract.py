@@ -126,11 +126,13 @@ class Listing(NamedTuple):
         key: Its key.
         modified: The time at which it was saved, in seconds since the epoch; or None.
         size: The bytes of a state that is not made of objects, such as a checkpoint; else None.
+        version: What changes whenever its state file does; None if nothing tells that.
     """
 
     key: StateKey
     modified: float | None = None
     size: int | None = None
+    version: str | None = None
 
 
 class TrashedState(NamedTuple):

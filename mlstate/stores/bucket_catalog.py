@@ -63,6 +63,10 @@ class BucketStateFiles(StateFiles):
         if self.place.check():
             yield from self._list(layout.STATES)
 
+    def indexed_as(self) -> str | None:
+        """The address of the store, and its service; None with signatures."""
+        return self._served(self.place.address) if self.signatures is None else None
+
     def placed(self, entry: StateEntry) -> StateEntry:
         """An entry with the bucket as its first object mirror."""
         entry = from_elsewhere(entry, self.place.address)
@@ -159,12 +163,16 @@ class BucketStateFiles(StateFiles):
 
     def identity(self, key: StateKey) -> str:
         """The address of the state file, and the service that has it if that is not AWS."""
-        return " at ".join(filter(None, [self.locate(key), self._service]))
+        return self._served(self.locate(key))
+
+    def _served(self, address: str) -> str:
+        return " at ".join(filter(None, [address, self._service]))
 
     def _list(self, folder: str) -> Iterator[Listing]:
         for item in self.place.client.items(self.place.path(folder)):
             if key := layout.key_of_state_path(self.place.name(item.path)):
-                yield Listing(key, item.modified)
+                version = f"{item.etag} {item.size} {item.modified}" if item.etag else None
+                yield Listing(key, item.modified, version=version)
 
     def _names(self, folder: str) -> list[str]:
         folders, items = self.place.client.children(self.place.path(folder))

@@ -51,6 +51,21 @@ class Catalog(abc.ABC):
         """All states with their times and sizes, where listing them gives these; in no order."""
         return map(Listing, self.keys())
 
+    def indexed_as(self) -> str | None:
+        """The name under which an index keeps what the versions in listings say; None: it cannot.
+
+        Not where signatures are looked at: each reading of a state file checks them.
+        """
+        return None
+
+    def folders(self) -> Mapping[str, str | None] | None:
+        """The folders of state files with their versions; None where only a listing tells."""
+        return None
+
+    def listing_in(self, folder: str) -> Iterator[Listing]:
+        """The states of one of the `folders`, as in `listing`."""
+        return iter(())
+
     def exists(self, key: StateKey) -> bool:
         """Whether there is a state of this key."""
         return self.recorded(key) is not None

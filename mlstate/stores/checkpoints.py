@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,18 @@ class WithCheckpoints(Catalog):
         for checkpoint in self._checkpoints.listing():
             found.setdefault(checkpoint.key, checkpoint)
         return iter(found.values())
+
+    def indexed_as(self) -> str | None:
+        """That of the catalog."""
+        return self._catalog.indexed_as()
+
+    def folders(self) -> Mapping[str, str | None] | None:
+        """Those of the catalog; checkpoints have no objects that others could share."""
+        return self._catalog.folders()
+
+    def listing_in(self, folder: str) -> Iterator[Listing]:
+        """The states of the catalog."""
+        return self._catalog.listing_in(folder)
 
     def exists(self, key: StateKey) -> bool:
         """Whether one of both has the key."""

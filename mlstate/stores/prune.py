@@ -24,18 +24,20 @@ from __future__ import annotations
 import abc
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mlstate.digests import Digest
 from mlstate.errors import MlstateError, ObjectNotFoundError, concerning
 from mlstate.format import layout
+from mlstate.index import open_index
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Root
 from mlstate.parallel import THREADS, for_each
 from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
+from mlstate.stores.named import NamedObjects
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
 __all__ = ["PruneReport", "Pruning", "objects_of_root", "objects_of_states"]
@@ -220,17 +222,47 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         if modified is not None and self.is_ahead(modified):
             self.report.future.append(str(place))
 
-    def _live(self) -> set[Digest]:
+    def _live(self) -> Container[Digest]:
         """Every object that a state names, or a state that was deleted a short while ago."""
+        if self.dry_run:
+            return self._live_by_index()
         named: set[Digest] = set()
 
         def look(key: StateKey) -> None:
             named.update(self._named_by_state(key))
 
         for_each(look, self.states.keys(), self.threads)
+        for root in self._kept_roots():
+            named |= objects_of_root(root, self.objects)
+        deleted = self._named_in_trash()
+        self._of_deleted = deleted - named
+        return named | deleted
+
+    def _live_by_index(self) -> Container[Digest]:
+        """The same, for a list that nothing is removed by: not all states are read anew."""
+        with open_index() as index:
+            present = (digest for _, digest in self.all_objects())
+            named = NamedObjects(self.states, self.objects, present, index)
+            named.add_states(self._named_by_state, self.threads)
+            roots = list(self._kept_roots())
+            index.load(root.digest for root in roots)
+            for root in roots:
+                named.add((root.digest, *root.files))
+                if not named.add_known(root.digest):
+                    named.add(objects_of_root(root, self.objects))
+            deleted = self._named_in_trash()
+            self._of_deleted = {digest for digest in deleted if digest not in named}
+            named.add(deleted)
+        return named
+
+    def _kept_roots(self) -> Iterator[Root]:
+        """The fetched states that are kept, and not to be forgotten now."""
         for root in self.roots():
             if root.used > self.forgotten.get(root.digest, -1.0):
-                named |= objects_of_root(root, self.objects)
+                yield root
+
+    def _named_in_trash(self) -> set[Digest]:
+        """The objects of states that were deleted a short while ago."""
         deleted: set[Digest] = set()
         for place, name in self.trash():
             if (match := layout.TRASHED_STATE.fullmatch(name)) and self.is_fresh(place):
@@ -238,8 +270,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 with contextlib.suppress(MlstateError, FileNotFoundError):
                     key = StateKey.parse(match[1])
                     deleted |= self._named_by(self.read(place), key, str(place))
-        self._of_deleted = deleted - named
-        return named | deleted
+        return deleted
 
     def _trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Objects that an earlier pruning moved to trash/."""
@@ -272,7 +303,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             self._refs[digest] = tuple(self._digests.setdefault(one, one) for one in named)
         return {digest, *self._refs[digest], *(file.digest for file in entry.files.values())}
 
-    def _move_unnamed(self, live: set[Digest]) -> Iterator[tuple[_Place, Digest]]:
+    def _move_unnamed(self, live: Container[Digest]) -> Iterator[tuple[_Place, Digest]]:
         """Move old unnamed objects to trash/."""
         for place, digest in self.all_objects():
             if digest in live and digest not in self._of_deleted:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mlstate.errors import AccessError, FormatError, ManifestError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
+from mlstate.index.versions import version_of
 from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_state_file
 from mlstate.objects.durable import (
@@ -149,9 +150,7 @@ class FolderStateFiles(StateFiles):
 
     def keys(self, state_type: StateType | None = None) -> list[StateKey]:
         """The keys that are here, from the paths alone: a damaged file only fails to load."""
-        return self._keys(_readable_names, state_type)
-
-    def _keys(self, names: _Names, state_type: StateType | None = None) -> list[StateKey]:
+        names = _readable_names
         folders = [layout.state_folder(state_type)] if state_type else self._folders(names)
         keys = (
             layout.keys_in_state_folder(folder, names(self.root / folder)) for folder in folders
@@ -163,9 +162,28 @@ class FolderStateFiles(StateFiles):
 
         A list for people is worth something without them. `keys` is what others rely on.
         """
-        for key in self._keys(_names_if_readable):
+        for folder in self._folders(_names_if_readable):
+            yield from self.listing_in(folder)
+
+    def indexed_as(self) -> str | None:
+        """The real path of the store; None with signatures, which are checked each time."""
+        return os.path.realpath(self.root) if self.signatures is None else None
+
+    def folders(self) -> Mapping[str, str | None]:
+        """The folders of architectures: a file that is made, replaced or removed changes one."""
+        versions: dict[str, str | None] = {}
+        for folder in self._folders(_names_if_readable):
+            with contextlib.suppress(OSError):
+                versions[folder] = version_of(os.stat(f"{self.root}/{folder}"))
+        return versions
+
+    def listing_in(self, folder: str) -> Iterator[Listing]:
+        """The keys of an architecture, each with the time and the version of its file."""
+        for key in layout.keys_in_state_folder(folder, _names_if_readable(self.root / folder)):
             with contextlib.suppress(FileNotFoundError):  # it was deleted just now
-                yield Listing(key, self._path(key).lstat().st_mtime)
+                found = os.lstat(f"{self.root}/{layout.state_path(key)}")
+                plain = stat.S_ISREG(found.st_mode)  # what a link leads to changes without it
+                yield Listing(key, found.st_mtime, version=version_of(found) if plain else None)
 
     def read(self, key: StateKey) -> bytes | None:
         """The content of a state file, or None if there is none."""
