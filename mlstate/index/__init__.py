@@ -7,6 +7,7 @@ writable there is read from the store instead. No load relies on it, and nothing
 
 from __future__ import annotations
 
+from mlstate.index.database import is_index_folder
 from mlstate.index.index import Index, open_index
 from mlstate.index.places import EntryRow, Folder, Place
 from mlstate.index.said import Said, begin_of, number_of
@@ -23,6 +24,7 @@ __all__ = [
     "SharedSpace",
     "StateSpace",
     "begin_of",
+    "is_index_folder",
     "number_of",
     "open_index",
     "version_of",

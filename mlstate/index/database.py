@@ -9,6 +9,7 @@ flushed to the disk: what a power cut damages is made anew.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -49,6 +50,7 @@ _PATIENCE = 0.25
 _MOST = 1 << 30
 """The bytes at which an index is begun anew; 100,000 states of 100 tensors take 0.25 GB."""
 _LARGEST = 1 << 28
+_FOLDER = re.compile(r"index-\d+")
 _HARMLESS = frozenset({3, 5, 6, 7, 8, 9, 13, 14, 15})
 """SQLite's codes for a file that is locked, or may not be written, or has no room: it is whole."""
 
@@ -60,6 +62,11 @@ def index_folder() -> Path:
         FormatError: The settings name no cache folder.
     """
     return anchored(settings.cache_folder()) / f"index-{os.geteuid()}"
+
+
+def is_index_folder(name: str) -> bool:
+    """Whether a folder of a cache has the name of an index, of this user or of another."""
+    return _FOLDER.fullmatch(name) is not None
 
 
 class Database:

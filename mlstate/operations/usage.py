@@ -14,7 +14,7 @@ from mlstate.errors import (
 from mlstate.format import layout
 from mlstate.index import Index, open_index
 from mlstate.operations.usage_counter import Counter, Result
-from mlstate.operations.usage_disk import disk_usage
+from mlstate.operations.usage_disk import disk_usage, objects_of_others
 from mlstate.operations.usage_report import ArchitectureUsage, DiskUsage, StateUsage, Usage
 from mlstate.parallel import for_each
 from mlstate.reading import Only
@@ -63,7 +63,8 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool
         known.keep()
         states = counter.states()
         total, unnamed, trash = counter.total, None, None
-        measured = disk_usage(view, counter, index) if disk else None
+        others = objects_of_others(view, index) if disk else {}
+    measured = disk_usage(view, counter, others) if disk else None
     if measured is not None:
         unnamed, trash = measured.unnamed, measured.trash
         total += measured.others if view.folder is not None else 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import MlstateError
 from mlstate.format import layout
-from mlstate.index import Index, number_of
+from mlstate.index import Index, is_index_folder, number_of
 from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.bucket import BucketObjectStore
@@ -20,10 +20,11 @@ from mlstate.objects.cache import folders_of, read_roots
 from mlstate.operations.usage_counter import Counter
 from mlstate.operations.usage_report import DiskUsage
 from mlstate.states import StateKey
+from mlstate.stores.known import KnownStates
 from mlstate.stores.read import StateStore
 from mlstate.stores.statefiles import FolderStateFiles
 
-__all__ = ["disk_usage"]
+__all__ = ["disk_usage", "objects_of_others"]
 
 _FOLDERS = (layout.OBJECTS, layout.STATES, layout.ROOTS, layout.TRASH, layout.TEMPORARIES)
 _ROOT = re.compile(rf"{layout.ROOTS}/[0-9a-f]{{64}}")
@@ -32,13 +33,15 @@ _ANY = StateKey.parse("any.state.root")
 _BLOCK = 512  # bytes, by which a file system counts what a file takes
 
 
-def disk_usage(store: StateStore, counted: Counter, index: Index) -> DiskUsage | None:
+def disk_usage(
+    store: StateStore, counted: Counter, others: Mapping[Path, set[int]]
+) -> DiskUsage | None:
     """Measure what lies in the folder or bucket of a store, or in the cache of a view.
 
     Args:
         store: The store.
         counted: Its states, all of which were added.
-        index: What state objects say.
+        others: As `objects_of_others` gives it.
 
     Returns:
         What is there; None for a store that is in neither.
@@ -50,15 +53,32 @@ def disk_usage(store: StateStore, counted: Counter, index: Index) -> DiskUsage |
     elif store.place is not None:
         return None  # a release: nobody lists what is in the cache for it
     else:
-        folders = folders_of(store.objects if store.own is None else store.own)
+        folders = _folders_of(store)
         if not folders:
             return None
         for folder in folders:
-            counter.others = _of_other_states(folder, index, saved=store.own is None)
+            counter.others = others[folder.root]
             for name, size in _in_folder(folder.root):
                 counter.add(name, size)
     counter.sizes["own"] += counted.checkpoints
     return DiskUsage(sum(counter.sizes.values()), **counter.sizes)
+
+
+def objects_of_others(store: StateStore, index: Index) -> dict[Path, set[int]]:
+    """The objects of states that are not the store's, by number, in each folder that has its bytes.
+
+    Args:
+        store: The store.
+        index: What state objects say.
+    """
+    saved = store.own is None
+    return {f.root: _of_other_states(f, index, saved=saved) for f in _folders_of(store)}
+
+
+def _folders_of(store: StateStore) -> list[FolderObjectStore]:
+    if store.place is not None:
+        return []
+    return list(folders_of(store.objects if store.own is None else store.own))
 
 
 class _Counter:
@@ -84,7 +104,7 @@ class _Counter:
         if digest is not None:
             return self._kind_of_object(digest)
         plain = name.removesuffix(layout.SIGNATURE_SUFFIX)
-        is_record = plain == layout.SETTINGS or _ROOT.fullmatch(name)
+        is_record = plain == layout.SETTINGS or _ROOT.fullmatch(name) or is_index_folder(folder)
         return "records" if is_record or layout.key_of_state_path(plain) else "foreign"
 
     def _kind_of_object(self, digest: Digest) -> str:
@@ -106,12 +126,9 @@ def _of_other_states(folder: FolderObjectStore, index: Index, *, saved: bool) ->
     entries = [StateEntry(_ANY, root.digest) for root in read_roots(folder.root)]
     for root in read_roots(folder.root):
         others.update(map(number_of, root.files))
-    states = FolderStateFiles(folder.root)
-    for key in states.keys() if saved else ():
-        with suppress(MlstateError, OSError):  # nobody knows what it needs
-            if (entry := states.recorded(key)) is not None:
-                entries.append(entry)
-                others.update(number_of(file.digest) for file in entry.files.values())
+    for entry in _saved_in(folder, index) if saved else ():
+        entries.append(entry)
+        others.update(number_of(file.digest) for file in entry.files.values())
     index.load(entry.digest for entry in entries if entry.digest is not None)
     for entry in entries:
         if entry.digest is None:
@@ -122,6 +139,23 @@ def _of_other_states(folder: FolderObjectStore, index: Index, *, saved: bool) ->
     return others
 
 
+def _saved_in(folder: FolderObjectStore, index: Index) -> list[StateEntry]:
+    """The entries of the states that were saved in a folder, as far as these can be read."""
+    states = FolderStateFiles(folder.root)
+    known = KnownStates(states, folder, index, None)
+    found: list[StateEntry] = []
+    for listing in states.listing():
+        entry = known.entry(listing)
+        if entry is None:
+            with suppress(MlstateError, OSError):  # nobody knows what it needs
+                entry = states.recorded(listing.key)
+            known.learn(listing, entry)
+        if entry is not None:
+            found.append(entry)
+    known.keep()
+    return found
+
+
 def _in_folder(root: Path) -> Iterator[tuple[str, int]]:
     """The files of a store's folder, each by its path in it, with its size in bytes."""
     for name in (layout.SETTINGS, layout.SETTINGS + layout.SIGNATURE_SUFFIX):
@@ -129,9 +163,16 @@ def _in_folder(root: Path) -> Iterator[tuple[str, int]]:
             found = (root / name).lstat()
             if stat.S_ISREG(found.st_mode):
                 yield name, found.st_size
-    for name in _FOLDERS:
+    for name in (*_FOLDERS, *_index_folders(root)):
         if not (root / name).is_symlink():  # what a link names is elsewhere
             yield from _below(root, name)
+
+
+def _index_folders(root: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(root) if is_index_folder(name)]
+    except OSError:  # it is not there, or closed
+        return []
 
 
 def _below(root: Path, folder: str) -> Iterator[tuple[str, int]]:

@@ -78,7 +78,7 @@ class DiskUsage:
         unnamed: Objects that no state needs: pruning takes them when they are old enough.
         trash: What prunings and deletions moved to trash/: the next pruning deletes what is old.
         unfinished: What is in tmp/: of fetches and saves that are under way, or were interrupted.
-        records: State files, notes of use, settings.
+        records: State files, notes of use, settings, the index of what states say.
         foreign: Files among these that are not mlstate's.
     """
 

@@ -96,9 +96,9 @@ def test_a_bucket_is_listed_and_nothing_is_got(related, moto, tmp_path):
         store = bucket_store(
             moto, store.places[0].split("/")[2], url=proxy.url, cache=tmp_path / "c"
         )
-        usage(store)
+        usage(store, disk=False)
         proxy.reset()
-        usage(store)
+        usage(store, disk=False)
         lists = [r for r in proxy.requests if "list-type" in r.path and "states" in r.path]
         others = [r for r in proxy.requests if "list-type" not in r.path]
         assert len(lists) == 1
