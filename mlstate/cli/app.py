@@ -33,13 +33,14 @@ from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.git import git_diff, git_merge, git_setup
 from mlstate.cli.init import init
 from mlstate.cli.log_restore import log, restore
-from mlstate.cli.ls_show_du import du, ls, show
+from mlstate.cli.ls import ls
 from mlstate.cli.mv_meta_alias import alias, meta, mv
 from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.pins import pins
 from mlstate.cli.printed import Failure
 from mlstate.cli.rm_prune import prune, rm
+from mlstate.cli.show_du import du, show
 from mlstate.cli.sign import sign, verify_signature
 from mlstate.cli.verify_diff_digest import diff, digest, verify
 from mlstate.errors import MlstateError

@@ -205,7 +205,14 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     pruned |= {"swept": list[str], "restored": list[str]}
     return {
         "init": ({"path": str, "store": str | None, "manifests": list[str]},),
-        "ls": ({"store": str, "states": list[StateUsage], "passed_over": list[str]},),
+        "ls": (
+            {
+                "store": str,
+                "states": list[StateUsage],
+                "aliases": dict[str, str],
+                "passed_over": list[str],
+            },
+        ),
         "show": (Description,),
         "du": ({"store": str}, Usage),
         "fetch": (

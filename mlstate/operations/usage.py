@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 from mlstate.errors import (
     AccessError,
@@ -73,16 +75,37 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool
     return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states), measured)
 
 
-def usage_of_states(store: AnyStore, state_type: StateType | None = None) -> list[StateUsage]:
+def usage_of_states(
+    store: AnyStore, state_type: StateType | None = None, *, meta: bool = False
+) -> list[StateUsage]:
     """Say what states take, all or those compatible with a type: of `usage`, this part alone.
 
     Of a type in a folder that the index knows, no other states are looked at than those whose
     folders have changed since.
 
+    Args:
+        store: As for `usage`.
+        state_type: Which states; all by default.
+        meta: Whether to say what is noted of each, too: its entry is read for that.
+
     Raises:
         MlstateError: As `usage`.
     """
     view = state_store(store)
+    states = _usage_of_states(view, state_type)
+    if meta:
+        for_each(lambda place: _add_meta(view, states, place), range(len(states)), view.threads)
+    return states
+
+
+def _add_meta(store: StateStore, states: list[StateUsage], place: int) -> None:
+    state = states[place]
+    with suppress(MlstateError, OSError):  # which is told of it already
+        entry = store.catalog.recorded(state.key)
+        states[place] = replace(state, meta={} if entry is None else entry.meta)
+
+
+def _usage_of_states(view: StateStore, state_type: StateType | None) -> list[StateUsage]:
     keys = None if state_type is None else set(view.get_state_keys(state_type))
     with open_index() as index:
         known = known_states(view, index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from mlstate.digests import Digest
 from mlstate.operations.reports import iso_time
@@ -33,6 +33,7 @@ class StateUsage:
             unknown. In Python these are seconds since the epoch.
         error: Why nothing more is known of it, or None.
         unsigned: Whether this is that it has no good signature, and the store requires one.
+        meta: The notes that were saved with it; None unless they were asked for.
     """
 
     key: StateKey
@@ -44,6 +45,7 @@ class StateUsage:
     modified: float | None = field(default=None, metadata={"json": iso_time})
     error: str | None = None
     unsigned: bool = False
+    meta: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,15 @@
-"""The commands that look at a store: `ls`, `show`, `du`."""
+"""The commands that look into a store: `show`, `du`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from mlstate.cli.default_store import project_here
 from mlstate.cli.keys import one_key
 from mlstate.cli.options import Json, Key, StoreArgument, StoreOption, name_of, opened
 from mlstate.cli.output import (
-    ago,
-    from_here,
     human_count,
     human_shape,
     human_size,
@@ -26,66 +23,11 @@ from mlstate.cli.output import (
 if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.usage_report import StateUsage
-    from mlstate.stores.read import StateStore
 
-__all__ = ["du", "ls", "show"]
-
-
-def ls(
-    context: typer.Context,
-    where: StoreArgument = None,
-    type_: Annotated[
-        str | None,
-        typer.Option("--type", "-t", metavar="TYPE", help="Only states compatible with this type."),
-    ] = None,
-    store: StoreOption = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say which TOML files are no manifests.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """List states: size, own and shared bytes, whether they are cached, age.
-
-    The size is that of the tensors. "own" and "shared" are bytes of objects on the disk,
-    with their headers, each counted once: those that no other state of the store needs, and those
-    that one does. The age is that of the state; of one in a cache, how long ago it was last used.
-    """
-    from mlstate.operations.usage import usage_of_states
-    from mlstate.states import StateType
-
-    name = _where(context, where, store)
-    view = opened(name, quiet=True)
-    states = usage_of_states(view, None if type_ is None else StateType.parse(type_))
-    passed_over = _passed_over(view) if as_json or verbose else []
-    if as_json:
-        listed = {"store": name_of(name), "states": states}
-        print_json("ls", {**listed, "passed_over": passed_over})
-        return
-    for path in passed_over:
-        note(f"{path} is no manifest, and is passed over")
-    if not states:
-        note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
-    cached = any(state.cached is not None for state in states)
-    titles = ["KEY", ">SIZE", ">OWN", ">SHARED", *(["CACHED", "USED"] if cached else ["AGE"])]
-    print_table(titles, (_cells(state, cached=cached) for state in states))
-    _complain_of(states)
-    project = None if name else project_here()
-    if project is not None and project.store and project.manifests:
-        there = project.folder / project.manifests[0]
-        note(f"the states of its manifests are listed by: mlstate ls {from_here(there)}")
+__all__ = ["complain_of", "du", "show", "where_to"]
 
 
-def _passed_over(view: StateStore) -> list[str]:
-    """The TOML files in a folder of manifests that are none."""
-    from mlstate.manifests.folder import toml_files
-
-    path = getattr(view, "path", None)
-    if path is None or not path.is_dir():
-        return []
-    return [from_here(file) for file in toml_files(path).others]
-
-
-def _where(context: typer.Context, where: str | None, store: str | None) -> str | None:
+def where_to(context: typer.Context, where: str | None, store: str | None) -> str | None:
     """The store of the argument or the option, which must agree; MLSTATE_STORE comes last."""
     source = context.get_parameter_source("store")
     if where and store and where != store and source is not None and source.name == "COMMANDLINE":
@@ -93,25 +35,8 @@ def _where(context: typer.Context, where: str | None, store: str | None) -> str 
     return where or store
 
 
-def _cells(state: StateUsage, *, cached: bool) -> list[str]:
-    unknown = state.own is None
-    return [
-        str(state.key),
-        human_size(state.nbytes),
-        "" if unknown else human_size(state.own),
-        "" if unknown else human_size(state.shared),
-        *([state.cached or ("" if state.digest else "not pinned")] if cached else []),
-        _trouble(state) or ago(state.modified),
-    ]
-
-
-def _trouble(state: StateUsage) -> str:
-    if state.unsigned:
-        return "unsigned"
-    return "damaged" if state.error else ""
-
-
-def _complain_of(states: Sequence[StateUsage]) -> None:
+def complain_of(states: Sequence[StateUsage]) -> None:
+    """Tell of the states that cannot be read."""
     for state in states:
         if state.error:
             note(f"{state.key} cannot be read: {state.error}")
@@ -209,7 +134,7 @@ def du(
     """
     from mlstate.operations.usage import usage
 
-    name = _where(context, where, store)
+    name = where_to(context, where, store)
     used = usage(opened(name, quiet=True))
     if as_json:
         print_json("du", {"store": name_of(name)}, used)
@@ -230,7 +155,14 @@ def du(
     if used.states:
         put()
         largest_first = sorted(used.states, key=lambda state: -(state.own or 0))
-        cells = (_cells(state, cached=False)[:4] for state in largest_first)
+        cells = (
+            [
+                str(state.key),
+                human_size(state.nbytes),
+                *("" if size is None else human_size(size) for size in (state.own, state.shared)),
+            ]
+            for state in largest_first
+        )
         print_table(["STATE", ">SIZE", ">OWN", ">SHARED"], cells)
         put()
     apart = sum((state.own or 0) + (state.shared or 0) for state in used.states)
@@ -242,4 +174,4 @@ def du(
     print_fields([*fields, ("without sharing", human_size(apart))])
     if used.unnamed:
         note("what is in no state goes when it is old enough: mlstate prune, or prune --grace AGE")
-    _complain_of(used.states)
+    complain_of(used.states)
