@@ -44,6 +44,7 @@ VALUES = (
     "layouts.py",
     "limits.py",
     "locations.py",
+    "log.py",
     "manifests/entries.py",
     "models.py",
     "parallel.py",

@@ -35,13 +35,14 @@ from mlstate.cli.init import init
 from mlstate.cli.log_restore import log, restore
 from mlstate.cli.ls import ls
 from mlstate.cli.mv_meta_alias import alias, meta, mv
-from mlstate.cli.output import complain, never_refuse, note, said, tell
+from mlstate.cli.output import complain, never_refuse, note, said, tell, warning
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.pins import pins
 from mlstate.cli.printed import Failure
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.show_du import du, show
 from mlstate.cli.sign import sign, verify_signature
+from mlstate.cli.verbosity import set_verbosity
 from mlstate.cli.verify_diff_digest import diff, digest, verify
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
@@ -88,8 +89,19 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Say what is done; -vv: each address, too. Behind commands, too.",
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes, no progress. Behind commands, too.")
+    ] = False,
 ) -> None:
-    pass
+    pass  # `set_verbosity` has done what these say
 
 
 _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
@@ -208,7 +220,7 @@ def run(arguments: Sequence[str]) -> int:
         # torch says so at its import. Nothing here needs NumPy.
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         _hear_no_deprecations()
-        code, failure = _run(list(arguments))
+        code, failure = _run(set_verbosity(list(arguments)))
         if failure is not None and code != WITHOUT_READER:
             with suppress(BrokenPipeError):
                 print_failure(list(arguments), code, failure)
@@ -265,7 +277,7 @@ _REPORT = "please report it, with the lines above"
 
 def _tell_of_defect() -> None:
     for line in traceback.format_exc().splitlines():
-        note(line)
+        tell(said(line))
     complain(f"this is a defect of {PROGRAM} {__version__}; {_REPORT}")
 
 
@@ -313,7 +325,7 @@ def _flushed() -> bool:
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     text = message.args[0] if isinstance(message, Warning) and message.args else message
-    note("warning: " + in_shell(text))
+    warning(in_shell(text))
 
 
 def _open_what_is_closed() -> None:

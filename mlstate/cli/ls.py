@@ -12,6 +12,7 @@ from mlstate.cli.keys import chosen_keys
 from mlstate.cli.options import Json, StoreArgument, StoreOption, name_of, opened
 from mlstate.cli.output import ago, from_here, human_size, note, print_json, print_table
 from mlstate.cli.show_du import complain_of, where_to
+from mlstate.cli.verbosity import verbosity
 
 if TYPE_CHECKING:
     from mlstate.operations.usage_report import StateUsage
@@ -69,9 +70,6 @@ def ls(
         ),
     ] = None,
     store: StoreOption = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say which TOML files are no manifests.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """List states: size, own and shared bytes, whether they are cached, age.
@@ -99,7 +97,7 @@ def ls(
     if order is not None:
         states = _sorted(states, order)
     states = states[::-1] if reverse else states
-    passed_over = _passed_over(view) if as_json or verbose else []
+    passed_over = _passed_over(view) if as_json or verbosity() else []
     if as_json:
         listed = {"store": name_of(name), "states": states}
         aliases = {alias: str(key) for alias, key in view.aliases.items()}

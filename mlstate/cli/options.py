@@ -8,7 +8,7 @@ import typer
 
 from mlstate.cli.default_store import default_name, default_store
 from mlstate.cli.keys import complete_keys
-from mlstate.cli.output import note
+from mlstate.cli.output import warning
 
 if TYPE_CHECKING:
     from mlstate.stores.read import StateStore
@@ -116,7 +116,7 @@ def _told_of_outages(view: StateStore) -> StateStore:
 
 
 def _tell_of_outage(server: str, reason: str) -> None:
-    note(f"warning: {server}: {reason}; asked last from now on")
+    warning(f"{server}: {reason}; asked last from now on")
 
 
 def unreached_servers(view: StateStore) -> list[tuple[str, str]]:

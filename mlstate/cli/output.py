@@ -23,6 +23,7 @@ from mlstate.units import format_size
 
 __all__ = [
     "ago",
+    "be_quiet",
     "complain",
     "from_here",
     "has_colour",
@@ -30,6 +31,7 @@ __all__ = [
     "human_shape",
     "human_size",
     "is_lively",
+    "is_quiet",
     "never_refuse",
     "note",
     "print_fields",
@@ -41,6 +43,7 @@ __all__ = [
     "put_written",
     "said",
     "tell",
+    "warning",
 ]
 
 _STEPS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"))
@@ -77,10 +80,32 @@ def put_marked(colour: int | None, word: str, rest: str) -> None:
     print((f"\x1b[{colour}m{said(word)}\x1b[0m" if coloured else said(word)) + said(rest))
 
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Print no notes from now on; errors are told all the same."""
+    global _quiet  # noqa: PLW0603  # of the process, as its streams are
+    _quiet = True
+
+
+def is_quiet() -> bool:
+    """Whether no notes are printed, and no progress."""
+    return _quiet
+
+
 def note(text: str) -> None:
     """Print a line that is not data: what is going on, what was done."""
+    if _quiet:
+        return
     sys.stdout.flush()
     tell(said(text))
+
+
+def warning(text: str) -> None:
+    """Print what should be known, however little was asked for."""
+    sys.stdout.flush()
+    tell(said(f"warning: {text}"))
 
 
 def complain(what: object, about: object | None = None) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from mlstate.cli.output import human_size, is_lively, note
+from mlstate.cli.output import human_size, is_lively, is_quiet, note
 
 if TYPE_CHECKING:
     from mlstate.fetch.progress import OnProgress, Progress
@@ -19,6 +19,8 @@ _INTERVAL = 10.0
 
 def progress() -> OnProgress | bool:
     """The `progress` for a store: True, which is a bar, or what prints a line now and then."""
+    if is_quiet():
+        return False
     return True if is_lively(sys.stderr) else _lines()
 
 

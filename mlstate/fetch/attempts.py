@@ -20,6 +20,7 @@ from mlstate.fetch.plan import DamagedPartialError
 from mlstate.fetch.progress import Meter
 from mlstate.fetch.reader import Reader
 from mlstate.locations import Mirror, UnusableMirror
+from mlstate.log import info
 from mlstate.manifests import StateEntry
 from mlstate.objects.receiving import Receiver
 from mlstate.phrases import Phrase
@@ -287,6 +288,7 @@ class Attempts:
 
     def _note_failure(self, place: str, reason: str) -> None:
         self._failed.add(place)
+        info("%s: %s did not do: %s", self.entry.key, place, reason)
         self.note(place, reason)
 
 

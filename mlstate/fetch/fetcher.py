@@ -21,6 +21,7 @@ from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.format import layout
 from mlstate.locations import Mirror
+from mlstate.log import info
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Cache, forget_root, last_use, note_use, one_at_a_time
@@ -200,6 +201,7 @@ class Fetcher:
                     self._forget_use(entry)
                     raise
                 run.attempts.warn_of_damage()
+            info("%s: %d bytes fetched, %d spared", entry.key, run.meter.done, run.spared)
             return FetchReport(digest, run.meter.done, run.spared)
 
     def pin(self, entry: StateEntry) -> StateEntry:

@@ -32,6 +32,7 @@ from mlstate.digests import Digest
 from mlstate.errors import MlstateError, ObjectNotFoundError, concerning
 from mlstate.format import layout
 from mlstate.index import open_index
+from mlstate.log import info
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Root
 from mlstate.parallel import THREADS, for_each
@@ -189,6 +190,9 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
             elif (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
                 self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size
         self.sweep()
+        if not self.dry_run:
+            moved_now, deleted = len(self.report.trashed), len(self.report.deleted)
+            info("pruned: %d objects moved to trash, %d deleted", moved_now, deleted)
         return self.report
 
     def sweep(self) -> None:

@@ -20,6 +20,7 @@ from mlstate.format.encode import (
     check_sources,
     encode_state,
 )
+from mlstate.log import info
 from mlstate.manifests import StateEntry
 from mlstate.objects import WritableObjectStore
 from mlstate.objects.saving import ObjectSaver, absent
@@ -66,7 +67,9 @@ class StateSaver:
 
     def delete(self, key: StateKey) -> bool:
         """Remove a state file; see `Saver.delete`. The objects stay until pruning takes them."""
-        return self.files.remove(key)
+        removed = self.files.remove(key)
+        info("%s %s", key, "removed" if removed else "was not there")
+        return removed
 
     def change(self, key: StateKey, old: bytes, new: bytes) -> bool:
         """Write a state file over exactly this content; see `Saver.change`."""
@@ -145,6 +148,7 @@ class StateSaver:
         saver.flush()
         entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
         self._write_state_file(entry, overwrite=request.overwrite)
+        info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))
         # Pruning may have taken a reused object before the state file named it: put it again.
         if saver.lost():
             self._put_all(self._object_saver(verify=False), encoded, wanted, request)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlstate.errors import FormatError, OfflineError, TransportError
 from mlstate.limits import Limits
 from mlstate.locations import check_url
+from mlstate.log import debug
 from mlstate.retries import Patience
 from mlstate.transport.credentials import Credentials, NoCredentials
 from mlstate.transport.hub import Hub, HubListing, HubResource, parse_hub_address
@@ -103,6 +104,7 @@ class Transports:
         read such addresses, or not without a package that is missing, or if ``reach`` does not go
         there.
         """
+        debug("open %s", address)
         reason = check_url(address)
         scheme = address.partition("://")[0].lower() if "://" in address else ""
         if reason is not None:
