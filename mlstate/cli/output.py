@@ -221,14 +221,10 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         _rich_table(titles, listed)
         return
-    lines = [tuple(title.removeprefix(">") for title in titles), *listed]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if title.startswith(">") else cell.ljust(width)
-            for title, cell, width in zip(titles, line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    from mlstate.operations.tables import aligned
+
+    for line in aligned(titles, listed):
+        print(line)
 
 
 def _rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -7,15 +7,59 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
+
+from mlstate.units import format_size
 
 __all__ = ["Meter", "OnProgress", "Progress", "listener"]
 
 
 def listener(progress: OnProgress | bool | None) -> OnProgress | None:
-    """The function to call with progress: the caller's own; for True, a bar on the terminal."""
+    """The function to call with progress: the caller's own; for True, a bar.
+
+    It is on the terminal of standard error, or below the cell of a notebook; elsewhere there is
+    none.
+    """
     if isinstance(progress, bool):
-        return _terminal_bar() if progress else None
+        return (_notebook_line() or _terminal_bar()) if progress else None
     return progress
+
+
+def _notebook_line() -> OnProgress | None:
+    """A line below the cell of a notebook that runs; None elsewhere."""
+    # A kernel has imported both. rich's bars need a package more in a notebook, and leave lines.
+    ipython, kernel = sys.modules.get("IPython"), sys.modules.get("ipykernel")
+    shell = None if ipython is None or kernel is None else ipython.get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    shown: dict[str, Any] = {}
+
+    def show(progress: Progress) -> None:
+        of = "" if progress.total is None else f" of {format_size(progress.total)}"
+        rate = "" if progress.ended else f", {format_size(int(progress.rate))}/s"
+        line = _Line(f"{progress.what}: {format_size(progress.done)}{of}{rate}")
+        if progress.ended and progress.what not in shown:
+            return
+        if progress.what not in shown:
+            shown[progress.what] = display(line, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            shown[progress.what].update(line)
+        if progress.ended:
+            del shown[progress.what]
+
+    return show
+
+
+class _Line:
+    """A text that a notebook shows as it is."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def _terminal_bar() -> OnProgress | None:

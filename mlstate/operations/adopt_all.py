@@ -14,6 +14,7 @@ from mlstate.fetch.progress import OnProgress, listener
 from mlstate.locations import local_path
 from mlstate.operations.adopt import adopt
 from mlstate.operations.found_weights import FoundWeights, find_weights, key_template
+from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey
@@ -52,7 +53,7 @@ class AdoptedState:
 
 
 @dataclass(frozen=True)
-class AdoptAllReport:
+class AdoptAllReport(Tabular):
     """What `adopt_all` did.
 
     Attributes:
@@ -66,6 +67,14 @@ class AdoptAllReport:
     added: int
     spared: int
     failures: tuple[tuple[str, MlstateError | OSError], ...] = field(default=(), repr=False)
+
+    def _table(self) -> Table:
+        rows = [
+            (one.source, one.key, one.result, "" if one.size is None else size_cell(one.size))
+            for one in self.states
+        ]
+        summary = f"{size_cell(self.added)} new, {size_cell(self.spared)} shared"
+        return Table(("SOURCE", "KEY", "RESULT", ">SIZE"), rows, summary)
 
 
 def adopt_all(

@@ -20,6 +20,7 @@ from mlstate.fetch.progress import listener
 from mlstate.format.encode import bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.operations.plan import planned_copy
+from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
@@ -32,7 +33,7 @@ __all__ = ["CopyReport", "copy", "copy_one"]
 
 
 @dataclass(frozen=True)
-class CopyReport:
+class CopyReport(Tabular):
     """What a copy did.
 
     Attributes:
@@ -45,6 +46,11 @@ class CopyReport:
     copied: tuple[StateKey, ...]
     present: tuple[StateKey, ...]
     nbytes: int
+
+    def _table(self) -> Table:
+        rows = [(str(key), "copied") for key in self.copied]
+        rows += [(str(key), "there already") for key in self.present]
+        return Table(("KEY", "RESULT"), rows, f"{size_cell(self.nbytes)} of tensors copied")
 
 
 def copy(

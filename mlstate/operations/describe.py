@@ -19,6 +19,7 @@ from mlstate.index import number_of, open_index
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
+from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.operations.usage import known_states
 from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
@@ -70,7 +71,7 @@ class WeightsFileInfo:
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Tabular):
     """All that is known of a state.
 
     Attributes:
@@ -101,6 +102,20 @@ class Description:
     layout: tuple[WeightsFileInfo, ...]
     meta: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...] | None
+
+    def _table(self) -> Table:
+        rows = [
+            (
+                one.name,
+                one.dtype,
+                "x".join(map(str, one.shape)) or "scalar",
+                size_cell(one.nbytes),
+                ", ".join((*one.same_names, *one.states)),
+            )
+            for one in self.tensors or ()
+        ]
+        summary = f"{self.key}: {size_cell(self.nbytes)}, {self.digest or 'not pinned'}"
+        return Table(("TENSOR", "TYPE", "SHAPE", ">SIZE", "SHARED WITH"), rows, summary)
 
 
 def describe(store: AnyStore, key: StateKey) -> Description:

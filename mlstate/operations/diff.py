@@ -13,6 +13,7 @@ from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, MissingPackageError
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
+from mlstate.operations.tables import Table, Tabular
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 
@@ -67,7 +68,7 @@ class TiedName(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StateDiff:
+class StateDiff(Tabular):
     """The differences between two states.
 
     Attributes:
@@ -97,6 +98,20 @@ class StateDiff:
     tied: tuple[TiedName, ...] = ()
     files: tuple[str, ...] = ()
 
+    def _table(self) -> Table:
+        other = {name for pair in (*self.renamed, *self.tied) for name in pair}
+        rows = [
+            (one.name, "changed", *map(_number, (one.differing, one.max_abs, one.relative)))
+            for one in self.changed
+        ]
+        rows += [(one.first, f"renamed to {one.second}", "", "", "") for one in self.renamed]
+        rows += [(one.name, f"tied to {one.other}", "", "", "") for one in self.tied]
+        rows += [(name, "removed", "", "", "") for name in self.removed if name not in other]
+        rows += [(name, "added", "", "", "") for name in self.added if name not in other]
+        rows += [(name, "file differs", "", "", "") for name in self.files]
+        summary = f"{len(self.equal)} tensors are the same"
+        return Table(("NAME", "CHANGE", ">DIFFERING", ">MAX ABS", ">RELATIVE"), rows, summary)
+
     @property
     def same_weights(self) -> bool:
         """Whether names, types, shapes and bytes of all tensors are the same."""
@@ -110,6 +125,12 @@ class StateDiff:
         """
         alone = {*self.removed, *self.added}
         return bool(alone) and not self.changed and alone == {name for name, _ in self.tied}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
 def diff(

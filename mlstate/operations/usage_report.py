@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mlstate.digests import Digest
 from mlstate.operations.reports import iso_time
+from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.states import StateKey, StateType
 
 __all__ = ["ArchitectureUsage", "Cached", "DiskUsage", "StateUsage", "Usage"]
@@ -102,7 +103,7 @@ class DiskUsage:
 
 
 @dataclass(frozen=True)
-class Usage:
+class Usage(Tabular):
     """The space that a store takes, in bytes.
 
     Attributes:
@@ -122,6 +123,19 @@ class Usage:
     architectures: tuple[ArchitectureUsage, ...]
     states: tuple[StateUsage, ...]
     disk: DiskUsage | None = None
+
+    def _table(self) -> Table:
+        titles = ["KEY", ">SIZE", ">OWN", ">SHARED"]
+        rows = [
+            [str(one.key), *map(size_cell, (one.nbytes, one.own, one.shared))]
+            for one in self.states
+        ]
+        if any(one.cached is not None for one in self.states):
+            titles.append("CACHED")
+            rows = [[*row, one.cached or ""] for row, one in zip(rows, self.states, strict=True)]
+        on_disk = self.total if self.disk is None else self.disk.total
+        summary = f"{size_cell(on_disk)} for {len(self.states)} states"
+        return Table(tuple(titles), rows, summary)
 
     def by_architecture(self) -> Mapping[StateType, ArchitectureUsage]:
         """The states by backend and architecture, whatever their extras; of the whole store."""

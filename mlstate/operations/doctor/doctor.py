@@ -16,6 +16,7 @@ from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.folders import folder_checks, readonly_check
 from mlstate.operations.doctor.network import ask_all
 from mlstate.operations.doctor.places import Place, places_of, unusable
+from mlstate.operations.tables import Table, Tabular
 from mlstate.phrases import called
 from mlstate.stores.open import open_store
 from mlstate.stores.read import StateStore
@@ -44,7 +45,7 @@ class SettingValue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Tabular):
     """The findings of a diagnosis.
 
     Attributes:
@@ -57,6 +58,12 @@ class Diagnosis:
     versions: Mapping[str, str | None]
     settings: tuple[SettingValue, ...]
     checks: tuple[Check, ...]
+
+    def _table(self) -> Table:
+        marks = {True: "ok", False: "problem", None: ""}
+        rows = [(one.name, marks[one.ok], one.found, one.remedy or "") for one in self.checks]
+        failed = sum(one.ok is False for one in self.checks)
+        return Table(("WHAT", "OK", "FOUND", "WHAT TO DO"), rows, f"{failed} problems")
 
     @property
     def ok(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 from mlstate.digests import Digest
 from mlstate.errors import AccessError, IntegrityError, ManifestError, SignatureError
 from mlstate.manifests import StateEntry
+from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 
@@ -101,7 +102,7 @@ class MirrorCheck:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Tabular):
     """What a verification found.
 
     Attributes:
@@ -128,6 +129,24 @@ class VerifyReport:
     unverifiable: tuple[StateKey, ...] = ()
     mirrors: tuple[MirrorCheck, ...] = ()
     unmirrored: tuple[StateKey, ...] = ()
+
+    def _table(self) -> Table:
+        rows = [
+            (
+                "repaired" if one.repaired else one.kind,
+                one.what,
+                ", ".join(map(str, one.keys)),
+                one.path or "",
+                one.found or "",
+            )
+            for one in self.findings
+        ]
+        rest = len(self.absent) + len(self.partial)
+        summary = (
+            f"{'all is well' if self.ok else 'not all is well'}: {len(self.checked)} states "
+            f"checked, {rest} not here or in part; {self.objects} objects, {size_cell(self.nbytes)}"
+        )
+        return Table(("KIND", "WHAT", "STATES", "WHERE", "FOUND"), rows, summary)
 
     @property
     def checked(self) -> tuple[StateKey, ...]:
