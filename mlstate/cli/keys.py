@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -34,7 +35,8 @@ def one_key(store: StateStore, text: str) -> StateKey:
     try:
         key = StateKey.parse(text)
     except FormatError as error:
-        error.remedy = _near_misses(store, text) or error.remedy or "see: mlstate ls"
+        near = f"to look into it: mlstate ls {text}" if _is_place(text) else None
+        error.remedy = near or _near_misses(store, text) or error.remedy or "see: mlstate ls"
         raise
     if not store.exists(key):
         raise StateNotFoundError(
@@ -44,6 +46,11 @@ def one_key(store: StateStore, text: str) -> StateKey:
             remedy=_near_misses(store, text) or "see what is there: mlstate ls",
         )
     return key
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text that is no key is a manifest or a folder on this machine."""
+    return os.path.exists(text)
 
 
 def new_key(text: str) -> StateKey:

@@ -151,7 +151,10 @@ def _note_what_stays(done: _Pruned) -> None:
             note(f"{held}: no state needs them; they stay for {done.grace} (--grace AGE)")
         elif kept.reason == "unfinished":
             files = f"{human_count(kept.objects, 'file')}, {human_size(kept.nbytes)}"
-            note(f"{files}: of unfinished or deleted work, which stay for as long, or are in use")
+            note(
+                f"{files}: of unfinished work, or of deleted states, which restore brings back; "
+                f"they stay for {done.grace} (--grace AGE), or are in use"
+            )
         elif kept.reason == "saved":
             note(f"{held}: of what was saved here; mlstate rm KEY --store {done.folder}")
     for path in done.future:
