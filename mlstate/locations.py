@@ -13,6 +13,10 @@ from urllib.parse import urlsplit
 from mlstate.errors import FormatError, StoreNotFoundError
 
 __all__ = [
+    "FORMATS",
+    "SAFETENSORS",
+    "TORCH",
+    "TORCH_GZIP",
     "Mirror",
     "UnusableMirror",
     "anchored",
@@ -23,7 +27,8 @@ __all__ = [
 ]
 
 SCHEMES = frozenset({"http", "https", "file", "s3", "gs", "az", "hf"})
-FORMATS = ("safetensors", "torch", "torch-gzip")
+SAFETENSORS, TORCH, TORCH_GZIP = "safetensors", "torch", "torch-gzip"
+FORMATS = (SAFETENSORS, TORCH, TORCH_GZIP)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHA256 = re.compile(r"[0-9a-f]{1,64}")

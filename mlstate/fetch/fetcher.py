@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.download import MAX_SIZE
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
+from mlstate.fetch.said import Said
 from mlstate.format import layout
+from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Cache, note_use, one_at_a_time
@@ -176,8 +178,10 @@ class Fetcher:
                 run.attempts.warn_of_damage()
             return FetchReport(digest, run.meter.done, run.spared)
 
-    def pin(self, entry: StateEntry) -> StateEntry:
+    def pin(self, entry: StateEntry, said: dict[str, Said] | None = None) -> StateEntry:
         """Bring a state that has no digest or no size yet; returns the entry with both.
+
+        ``said`` takes what the files of one without a digest say, by their addresses.
 
         Raises:
             MlstateError: As `fetch`.
@@ -196,15 +200,15 @@ class Fetcher:
             identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
             with self._run(entry, identity) as run:
                 run.attempts.check_copies()
-                digest, state = run.pin()
+                digest, state = run.pin(said)
                 run.attempts.warn_of_damage()
             return replace(entry, digest=digest, size=state.nbytes)
 
-    def settle(self, entry: StateEntry, beside: Collection[str] | None = None) -> StateEntry:
+    def settle(self, entry: StateEntry) -> StateEntry:
         """Say exactly where on the hub a state is from: by commit, with its config and tokenizer.
 
         A branch moves on; the digest of a state does not. An entry whose mirrors are not on the hub
-        is returned as it is. ``beside`` names the files to take instead of config and tokenizer.
+        is returned as it is.
 
         Returns:
             The entry with the commit in its mirrors; with the files of the repository, if a mirror
@@ -218,9 +222,23 @@ class Fetcher:
         identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
         with concerning(entry.key), self._run(entry, identity) as run:
             run.attempts.check_copies()
-            settled, files = settled_on_hub(entry, run.attempts.context(), beside)
+            settled, files = settled_on_hub(entry, run.attempts.context())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
+
+    def pin_files(self, entry: StateEntry, files: Mapping[str, Mirror]) -> StateEntry:
+        """Bring files of which nobody knows the digest; returns the entry with them.
+
+        Raises:
+            MlstateError: As `fetch`.
+        """
+        if not files:
+            return entry
+        identity = Digest.of(f"{entry.origin}\n{entry.key}".encode())
+        with concerning(entry.key), self._run(entry, identity) as run:
+            run.attempts.check_copies()
+            pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
+        return replace(entry, files={**entry.files, **pinned})
 
     def repair(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> list[str]:
         """Set aside what is damaged of a state in the cache, and bring it again.

@@ -14,6 +14,7 @@ from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, sho
 from mlstate.fetch.file_mirror import FileMirror
 from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
 from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_state_object
+from mlstate.fetch.said import Said
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
@@ -93,8 +94,11 @@ class Run:
         named |= {file.digest for file in self.entry.files.values()} if files else set()
         return named | {self.entry.pinned_digest}
 
-    def pin(self) -> tuple[Digest, StateObject]:
-        """Bring a state of which nobody knows the digest; returns digest and state object."""
+    def pin(self, said: dict[str, Said] | None = None) -> tuple[Digest, StateObject]:
+        """Bring a state of which nobody knows the digest; returns digest and state object.
+
+        ``said`` takes what its files say, by their addresses.
+        """
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
@@ -104,7 +108,12 @@ class Run:
             self._receiver.remove_unsure()  # of a run that was killed
             try:
                 self._gather(
-                    mirror, gathering, size=size, max_bytes=self._max_size, check_sums=True
+                    mirror,
+                    gathering,
+                    size=size,
+                    max_bytes=self._max_size,
+                    check_sums=True,
+                    said=said,
                 )
             finally:
                 self._receiver.remove_unsure()
@@ -200,6 +209,7 @@ class Run:
         check_sums: bool,
         size: int | None,
         header: int | None = None,
+        said: dict[str, Said] | None = None,
     ) -> None:
         """Gather tensors from a mirror of files; see `FileMirror`."""
 
@@ -217,6 +227,8 @@ class Run:
             )
             try:
                 files.gather(gathering)
+                if said is not None:
+                    said.update(files.said)
             except (FormatError, IntegrityError):
                 gathering.discard()  # nobody knows which of it is right
                 raise

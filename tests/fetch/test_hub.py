@@ -138,7 +138,7 @@ def test_a_repository_of_a_pickled_model_needs_its_format(hub, tmp_path):
     mirror = {"url": "hf://org/model", "format": "torch"}
     check_fetched(store_of(tmp_path / "a", entry_of(state, mirror)), state)
     said = refused(store_of(tmp_path / "b", entry_of(state, "hf://org/model")))
-    assert "no weights under a usual name" in said
+    assert "no weights of this format" in said
     assert "pytorch_model.bin" in said
 
 
