@@ -169,7 +169,8 @@ def front_of(resource: Resource, stop: int) -> Iterator[Stream]:
         try:
             stream = stack.enter_context(resource.read(0, stop))
         except TransportError as error:
-            size = resource.size() if error.status is None and not error.transient else None
+            asked = error.status in (None, 416) and not error.transient
+            size = resource.size() if asked else None
             if size is None or size >= stop:
                 raise
             if size == 0:

@@ -121,7 +121,7 @@ def test_several_files_of_weights_on_the_hub_are_refused_with_the_way_to_choose(
     error = refused("hf://org/model", KEY, store)
     assert error.found == "adapter_model.safetensors, model.safetensors"
     assert error.remedy == "say which one is meant: weights='adapter_model.safetensors'"
-    assert [*store.keys()] == []
+    assert store.get_state_keys(KEY.state_type) == []
     report = adopt("hf://org/model", KEY, store, weights="adapter_model.safetensors")
     assert (report.digest, report.skipped) == (state_digest(two), ("model.safetensors",))
     assert "no such file" in str(refused("hf://org/model", OTHER, store, weights="x.safetensors"))
@@ -160,7 +160,7 @@ def test_a_part_of_a_model_on_the_hub_is_refused(hub_only, tmp_path, store, miss
     error = refused("hf://org/model", KEY, store)
     lacking = missing if "0000" in missing else "model-00001-of-00002.safetensors"
     assert error.found == f"missing: {lacking}"
-    assert [*store.keys()] == []
+    assert store.get_state_keys(KEY.state_type) == []
 
 
 @TARGETS
@@ -285,6 +285,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
         ("x.safetensors", "gzip", "a file that gzip compressed", "format='torch-gzip'"),
         ("x.pth", "plain", "a safetensors file", "format='safetensors'"),
         ("x.pth", "gzip", "a file that gzip compressed", "format='torch-gzip'"),
+        ("x.pth", b"", "an empty file", "bring it again"),
         ("x.pth", PAGE, "a web page (HTML)", "the address of the file itself"),
         ("x.pth", POINTER, "a pointer of Git LFS", "git lfs pull"),
         ("x.pth.gz", PAGE, "a web page (HTML)", "the address of the file itself"),
