@@ -189,6 +189,7 @@ def du(
             ("as files of their own", human_size(logical)),
             ("in no state", None if used.unnamed is None else human_size(used.unnamed)),
             ("trash", None if used.trash is None else human_size(used.trash)),
+            ("folders for frameworks", human_size(used.folders) if used.folders else None),
         ]
     )
     _complain_of(used)

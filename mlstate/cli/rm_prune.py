@@ -94,13 +94,18 @@ def prune(
     if as_json:
         gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
         pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
-        print_json("prune", pruned | {"in_use": done.in_use, "future": done.future})
+        print_json(
+            "prune",
+            pruned | {"in_use": done.in_use, "future": done.future, "folders": done.folders},
+        )
         return
     for key in done.states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
     for key in done.in_use:
         put(f"{key}  stays: it is in use")
     would = "would be " if dry_run else ""
+    for folder, nbytes in done.folders.items():
+        put(f"{folder}  {human_size(nbytes)}, {would}deleted")
     put(_line(f"{would}deleted", done.taken))
     if done.trashed:
         put(_line(f"{would}moved to the trash", done.trashed))
@@ -117,6 +122,7 @@ class _Pruned:
     future: list[str]
     states: list[str] = field(default_factory=list)
     in_use: list[str] = field(default_factory=list)
+    folders: Mapping[str, int] = field(default_factory=dict)
 
 
 def _prune_cache(view: Any, size: int | None, age: float | None, dry_run: bool) -> _Pruned:
@@ -126,7 +132,7 @@ def _prune_cache(view: Any, size: int | None, age: float | None, dry_run: bool) 
     elif made.states and not made.objects:
         note("what was fetched or used within the last hour stays; prune again after it")
     states, in_use = sorted(made.states.values()), sorted(made.in_use.values())
-    return _Pruned(made.objects, {}, list(made.future), states, in_use)
+    return _Pruned(made.objects, {}, list(made.future), states, in_use, made.folders)
 
 
 def _prune_store(view: Any, max_size: str | None, age: float | None, dry_run: bool) -> _Pruned:

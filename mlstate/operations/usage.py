@@ -20,6 +20,7 @@ from mlstate.errors import (
 from mlstate.format import layout, tensor_object
 from mlstate.objects import FolderObjectStore, ObjectStore
 from mlstate.objects.cache import read_roots
+from mlstate.objects.plain_folders import read_folders
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.shared_space import ListedObjects, SharedSpace
 from mlstate.operations.usage_report import ArchitectureUsage, Cached, StateUsage, Usage
@@ -70,7 +71,11 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None) -> Usage:
         trash = _size_of_files(view.folder / layout.TRASH)
     if chosen is not None:
         states = [state for state in states if state.key in chosen]
-    return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states))
+    folders = None
+    if view.fetcher is not None and view.place is None and (cache := view.fetcher.cache.own):
+        folders = sum(folder.size for folder in read_folders(cache.root))
+    architectures = tuple(counter.architectures())
+    return Usage(total, unnamed, trash, architectures, tuple(states), folders)
 
 
 _Result = Found | MlstateError | None

@@ -76,6 +76,8 @@ class Usage:
         trash: Of a store in a folder, the size of what is in its trash/; else None.
         architectures: The states of the whole store by backend and architecture.
         states: The states that were asked for, sorted by key.
+        folders: Of a view with a cache in a folder, the size of the folders in it that frameworks
+            opened states from; else None.
     """
 
     total: int
@@ -83,6 +85,7 @@ class Usage:
     trash: int | None
     architectures: tuple[ArchitectureUsage, ...]
     states: tuple[StateUsage, ...]
+    folders: int | None = None
 
     def by_architecture(self) -> Mapping[StateType, ArchitectureUsage]:
         """The states by backend and architecture, whatever their extras; of the whole store."""

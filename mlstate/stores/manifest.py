@@ -99,17 +99,18 @@ class ManifestStore(StateStore):
         """Make room in the cache: whole states, those first that were not used for longest.
 
         Removed states are fetched again when they are needed, as long as a mirror has them. States
-        that were saved in the folder stay, and so do their objects.
+        that were saved in the folder stay, and so do their objects. Folders that frameworks opened
+        states from (`mlstate.integrations`) go in the same way.
 
         Args:
-            max_size: The bytes that the fetched states that stay may need in all. No limit by
-                default.
+            max_size: The bytes that the fetched states and the folders that stay may need in all.
+                No limit by default.
             older_than: The seconds since its last use after which a state goes. No limit by
                 default.
             dry_run: Change nothing, and report what would be done.
 
         Returns:
-            The states and objects that were removed.
+            The states, objects and folders that were removed.
 
         Raises:
             ReadOnlyStoreError: The cache is no folder.

@@ -21,6 +21,7 @@ from mlstate.objects.cache import RECENT, Root, forget_root, read_roots
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.in_use import mapped_objects
 from mlstate.objects.mapped import MAP_FROM
+from mlstate.objects.plain_folders import PlainFolder, read_folders, remove_folder
 from mlstate.stores.prune import AHEAD, objects_of_root
 from mlstate.stores.prune_folder import file_time, prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
@@ -43,12 +44,14 @@ class CachePruneReport:
             used while others were removed. By digest, each with its key.
         future: What would have gone, but for a time that is yet to come, by path: a clock was or
             is wrong, and it stays.
+        folders: The folders that frameworks opened states from, with their bytes, by path.
     """
 
     states: dict[Digest, str]
     objects: dict[Digest, int]
     in_use: dict[Digest, str] = field(default_factory=dict)
     future: tuple[str, ...] = ()
+    folders: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +61,7 @@ class _Choice:
     leaving: list[Root] = field(default_factory=list)
     in_use: list[Root] = field(default_factory=list)
     future: list[Root] = field(default_factory=list)
+    folders: list[PlainFolder] = field(default_factory=list)
 
 
 def prune_cache(
@@ -68,6 +72,9 @@ def prune_cache(
     dry_run: bool = False,
 ) -> CachePruneReport:
     """Forget fetched states, and remove the objects that only they need.
+
+    Folders that states were written into for frameworks go like states; not within an hour of
+    their last use.
 
     States that were saved in the folder stay, and so do their objects; see `ManifestStore.prune`.
 
@@ -98,7 +105,9 @@ def prune_cache(
         if not saved:  # nobody saves here: trash/ need not wait for the next pruning
             prune_folder(states, objects, grace_seconds=grace)
     future = [str(root / layout.ROOTS / one.digest) for one in chosen.future]
-    return CachePruneReport(left, taken, in_use, (*future, *report.future))
+    gone = [folder for folder in chosen.folders if dry_run or remove_folder(folder)]
+    folders = {str(folder.path): folder.size for folder in gone}
+    return CachePruneReport(left, taken, in_use, (*future, *report.future), folders)
 
 
 def _stays_for_an_hour(root: Root, objects: FolderObjectStore) -> bool:
@@ -117,12 +126,24 @@ def _stays_for_an_hour(root: Root, objects: FolderObjectStore) -> bool:
 def _choose(
     objects: FolderObjectStore, max_size: int | None, older_than: float | None, now: float
 ) -> _Choice:
-    """Choose the states to forget."""
+    """Choose the states to forget, and the folders to remove."""
     choice = _Choice()
     mapped: Mapping[Digest, set[int]] | None = None
     counted: set[Digest] = set()
     total = 0
-    for root in sorted(read_roots(objects.root), key=lambda root: -root.used):
+    everything: list[Root | PlainFolder] = [
+        *read_roots(objects.root),
+        *read_folders(objects.root),
+    ]
+    for root in sorted(everything, key=lambda one: -one.used):
+        if isinstance(root, PlainFolder):
+            too_old = older_than is not None and now - root.used > older_than
+            too_much = max_size is not None and total + root.size > max_size
+            if root.gone or ((too_old or too_much) and now - root.used >= RECENT):
+                choice.folders.append(root)
+            else:
+                total += root.size
+            continue
         named = objects_of_root(root, objects)
         new = named - counted
         size = sum(objects.size(digest) or 0 for digest in new)

@@ -79,9 +79,9 @@ def layout_of_models(
     """The layout of the models of a source.
 
     Of a file on its own it is what its metadata says. What a folder of one model is by itself, a
-    ``model.safetensors`` with the usual metadata, needs no record. Shards that no index lists, and
-    those with tensors that their index does not list, have none: their tensors become one file.
-    Torch checkpoints become safetensors files in the same place.
+    ``model.safetensors`` with the usual metadata, needs no record. Shards that no index lists, or
+    whose index does not list a tensor of theirs, become one file in the same place, with what all
+    of them say. So do torch checkpoints, as safetensors files.
 
     Args:
         models: The models.
@@ -94,34 +94,43 @@ def layout_of_models(
     """
     found: dict[str, WeightsFile] = {}
     for model in models:
-        one = _of_model(model, said)
-        indexed = any(file.index is not None for file in one.values())
-        if not one or (indexed and renamed):
-            return {}
-        if alone and not indexed:
+        one = _of_model(model, said, renamed)
+        if alone and all(file.index is None for file in one.values()):
             (only,) = one.values()
             one = {WEIGHTS_NAME: replace(only, metadata=only.metadata or USUAL_METADATA)}
         found.update(one)
     return {} if found == {WEIGHTS_NAME: WeightsFile(metadata=USUAL_METADATA)} else found
 
 
-def _of_model(model: Model, said: Callable[[str], Said]) -> dict[str, WeightsFile]:
-    first = model.files[0]
+def _of_model(model: Model, said: Callable[[str], Said], renamed: bool) -> dict[str, WeightsFile]:
+    place, slash, name = model.files[0].rpartition("/")
     if not model.plain:
-        place, slash, name = first.rpartition("/")
         return {place + slash + _plain(name): WeightsFile(model.prefix, None, USUAL_METADATA)}
-    if model.index is None:
-        if len(model.files) > 1:
-            return {}
-        return {first: WeightsFile(model.prefix, None, _texts(said(first), first))}
-    place = posixpath.dirname(model.index)
-    found: dict[str, WeightsFile] = {}
-    for path in model.files:
-        header, shard = said(path), posixpath.relpath(path, place or ".")
-        if any(model.places.get(name) != shard for name in header.names):
-            return {}
-        found[path] = WeightsFile(model.prefix, model.index, _texts(header, path))
-    return found
+    if len(model.files) == 1 and model.index is None:
+        (only,) = model.files
+        return {only: WeightsFile(model.prefix, None, _texts(said(only), only))}
+    metadata = {path: _texts(said(path), path) for path in model.files}
+    if model.index is None or renamed or not _is_complete(model, said):
+        joined = f"{place}{slash}{stem_of_shard(name)}.safetensors"
+        return {joined: WeightsFile(model.prefix, None, _common([*metadata.values()]))}
+    return {path: WeightsFile(model.prefix, model.index, texts) for path, texts in metadata.items()}
+
+
+def _is_complete(model: Model, said: Callable[[str], Said]) -> bool:
+    """Whether the index says of each tensor in which shard it is."""
+    place = posixpath.dirname(model.index or "") or "."
+    return all(
+        model.places.get(name) == posixpath.relpath(path, place)
+        for path in model.files
+        for name in said(path).names
+    )
+
+
+def _common(said: list[Mapping[str, str] | None]) -> Mapping[str, str]:
+    """What all of several files say in their metadata; the usual, if that is nothing."""
+    first = said[0] or {}
+    found = {n: text for n, text in first.items() if all((m or {}).get(n) == text for m in said)}
+    return found or USUAL_METADATA
 
 
 def _texts(said: Said, path: str) -> Mapping[str, str] | None:
