@@ -190,32 +190,37 @@ io.save_checkpoint(checkpoint, sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("at", [1, 2], ids=["before the model", "before the old is deleted"])
-@pytest.mark.parametrize("then", ["save", "remove"])
-@pytest.mark.parametrize("first", [True, False], ids=["there was one", "there was none"])
+@pytest.mark.parametrize(
+    ("first", "at"),
+    [(True, 1), (True, 2), (False, 1)],
+    ids=["before the model", "before the old is deleted", "the first of all"],
+)
 def test_what_a_killed_save_left_is_deleted_by_the_next(  # noqa: PLR0917
-    io, store, tmp_path, at, then, first
+    integration, io, store, tmp_path, first, at
 ):
     path, other = tmp_path / "last.ckpt", tmp_path / "other.ckpt"
     one = {"state_dict": {"w": torch.zeros(2)}, "n": torch.ones(3), "epoch": 1}
     io.save_checkpoint(one, other)
     if first:
         io.save_checkpoint(one, path)
+    there = len(store.get_state_keys())
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(store.folder), str(path), str(at)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    assert done.returncode == (9 if first or at == 1 else 0)
+    assert done.returncode == 9
+    assert len(store.get_state_keys()) == there + 1
     if first:  # whole, the old or the new
         assert io.load_checkpoint(path)["epoch"] == (1 if at == 1 else 9)
-        assert len(store.get_state_keys()) == 5
-    if then == "save" or not first:
-        io.save_checkpoint(one, path)
-        assert len(store.get_state_keys()) == 4
-    if then == "remove":
-        io.remove_checkpoint(path)
-        assert len(store.get_state_keys()) == 2
+    io.save_checkpoint(one, path)
+    assert len(store.get_state_keys()) == 4
+    (left,) = [key for key in store.get_state_keys() if key.training_id == "a-last"]
+    beside = integration._type_of_rest(TYPE)
+    orphan = StateKey(beside, f"{integration._mark(left)}{'0' * 32}")
+    store.save_state_dict({"n": torch.ones(2)}, orphan)
+    io.remove_checkpoint(path)
+    assert len(store.get_state_keys()) == 2
     assert equal(io.load_checkpoint(other)["n"], one["n"])
 
 
