@@ -15,7 +15,15 @@ from typing import Any
 
 from mlstate.states import StateKey
 
-__all__ = ["CopyFailure", "FetchedState", "FileDigest", "Objects", "PinnedState", "printed"]
+__all__ = [
+    "CopyFailure",
+    "FetchedState",
+    "FileDigest",
+    "Folder",
+    "Objects",
+    "PinnedState",
+    "printed",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,14 @@ class PinnedState:
     key: StateKey
     digest: str
     nbytes: int | None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of a cache, with the bytes of its files."""
+
+    path: str
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     written = {"states": keys, "path": str}
     copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
-    pruned |= {"in_use": keys, "future": list[str]}
+    pruned |= {"in_use": keys, "future": list[str], "folders": list[Folder]}
     return {
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),

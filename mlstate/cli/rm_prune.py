@@ -12,7 +12,7 @@ import typer
 from mlstate.cli.keys import chosen_keys
 from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
-from mlstate.cli.printed import Objects
+from mlstate.cli.printed import Folder, Objects
 
 if TYPE_CHECKING:
     from mlstate.digests import Digest
@@ -94,10 +94,9 @@ def prune(
     if as_json:
         gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
         pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
-        print_json(
-            "prune",
-            pruned | {"in_use": done.in_use, "future": done.future, "folders": done.folders},
-        )
+        folders = [Folder(path, nbytes) for path, nbytes in done.folders.items()]
+        pruned |= {"in_use": done.in_use, "future": done.future, "folders": folders}
+        print_json("prune", pruned)
         return
     for key in done.states:
         put(f"{key}  {'would leave' if dry_run else 'left'} the cache")
