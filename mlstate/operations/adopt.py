@@ -21,6 +21,7 @@ from mlstate.errors import (
 from mlstate.fetch import OnProgress
 from mlstate.fetch.names import counts_of_wrappers, translate_all
 from mlstate.fetch.progress import Meter, listener
+from mlstate.fetch.said import Said
 from mlstate.format.encode import TensorSource, check_not_empty
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import local_path
@@ -48,7 +49,6 @@ from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import Content, SaveRequest, is_same
 from mlstate.units import check_size, parse_limit
 from mlstate.weights.files import open_weights
-from mlstate.weights.source_layout import SourceLayout
 
 __all__ = ["adopt"]
 
@@ -88,8 +88,8 @@ def adopt(
     ``weights.npz``             NumPy's arrays, compressed or not; read without NumPy
     ``checkpoint-dcp/``         a folder of ``torch.distributed.checkpoint``, its shards joined
     ``https://…``, ``s3://…``   any of the files above, elsewhere
-    ``hf://org/repo@revision``  a repository of the Hugging Face hub, with config and
-                                tokenizer, or a file of one
+    ``hf://org/repo@revision``  a repository of the Hugging Face hub, as a folder; or a
+                                folder, or a file, of one
     ==========================  ==============================================================
 
     Where the name of a file does not say what it is, its first bytes do. Trust is on first use:
@@ -98,8 +98,8 @@ def adopt(
     Into a store the tensors are saved. Into a manifest, by ``mirror=True``, goes where they are:
     the source is its mirror, and what was read of it stays in the cache.
 
-    What a safetensors file on this machine says of itself (``__metadata__``) is kept with the
-    file's name, as the state's layout; `export` and `materialize` write it back.
+    What a safetensors file says of itself (``__metadata__``) is kept with the file's name, as the
+    state's layout; `export` and `materialize` write it back.
 
     Args:
         source: A path or an address.
@@ -188,7 +188,8 @@ def adopt(
         elif files is not None:
             kept = files  # refused with the right words
         request = SaveRequest(kept, meta, overwrite, verify, reused={}, written={})
-        request = _with_layout(request, found.layout)
+        if found.layout and isinstance(kept, Mapping):
+            request = replace(request, files={**found.indexes, **kept}, layout=found.layout)
         adoption = Adoption(key, found, request, bare, counter)
         if isinstance(into, Path):
             fetching = _fetching(cache, offline, counter, most)
@@ -336,13 +337,6 @@ def _from_file(
     )
 
 
-def _with_layout(request: SaveRequest, layout: SourceLayout) -> SaveRequest:
-    """A request that records how the source lies in its folder, indexes of shards included."""
-    if not layout.files or not isinstance(request.files, Mapping):
-        return request
-    return replace(request, files={**layout.indexes, **request.files}, layout=layout.files)
-
-
 def _said(entry: StateEntry) -> tuple[object, ...]:
     return (entry.meta, entry.layout)
 
@@ -367,7 +361,10 @@ def _from_elsewhere(
     present = digests_in(own)
     kept = set() if own is None else {root.digest for root in read_roots(own.root)}
     unpinned = StateEntry(key, None, mirrors=(adoption.source.mirror,))
-    found = Found(fetcher.pin(fetcher.settle(unpinned, adoption.beside)), fetching.objects)
+    said: dict[str, Said] = {}
+    pinned = fetcher.pin(fetcher.pin_files(unpinned, adoption.beside), said)
+    found = Found(adoption.with_layout(pinned, said), fetching.objects)
+    request = replace(request, layout=found.entry.layout or request.layout)
     digest = found.entry.pinned_digest
     try:
         transfer = StateTransfer(fetching, found, ObjectCounter(key, None))
@@ -390,4 +387,5 @@ def _from_elsewhere(
         added=added_of(state, digest, there) if saved else 0,
         existed=not saved,
         tensors=state.specs,
+        chosen=adoption.chosen(said),
     )

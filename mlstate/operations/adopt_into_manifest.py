@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mlstate.errors import FormatError, StateExistsError
+from mlstate.fetch.said import Said
 from mlstate.format.encode import check_not_empty
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
@@ -62,8 +64,13 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     )
     fetcher = fetching.fetcher
     present = digests_in(fetcher.cache.own)
-    pinned = fetcher.pin(fetcher.settle(entry, adoption.beside))
+    said: dict[str, Said] = {}
+    pinned = fetcher.pin(fetcher.pin_files(entry, adoption.beside), said)
+    pinned = adoption.with_layout(pinned, said)
     pinned = replace(pinned, files={**pinned.files, **given})
+    if pinned.layout:
+        request, wanted = replace(request, layout=pinned.layout), pinned
+    report = partial(adoption.report, chosen=adoption.chosen(said))
     state = read_state(pinned, fetching.objects)
     check_not_empty(state.specs)
     digest, size = pinned.pinned_digest, state.nbytes
@@ -76,7 +83,7 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
             if isinstance(mirror, Mirror) and not _has_mirror(known, mirror, folder):
                 # If the entry was changed meanwhile, it has a mirror, which is enough.
                 replace_entry(path, known, replace(known, mirrors=(*known.mirrors, mirror)))
-        return adoption.report(
+        return report(
             digest, size, pinned.files, spared=size, added=0, existed=True, tensors=state.specs
         )
     fetcher.fetch(pinned)  # its files, too
@@ -84,12 +91,11 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
         raise StateExistsError(
             "this state of the manifest was changed meanwhile; nothing was written", path=path
         )
-    spared = spared_of(state, digest, present)
-    return adoption.report(
+    return report(
         digest,
         size,
         pinned.files,
-        spared=spared,
+        spared=spared_of(state, digest, present),
         added=added_of(state, digest, present),
         existed=False,
         tensors=state.specs,

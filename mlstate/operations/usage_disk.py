@@ -14,6 +14,7 @@ from mlstate.format import layout
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.cache import folders_of, read_roots
+from mlstate.objects.plain_folders import PLACE, is_folder_name
 from mlstate.operations.usage_report import DiskUsage
 from mlstate.stores.prune import objects_of_root, objects_of_states
 from mlstate.stores.read import StateStore
@@ -76,6 +77,8 @@ class _Counter:
             return "trash"
         if folder == layout.TEMPORARIES:
             return "unfinished"
+        if folder == PLACE:
+            return "folders" if is_folder_name(name.split("/")[1]) else "foreign"
         digest = layout.digest_of_object_path(name) if folder == layout.OBJECTS else None
         if digest is not None:
             return self._kind_of_object(digest)
@@ -111,7 +114,7 @@ def _in_folder(root: Path) -> Iterator[tuple[str, int]]:
             found = (root / name).lstat()
             if stat.S_ISREG(found.st_mode):
                 yield name, found.st_size
-    for name in _FOLDERS:
+    for name in (*_FOLDERS, PLACE):
         if not (root / name).is_symlink():  # what a link names is elsewhere
             yield from _below(root, name)
 

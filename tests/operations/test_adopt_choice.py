@@ -260,7 +260,8 @@ def test_the_parts_of_a_sentence_transformer_are_not_left_without_a_word(tmp_pat
 
 @pytest.mark.parametrize("target", ["folder", "manifest"])
 def test_of_a_repository_of_the_hub_the_same_is_told_and_chosen(tmp_path, hub_only, target):
-    content = {name: name.encode() for name in ("config.json", "README.md", "run.py", "opt.pt")}
+    content = {name: name.encode() for name in ("config.json", "README.md", "run.py")}
+    content["optimizer.pt"] = b"opt"
     one, two = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
     content |= {"model.safetensors": save(one), "ema/other.safetensors": save(two)}
     hub_only.add("org/model", content)
@@ -268,11 +269,15 @@ def test_of_a_repository_of_the_hub_the_same_is_told_and_chosen(tmp_path, hub_on
     options = {"mirror": target == "manifest"}
     report = adopt("hf://org/model", KEY, into, **options)
     assert report.taken == ("README.md", "config.json", "model.safetensors")
-    assert report.skipped == ("ema/other.safetensors", "opt.pt", "run.py")
-    options |= {"include": "opt.pt", "exclude": "README.md", "weights": "ema/other.safetensors"}
+    assert report.skipped == ("ema/other.safetensors", "optimizer.pt", "run.py")
+    options |= {
+        "include": "optimizer.pt",
+        "exclude": "README.md",
+        "weights": "ema/other.safetensors",
+    }
     report = adopt("hf://org/model", OTHER, into, **options)
     assert report.digest == state_digest(two)
-    assert report.files == ("config.json", "opt.pt")
+    assert report.files == ("config.json", "optimizer.pt")
     assert report.skipped == ("README.md", "model.safetensors", "run.py")
     opened = into if target == "folder" else ManifestStore(into, offline=True)
     assert dict(opened.files(OTHER)) == {name: content[name] for name in report.files}
@@ -419,7 +424,7 @@ def test_the_count_of_an_averaged_model_goes_with_its_prefix(tmp_path, start_ngi
     assert report.digest == state_digest(averaged.module.state_dict())
     if target == "folder":
         assert (report.prefix, report.passed_over) == (None, (f"{around}n_averaged",))
-    opened = ManifestStore(into, tmp_path / "fresh") if target == "manifest" else into
+    opened = ManifestStore(into, cache=tmp_path / "fresh") if target == "manifest" else into
     model = net(1)
     assert opened.load(model, KEY) == ([], [])
     assert same(values(model), values(averaged.module))
