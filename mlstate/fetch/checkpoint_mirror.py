@@ -17,7 +17,7 @@ from mlstate.fetch.checkpoint_runs import ONE_COPY, CheckpointRuns
 from mlstate.fetch.download import MAX_SIZE, check_sha256, download, too_large
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.header import HeaderRoom
-from mlstate.fetch.names import translate_all
+from mlstate.fetch.names import Naming
 from mlstate.fetch.plan import DamagedPartialError
 from mlstate.locations import Mirror
 from mlstate.parallel import for_each
@@ -51,12 +51,14 @@ class CheckpointMirror:
         room: HeaderRoom,
         beside: int,
         check_sums: bool,
+        naming: Naming,
     ) -> None:
         self._context = context
         self._header = _USUAL if header is None else header
         self._room = room
         self._beside = beside
         self._check_sums = check_sums
+        self._naming = naming
         self.chosen: dict[int, Selected] = {}  # by the file's place in the list, without tensors
 
     def gather(self, gathering: Gathering, resources: Sequence[tuple[Mirror, Resource]]) -> None:
@@ -101,7 +103,7 @@ class CheckpointMirror:
         with concerning(path=resource.address):
             found = choose_tensors(archive.root, source.size, part.select, part.tensors_only)
             self.chosen[index] = replace(found, tensors={})
-            tensors = _named(gathering, part, found.tensors)
+            tensors = self._named(gathering, part, found.tensors)
             specs = {name: spec_of(name, tensor) for name, tensor in tensors.items()}
         return RemoteCheckpoint(resource, source, archive, tensors, specs)
 
@@ -118,6 +120,13 @@ class CheckpointMirror:
         reader.meter.expect(None if more else sum(runs.nbytes for runs in all_runs))
         reader.all(request for runs in all_runs for request in runs.locating())
         reader.all(request for runs in all_runs for request in runs.bringing(self._beside))
+
+    def _named(
+        self, gathering: Gathering, part: Mirror, tensors: dict[str, CheckpointTensor]
+    ) -> dict[str, CheckpointTensor]:
+        """The tensors that may be wanted, under the names of the state."""
+        names = self._naming(part, tensors)
+        return {name: tensors[old] for name, old in names.items() if gathering.knows(name)}
 
     def _gather_whole(
         self,
@@ -165,7 +174,7 @@ class CheckpointMirror:
             checkpoint = read_checkpoint(source)
             found = choose_tensors(checkpoint.root, source.size, part.select, part.tensors_only)
             self.chosen[index] = replace(found, tensors={})
-            tensors = _named(gathering, part, found.tensors)
+            tensors = self._named(gathering, part, found.tensors)
             specs = {name: spec_of(name, tensor) for name, tensor in tensors.items()}
 
             def take(name: str) -> None:
@@ -176,11 +185,3 @@ class CheckpointMirror:
 
             names = gathering.expect(specs, resource.address)
             for_each(take, sorted(names, key=lambda name: -specs[name].nbytes))
-
-
-def _named(
-    gathering: Gathering, part: Mirror, tensors: dict[str, CheckpointTensor]
-) -> dict[str, CheckpointTensor]:
-    """The tensors that may be wanted, under the names of the state."""
-    names = translate_all(part, tensors)
-    return {name: tensors[old] for name, old in names.items() if gathering.knows(name)}

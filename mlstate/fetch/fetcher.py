@@ -16,6 +16,7 @@ from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
 from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.download import MAX_SIZE
+from mlstate.fetch.names import Naming, translate_all
 from mlstate.fetch.outages import Outages
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
@@ -203,10 +204,18 @@ class Fetcher:
                 run.attempts.warn_of_damage()
             return FetchReport(digest, run.meter.done, run.spared)
 
-    def pin(self, entry: StateEntry, said: dict[str, Said] | None = None) -> StateEntry:
+    def pin(
+        self,
+        entry: StateEntry,
+        said: dict[str, Said] | None = None,
+        naming: Naming = translate_all,
+    ) -> StateEntry:
         """Bring a state that has no digest or no size yet; returns the entry with both.
 
-        ``said`` takes what the files of one without a digest say, by their addresses.
+        Args:
+            entry: What a manifest says of it.
+            said: Takes what the files of one without a digest say, by their addresses.
+            naming: Gives the names in such a state of what its files have.
 
         Raises:
             MlstateError: As `fetch`.
@@ -223,7 +232,7 @@ class Fetcher:
                     remedy="give it a mirror, or its digest",
                 )
             with self._run(entry, _identity(entry)) as run:
-                return _pinned(entry, run, said).entry
+                return _pinned(entry, run, said, naming).entry
 
     def first_use(
         self,
@@ -375,9 +384,14 @@ def _identity(entry: StateEntry) -> Digest:
     return Digest.of(f"{entry.origin}\n{entry.key}".encode())
 
 
-def _pinned(entry: StateEntry, run: Run, said: dict[str, Said] | None = None) -> Pinned:
+def _pinned(
+    entry: StateEntry,
+    run: Run,
+    said: dict[str, Said] | None = None,
+    naming: Naming = translate_all,
+) -> Pinned:
     run.attempts.check_copies()
-    digest, state, mirror = run.pin(said)
+    digest, state, mirror = run.pin(said, naming)
     run.attempts.warn_of_damage()
     return Pinned(replace(entry, digest=digest, size=state.nbytes), mirror, run.meter.done)
 

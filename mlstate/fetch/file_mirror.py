@@ -15,7 +15,7 @@ from mlstate.fetch.checkpoint_mirror import CheckpointMirror
 from mlstate.fetch.download import SummedStream, too_large
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.header import FileHeader, HeaderRoom, fetch_header, read_header
-from mlstate.fetch.names import translate_all
+from mlstate.fetch.names import Naming, translate_all
 from mlstate.fetch.plan import LARGE, Take
 from mlstate.fetch.said import Said
 from mlstate.locations import Mirror
@@ -36,7 +36,7 @@ class FileMirror:
     already beside those of tensors; they, too, count when ranges are joined at the cost of bytes
     that nobody wants.
     ``check_sums`` says whether a file's SHA-256 is checked where the mirror gives it, for which all
-    of it is read: not where the state digest is known.
+    of it is read: not where the state digest is known. ``naming`` gives the names in the state.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class FileMirror:
         size: int | None = None,
         beside: int = 0,
         check_sums: bool,
+        naming: Naming = translate_all,
     ) -> None:
         self._mirror = mirror
         self._context = context
@@ -57,6 +58,7 @@ class FileMirror:
         self._room = HeaderRoom(size)
         self._beside = beside
         self._check_sums = check_sums
+        self._naming = naming
         self._indexes: dict[str, tuple[ShardIndex, str]] = {}
         self._addresses: dict[int, str] = {}  # by the id of the resource
         self.said: dict[str, Said] = {}  # by the address of the file
@@ -83,6 +85,7 @@ class FileMirror:
                 room=self._room,
                 beside=self._beside,
                 check_sums=self._check_sums,
+                naming=self._naming,
             )
             mirror.gather(gathering, checkpoints)
             for index, chosen in sorted(mirror.chosen.items()):
@@ -103,7 +106,7 @@ class FileMirror:
                 header = fetch_header(resource, self._header, self._room)
                 sizes[resource.address] = {n: t.spec.nbytes for n, t in header.tensors.items()}
                 self._note(resource, header)
-                headed[index] = _named(part, header)
+                headed[index] = self._named(part, header)
             except NoRangesError:
                 whole.append((part, resource))
 
@@ -164,7 +167,7 @@ class FileMirror:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
             header = read_header(resource, stream, self._room)
             self._note(resource, header)
-            plain = _named(part, header)
+            plain = self._named(part, header)
             names = set(gathering.expect(plain.specs, resource.address))
             nbytes = plain.size - plain.data_start
             if nbytes > self._context.max_bytes:  # of tensors that are not the state's
@@ -184,8 +187,7 @@ class FileMirror:
             if isinstance(stream, SummedStream) and part.sha256 is not None:
                 self._context.sums[part] = stream.check(part.sha256, resource.address)
 
-
-def _named(part: Mirror, file: FileHeader) -> FileHeader:
-    """The header with the tensors under the names of the state."""
-    names = translate_all(part, file.tensors)
-    return replace(file, tensors={name: file.tensors[old] for name, old in names.items()})
+    def _named(self, part: Mirror, file: FileHeader) -> FileHeader:
+        """The header with the tensors under the names of the state."""
+        names = self._naming(part, file.tensors)
+        return replace(file, tensors={name: file.tensors[old] for name, old in names.items()})

@@ -19,7 +19,6 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.fetch.names import counts_of_wrappers, translate_all
 from mlstate.fetch.progress import Meter, listener
 from mlstate.fetch.said import Said
 from mlstate.format.encode import TensorSource, check_not_empty
@@ -29,6 +28,7 @@ from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.cache import forget_root, read_roots
 from mlstate.operations.adopt_choice import Choice, make_choice
 from mlstate.operations.adopt_into_manifest import adopt_into_manifest
+from mlstate.operations.adopt_names import AdoptedNames
 from mlstate.operations.adopt_report import (
     Adoption,
     AdoptReport,
@@ -118,7 +118,8 @@ def adopt(
         tensors_only: Of a torch checkpoint, pass over entries of the state dict that are no tensors
             under a name: numbers, lists, None. The report names them.
         strip_prefix: What to take off the front of the names that have it, such as ``module.``. The
-            count of an AveragedModel goes with its prefix.
+            count of an AveragedModel is left with its prefix; a manifest, which cannot say so,
+            takes no such source.
         add_prefix: What to put in front of all names, after that.
         rename: Old -> new text; each is replaced wherever it occurs, before `add_prefix`.
         weights: Of a folder or a repository, the file that holds or lists the weights, where there
@@ -289,7 +290,7 @@ def _from_file(
     with ExitStack() as stack:
         tensors: list[TensorSource] = []
         chosen: Selected | None = None
-        counts: set[str] = set()
+        naming = AdoptedNames()
         for part in adoption.source.translated:
             opened = open_weights(
                 path,
@@ -302,10 +303,9 @@ def _from_file(
             found = stack.enter_context(opened)
             chosen = found.chosen if chosen is None else chosen
             sources = {source.name: source for source in found.sources}
-            counts |= counts_of_wrappers(part, sources)
             tensors += [
                 _MeteredTensor(name, sources[old].spec, sources[old].memory, sources[old], meter)
-                for name, old in translate_all(part, sources).items()
+                for name, old in naming(part, sources).items()
             ]
         size = sum(tensor.spec.nbytes for tensor in tensors)
         check_size(size, max_size)
@@ -333,7 +333,7 @@ def _from_file(
         existed=existed,
         tensors=[tensor.name for tensor in tensors],
         chosen=chosen,
-        counts=counts,
+        counts=naming.counts,
     )
 
 
@@ -362,7 +362,8 @@ def _from_elsewhere(
     kept = set() if own is None else {root.digest for root in read_roots(own.root)}
     unpinned = StateEntry(key, None, mirrors=(adoption.source.mirror,))
     said: dict[str, Said] = {}
-    pinned = fetcher.pin(fetcher.pin_files(unpinned, adoption.beside), said)
+    naming = AdoptedNames()
+    pinned = fetcher.pin(fetcher.pin_files(unpinned, adoption.beside), said, naming)
     found = Found(adoption.with_layout(pinned, said), fetching.objects)
     request = replace(request, layout=found.entry.layout or request.layout)
     digest = found.entry.pinned_digest
@@ -388,4 +389,5 @@ def _from_elsewhere(
         existed=not saved,
         tensors=state.specs,
         chosen=adoption.chosen(said),
+        counts=naming.counts,
     )

@@ -13,6 +13,7 @@ from mlstate.fetch.said import Said
 from mlstate.format.encode import check_not_empty
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.operations.adopt_names import AdoptedNames
 from mlstate.operations.adopt_report import (
     Adoption,
     AdoptReport,
@@ -34,13 +35,19 @@ from mlstate.stores.save_request import (
 
 __all__ = ["adopt_into_manifest"]
 
+_COUNTED = Phrase(
+    "adopt it into a store, without mirror=True; or leave strip_prefix out",
+    "add it to a store, without --mirror; or leave --strip-prefix out",
+)
+
 
 def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore) -> AdoptReport:
     """Write a state into a manifest, which may be missing, with its source as the mirror.
 
     The source is read into the cache of ``fetching``. Raises a `StateExistsError` if another state
-    has the key (nothing is changed), a `FormatError` for a file given as bytes, for which there is
-    no mirror, and other errors if the source cannot be read or the manifest cannot be edited.
+    has the key (nothing is changed), a `FormatError` for what a mirror cannot be (a file given as
+    bytes, a source without one of its names), and other errors if the source cannot be read or the
+    manifest cannot be edited.
     """
     key, request = adoption.key, adoption.request
     if adoption.source.local is not None:
@@ -65,7 +72,15 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     fetcher = fetching.fetcher
     present = digests_in(fetcher.cache.own)
     said: dict[str, Said] = {}
-    pinned = fetcher.pin(fetcher.pin_files(entry, adoption.beside), said)
+    naming = AdoptedNames()
+    pinned = fetcher.pin(fetcher.pin_files(entry, adoption.beside), said, naming)
+    if naming.counts:
+        raise FormatError(
+            "a mirror cannot leave out the count of an AveragedModel; nothing was written",
+            path=path,
+            tensor=min(naming.counts),
+            remedy=_COUNTED,
+        )
     pinned = adoption.with_layout(pinned, said)
     pinned = replace(pinned, files={**pinned.files, **given})
     if pinned.layout:
