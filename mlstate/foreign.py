@@ -1,4 +1,4 @@
-"""Files that are no weights, or of a container that is not read, told by their first bytes."""
+"""What a file is, told by its first bytes: a container of weights, another one, or no weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import re
 from dataclasses import dataclass
 
 from mlstate.errors import FormatError
+from mlstate.locations import ARRAYS, LOCAL_ONLY, SAFETENSORS, TORCH, TORCH_GZIP
+from mlstate.phrases import Phrase
 
-__all__ = ["FRONT", "Foreign", "check_not_foreign", "file_kind", "foreign"]
+__all__ = [
+    "FRONT",
+    "Foreign",
+    "check_not_foreign",
+    "check_same_container",
+    "container_by_front",
+    "file_kind",
+    "foreign",
+]
 
 FRONT = 512
 """So many first bytes of a file tell what it is."""
@@ -63,10 +73,8 @@ _KNOWN = (
         ),
     ),
     (
-        re.compile(rb"PK\x03\x04.{26}.{0,255}?\.npy", re.DOTALL),
-        Foreign(
-            "an archive of NumPy arrays (.npz)", "give its path on this machine, and no format"
-        ),
+        re.compile(rb"PK\x03\x04.{26}.{0,482}?\.npy", re.DOTALL),
+        Foreign(LOCAL_ONLY[ARRAYS], "give its path on this machine, and no format"),
     ),
     (
         re.compile(rb"(BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf)"),
@@ -129,4 +137,58 @@ def check_not_foreign(front: bytes, name: str | None = None) -> None:
             expected=_OURS,
             found=kind.name,
             remedy=kind.remedy,
+        )
+
+
+_NAMES = {
+    SAFETENSORS: "a safetensors file",
+    TORCH: "a checkpoint that torch.save wrote",
+    TORCH_GZIP: "a file that gzip compressed",
+}
+
+
+def container_by_front(front: bytes) -> str | None:
+    """The container of weights that a file with these first bytes is, or None."""
+    # First: the length of a header may look like the beginning of the others.
+    if front[4:9] == b"\0\0\0\0{":
+        return SAFETENSORS
+    if front.startswith(b"\x1f\x8b"):
+        return TORCH_GZIP
+    if front.startswith(b"PK\x03\x04") and _first_entry(front).endswith(b".npy"):
+        return ARRAYS
+    if front.startswith(b"PK\x03\x04") or re.match(rb"\x80[\x02-\x05]", front):
+        return TORCH  # a zip; or the older format, which is a pickle
+    if front[257:262] == b"ustar":
+        return TORCH  # the oldest, which is a tar
+    return None
+
+
+def _first_entry(front: bytes) -> bytes:
+    """The name of the first entry of a zip archive."""
+    return front[30 : 30 + int.from_bytes(front[26:28], "little")]
+
+
+def check_same_container(front: bytes, form: str, name: str | None = None) -> None:
+    """Refuse a file that is not in the container that it is said to be in, by what it is.
+
+    Of a file that tells nothing, nothing is said.
+
+    Args:
+        front: Its first bytes; see `check_not_foreign`.
+        form: The container that its name, or somebody, says.
+        name: Its path or address, for the error.
+
+    Raises:
+        FormatError: It is something else; the remedy says what to do.
+    """
+    found = container_by_front(front)
+    if found != SAFETENSORS:
+        check_not_foreign(front, name)
+    if found not in (None, form):
+        raise FormatError(
+            "this file is in another container than its name says",
+            path=name,
+            expected=_NAMES[form],
+            found=_NAMES[found],
+            remedy="say what it is: " + Phrase(f"format={found!r}", f"--format {found}"),
         )

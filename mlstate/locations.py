@@ -14,6 +14,13 @@ from mlstate.errors import FormatError, StoreNotFoundError
 from mlstate.phrases import Phrase
 
 __all__ = [
+    "ARRAYS",
+    "DISTRIBUTED",
+    "FORMATS",
+    "LOCAL_ONLY",
+    "SAFETENSORS",
+    "TORCH",
+    "TORCH_GZIP",
     "Mirror",
     "UnusableMirror",
     "anchored",
@@ -24,7 +31,16 @@ __all__ = [
 ]
 
 SCHEMES = frozenset({"http", "https", "file", "s3", "gs", "az", "hf"})
-FORMATS = ("safetensors", "torch", "torch-gzip")
+SAFETENSORS, TORCH, TORCH_GZIP = "safetensors", "torch", "torch-gzip"
+"""The containers, as `Mirror.format` names them."""
+FORMATS = (SAFETENSORS, TORCH, TORCH_GZIP)
+ARRAYS, DISTRIBUTED = "npz", "dcp"
+"""Containers that are read on this machine only: of NumPy arrays, and of distributed torch."""
+LOCAL_ONLY = {
+    ARRAYS: "an archive of NumPy arrays (.npz)",
+    DISTRIBUTED: "a distributed checkpoint (torch.distributed.checkpoint)",
+}
+"""What they are, for errors."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ELSEWHERE = re.compile(r"(s3|gs|az|hf|https?|github):(?=/|[^/]+/)", re.IGNORECASE)

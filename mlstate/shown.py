@@ -6,7 +6,12 @@ import re
 
 __all__ = ["printable", "without_queries"]
 
-_ADDRESS = re.compile(r"""(://)([^\s/?\#"'<>@]*@)?([^\s?"'<>]*+)(\?[^\s"<>]*+)?""")
+_ADDRESS = re.compile(
+    r"""((?<![A-Za-z0-9+.-])hf)?(://)([^\s/?\#"'<>]*@)?([^\s?"'<>]*+)(\?[^\s"<>]*+)?""",
+    re.IGNORECASE,
+)
+_OWNERLESS = re.compile(r"(?!hf_|api_)[a-z0-9_][a-z0-9._-]*@", re.IGNORECASE)
+"""A repository without an owner, before its revision: ``hf://gpt2@main``. Tokens begin so."""
 _CLOSING = re.compile(r"""[])}'",;:.]*\Z""")
 
 
@@ -39,6 +44,7 @@ def without_queries(text: str) -> str:
 
 
 def _without_query(found: re.Match[str]) -> str:
-    start, login, rest, query = found.groups()
+    hub, start, login, rest, query = found.groups()
+    name = login if hub and login and _OWNERLESS.fullmatch(login) else None
     closing = _CLOSING.search(query)[0] if query else ""  # type: ignore[index]  # it may be empty
-    return start + ("...@" if login else "") + rest + closing
+    return (hub or "") + start + (name or ("...@" if login else "")) + rest + closing

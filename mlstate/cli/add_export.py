@@ -48,7 +48,7 @@ def add(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="A .safetensors file, a folder with shards, a torch checkpoint, a URL of one, "
+            help="A .safetensors file, a folder, a torch checkpoint, a URL of one, or "
             "hf://org/repo@revision; a .npz, or a folder of torch.distributed.checkpoint.",
             show_default=False,
         ),
@@ -304,7 +304,7 @@ def _files(paths: list[str]) -> dict[str, Path]:
 def export(
     key: Key,
     destination: Annotated[
-        str, typer.Argument(metavar="DEST", help="A .safetensors file, or a folder for shards.")
+        str, typer.Argument(metavar="DEST", help="A .safetensors file, or a folder.")
     ],
     store: StoreOption = None,
     torch: Annotated[
@@ -316,7 +316,8 @@ def export(
 ) -> None:
     """Write a state's tensors as a plain .safetensors file, which anything reads.
 
-    For a folder with the state's other files, too: mlstate materialize.
+    A folder gets the files that the tensors were adopted in. For one with the state's other files,
+    too: mlstate materialize.
     """
     from mlstate.operations.export import export as write_export
 

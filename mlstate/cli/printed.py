@@ -24,6 +24,7 @@ __all__ = [
     "FetchedState",
     "FileDigest",
     "FileFailure",
+    "Folder",
     "Kept",
     "KeyParts",
     "LockFailure",
@@ -143,6 +144,14 @@ class PinnedState:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """A folder of a cache, with the bytes of its files."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Objects:
     """So many objects, of so many bytes in all."""
 
@@ -156,8 +165,9 @@ class Kept:
 
     The reasons: "in use" by a process; "recent", used or fetched within the grace period; "saved"
     in the folder of the cache; "young", objects that no state needs; "unfinished", other files of
-    work that was interrupted or is under way, and of deleted states. Of states that go on with
-    others no objects are counted.
+    work that was interrupted or is under way, and of deleted states; "recent folders", from which
+    frameworks opened states within the grace period. Of states that go on with others no objects
+    are counted, and of folders each is one.
     """
 
     reason: str
@@ -202,7 +212,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
     pruned |= {"in_use": keys, "future": list[str], "kept": list[Kept]}
-    pruned |= {"swept": list[str], "restored": list[str]}
+    pruned |= {"swept": list[str], "restored": list[str], "folders": list[Folder]}
     return {
         "init": ({"path": str, "store": str | None, "manifests": list[str]},),
         "ls": (

@@ -13,7 +13,7 @@ from mlstate.cli.keys import chosen_keys
 from mlstate.cli.mv_meta_alias import editable
 from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
-from mlstate.cli.printed import Kept, Objects
+from mlstate.cli.printed import Folder, Kept, Objects
 
 if TYPE_CHECKING:
     from mlstate.digests import Digest
@@ -110,7 +110,8 @@ def prune(
         gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
         pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
         pruned |= {"in_use": done.in_use, "future": done.future, "kept": done.kept}
-        pruned |= {"swept": done.swept, "restored": done.restored}
+        folders = [Folder(path, nbytes) for path, nbytes in done.folders.items()]
+        pruned |= {"swept": done.swept, "restored": done.restored, "folders": folders}
         print_json("prune", pruned)
         return
     _print(done, dry_run)
@@ -123,6 +124,8 @@ def _print(done: _Pruned, dry_run: bool) -> None:
         for key in kept.states:
             put(f"{key}  stays: {_REASONS[kept.reason]}")
     would = "would be " if dry_run else ""
+    for folder, nbytes in done.folders.items():
+        put(f"{folder}  {human_size(nbytes)}, {would}deleted")
     put(_line(f"{would}deleted", done.taken))
     if done.trashed:
         put(_line(f"{would}moved to the trash", done.trashed))
@@ -155,6 +158,9 @@ def _note_what_stays(done: _Pruned) -> None:
                 f"{files}: of unfinished work, or of deleted states, which restore brings back; "
                 f"they stay for {done.grace} (--grace AGE), or are in use"
             )
+        elif kept.reason == "recent folders":
+            folders = f"{human_count(kept.objects, 'folder')}, {human_size(kept.nbytes)}"
+            note(f"{folders}: used by frameworks a short while ago (--grace)")
         elif kept.reason == "saved":
             note(f"{held}: of what was saved here; mlstate rm KEY --store {done.folder}")
     for path in done.future:
@@ -177,8 +183,9 @@ class _Pruned:
     in_use: list[str] = field(default_factory=list)
     grace: str = ""  # for how long what is young stays
     folder: str = ""
-    staying: int = 0  # bytes of all states that stay in a cache
+    staying: int = 0  # bytes of all states and folders that stay in a cache
     limit: int | None = None
+    folders: Mapping[str, int] = field(default_factory=dict)
 
 
 def _kept(reason: str, sizes: Mapping[Any, int]) -> list[Kept]:
@@ -199,6 +206,7 @@ def _prune_cache(
             Kept("saved", list(map(str, made.saved)), made.saved_objects, made.saved_nbytes)
         )
     kept += _kept("young", made.spared) + _kept("unfinished", made.waiting)
+    kept += _kept("recent folders", made.recent_folders)
     return _Pruned(
         made.objects,
         {},
@@ -212,6 +220,7 @@ def _prune_cache(
         str(view.fetcher.cache.own.root),
         made.nbytes,
         size,
+        made.folders,
     )
 
 

@@ -115,6 +115,7 @@ _PARTS = {
     "trash": "- trash",
     "unfinished": "- unfinished",
     "records": "- state files, notes",
+    "folders": "- folders for frameworks",
     "foreign": "- other files",
 }
 """The lines of `du` that add up to what is on the disk, by the field of `DiskUsage`."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from mlstate.candidates import (
+    companions,
+    is_index_name,
+    named_container,
+    possible_weights,
+    shown_names,
+    usual_shards,
+)
 from mlstate.errors import FormatError, concerning
 from mlstate.fetch.attempts import Context
 from mlstate.fetch.reader import read_exactly
@@ -26,19 +33,13 @@ __all__ = [
     "ShardIndex",
     "addresses_of",
     "any_on_hub",
-    "companions",
+    "beside",
     "hub_weights",
-    "is_index_name",
     "parse_index",
     "settled_on_hub",
 ]
 
 _SCHEME = "hf://"
-_KEPT = re.compile(
-    r"\.(json|jinja|md|model|tiktoken|txt|yaml|yml)$|^(licen[cs]e|notice|readme)[\w.-]*$",
-    re.IGNORECASE,
-)
-"""What a model folder has beside its weights: configs, tokenizers, its card and its licence."""
 
 
 def any_on_hub(entry: StateEntry) -> bool:
@@ -48,75 +49,45 @@ def any_on_hub(entry: StateEntry) -> bool:
     return any(url.startswith(_SCHEME) for part in parts for url in part.urls)
 
 
-def settled_on_hub(
-    entry: StateEntry, context: Context, beside: Collection[str] | None = None
-) -> tuple[StateEntry, dict[str, Mirror]]:
+def settled_on_hub(entry: StateEntry, context: Context) -> tuple[StateEntry, dict[str, Mirror]]:
     """The entry with a commit and a file in each address on the hub.
 
     Also gives the files beside the weights of the first mirror that named a whole repository: by
-    name, each with where it is. With ``beside``, those of these names, of the first mirror.
+    name, each with where it is.
 
     Raises:
         TransportError: The hub does not say.
-        FormatError: A repository has no weights under a usual name.
+        FormatError: A repository has no weights, or several that may be meant.
         OfflineError: Sockets are not allowed.
     """
     files: dict[str, Mirror] = {}
 
     def settle(mirror: Mirror) -> Mirror:
         parts = tuple(settle(part) for part in mirror.parts)
-        return replace(mirror, urls=tuple(commit(url, mirror) for url in mirror.urls), parts=parts)
+        urls = tuple(exact for url in mirror.urls for exact in commit(url, mirror))
+        return replace(mirror, urls=urls, parts=parts)
 
-    def commit(url: str, mirror: Mirror) -> str:
+    def commit(url: str, mirror: Mirror) -> tuple[str, ...]:
         if not url.startswith(_SCHEME):
-            return url
+            return (url,)
         where = parse_hub_address(url)
-        if where.is_commit and where.path is not None and not beside:
-            return url  # nothing is to be asked
+        if where.is_commit and where.path is not None:
+            return (url,)  # nothing is to be asked
         listing = context.hub_files(str(replace(where, path=None)))
         exact = HubAddress(where.repo, listing.commit, where.path)
-        if (exact.path is None or beside) and not files:
+        if exact.path is not None:
+            return (str(exact),)
+        if not files:
             names = companions(listing.files)
-            if beside is not None:
-                names = [name for name in beside if name in listing.files]
             files.update((name, Mirror((str(replace(exact, path=name)),))) for name in names)
-        if exact.path is None:
-            exact = replace(exact, path=hub_weights(listing.files, mirror.format, url))
-        return str(exact)
+        chosen = hub_weights(listing.files, mirror.format, url)
+        return tuple(str(replace(exact, path=name)) for name in chosen)
 
     mirrors = tuple(settle(m) if isinstance(m, Mirror) else m for m in entry.mirrors)
     return replace(entry, mirrors=mirrors), files
 
 
-def companions(files: tuple[str, ...]) -> list[str]:
-    """The files of a repository that belong to its model: configs, tokenizers, card, licence."""
-    return sorted(
-        name
-        for name in files
-        if _KEPT.search(posixpath.basename(name))
-        and not is_index_name(name)
-        and not posixpath.basename(name).startswith(".")
-    )
-
-
-def is_index_name(name: str) -> bool:
-    """Whether a name, or an address without a query, is that of an index of shards.
-
-    One of a variant is for instance ``model.safetensors.index.fp16.json``.
-    """
-    return _INDEX_NAME.search(name) is not None
-
-
-INDEX = ".safetensors.index.json"
-_INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$", re.IGNORECASE)
-_PLAIN_INDEX = re.compile(r"\.safetensors\.index(\.\w+)?\.json$", re.IGNORECASE)
-
 LARGEST_INDEX = 100_000_000
-_WEIGHTS = {
-    "safetensors": ("model.safetensors", f"model{INDEX}", "adapter_model.safetensors"),
-    "torch": ("pytorch_model.bin",),
-    "torch-gzip": (),
-}
 
 
 @dataclass(frozen=True)
@@ -177,7 +148,7 @@ def addresses_of(
 ) -> list[str]:
     """The addresses of all files of a mirror, or of one part of one.
 
-    An address that ends in ``.safetensors.index.json`` stands for the shards that it lists, and
+    An address that ends as that of an index stands for the shards that it lists, and
     one of a whole repository on the hub for the weights in it.
 
     Args:
@@ -192,34 +163,44 @@ def addresses_of(
     """
     found: list[str] = []
     for given in mirror.urls:
-        address = given
-        if given.startswith("hf://") and parse_hub_address(given).path is None:
+        addresses = [given]
+        if given.startswith(_SCHEME) and parse_hub_address(given).path is None:
             listing = context.hub_files(given)
-            name = hub_weights(listing.files, mirror.format, given)
-            address = f"{given.partition('@')[0]}@{listing.commit}/{name}"
-        if _PLAIN_INDEX.search(_path(address)):
-            index = _index(address, context, most)
-            shards = {_beside(address, name): (index, name) for name in index.shards}
-            found.extend(shards)
-            if indexes is not None:
-                indexes.update(shards)
-        else:
-            found.append(address)
+            exact = HubAddress(parse_hub_address(given).repo, listing.commit)
+            chosen = hub_weights(listing.files, mirror.format, given)
+            addresses = [str(replace(exact, path=name)) for name in chosen]
+        for address in addresses:
+            if is_index_name(_path(address)):
+                index = _index(address, context, most)
+                shards = {beside(address, name): (index, name) for name in index.shards}
+                found.extend(shards)
+                if indexes is not None:
+                    indexes.update(shards)
+            else:
+                found.append(address)
     return found
 
 
-def hub_weights(files: tuple[str, ...], form: str, address: str) -> str:
-    """The file of a repository that has, or lists, its weights; a FormatError if there is none."""
-    usual = _WEIGHTS[form]
-    for name in usual:
-        if name in files:
-            return name
+def hub_weights(files: tuple[str, ...], form: str, address: str) -> tuple[str, ...]:
+    """The file of a repository that has, or lists, its weights; or all shards without an index.
+
+    Raises:
+        FormatError: It has none in this container, or several that may be meant.
+    """
+    of_form = [n for n in files if "/" not in n and not n.startswith(".")]
+    of_form = [name for name in of_form if named_container(name) == form]
+    found = possible_weights(of_form, address, usual_shards(of_form))
+    if len(found) == 1:
+        return found[0]
+    others = [name for name in files if named_container(name) is not None] or files
     raise FormatError(
-        "this repository has no weights under a usual name",
+        "this repository has several files of weights"
+        if found
+        else "this repository has no weights of this format",
         path=address,
-        expected=" or ".join(usual) or "the path of a file",
-        found=", ".join(sorted(files)[:20]) or "no files",
-        remedy="give the path of the file after the revision",
+        expected=f"one file of weights of the format {form}, not in a folder of the repository",
+        found=shown_names([unit[0] for unit in found] or others) or "no files",
+        remedy="give the path of the file after the revision, and its format",
     )
 
 
@@ -258,7 +239,7 @@ def _path(address: str) -> str:
     return urlsplit(address).path if "://" in address else address
 
 
-def _beside(address: str, name: str) -> str:
+def beside(address: str, name: str) -> str:
     """The address of another file in the same folder; a query (a token of a signed URL) stays."""
     if "://" not in address:
         return posixpath.join(posixpath.dirname(address), name)

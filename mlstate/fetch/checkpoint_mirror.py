@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 from mlstate.errors import FormatError, IntegrityError, NoRangesError, concerning
@@ -16,7 +17,7 @@ from mlstate.fetch.checkpoint_runs import ONE_COPY, CheckpointRuns
 from mlstate.fetch.download import MAX_SIZE, check_sha256, download, too_large
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.header import HeaderRoom
-from mlstate.fetch.names import translate_all
+from mlstate.fetch.names import Naming
 from mlstate.fetch.plan import DamagedPartialError
 from mlstate.locations import Mirror
 from mlstate.parallel import for_each
@@ -25,11 +26,11 @@ from mlstate.pickled import (
     FileSource,
     is_contiguous,
     read_checkpoint,
-    select_tensors,
     spec_of,
     tensor_pieces,
 )
 from mlstate.pickled.gzipped import plain_file
+from mlstate.pickled.select import Selected, choose_tensors
 from mlstate.transport import Resource
 
 __all__ = ["CheckpointMirror"]
@@ -50,12 +51,15 @@ class CheckpointMirror:
         room: HeaderRoom,
         beside: int,
         check_sums: bool,
+        naming: Naming,
     ) -> None:
         self._context = context
         self._header = _USUAL if header is None else header
         self._room = room
         self._beside = beside
         self._check_sums = check_sums
+        self._naming = naming
+        self.chosen: dict[int, Selected] = {}  # by the file's place in the list, without tensors
 
     def gather(self, gathering: Gathering, resources: Sequence[tuple[Mirror, Resource]]) -> None:
         """Bring what the gathering wants of these files.
@@ -74,7 +78,7 @@ class CheckpointMirror:
                 whole[index] = None
                 return
             try:
-                checkpoint = self._structure(gathering, part, resource)
+                checkpoint = self._structure(gathering, index, part, resource)
             except NoRangesError:
                 whole[index] = False
                 return
@@ -87,18 +91,19 @@ class CheckpointMirror:
         reader.all(partial(look, index, *item) for index, item in enumerate(resources))
         self._bring(gathering, [checkpoint for _, checkpoint in sorted(found.items())], bool(whole))
         for index, ranges in sorted(whole.items()):
-            self._gather_whole(gathering, *resources[index], ranges=ranges)
+            self._gather_whole(gathering, index, *resources[index], ranges=ranges)
 
     def _structure(
-        self, gathering: Gathering, part: Mirror, resource: Resource
+        self, gathering: Gathering, index: int, part: Mirror, resource: Resource
     ) -> RemoteCheckpoint | None:
         read = fetch_archive(resource, self._header, self._room)
         if read is None:
             return None
         archive, source = read
         with concerning(path=resource.address):
-            tensors = select_tensors(archive.root, source.size, part.select, part.tensors_only)
-            tensors = _named(gathering, part, tensors)
+            found = choose_tensors(archive.root, source.size, part.select, part.tensors_only)
+            self.chosen[index] = replace(found, tensors={})
+            tensors = self._named(gathering, part, found.tensors)
             specs = {name: spec_of(name, tensor) for name, tensor in tensors.items()}
         return RemoteCheckpoint(resource, source, archive, tensors, specs)
 
@@ -116,8 +121,21 @@ class CheckpointMirror:
         reader.all(request for runs in all_runs for request in runs.locating())
         reader.all(request for runs in all_runs for request in runs.bringing(self._beside))
 
+    def _named(
+        self, gathering: Gathering, part: Mirror, tensors: dict[str, CheckpointTensor]
+    ) -> dict[str, CheckpointTensor]:
+        """The tensors that may be wanted, under the names of the state."""
+        names = self._naming(part, tensors)
+        return {name: tensors[old] for name, old in names.items() if gathering.knows(name)}
+
     def _gather_whole(
-        self, gathering: Gathering, part: Mirror, resource: Resource, *, ranges: bool | None
+        self,
+        gathering: Gathering,
+        index: int,
+        part: Mirror,
+        resource: Resource,
+        *,
+        ranges: bool | None,
     ) -> None:
         context = self._context
         file, resumed = download(
@@ -136,7 +154,7 @@ class CheckpointMirror:
             gzip = part.format == "torch-gzip"
             most = None if context.max_bytes >= MAX_SIZE else context.max_bytes
             with plain_file(file.path, gzip, resource.address, most) as opened:
-                self._take_all(gathering, part, resource, FileSource(opened))
+                self._take_all(gathering, index, part, resource, FileSource(opened))
         except (IntegrityError, FormatError):
             if resumed:  # an earlier run may be the cause
                 raise DamagedPartialError from None
@@ -145,12 +163,18 @@ class CheckpointMirror:
             file.discard()
 
     def _take_all(
-        self, gathering: Gathering, part: Mirror, resource: Resource, source: FileSource
+        self,
+        gathering: Gathering,
+        index: int,
+        part: Mirror,
+        resource: Resource,
+        source: FileSource,
     ) -> None:
         with concerning(path=resource.address):
             checkpoint = read_checkpoint(source)
-            found = select_tensors(checkpoint.root, source.size, part.select, part.tensors_only)
-            tensors = _named(gathering, part, found)
+            found = choose_tensors(checkpoint.root, source.size, part.select, part.tensors_only)
+            self.chosen[index] = replace(found, tensors={})
+            tensors = self._named(gathering, part, found.tensors)
             specs = {name: spec_of(name, tensor) for name, tensor in tensors.items()}
 
             def take(name: str) -> None:
@@ -161,11 +185,3 @@ class CheckpointMirror:
 
             names = gathering.expect(specs, resource.address)
             for_each(take, sorted(names, key=lambda name: -specs[name].nbytes))
-
-
-def _named(
-    gathering: Gathering, part: Mirror, tensors: dict[str, CheckpointTensor]
-) -> dict[str, CheckpointTensor]:
-    """The tensors that may be wanted, under the names of the state."""
-    names = translate_all(part, tensors)
-    return {name: tensors[old] for name, old in names.items() if gathering.knows(name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,11 @@ from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
 from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.download import MAX_SIZE
+from mlstate.fetch.names import Naming, translate_all
 from mlstate.fetch.outages import Outages
 from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
+from mlstate.fetch.said import Said
 from mlstate.format import layout
 from mlstate.locations import Mirror
 from mlstate.log import info
@@ -204,8 +206,18 @@ class Fetcher:
             info("%s: %d bytes fetched, %d spared", entry.key, run.meter.done, run.spared)
             return FetchReport(digest, run.meter.done, run.spared)
 
-    def pin(self, entry: StateEntry) -> StateEntry:
+    def pin(
+        self,
+        entry: StateEntry,
+        said: dict[str, Said] | None = None,
+        naming: Naming = translate_all,
+    ) -> StateEntry:
         """Bring a state that has no digest or no size yet; returns the entry with both.
+
+        Args:
+            entry: What a manifest says of it.
+            said: Takes what the files of one without a digest say, by their addresses.
+            naming: Gives the names in such a state of what its files have.
 
         Raises:
             MlstateError: As `fetch`.
@@ -222,7 +234,7 @@ class Fetcher:
                     remedy="give it a mirror, or its digest",
                 )
             with self._run(entry, _identity(entry)) as run:
-                return _pinned(entry, run).entry
+                return _pinned(entry, run, said, naming).entry
 
     def first_use(
         self,
@@ -247,11 +259,11 @@ class Fetcher:
         with concerning(entry.key), self._run(entry, _identity(entry)) as run:
             return known() or keep(_pinned(entry, run))
 
-    def settle(self, entry: StateEntry, beside: Collection[str] | None = None) -> StateEntry:
+    def settle(self, entry: StateEntry) -> StateEntry:
         """Say exactly where on the hub a state is from: by commit, with its config and tokenizer.
 
         A branch moves on; the digest of a state does not. An entry whose mirrors are not on the hub
-        is returned as it is. ``beside`` names the files to take instead of config and tokenizer.
+        is returned as it is.
 
         Returns:
             The entry with the commit in its mirrors; with the files of the repository, if a mirror
@@ -264,9 +276,22 @@ class Fetcher:
             return entry
         with concerning(entry.key), self._run(entry, _identity(entry)) as run:
             run.attempts.check_copies()
-            settled, files = settled_on_hub(entry, run.attempts.context(), beside)
+            settled, files = settled_on_hub(entry, run.attempts.context())
             pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
         return replace(settled, files=settled.files or pinned)
+
+    def pin_files(self, entry: StateEntry, files: Mapping[str, Mirror]) -> StateEntry:
+        """Bring files of which nobody knows the digest; returns the entry with them.
+
+        Raises:
+            MlstateError: As `fetch`.
+        """
+        if not files:
+            return entry
+        with concerning(entry.key), self._run(entry, _identity(entry)) as run:
+            run.attempts.check_copies()
+            pinned = {name: run.pin_file(name, mirror) for name, mirror in files.items()}
+        return replace(entry, files={**entry.files, **pinned})
 
     def repair(self, entry: StateEntry, names: Names = None, *, files: bool = True) -> list[str]:
         """Set aside what is damaged of a state in the cache, and bring it again.
@@ -361,9 +386,14 @@ def _identity(entry: StateEntry) -> Digest:
     return Digest.of(f"{entry.origin}\n{entry.key}".encode())
 
 
-def _pinned(entry: StateEntry, run: Run) -> Pinned:
+def _pinned(
+    entry: StateEntry,
+    run: Run,
+    said: dict[str, Said] | None = None,
+    naming: Naming = translate_all,
+) -> Pinned:
     run.attempts.check_copies()
-    digest, state, mirror = run.pin()
+    digest, state, mirror = run.pin(said, naming)
     run.attempts.warn_of_damage()
     return Pinned(replace(entry, digest=digest, size=state.nbytes), mirror, run.meter.done)
 

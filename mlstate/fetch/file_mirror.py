@@ -15,8 +15,9 @@ from mlstate.fetch.checkpoint_mirror import CheckpointMirror
 from mlstate.fetch.download import SummedStream, too_large
 from mlstate.fetch.gather import Gathering
 from mlstate.fetch.header import FileHeader, HeaderRoom, fetch_header, read_header
-from mlstate.fetch.names import translate_all
+from mlstate.fetch.names import Naming, translate_all
 from mlstate.fetch.plan import LARGE, Take
+from mlstate.fetch.said import Said
 from mlstate.locations import Mirror
 from mlstate.transport import Resource
 
@@ -35,7 +36,7 @@ class FileMirror:
     already beside those of tensors; they, too, count when ranges are joined at the cost of bytes
     that nobody wants.
     ``check_sums`` says whether a file's SHA-256 is checked where the mirror gives it, for which all
-    of it is read: not where the state digest is known.
+    of it is read: not where the state digest is known. ``naming`` gives the names in the state.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class FileMirror:
         size: int | None = None,
         beside: int = 0,
         check_sums: bool,
+        naming: Naming = translate_all,
     ) -> None:
         self._mirror = mirror
         self._context = context
@@ -56,18 +58,25 @@ class FileMirror:
         self._room = HeaderRoom(size)
         self._beside = beside
         self._check_sums = check_sums
+        self._naming = naming
         self._indexes: dict[str, tuple[ShardIndex, str]] = {}
+        self._addresses: dict[int, str] = {}  # by the id of the resource
+        self.said: dict[str, Said] = {}  # by the address of the file
 
     def gather(self, gathering: Gathering) -> None:
         """Bring the tensors that the gathering wants, or raise an `MlstateError`."""
         self._room = HeaderRoom(self._size)
         gathering.restart()
+        self.said.clear()
+        self._addresses.clear()
         plain: list[tuple[Mirror, Resource]] = []
         checkpoints: list[tuple[Mirror, Resource]] = []
         for part in self._mirror.parts or (self._mirror,):
             kind = plain if part.format == "safetensors" else checkpoints
             addresses = addresses_of(part, self._context, self._room.most, self._indexes)
-            kind.extend((part, self._context.open_part(part, address)) for address in addresses)
+            opened = [self._context.open_part(part, address) for address in addresses]
+            self._addresses.update(zip(map(id, opened), addresses, strict=True))
+            kind.extend((part, resource) for resource in opened)
         self._gather_plain(gathering, plain)
         if checkpoints:
             mirror = CheckpointMirror(
@@ -76,8 +85,12 @@ class FileMirror:
                 room=self._room,
                 beside=self._beside,
                 check_sums=self._check_sums,
+                naming=self._naming,
             )
             mirror.gather(gathering, checkpoints)
+            for index, chosen in sorted(mirror.chosen.items()):
+                address = self._addresses[id(checkpoints[index][1])]
+                self.said.setdefault(address, Said(chosen=chosen))
         gathering.complete()
 
     def _gather_plain(self, gathering: Gathering, resources: list[tuple[Mirror, Resource]]) -> None:
@@ -92,7 +105,8 @@ class FileMirror:
             try:
                 header = fetch_header(resource, self._header, self._room)
                 sizes[resource.address] = {n: t.spec.nbytes for n, t in header.tensors.items()}
-                headed[index] = _named(part, header)
+                self._note(resource, header)
+                headed[index] = self._named(part, header)
             except NoRangesError:
                 whole.append((part, resource))
 
@@ -113,6 +127,10 @@ class FileMirror:
                 ),
             )
         )
+
+    def _note(self, resource: Resource, header: FileHeader) -> None:
+        said = Said(tuple(header.tensors), header.metadata)
+        self.said[self._addresses[id(resource)]] = said
 
     def _check_indexes(self, sizes: dict[str, dict[str, int]]) -> None:
         """Compare what the files have with what the indexes say that name them."""
@@ -147,7 +165,9 @@ class FileMirror:
         reader = self._context.reader
         with resource.read() as raw:
             stream = SummedStream(raw) if self._check_sums and part.sha256 is not None else raw
-            plain = _named(part, read_header(resource, stream, self._room))
+            header = read_header(resource, stream, self._room)
+            self._note(resource, header)
+            plain = self._named(part, header)
             names = set(gathering.expect(plain.specs, resource.address))
             nbytes = plain.size - plain.data_start
             if nbytes > self._context.max_bytes:  # of tensors that are not the state's
@@ -167,8 +187,7 @@ class FileMirror:
             if isinstance(stream, SummedStream) and part.sha256 is not None:
                 self._context.sums[part] = stream.check(part.sha256, resource.address)
 
-
-def _named(part: Mirror, file: FileHeader) -> FileHeader:
-    """The header with the tensors under the names of the state."""
-    names = translate_all(part, file.tensors)
-    return replace(file, tensors={name: file.tensors[old] for name, old in names.items()})
+    def _named(self, part: Mirror, file: FileHeader) -> FileHeader:
+        """The header with the tensors under the names of the state."""
+        names = self._naming(part, file.tensors)
+        return replace(file, tensors={name: file.tensors[old] for name, old in names.items()})

@@ -6,12 +6,14 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mlstate.errors import FormatError, TransportError, concerning
 from mlstate.fetch.reader import read_exactly
+from mlstate.foreign import FRONT, check_not_foreign, check_same_container
 from mlstate.format.tensor_object import MAX_HEADER, TensorSpec, parse_spec
+from mlstate.locations import SAFETENSORS
 from mlstate.texts import load_json
 from mlstate.transport import Resource, Stream
 
@@ -50,14 +52,14 @@ class FileHeader:
     """A safetensors file by its header: its tensors in the order of their data, and its sizes.
 
     ``data_start`` is where the first tensor's data begins, ``size`` the length of the whole file;
-    ``metadata`` is what its ``__metadata__`` says, as far as that is texts.
+    ``metadata`` is what its ``__metadata__`` says, unchecked; None if it has none.
     """
 
     resource: Resource
     tensors: Mapping[str, FileTensor]
     data_start: int
     size: int
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: object = None
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -146,8 +148,7 @@ def fetch_header(
     room = HeaderRoom() if room is None else room
     with ExitStack() as stack:
         with front_of(resource, _LENGTH + expected_header) as stream:
-            head = read_exactly(stream, _LENGTH)
-            length = _header_length(head, resource, stream.total)
+            length = _header_length(resource, stream)
             stack.enter_context(room.header(length, resource))
             have = min(length, expected_header)
             text = read_exactly(stream, have)
@@ -168,9 +169,12 @@ def front_of(resource: Resource, stop: int) -> Iterator[Stream]:
         try:
             stream = stack.enter_context(resource.read(0, stop))
         except TransportError as error:
-            size = resource.size() if error.status is None and not error.transient else None
+            asked = error.status in (None, 416) and not error.transient
+            size = resource.size() if asked else None
             if size is None or size >= stop:
                 raise
+            if size == 0:
+                check_not_foreign(b"", resource.address)
             stream = stack.enter_context(resource.read(0, size))
         yield stream
 
@@ -178,17 +182,20 @@ def front_of(resource: Resource, stop: int) -> Iterator[Stream]:
 def read_header(resource: Resource, stream: Stream, room: HeaderRoom | None = None) -> FileHeader:
     """Read the header from the front of a stream of the whole file; see `fetch_header`."""
     room = HeaderRoom() if room is None else room
-    head = read_exactly(stream, _LENGTH)
-    length = _header_length(head, resource, stream.total)
+    length = _header_length(resource, stream)
     with room.header(length, resource):
         return room.parse(read_exactly(stream, length), resource, stream.total)
 
 
-def _header_length(head: bytes, resource: Resource, total: int | None) -> int:
+def _header_length(resource: Resource, stream: Stream) -> int:
+    head, total = read_exactly(stream, _LENGTH), stream.total
     length = int.from_bytes(head, "little")
     most = MAX_HEADER if total is None else min(MAX_HEADER, total - _LENGTH)
     if len(head) < _LENGTH or not 2 <= length <= most:
         cut = head.endswith(b"\0\0") and most < length <= MAX_HEADER
+        if not cut:
+            front = head + read_exactly(stream, FRONT - len(head))
+            check_same_container(front, SAFETENSORS, resource.address)
         raise FormatError(
             "this is no file of weights, or it is cut short",
             path=resource.address,
@@ -238,12 +245,7 @@ def parse_header(text: bytes, resource: Resource, total: int | None) -> FileHead
                 expected=f"{size} bytes",
                 found=f"{total} bytes",
             )
-    return FileHeader(resource, tensors, data_start, size, _texts_of(metadata))
-
-
-def _texts_of(metadata: object) -> dict[str, str]:
-    table = metadata if isinstance(metadata, dict) else {}
-    return {name: text for name, text in table.items() if isinstance(text, str)}
+    return FileHeader(resource, tensors, data_start, size, metadata)
 
 
 def _entries(text: bytes) -> dict[str, Any]:

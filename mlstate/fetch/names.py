@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 
 from mlstate.errors import FormatError
 from mlstate.locations import Mirror
-from mlstate.models import AVERAGED
 
-__all__ = ["counts_of_wrappers", "translate", "translate_all"]
+__all__ = ["Naming", "translate", "translate_all"]
 
-_INSIDE = "module."
-_AROUND = ("", "_orig_mod.")
-"""What torch.compile puts before the names of an AveragedModel."""
+Naming = Callable[[Mirror, Iterable[str]], dict[str, str]]
+"""What gives the names in the state of what a mirror's files have, as `translate_all` does."""
 
 
 def translate(mirror: Mirror, name: str) -> str:
@@ -34,16 +32,9 @@ def translate(mirror: Mirror, name: str) -> str:
 
 
 def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
-    """Name in the state -> name in the file; a `FormatError` if two of the file become one.
-
-    What `counts_of_wrappers` names is left out.
-    """
-    listed = [*names]
-    left = counts_of_wrappers(mirror, listed)
+    """Name in the state -> name in the file; a `FormatError` if two of the file become one."""
     translated: dict[str, str] = {}
-    for name in listed:
-        if name in left:
-            continue
+    for name in names:
         ours = translate(mirror, name)
         other = translated.setdefault(ours, name)
         if other != name:
@@ -54,17 +45,3 @@ def translate_all(mirror: Mirror, names: Iterable[str]) -> dict[str, str]:
                 remedy="look at strip_prefix and rename of the mirror",
             )
     return translated
-
-
-def counts_of_wrappers(mirror: Mirror, names: Collection[str]) -> set[str]:
-    """The count of an AveragedModel, if the prefix of its model is to be stripped off all names.
-
-    The count belongs to the wrapper as the prefix does: the model inside has no such name.
-    """
-    for around in _AROUND:
-        count, inside = around + AVERAGED, around + _INSIDE
-        if count in names and mirror.strip_prefix.startswith(inside):
-            others = [name for name in names if name != count]
-            if others and all(name.startswith(inside) for name in others):
-                return {count}
-    return set()

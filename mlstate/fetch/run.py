@@ -14,7 +14,9 @@ from mlstate.errors import FormatError, IntegrityError, TransportError
 from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, shown
 from mlstate.fetch.file_mirror import FileMirror
 from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
+from mlstate.fetch.names import Naming, translate_all
 from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_state_object
+from mlstate.fetch.said import Said
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
 from mlstate.manifests import FileEntry, StateEntry
@@ -98,22 +100,30 @@ class Run:
         named |= {file.digest for file in self.entry.files.values()} if files else set()
         return named | {self.entry.pinned_digest}
 
-    def pin(self) -> tuple[Digest, StateObject, Mirror]:
+    def pin(
+        self, said: dict[str, Said] | None = None, naming: Naming = translate_all
+    ) -> tuple[Digest, StateObject, Mirror]:
         """Bring a state of which nobody knows the digest.
+
+        Args:
+            said: Takes what its files say, by their addresses.
+            naming: Gives the names in the state of what its files have.
 
         Returns:
             Its digest, its state object, and the mirror that it came from, with the whole SHA-256
             of each file that was compared with digits of one.
         """
-        found = self._pinned()
+        found = self._pinned(said, naming)
         if found is None and self.attempts.put_off:
             self.attempts.be_patient()
-            found = self._pinned()
+            found = self._pinned(said, naming)
         if found is None:
             raise self.attempts.failure("no mirror of an unpinned state could be read", None)
         return found
 
-    def _pinned(self) -> tuple[Digest, StateObject, Mirror] | None:
+    def _pinned(
+        self, said: dict[str, Said] | None, naming: Naming
+    ) -> tuple[Digest, StateObject, Mirror] | None:
         for mirror in self._mirrors:
             fixed = _fixed(mirror)
             gathering = StagedGathering(
@@ -123,7 +133,13 @@ class Run:
             self._receiver.remove_unsure()  # of a run that was killed
             try:
                 self._gather(
-                    mirror, gathering, size=size, max_bytes=self._max_size, check_sums=True
+                    mirror,
+                    gathering,
+                    size=size,
+                    max_bytes=self._max_size,
+                    check_sums=True,
+                    said=said,
+                    naming=naming,
                 )
             finally:
                 self._receiver.remove_unsure()
@@ -224,6 +240,8 @@ class Run:
         check_sums: bool,
         size: int | None,
         header: int | None = None,
+        said: dict[str, Said] | None = None,
+        naming: Naming = translate_all,
     ) -> None:
         """Gather tensors from a mirror of files; see `FileMirror`."""
 
@@ -238,9 +256,12 @@ class Run:
                 size=size,
                 beside=self._beside,
                 check_sums=check_sums,
+                naming=naming,
             )
             try:
                 files.gather(gathering)
+                if said is not None:
+                    said.update(files.said)
             except (FormatError, IntegrityError):
                 gathering.discard()  # nobody knows which of it is right
                 raise

@@ -12,6 +12,7 @@ from mlstate.digests import Digest
 from mlstate.errors import MissingPackageError, ReadOnlyStoreError
 from mlstate.locations import check_file_names
 from mlstate.manifests import StateEntry
+from mlstate.objects.plain_folders import note_folder_use, plain_folder
 from mlstate.phrases import ANY_STORE
 from mlstate.settings import cache_folder
 from mlstate.states import StateKey
@@ -88,10 +89,13 @@ def folder_with(store: StateStore, key: StateKey) -> Path:
     """A folder in the cache with a state's weights and files, verified each time.
 
     Its name says its content, so that states of one key in two stores have a folder each. It can be
-    deleted whenever nothing reads it.
+    deleted whenever nothing reads it: pruning the cache does, if it was not used for an hour.
     """
-    entry = store.get_pinned(key).entry
-    return store.materialize(key, cache_folder() / "folders" / _name(entry))
+    folder = plain_folder(cache_folder(), _name(store.get_pinned(key).entry))
+    note_folder_use(folder)  # before: no pruning shall take it from under the writing
+    store.materialize(key, folder)
+    note_folder_use(folder)
+    return folder
 
 
 def _name(entry: StateEntry) -> str:

@@ -1,46 +1,31 @@
 """For fsspec: ``mlstate://STORE/KEY/model.safetensors``, a file system over stores, read-only.
 
-A state is a folder, with the files that `materialize` would write. Nothing is written: the bytes of
-a weights file are put together as they are read, and each tensor is fetched and verified before the
-first of its bytes is given.
+A state is a folder, with the files that `materialize` would write; see `state_files`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from mlstate.errors import (
     FormatError,
     ReadOnlyStoreError,
     StateNotFoundError,
     StoreNotFoundError,
-    concerning,
 )
-from mlstate.format.state_object import StateObject, TensorRef
-from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck
 from mlstate.integrations.common import needing
-from mlstate.objects import ObjectStore
-from mlstate.objects.verified import check_tensor, open_tensor
+from mlstate.integrations.state_files import Content, StateFiles
 from mlstate.phrases import FOLDER
-from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores import open_store
-from mlstate.stores.abstract import Found
-from mlstate.stores.materialize import outputs_of
 from mlstate.stores.read import StateStore
-from mlstate.weights.writer import Output, WeightsOutput
 
 with needing("fsspec"):
     from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 __all__ = ["StateFileNotFoundError", "StoreFileSystem"]
-
-_OPEN = 16
-"""How many tensor objects a file keeps open."""
-_PIECE = 1 << 20
 
 
 class StateFileNotFoundError(StateNotFoundError, FileNotFoundError):
@@ -155,18 +140,18 @@ class StoreFileSystem(AbstractFileSystem):
             **kwargs,
         )
 
-    def _content(self, path: str) -> tuple[int, _Content]:
+    def _content(self, path: str) -> tuple[int, Content]:
         """The size and the bytes of a file."""
         place, entry = self._place(path), self.info(path)
         if place.key is None or entry["type"] != "file":
             raise FormatError("this is a folder, which cannot be opened", path=path)
-        return entry["size"], _View(place.store, place.key).content(place.name)
+        return entry["size"], StateFiles(place.store, place.key).content(place.name)
 
     def _below(self, path: str, place: _Place) -> Iterator[dict[str, Any]]:
         """The entries of a folder of a state; of a file that itself."""
         assert place.key is not None
         root = path.removesuffix(place.name).rstrip("/") if place.name else path
-        sizes = _View(place.store, place.key).files()
+        sizes = StateFiles(place.store, place.key).files()
         start = f"{place.name}/" if place.name else ""
         seen: set[str] = set()
         for name, (size, digest) in sizes.items():
@@ -221,9 +206,7 @@ class StoreFileSystem(AbstractFileSystem):
 class StateFile(AbstractBufferedFile):
     """A file of a state, open for reading."""
 
-    def __init__(
-        self, fs: StoreFileSystem, path: str, *, content: _Content, **options: Any
-    ) -> None:
+    def __init__(self, fs: StoreFileSystem, path: str, *, content: Content, **options: Any) -> None:
         super().__init__(fs, path, "rb", **options)
         self._content = content
 
@@ -235,141 +218,6 @@ class StateFile(AbstractBufferedFile):
         super().close()
         if content := getattr(self, "_content", None):
             content.close()
-
-
-class _View:
-    """The files of a state, as `materialize` writes them."""
-
-    def __init__(self, store: StateStore, key: StateKey) -> None:
-        self.store = store
-        self.key = key
-
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Each file with its size in bytes and its digest."""
-        content = self.store.files(self.key)
-        found = {
-            name: (_size(output, content), str(output.digest))
-            for name, output in self._outputs().items()
-        }
-        return dict(sorted(found.items()))
-
-    def content(self, name: str) -> _Content:
-        """The bytes of a file."""
-        output = self._outputs()[name]
-        if isinstance(output, WeightsOutput):
-            return _WeightsContent(self.store, self.store.get(self.key), self._state(), output)
-        return _Content(output.content or self.store.files(self.key)[name])
-
-    def _outputs(self) -> dict[str, Output]:
-        def plan(found: Found) -> list[Output]:
-            self.store.access.bring(found.entry, Only.STATE_OBJECT)
-            return outputs_of(found.entry, read_state(*found), found.objects, None)
-
-        outputs = self.store.reading(self.key, plan, Only.STATE_OBJECT)
-        return {output.name: output for output in outputs}
-
-    def _state(self) -> StateObject:
-        return self.store.reading(
-            self.key, lambda found: read_state(*found), Only.STATE_OBJECT, files=False
-        )
-
-
-def _size(output: Output, content: Mapping[str, bytes]) -> int:
-    if isinstance(output, WeightsOutput):
-        return output.layout.size
-    return len(output.content or content[output.name])
-
-
-class _Content:
-    """Bytes that are in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, start: int, end: int) -> bytes:
-        return self._data[start:end]
-
-    def close(self) -> None:
-        """Let go of what is open."""
-
-
-class _WeightsContent(_Content):
-    """The bytes of a weights file, put together of tensors that are verified as they are met."""
-
-    def __init__(
-        self, store: StateStore, found: Found, whole: StateObject, output: WeightsOutput
-    ) -> None:
-        super().__init__(output.layout.header)
-        # What is fetched is named as the state names it; a file may call it something else.
-        self._names = {ref.digest: name for name, ref in whole.refs.items()}
-        self._store = store
-        self._found = found
-        self._layout = output.layout
-        self._state = output.state
-        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
-
-    def read(self, start: int, end: int) -> bytes:
-        parts = [super().read(start, end)]
-        for name, spec in self._layout.specs.items():
-            first = self._layout.starts[name]
-            low, high = max(start, first), min(end, first + spec.nbytes)
-            if low < high:
-                parts.append(self._part(name, low - first, high - first))
-        return b"".join(parts)
-
-    def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
-
-    def _part(self, name: str, low: int, high: int) -> bytes:
-        if name in self._state.inline:
-            return bytes(self._state.inline[name].data[low:high])
-        if name not in self._open:
-            while len(self._open) >= _OPEN:
-                self._open.popitem(last=False)[1].close()
-            self._open[name] = self._verified(name)
-        file = self._open[name]
-        file.seek(DATA_OFFSET + low)
-        data = b""
-        while len(data) < high - low and (piece := file.read(high - low - len(data))):
-            data += piece
-        return data
-
-    def _verified(self, name: str) -> BinaryIO:
-        """The object of a tensor, all of which has been compared with its digest.
-
-        It stays open, so that what is read later is of the same file. A file that is opened again
-        is verified again.
-        """
-        entry, ref = self._found.entry, self._state.refs[name]
-        known = [self._names[ref.digest]]
-
-        def read() -> BinaryIO:
-            self._store.access.bring(entry, known, files=False)
-            return _opened(self._found.objects, ref)
-
-        with concerning(entry.key, tensor=name):
-            return self._store.access.repaired(entry, read, known, files=False)
-
-
-def _opened(objects: ObjectStore, ref: TensorRef) -> BinaryIO:
-    """Open a tensor object, after all of it was verified.
-
-    Raises:
-        IntegrityError: It is missing or damaged.
-    """
-    file = open_tensor(objects, ref)
-    try:
-        file.seek(0)
-        seen = TensorCheck(ref.spec)
-        seen.update(file.read(DATA_OFFSET))
-        while piece := file.read(_PIECE):
-            seen.update(piece)
-        check_tensor(objects, ref, seen)
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def _folder(path: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mlstate.digests import Digest
 from mlstate.errors import FormatError, StateExistsError, StateNotFoundError
 from mlstate.integrations.common import StoreLike, needing, saving_store
 from mlstate.integrations.plain import joined, parted
@@ -42,7 +43,8 @@ class StoreCheckpointIO(CheckpointIO):
 
     Where the trainer would write a checkpoint there is a small file that names the state, so that
     ``ckpt_path="last"``, ``save_top_k`` and the like work as they do. If it is lost,
-    ``ckpt_path="<key>"`` finds the state as well.
+    ``ckpt_path="<key>"`` finds the state as well. What a save that was killed has left beside the
+    model is deleted by the next one that saves, or removes, a checkpoint of this name.
 
     Nothing is pickled but plain values: a checkpoint that holds other objects is refused when it is
     saved, and nothing else is ever read.
@@ -100,7 +102,7 @@ class StoreCheckpointIO(CheckpointIO):
         model, rest = _without_model(checkpoint)
         tensors, plain = parted(rest)
         old = self._record(key) if there else {}
-        beside = StateKey(_type_of_rest(self.state_type), uuid.uuid4().hex)
+        beside = StateKey(_type_of_rest(self.state_type), f"{_mark(key)}{uuid.uuid4().hex}")
         # A checkpoint that is replaced stays whole until the state file of the new one is there.
         self.store.save_state_dict(tensors, beside, files={_PLAIN: plain})
         named = {"state": str(beside), "blake3": self.store.digest(beside)}
@@ -108,6 +110,7 @@ class StoreCheckpointIO(CheckpointIO):
         meta = {name: checkpoint[name] for name in _META if name in checkpoint}
         self.store.save_state_dict(model, key, files=files, meta=meta, overwrite=True)
         self._forget(old)
+        self._clean(key, beside)
         self._write_pointer(path, key)
 
     def load_checkpoint(
@@ -144,6 +147,7 @@ class StoreCheckpointIO(CheckpointIO):
             old = self._record(key)
             self.store.delete(key)
             self._forget(old)
+            self._clean(key, None)
         fs = get_filesystem(path)
         if fs.exists(str(path)):
             fs.rm(str(path))
@@ -157,6 +161,13 @@ class StoreCheckpointIO(CheckpointIO):
     def _forget(self, record: dict[str, str]) -> None:
         if record and self.store.exists(beside := StateKey.parse(record["state"])):
             self.store.delete(beside)
+
+    def _clean(self, key: StateKey, beside: StateKey | None) -> None:
+        """Delete what saves of a checkpoint that were killed have left: all but what it names."""
+        mark = _mark(key)
+        for other in self.store.get_state_keys(_type_of_rest(self.state_type)):
+            if other.training_id.startswith(mark) and other != beside:
+                self.store.delete(other)
 
     def _beside(self, key: StateKey) -> StateKey:
         """The state with all but the model, which is the one that was saved with it."""
@@ -215,6 +226,11 @@ def _without_model(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 def _type_of_rest(state_type: StateType) -> StateType:
     """The type of the states with all but the model: no model takes it for one of its own."""
     return StateType("lightning", state_type.architecture, state_type.extra)
+
+
+def _mark(key: StateKey) -> str:
+    """What the training ids of the states beside a model's state begin with."""
+    return f"{Digest.of(str(key).encode())[:16]}-"
 
 
 def _as_key(path: Any) -> StateKey | None:

@@ -19,8 +19,8 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.fetch import OnProgress
-from mlstate.fetch.names import counts_of_wrappers, translate_all
 from mlstate.fetch.progress import Meter, listener
+from mlstate.fetch.said import Said
 from mlstate.format.encode import TensorSource, check_not_empty
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import local_path
@@ -28,6 +28,7 @@ from mlstate.manifests import Manifest, StateEntry
 from mlstate.objects.cache import forget_root, read_roots
 from mlstate.operations.adopt_choice import Choice, make_choice
 from mlstate.operations.adopt_into_manifest import adopt_into_manifest
+from mlstate.operations.adopt_names import AdoptedNames
 from mlstate.operations.adopt_report import (
     Adoption,
     AdoptReport,
@@ -48,7 +49,6 @@ from mlstate.stores.save import SavingStore
 from mlstate.stores.save_request import Content, SaveRequest, is_same
 from mlstate.units import check_size, parse_limit
 from mlstate.weights.files import open_weights
-from mlstate.weights.source_layout import SourceLayout
 
 __all__ = ["adopt"]
 
@@ -88,8 +88,8 @@ def adopt(
     ``weights.npz``             NumPy's arrays, compressed or not; read without NumPy
     ``checkpoint-dcp/``         a folder of ``torch.distributed.checkpoint``, its shards joined
     ``https://…``, ``s3://…``   any of the files above, elsewhere
-    ``hf://org/repo@revision``  a repository of the Hugging Face hub, with config and
-                                tokenizer, or a file of one
+    ``hf://org/repo@revision``  a repository of the Hugging Face hub, as a folder; or a
+                                folder, or a file, of one
     ==========================  ==============================================================
 
     Where the name of a file does not say what it is, its first bytes do. Trust is on first use:
@@ -98,8 +98,8 @@ def adopt(
     Into a store the tensors are saved. Into a manifest, by ``mirror=True``, goes where they are:
     the source is its mirror, and what was read of it stays in the cache.
 
-    What a safetensors file on this machine says of itself (``__metadata__``) is kept with the
-    file's name, as the state's layout; `export` and `materialize` write it back.
+    What a safetensors file says of itself (``__metadata__``) is kept with the file's name, as the
+    state's layout; `export` and `materialize` write it back.
 
     Args:
         source: A path or an address.
@@ -118,7 +118,8 @@ def adopt(
         tensors_only: Of a torch checkpoint, pass over entries of the state dict that are no tensors
             under a name: numbers, lists, None. The report names them.
         strip_prefix: What to take off the front of the names that have it, such as ``module.``. The
-            count of an AveragedModel goes with its prefix.
+            count of an AveragedModel is left with its prefix; a manifest, which cannot say so,
+            takes no such source.
         add_prefix: What to put in front of all names, after that.
         rename: Old -> new text; each is replaced wherever it occurs, before `add_prefix`.
         weights: Of a folder or a repository, the file that holds or lists the weights, where there
@@ -188,7 +189,8 @@ def adopt(
         elif files is not None:
             kept = files  # refused with the right words
         request = SaveRequest(kept, meta, overwrite, verify, reused={}, written={})
-        request = _with_layout(request, found.layout)
+        if found.layout and isinstance(kept, Mapping):
+            request = replace(request, files={**found.indexes, **kept}, layout=found.layout)
         adoption = Adoption(key, found, request, bare, counter)
         if isinstance(into, Path):
             fetching = _fetching(cache, offline, counter, most)
@@ -288,7 +290,7 @@ def _from_file(
     with ExitStack() as stack:
         tensors: list[TensorSource] = []
         chosen: Selected | None = None
-        counts: set[str] = set()
+        naming = AdoptedNames()
         for part in adoption.source.translated:
             opened = open_weights(
                 path,
@@ -301,10 +303,9 @@ def _from_file(
             found = stack.enter_context(opened)
             chosen = found.chosen if chosen is None else chosen
             sources = {source.name: source for source in found.sources}
-            counts |= counts_of_wrappers(part, sources)
             tensors += [
                 _MeteredTensor(name, sources[old].spec, sources[old].memory, sources[old], meter)
-                for name, old in translate_all(part, sources).items()
+                for name, old in naming(part, sources).items()
             ]
         size = sum(tensor.spec.nbytes for tensor in tensors)
         check_size(size, max_size)
@@ -332,15 +333,8 @@ def _from_file(
         existed=existed,
         tensors=[tensor.name for tensor in tensors],
         chosen=chosen,
-        counts=counts,
+        counts=naming.counts,
     )
-
-
-def _with_layout(request: SaveRequest, layout: SourceLayout) -> SaveRequest:
-    """A request that records how the source lies in its folder, indexes of shards included."""
-    if not layout.files or not isinstance(request.files, Mapping):
-        return request
-    return replace(request, files={**layout.indexes, **request.files}, layout=layout.files)
 
 
 def _said(entry: StateEntry) -> tuple[object, ...]:
@@ -367,7 +361,11 @@ def _from_elsewhere(
     present = digests_in(own)
     kept = set() if own is None else {root.digest for root in read_roots(own.root)}
     unpinned = StateEntry(key, None, mirrors=(adoption.source.mirror,))
-    found = Found(fetcher.pin(fetcher.settle(unpinned, adoption.beside)), fetching.objects)
+    said: dict[str, Said] = {}
+    naming = AdoptedNames()
+    pinned = fetcher.pin(fetcher.pin_files(unpinned, adoption.beside), said, naming)
+    found = Found(adoption.with_layout(pinned, said), fetching.objects)
+    request = replace(request, layout=found.entry.layout or request.layout)
     digest = found.entry.pinned_digest
     try:
         transfer = StateTransfer(fetching, found, ObjectCounter(key, None))
@@ -390,4 +388,6 @@ def _from_elsewhere(
         added=added_of(state, digest, there) if saved else 0,
         existed=not saved,
         tensors=state.specs,
+        chosen=adoption.chosen(said),
+        counts=naming.counts,
     )

@@ -8,16 +8,18 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mlstate.errors import FormatError
-from mlstate.locations import FORMATS, Mirror, parse_mirror
-from mlstate.phrases import Phrase
-from mlstate.weights.containers import (
+from mlstate.locations import (
     ARRAYS,
     DISTRIBUTED,
+    FORMATS,
     LOCAL_ONLY,
     SAFETENSORS,
     TORCH,
     TORCH_GZIP,
+    Mirror,
+    parse_mirror,
 )
+from mlstate.phrases import Phrase
 
 __all__ = ["Choice", "chosen_files", "make_choice"]
 
@@ -48,6 +50,11 @@ class Choice:
     rename: tuple[tuple[str, str], ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+
+    @property
+    def renames(self) -> bool:
+        """Whether tensors get other names than in the files."""
+        return bool(self.strip_prefix or self.add_prefix or self.rename)
 
     def mirror(self, addresses: tuple[str, ...], form: str) -> Mirror:
         """The mirror as a manifest would have it, with nothing in it that goes without saying.
@@ -85,7 +92,7 @@ class Choice:
             return _parsed({"parts": parts})
         table |= {"select": self.select[0]} if self.select else {}
         table |= {"add_prefix": self.add_prefix} if self.add_prefix else {}
-        return _parsed(table if len(table) > 1 else addresses[0])
+        return _parsed(addresses[0] if [*table] == ["url"] else table)
 
 
 def make_choice(

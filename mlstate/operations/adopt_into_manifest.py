@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mlstate.errors import FormatError, StateExistsError
+from mlstate.fetch.said import Said
 from mlstate.format.encode import check_not_empty
 from mlstate.locations import Mirror
 from mlstate.manifests import FileEntry, Manifest, StateEntry
+from mlstate.operations.adopt_names import AdoptedNames
 from mlstate.operations.adopt_report import (
     Adoption,
     AdoptReport,
@@ -32,13 +35,19 @@ from mlstate.stores.save_request import (
 
 __all__ = ["adopt_into_manifest"]
 
+_COUNTED = Phrase(
+    "adopt it into a store, without mirror=True; or leave strip_prefix out",
+    "add it to a store, without --mirror; or leave --strip-prefix out",
+)
+
 
 def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore) -> AdoptReport:
     """Write a state into a manifest, which may be missing, with its source as the mirror.
 
     The source is read into the cache of ``fetching``. Raises a `StateExistsError` if another state
-    has the key (nothing is changed), a `FormatError` for a file given as bytes, for which there is
-    no mirror, and other errors if the source cannot be read or the manifest cannot be edited.
+    has the key (nothing is changed), a `FormatError` for what a mirror cannot be (a file given as
+    bytes, a source without one of its names), and other errors if the source cannot be read or the
+    manifest cannot be edited.
     """
     key, request = adoption.key, adoption.request
     if adoption.source.local is not None:
@@ -62,8 +71,21 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     )
     fetcher = fetching.fetcher
     present = digests_in(fetcher.cache.own)
-    pinned = fetcher.pin(fetcher.settle(entry, adoption.beside))
+    said: dict[str, Said] = {}
+    naming = AdoptedNames()
+    pinned = fetcher.pin(fetcher.pin_files(entry, adoption.beside), said, naming)
+    if naming.counts:
+        raise FormatError(
+            "a mirror cannot leave out the count of an AveragedModel; nothing was written",
+            path=path,
+            tensor=min(naming.counts),
+            remedy=_COUNTED,
+        )
+    pinned = adoption.with_layout(pinned, said)
     pinned = replace(pinned, files={**pinned.files, **given})
+    if pinned.layout:
+        request, wanted = replace(request, layout=pinned.layout), pinned
+    report = partial(adoption.report, chosen=adoption.chosen(said))
     state = read_state(pinned, fetching.objects)
     check_not_empty(state.specs)
     digest, size = pinned.pinned_digest, state.nbytes
@@ -76,7 +98,7 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
             if isinstance(mirror, Mirror) and not _has_mirror(known, mirror, folder):
                 # If the entry was changed meanwhile, it has a mirror, which is enough.
                 replace_entry(path, known, replace(known, mirrors=(*known.mirrors, mirror)))
-        return adoption.report(
+        return report(
             digest, size, pinned.files, spared=size, added=0, existed=True, tensors=state.specs
         )
     fetcher.fetch(pinned)  # its files, too
@@ -84,12 +106,11 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
         raise StateExistsError(
             "this state of the manifest was changed meanwhile; nothing was written", path=path
         )
-    spared = spared_of(state, digest, present)
-    return adoption.report(
+    return report(
         digest,
         size,
         pinned.files,
-        spared=spared,
+        spared=spared_of(state, digest, present),
         added=added_of(state, digest, present),
         existed=False,
         tensors=state.specs,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from mlstate.digests import Digest
 from mlstate.fetch.progress import OnProgress, Progress
+from mlstate.fetch.said import Said
 from mlstate.format.state_object import StateObject
+from mlstate.locations import SAFETENSORS, Mirror
+from mlstate.manifests import StateEntry
 from mlstate.models import AVERAGED
 from mlstate.objects import FolderObjectStore
-from mlstate.operations.sources import WeightSource
+from mlstate.operations.weight_source import WeightSource
 from mlstate.pickled.select import Selected
 from mlstate.states import StateKey
 from mlstate.stores.save_request import SaveRequest
-from mlstate.weights.containers import SAFETENSORS
 
 __all__ = [
     "AdoptReport",
@@ -48,8 +50,8 @@ class AdoptReport:
             those that the caller gave.
         skipped: The names of what else lies beside them, in a folder or a repository, and was not
             taken. Names that begin with a dot are not listed.
-        select: The dotted path of the state dict inside of a torch checkpoint on this machine, if
-            it was the only one and none was asked for.
+        select: The dotted path of the state dict inside of a torch checkpoint, if it was the only
+            one and none was asked for.
         passed_over: The names of its entries that are no tensors, by ``tensors_only``; and the
             count of an AveragedModel (``n_averaged``) whose prefix was stripped.
         prefix: What all names of tensors begin with, if it is what wrappers put there: ``module.``
@@ -146,9 +148,29 @@ class Adoption:
     counter: ByteCounter
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """The files of a repository on the hub that are kept."""
-        return () if self.bare else self.source.beside
+    def beside(self) -> Mapping[str, Mirror]:
+        """The files of a source elsewhere that are to be brought: indexes of shards, too."""
+        elsewhere = self.source.elsewhere
+        if elsewhere is None:
+            return {}
+        return {**({} if self.bare else elsewhere.beside), **elsewhere.indexes}
+
+    def with_layout(self, entry: StateEntry, said: Mapping[str, Said]) -> StateEntry:
+        """An entry of a source elsewhere, with its layout, now that the files were read.
+
+        Indexes of shards that it does not name are no files of the state.
+        """
+        elsewhere = self.source.elsewhere
+        if elsewhere is None:
+            return entry
+        layout = elsewhere.layout(said)
+        unused = elsewhere.indexes.keys() - {file.index for file in layout.values()}
+        files = {name: file for name, file in entry.files.items() if name not in unused}
+        return replace(entry, layout=layout, files=files)
+
+    def chosen(self, said: Mapping[str, Said]) -> Selected | None:
+        """What was chosen in the torch checkpoints that were read; of several, in the first."""
+        return next((one.chosen for one in said.values() if one.chosen is not None), None)
 
     def report(
         self,

@@ -47,8 +47,9 @@ def export(
 
     ======================================  ====================================================
     ``x.safetensors``                       one safetensors file
-    a folder; a new one has no ending, or   ``model.safetensors`` in it; with `max_shard_size`
-    a slash after it                        shards and their index, as transformers names them
+    a folder; a new one has no ending, or   the files that its tensors were adopted in, or
+    a slash after it                        ``model.safetensors``; with `max_shard_size` shards
+                                            and their index, as transformers names them
     ``x.pth``, ``x.pt``, ``x.bin``, or      a checkpoint, as ``torch.save`` writes a state dict;
     ``format="torch"``                      needs torch
     ======================================  ====================================================
@@ -57,10 +58,11 @@ def export(
     checkpoint, too; a tensor that repeats one value is not. In a safetensors file, which cannot say
     so, each name has its own copy: models that tie them do so when they load it.
 
-    What an adopted safetensors file said of itself (``__metadata__``) is in a single file again.
+    What an adopted safetensors file said of itself (``__metadata__``) is in it again; in one file
+    that several became, if all said the same.
 
-    Only the tensors are written. `materialize` writes a folder for `from_pretrained`, with config
-    and tokenizer.
+    Only the tensors are written, and the indexes of their shards. `materialize` writes a folder for
+    `from_pretrained`, with config and tokenizer.
 
     Args:
         store: Any store of mlstate.
@@ -97,14 +99,17 @@ def export(
     with concerning(key):
         kind = _kind(target, format, max_shard_size, os.fspath(destination).endswith(os.sep))
         if kind == "folder":
+            state = view.get(key)
+            # The indexes of shards are files of the state.
+            files = any(file.index is not None for file in state.entry.layout.values())
 
             def write_folder(found: Found) -> Path:
-                view.access.bring(found.entry, files=False)
+                view.access.bring(found.entry, files=files)
                 return materialize_state(
                     *found, target, max_shard_size=max_shard_size, overwrite=overwrite, files=False
                 )
 
-            return view.reading(key, write_folder, files=False)
+            return view.reading(key, write_folder, files=files, found=state)
         refuse_existing(target, overwrite=overwrite)
         remove_abandoned(target.parent)
         with temporaries(target.parent) as run:

@@ -11,12 +11,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+from mlstate.candidates import is_model_folder, models_in, stem_of
 from mlstate.errors import FormatError, MlstateError
 from mlstate.manifests.folder import is_store
 from mlstate.toml_keys import near_miss
-from mlstate.weights.candidates import is_model_folder, models_in, stem_of
 from mlstate.weights.components import components_of
-from mlstate.weights.files import shards_of
+from mlstate.weights.paths import shards_of
 
 __all__ = ["FIELDS", "FoundWeights", "find_weights", "key_template"]
 

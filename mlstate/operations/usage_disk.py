@@ -17,6 +17,7 @@ from mlstate.manifests import StateEntry
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.cache import folders_of, read_roots
+from mlstate.objects.plain_folders import PLACE, is_folder_name
 from mlstate.operations.usage_counter import Counter
 from mlstate.operations.usage_report import DiskUsage
 from mlstate.states import StateKey
@@ -100,6 +101,8 @@ class _Counter:
             return "trash"
         if folder == layout.TEMPORARIES:
             return "unfinished"
+        if folder == PLACE:
+            return "folders" if is_folder_name(name.split("/")[1]) else "foreign"
         digest = layout.digest_of_object_path(name) if folder == layout.OBJECTS else None
         if digest is not None:
             return self._kind_of_object(digest)
@@ -163,7 +166,7 @@ def _in_folder(root: Path) -> Iterator[tuple[str, int]]:
             found = (root / name).lstat()
             if stat.S_ISREG(found.st_mode):
                 yield name, found.st_size
-    for name in (*_FOLDERS, *_index_folders(root)):
+    for name in (*_FOLDERS, PLACE, *_index_folders(root)):
         if not (root / name).is_symlink():  # what a link names is elsewhere
             yield from _below(root, name)
 

@@ -82,6 +82,7 @@ class DiskUsage:
         trash: What prunings and deletions moved to trash/: the next pruning deletes what is old.
         unfinished: What is in tmp/: of fetches and saves that are under way, or were interrupted.
         records: State files, notes of use, settings, the index of what states say.
+        folders: Folders that frameworks opened states from; see `mlstate.integrations`.
         foreign: Files among these that are not mlstate's.
     """
 
@@ -94,6 +95,7 @@ class DiskUsage:
     trash: int
     unfinished: int
     records: int
+    folders: int
     foreign: int
 
     @classmethod

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlstate.errors import FormatError
+from mlstate.foreign import FRONT, check_same_container
+from mlstate.locations import TORCH_GZIP
 from mlstate.units import LARGER
 
 __all__ = ["check_unpacked", "plain_file", "unpacks_to"]
@@ -50,6 +52,8 @@ def plain_file(
         return
     if max_bytes is None:
         max_bytes = unpacks_to(os.stat(path).st_size)
+    with path.open("rb") as file:
+        check_same_container(file.read(FRONT), TORCH_GZIP, origin)
     with tempfile.TemporaryFile(dir=path.parent) as temporary:
         try:
             with gzips.open(path) as compressed:

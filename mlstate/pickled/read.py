@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mlstate.foreign import check_not_foreign
+from mlstate.foreign import check_same_container
+from mlstate.locations import TORCH
 from mlstate.pickled.checkpoint import Checkpoint
 from mlstate.pickled.legacy import read_legacy
 from mlstate.pickled.source import Source
@@ -25,7 +26,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
             or asks for more than `mlstate.pickled.caps` allows.
     """
     front = source.read(0, min(_BLOCK, source.size))
-    check_not_foreign(front)
+    check_same_container(front, TORCH)
     if front.startswith(b"PK\3\4"):
         return read_zipped(source)
     if len(front) == _BLOCK and is_tar(front):

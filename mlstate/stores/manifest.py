@@ -147,19 +147,22 @@ class ManifestStore(StateStore):
 
         Removed states are fetched again when they are needed, as long as a mirror has them. States
         that were saved in the folder, by `mlstate.unbundle` say, stay, and so do their objects.
+        Folders that frameworks opened states from (`mlstate.integrations`) go in the same way.
 
         Args:
-            max_size: The bytes that the states that stay may need in all, saved ones among them.
-                No limit by default.
+            max_size: The bytes that the states and the folders that stay may need in all, saved
+                states among them. No limit by default.
             older_than: The seconds since its last use after which a state goes. No limit by
                 default.
-            grace_seconds: A state that was used within so many seconds stays, whatever the limits,
-                and so does what is younger: an hour by default, and 14 days for objects of a folder
-                in which states were saved. A fetch beside a shorter one may fetch something twice.
+            grace_seconds: A state or a folder that was used within so many seconds stays, whatever
+                the limits, and so does what is younger: an hour by default, and 14 days for objects
+                of a cache in which states were saved. A fetch beside a shorter one may fetch
+                something twice.
             dry_run: Change nothing, and report what would be done.
 
         Returns:
-            The states and objects that were removed, and what stays against the limits, and why.
+            The states, objects and folders that were removed, and what stays against the limits,
+            and why.
 
         Raises:
             ReadOnlyStoreError: The cache is no folder.

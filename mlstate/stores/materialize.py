@@ -14,7 +14,7 @@ from mlstate.fetch.addresses import LARGEST_INDEX, parse_index
 from mlstate.foreign import file_kind
 from mlstate.format.plain_file import is_weights_name
 from mlstate.format.state_object import StateObject
-from mlstate.layouts import Layout, component_names, component_prefix, metadata_of, within
+from mlstate.layouts import Layout, component_names, component_prefix, within
 from mlstate.locations import check_file_names, local_path
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore, read_verified
@@ -79,8 +79,8 @@ def materialize_state(
 ) -> Path:
     """Write a state's tensors and files into a plain folder; see `StateStore.materialize`.
 
-    Without `files`, only the tensors are written, into the usual files; others there stay as they
-    are.
+    Without `files`, only the tensors are written, with the indexes of shards; others there stay as
+    they are.
     """
     target = local_path(folder)
     with concerning(entry.key):
@@ -88,7 +88,9 @@ def materialize_state(
         state = read_state(entry, objects)
         if component is not None:
             entry, state = _part(entry, state, component)
-        outputs = outputs_of(entry, state, objects, most) if files else _plain(entry, state, most)
+        if not files:
+            entry = replace(entry, files={n: entry.files[n] for n in _own_indexes(entry)})
+        outputs = outputs_of(entry, state, objects, most)
         wanted = {output.name: output.digest for output in outputs}
         weights = {output.name for output in outputs if isinstance(output, WeightsOutput)}
         plan = plan_folder(
@@ -119,11 +121,6 @@ def _part(entry: StateEntry, state: StateObject, component: str) -> tuple[StateE
     files = {n[len(prefix) :]: f for n, f in entry.files.items() if n.startswith(prefix)}
     part = replace(entry, files=files, layout=within(entry.layout, prefix))
     return part, state.part(names)
-
-
-def _plain(entry: StateEntry, state: StateObject, most: int | None) -> list[Output]:
-    """The usual files of weights, and no others."""
-    return weights_of(state, most, metadata_of(entry.layout))
 
 
 def outputs_of(
@@ -173,8 +170,13 @@ def _check_understood(layout: Layout) -> None:
                 "the layout of this state was written by a later version; nothing was written",
                 path=name,
                 found=", ".join(sorted(file.unknown)),
-                remedy="install a newer mlstate, or export the tensors alone",
+                remedy="install a newer mlstate, or export the tensors into one file",
             )
+
+
+def _own_indexes(entry: StateEntry) -> list[str]:
+    """The indexes of shards among the files of a state."""
+    return [name for name in _index_names(entry.layout) if name in entry.files]
 
 
 def _index_names(layout: Layout) -> list[str]:

@@ -20,6 +20,7 @@ from mlstate.objects.cache import RECENT, Root, forget_root, read_roots
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.in_use import mapped_objects
 from mlstate.objects.mapped import MAP_FROM
+from mlstate.objects.plain_folders import PlainFolder, read_folders, remove_folder
 from mlstate.states import StateKey
 from mlstate.stores.prune import AHEAD, objects_of_root, objects_of_states
 from mlstate.stores.prune_folder import file_time, prune_folder
@@ -53,7 +54,12 @@ class CachePruneReport:
             whatever the limits: there may be no mirror that has them.
         saved_objects: How many objects they need, as far as these are here.
         saved_nbytes: The bytes of these, which count towards a limit.
-        nbytes: The bytes of the objects of all states that stay, fetched or saved.
+        nbytes: The bytes of all that stays: of the objects of states, fetched or saved, and of
+            folders that frameworks opened states from.
+        folders: The folders that frameworks opened states from and that were removed, by path, with
+            their sizes in bytes.
+        recent_folders: Those that would have gone, and stay since they were used within the grace
+            period; likewise.
     """
 
     states: dict[Digest, str]
@@ -68,6 +74,8 @@ class CachePruneReport:
     saved_objects: int = 0
     saved_nbytes: int = 0
     nbytes: int = 0
+    folders: dict[str, int] = field(default_factory=dict)
+    recent_folders: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,6 +87,8 @@ class _Choice:
     recent: list[Root] = field(default_factory=list)
     future: list[Root] = field(default_factory=list)
     empty: list[Root] = field(default_factory=list)  # notes of fetches that brought nothing
+    folders: list[PlainFolder] = field(default_factory=list)
+    recent_folders: list[PlainFolder] = field(default_factory=list)
     nbytes: int = 0  # of all that stays
 
 
@@ -88,9 +98,14 @@ class _Limits:
 
     max_size: int | None
     older_than: float | None
-    recent: float  # a state that was used within so many seconds stays
-    grace: float  # and so does one whose state object is younger than that
+    recent: float  # what was used within so many seconds stays
+    grace: float  # and so does a state whose state object is younger than that
     now: float
+
+    def exceeded(self, total: int, used: float) -> bool:
+        """Whether what was used at this time goes, all that stays being of so many bytes."""
+        too_old = self.older_than is not None and self.now - used > self.older_than
+        return too_old or (self.max_size is not None and total > self.max_size)
 
 
 def prune_cache(
@@ -102,6 +117,9 @@ def prune_cache(
     dry_run: bool = False,
 ) -> CachePruneReport:
     """Forget fetched states, and remove the objects that only they need.
+
+    Folders that states were written into for frameworks go like states; not within the grace
+    period of their last use.
 
     States that were saved in the folder stay, and so do their objects; see `ManifestStore.prune`.
 
@@ -136,6 +154,7 @@ def prune_cache(
         if not saved:  # nobody saves here: trash/ need not wait for the next pruning
             prune_folder(states, objects, grace_seconds=grace)
     future = [str(root / layout.ROOTS / one.digest) for one in chosen.future]
+    gone = [folder for folder in chosen.folders if dry_run or remove_folder(folder)]
     return CachePruneReport(
         left,
         taken,
@@ -149,26 +168,29 @@ def prune_cache(
         sum(objects.size(digest) is not None for digest in of_saved),
         _size_of(of_saved, objects),
         chosen.nbytes,
+        {str(folder.path): folder.size for folder in gone},
+        {str(folder.path): folder.size for folder in chosen.recent_folders},
     )
 
 
 def _choose(objects: FolderObjectStore, limits: _Limits, saved: set[Digest]) -> _Choice:
-    """Choose the states to forget; ``saved`` are the objects of states that stay anyway."""
-    choice = _Choice()
+    """Choose what is to go; ``saved`` are the objects of states that stay anyway."""
+    choice = _Choice(nbytes=_size_of(saved, objects))
     mapped: Mapping[Digest, set[int]] | None = None
     counted = set(saved)
-    total = _size_of(saved, objects)
-    for root in sorted(read_roots(objects.root), key=lambda root: -root.used):
+    known: list[Root | PlainFolder] = [*read_roots(objects.root), *read_folders(objects.root)]
+    for root in sorted(known, key=lambda one: -one.used):
+        if isinstance(root, PlainFolder):
+            _choose_folder(choice, root, limits)
+            continue
         named = objects_of_root(root, objects)
         size = _size_of(named - counted, objects)
-        too_old = limits.older_than is not None and limits.now - root.used > limits.older_than
-        too_much = limits.max_size is not None and total + size > limits.max_size
         made = _modified(objects.path(root.digest))
         if made is None and not any(objects.size(digest) for digest in root.files):
             if limits.now - root.used >= limits.recent:
                 choice.empty.append(root)
             continue
-        if root.digest not in saved and (too_old or too_much):
+        if root.digest not in saved and limits.exceeded(choice.nbytes + size, root.used):
             last = max(root.used, made or 0.0)
             if last > limits.now + AHEAD:
                 choice.future.append(root)
@@ -183,9 +205,19 @@ def _choose(objects: FolderObjectStore, limits: _Limits, saved: set[Digest]) -> 
                     continue
                 choice.in_use.append(root)
         counted |= named
-        total += size
-    choice.nbytes = total
+        choice.nbytes += size
     return choice
+
+
+def _choose_folder(choice: _Choice, folder: PlainFolder, limits: _Limits) -> None:
+    """Choose whether a folder that a framework opened a state from is to go."""
+    goes = limits.exceeded(choice.nbytes + folder.size, folder.used)
+    if folder.gone or (goes and limits.now - folder.used >= limits.recent):
+        choice.folders.append(folder)
+        return
+    if goes:
+        choice.recent_folders.append(folder)
+    choice.nbytes += folder.size
 
 
 def _size_of(digests: set[Digest], objects: FolderObjectStore) -> int:

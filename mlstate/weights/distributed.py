@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+from mlstate.candidates import missing_shards
 from mlstate.digests import Bytes
 from mlstate.errors import FormatError, concerning
 from mlstate.files import read_file
@@ -20,7 +21,6 @@ from mlstate.pickled.distributed import Chunk, Distributed, ShardedTensor, read_
 from mlstate.pickled.select import Selected, choose_tensors
 from mlstate.pickled.source import Part
 from mlstate.pickled.tensor import itemsize_of
-from mlstate.weights.candidates import missing_shards
 from mlstate.weights.checkpoints import TensorInCheckpoint
 from mlstate.weights.opened import ONE_COPY, PIECE, OpenFile, TensorInFile
 

@@ -15,29 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.errors import FormatError, WeightsNotFoundError, concerning
+from mlstate.errors import FormatError, concerning
 from mlstate.format.encode import TensorSource, check_sources, encode_state
 from mlstate.format.state_object import InlineTensor, StateObject, TensorRef, is_state_object
 from mlstate.format.tensor_object import check_values
-from mlstate.locations import local_path
+from mlstate.locations import ARRAYS, DISTRIBUTED, SAFETENSORS, TORCH_GZIP, local_path
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.units import check_size, parse_limit
-from mlstate.weights.candidates import check_no_chunks, missing_shards, weights_in
 from mlstate.weights.checkpoints import chosen_sources
 from mlstate.weights.components import Component, components_of
-from mlstate.weights.containers import (
-    ARRAYS,
-    DISTRIBUTED,
-    FRONT,
-    SAFETENSORS,
-    TORCH_GZIP,
-    container_of,
-)
 from mlstate.weights.opened import PIECE, OpenFile, TensorInFile, pieces_at
+from mlstate.weights.paths import files_and_index
 
 if TYPE_CHECKING:
-    from mlstate.fetch.addresses import ShardIndex
     from mlstate.pickled.select import Selected
 
 __all__ = [
@@ -47,16 +38,12 @@ __all__ = [
     "OpenWeights",
     "digest_of_tensors",
     "file_digest",
-    "files_and_index",
-    "local_files",
     "open_weights",
     "pieces_at",
-    "shards_of",
     "sources_of_file",
 ]
 
 _USUAL_HEADER = 64 << 10
-_LARGEST_INDEX = 100_000_001
 _FLAT = {SAFETENSORS: "a safetensors file", ARRAYS: "an archive of arrays"}
 """Containers that have no mappings inside others."""
 
@@ -233,57 +220,6 @@ def _open_model(
             folder = Path(index.address).parent
             index.check({name: sizes[str(folder / name)] for name in index.shards})
         yield OpenWeights(sources, chosen)
-
-
-def local_files(path: Path, weights: str | None = None) -> list[tuple[Path, str]]:
-    """The files that a path for `file_digest` stands for, all shards, each with its container.
-
-    A `FormatError` says that there is nothing, or nothing that holds weights.
-    """
-    return files_and_index(path, weights)[0]
-
-
-def files_and_index(
-    path: Path, weights: str | None = None
-) -> tuple[list[tuple[Path, str]], ShardIndex | None]:
-    """As `local_files`, with the index that lists the files, if one does."""
-    if not path.exists():
-        raise WeightsNotFoundError(
-            "there is no such file or folder", path=path, remedy="check the path"
-        )
-    # Every store imports this module, few need fetching: it is imported here.
-    from mlstate.fetch.addresses import is_index_name
-    from mlstate.transport.local import LocalResource
-
-    files, listed = [path], None
-    check_no_chunks(path.name)
-    if path.is_dir():
-        files = [path / name for name in weights_in(path, weights, shards_of)]
-    if len(files) == 1 and is_index_name(files[0].name):
-        listed = _read_index(files[0])
-        folder = files[0].parent
-        files = [folder / name for name in listed.shards]
-        if lacking := [name for name in listed.shards if not (folder / name).exists()]:
-            raise missing_shards(lacking, listed.address)
-    found = []
-    for file in files:
-        with LocalResource(file).read() as stream:
-            found.append((file, container_of(str(file), stream.read(FRONT))))
-    return found, listed
-
-
-def shards_of(index: Path) -> list[str]:
-    """The names of the files that an index lists; see `parse_index`."""
-    return _read_index(index).shards
-
-
-def _read_index(path: Path) -> ShardIndex:
-    from mlstate.fetch.addresses import parse_index
-    from mlstate.fetch.reader import read_exactly
-    from mlstate.transport.local import LocalResource
-
-    with LocalResource(path).read() as stream:  # which is never a pipe or a device
-        return parse_index(read_exactly(stream, _LARGEST_INDEX), str(path))
 
 
 @dataclass(frozen=True)

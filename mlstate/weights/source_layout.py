@@ -1,22 +1,25 @@
-"""The layout of a source of weights on this machine, which its state records."""
+"""The layout of a source of weights, which its state records; see `mlstate.layouts`."""
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlstate.errors import FormatError
+from mlstate.fetch.said import Said
 from mlstate.format.plain_file import USUAL_METADATA, WEIGHTS_NAME, stem_of_shard
 from mlstate.format.tensor_object import MAX_HEADER
-from mlstate.layouts import WeightsFile
+from mlstate.layouts import Layout, WeightsFile
+from mlstate.locations import SAFETENSORS
 from mlstate.texts import load_json
 from mlstate.weights.components import Component, components_of
-from mlstate.weights.containers import SAFETENSORS
-from mlstate.weights.files import files_and_index
+from mlstate.weights.paths import files_and_index
 
-__all__ = ["SourceLayout", "layout_of"]
+__all__ = ["Model", "layout_of", "layout_of_models"]
 
 _TORCH = re.compile(r"(-\d+-of-\d+)?\.(bin|pt|pth|ckpt)(\.tar)?(\.gz)?$", re.IGNORECASE)
 _STEMS = {
@@ -28,78 +31,128 @@ _WHAT = "the header of a safetensors file"
 
 
 @dataclass(frozen=True)
-class SourceLayout:
-    """The layout of a source, and the indexes of shards in it: name -> path."""
+class Model:
+    """The files of one model of a source, by their paths in its folder.
 
-    files: dict[str, WeightsFile] = field(default_factory=dict)
-    indexes: dict[str, Path] = field(default_factory=dict)
+    Attributes:
+        files: Those that have its tensors.
+        prefix: What the names of its tensors begin with in the state.
+        plain: Whether they are safetensors files.
+        index: The index that lists them, if one does.
+        places: What that says: tensor -> name of the file, from the folder of the index.
+    """
+
+    files: tuple[str, ...]
+    prefix: str = ""
+    plain: bool = True
+    index: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def layout_of(
     path: Path, *, weights: str | None = None, form: str | None = None, renamed: bool = False
-) -> SourceLayout:
-    """The layout of a file or a folder of weights; see `mlstate.layouts`.
-
-    Of a single file it is what its metadata says. What a folder of one model is by itself, a
-    ``model.safetensors`` with the usual metadata, needs no record. Shards that no index lists, and
-    those with tensors that their index does not list, have none: their tensors become one file.
-    Torch checkpoints become safetensors files in the same place.
+) -> Layout:
+    """The layout of a file or a folder of weights on this machine.
 
     Args:
         path: The source.
         weights: The file that was chosen in it.
         form: The container, if it was said.
-        renamed: Whether the state has other names than the files, of which no index knows.
+        renamed: As of `layout_of_models`.
 
     Raises:
         FormatError: There are no weights, or a header cannot be read.
     """
     folder = path if path.is_dir() else path.parent
     components = components_of(path) if weights is None else []
-    found = SourceLayout()
-    for model in components or [Component(path, "")]:
-        one = _of_model(model, folder, weights, form)
-        if not one.files or (one.indexes and renamed):
-            return SourceLayout()
-        found.files.update(one.files)
-        found.indexes.update(one.indexes)
-    if path.is_file() and not found.indexes:
-        (said,) = found.files.values()
-        found = SourceLayout(
-            {WEIGHTS_NAME: replace(said, metadata=said.metadata or USUAL_METADATA)}
-        )
-    if found.files == {WEIGHTS_NAME: WeightsFile(metadata=USUAL_METADATA)}:
-        return SourceLayout()
-    return found
+    models = [
+        _model(component, folder, weights, form) for component in components or [Component(path)]
+    ]
+    return layout_of_models(
+        models, lambda name: _header(folder / name), alone=path.is_file(), renamed=renamed
+    )
 
 
-def _of_model(
-    model: Component, folder: Path, weights: str | None, form: str | None
-) -> SourceLayout:
-    files, index = files_and_index(model.folder, weights)
-    first = files[0][0]
-    if any((form or container) != SAFETENSORS for _, container in files):
-        name = _name(first.parent / _plain(first.name), folder)
-        return SourceLayout({name: WeightsFile(model.prefix, None, USUAL_METADATA)})
+def layout_of_models(
+    models: Iterable[Model], said: Callable[[str], Said], *, alone: bool, renamed: bool
+) -> Layout:
+    """The layout of the models of a source.
+
+    Of a file on its own it is what its metadata says. What a folder of one model is by itself, a
+    ``model.safetensors`` with the usual metadata, needs no record. Shards that no index lists, or
+    whose index does not list a tensor of theirs, become one file in the same place, with what all
+    of them say. So do torch checkpoints, as safetensors files.
+
+    Args:
+        models: The models.
+        said: Gives what a safetensors file says, by its path.
+        alone: Whether the source is one file, or one index, in no folder of its own.
+        renamed: Whether the state has other names than the files, of which no index knows.
+
+    Raises:
+        FormatError: The metadata of a file are no texts.
+    """
+    found: dict[str, WeightsFile] = {}
+    for model in models:
+        one = _of_model(model, said, renamed)
+        if alone and all(file.index is None for file in one.values()):
+            (only,) = one.values()
+            one = {WEIGHTS_NAME: replace(only, metadata=only.metadata or USUAL_METADATA)}
+        found.update(one)
+    return {} if found == {WEIGHTS_NAME: WeightsFile(metadata=USUAL_METADATA)} else found
+
+
+def _of_model(model: Model, said: Callable[[str], Said], renamed: bool) -> dict[str, WeightsFile]:
+    place, slash, name = model.files[0].rpartition("/")
+    if not model.plain:
+        return {place + slash + _plain(name): WeightsFile(model.prefix, None, USUAL_METADATA)}
+    if len(model.files) == 1 and model.index is None:
+        (only,) = model.files
+        return {only: WeightsFile(model.prefix, None, _texts(said(only), only))}
+    metadata = {path: _texts(said(path), path) for path in model.files}
+    if model.index is None or renamed or not _is_complete(model, said):
+        joined = f"{place}{slash}{stem_of_shard(name)}.safetensors"
+        return {joined: WeightsFile(model.prefix, None, _common([*metadata.values()]))}
+    return {path: WeightsFile(model.prefix, model.index, texts) for path, texts in metadata.items()}
+
+
+def _is_complete(model: Model, said: Callable[[str], Said]) -> bool:
+    """Whether the index says of each tensor in which shard it is."""
+    place = posixpath.dirname(model.index or "") or "."
+    return all(
+        model.places.get(name) == posixpath.relpath(path, place)
+        for path in model.files
+        for name in said(path).names
+    )
+
+
+def _common(said: list[Mapping[str, str] | None]) -> Mapping[str, str]:
+    """What all of several files say in their metadata; the usual, if that is nothing."""
+    first = said[0] or {}
+    found = {n: text for n, text in first.items() if all((m or {}).get(n) == text for m in said)}
+    return found or USUAL_METADATA
+
+
+def _texts(said: Said, path: str) -> Mapping[str, str] | None:
+    """The metadata of a safetensors file, which are texts."""
+    metadata = said.metadata
+    if metadata is None:
+        return None
+    if isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()):
+        return metadata
+    raise FormatError(
+        "the metadata of a safetensors file are texts", path=path, found=repr(metadata)
+    )
+
+
+def _model(component: Component, folder: Path, weights: str | None, form: str | None) -> Model:
+    files, index = files_and_index(component.folder, weights)
+    plain = all((form or container) == SAFETENSORS for _, container in files)
+    names = tuple(path.relative_to(folder).as_posix() for path, _ in files)
     if index is None:
-        if len(files) > 1:
-            return SourceLayout()
-        said = WeightsFile(model.prefix, None, _header(first).get("__metadata__"))
-        return SourceLayout({_name(first, folder): said})
-    place = Path(index.address)
-    layout: dict[str, WeightsFile] = {}
-    for path, _ in files:
-        header = _header(path)
-        metadata = header.pop("__metadata__", None)
-        shard = path.relative_to(place.parent).as_posix()
-        if any(index.places.get(name) != shard for name in header):
-            return SourceLayout()
-        layout[_name(path, folder)] = WeightsFile(model.prefix, _name(place, folder), metadata)
-    return SourceLayout(layout, {_name(place, folder): place})
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+        return Model(names, component.prefix, plain)
+    place = Path(index.address).relative_to(folder).as_posix()
+    return Model(names, component.prefix, plain, place, index.places)
 
 
 def _plain(name: str) -> str:
@@ -108,22 +161,18 @@ def _plain(name: str) -> str:
     return f"{_STEMS[head]}{dot}{variant}.safetensors" if head in _STEMS else WEIGHTS_NAME
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file on this machine: its names, and its metadata.
+def _header(path: Path) -> Said:
+    """What the header of a safetensors file on this machine says.
 
-    Of what is none it is empty: who reads the tensors says what is wrong.
+    Of what is none it is nothing: who reads the tensors says what is wrong.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = load_json(file.read(min(length, MAX_HEADER)), _WHAT, most=MAX_HEADER)
+            header: dict[str, Any] = load_json(
+                file.read(min(length, MAX_HEADER)), _WHAT, most=MAX_HEADER
+            )
         except FormatError:
-            return {}
-    metadata = header.get("__metadata__")
-    if metadata is not None and (
-        not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values())
-    ):
-        raise FormatError(
-            "the metadata of a safetensors file are texts", path=path, found=repr(metadata)
-        )
-    return header
+            return Said()
+    metadata = header.pop("__metadata__", None)
+    return Said(tuple(header), metadata)

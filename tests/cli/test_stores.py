@@ -305,6 +305,25 @@ def test_prune_makes_room_in_the_cache(shared):
     assert {one["cached"] for one in shared.json("ls", "weights.toml")["states"]} == {"no"}
 
 
+def test_prune_tells_of_folders_for_frameworks(shared):
+    old, new = (shared.folder / "cache" / "folders" / (name * 32) for name in "ab")
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(1000))
+    os.utime(old, (0, 0))
+    assert "- folders for frameworks  2.0 kB" in shared("du", "weights.toml").stdout
+    dry = shared.json("prune", "-n", "--max-size", "1B", "--store", "weights.toml")
+    assert dry["folders"] == [{"path": str(old), "bytes": 1000}]
+    assert dry["kept"] == [{"reason": "recent folders", "states": [], "objects": 1, "bytes": 1000}]
+    done = shared("prune", "--max-size", "1B", "--store", "weights.toml")
+    assert done.stdout.startswith(f"{old}  1.0 kB, deleted\n")
+    assert "1 folder, 1.0 kB: used by frameworks a short while ago (--grace)" in done.stderr
+    assert "1.0 kB stay, more than 1 B" in done.stderr
+    assert (old.exists(), new.exists()) == (False, True)
+    shared.lines("prune", "--max-size", "1B", "--grace", "0s", "--store", "weights.toml")
+    assert not new.exists()
+
+
 def test_prune_says_what_is_dated_in_the_future(shell):
     left = shell.folder / "weights" / "tmp" / ("f" * 32)
     left.write_bytes(b"left by a crash")

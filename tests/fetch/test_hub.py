@@ -138,8 +138,25 @@ def test_a_repository_of_a_pickled_model_needs_its_format(hub, tmp_path):
     mirror = {"url": "hf://org/model", "format": "torch"}
     check_fetched(store_of(tmp_path / "a", entry_of(state, mirror)), state)
     said = refused(store_of(tmp_path / "b", entry_of(state, "hf://org/model")))
-    assert "no weights under a usual name" in said
+    assert "no weights of this format" in said
     assert "pytorch_model.bin" in said
+
+
+@pytest.mark.parametrize(
+    "address", ["hf://org/model", "hf://org/model/pytorch_model.bin.index.json"]
+)
+def test_the_shards_of_a_pickled_model_come_by_its_index(hub, tmp_path, address):
+    state = tensors()
+    names = sorted(state)
+    shards = {f"pytorch_model-0000{n}-of-00002.bin": names[n - 1 :: 2] for n in (1, 2)}
+    places = {name: shard for shard, inside in shards.items() for name in inside}
+    files = {"pytorch_model.bin.index.json": json.dumps({"weight_map": places}).encode()}
+    for shard, inside in shards.items():
+        files[shard] = pickled({name: state[name] for name in inside}, tmp_path)[
+            "pytorch_model.bin"
+        ]
+    hub.add("org/model", {**BESIDE, **files})
+    check_fetched(store_of(tmp_path, entry_of(state, {"url": address, "format": "torch"})), state)
 
 
 def test_a_signed_address_is_asked_for_once_for_all_ranges(hub, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 from mlstate import LocalStateStore, StateKey, StateType, with_state_type
 from mlstate.errors import FormatError, IntegrityError, StateExistsError, StateNotFoundError
+from tests.frameworks.entry_points import ROOT
 from tests.frameworks.models import needs
 from tests.support.models import same, values
 
@@ -164,6 +168,60 @@ def test_top_k_and_removal(io, store, tmp_path):
     io.remove_checkpoint(best)
     with pytest.raises(StateNotFoundError):
         io.load_checkpoint(best)
+
+
+KILLED = """
+import os, sys, torch
+from mlstate import LocalStateStore, StateType
+from mlstate.integrations.lightning import StoreCheckpointIO
+store = LocalStateStore(sys.argv[1])
+saved, calls, at = store.save_state_dict, [], int(sys.argv[3])
+def save(*arguments, **options):
+    if len(calls) == at:
+        os._exit(9)
+    calls.append(1)
+    return saved(*arguments, **options)
+def delete(key):
+    os._exit(9)
+store.save_state_dict, store.delete = save, delete
+io = StoreCheckpointIO(store, StateType("pytorch", "net"), "a")
+checkpoint = {"state_dict": {"w": torch.ones(2)}, "n": torch.zeros(3), "epoch": 9}
+io.save_checkpoint(checkpoint, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "at"),
+    [(True, 1), (True, 2), (False, 1)],
+    ids=["before the model", "before the old is deleted", "the first of all"],
+)
+def test_what_a_killed_save_left_is_deleted_by_the_next(  # noqa: PLR0917
+    integration, io, store, tmp_path, first, at
+):
+    path, other = tmp_path / "last.ckpt", tmp_path / "other.ckpt"
+    one = {"state_dict": {"w": torch.zeros(2)}, "n": torch.ones(3), "epoch": 1}
+    io.save_checkpoint(one, other)
+    if first:
+        io.save_checkpoint(one, path)
+    there = len(store.get_state_keys())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(store.folder), str(path), str(at)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 9
+    assert len(store.get_state_keys()) == there + 1
+    if first:  # whole, the old or the new
+        assert io.load_checkpoint(path)["epoch"] == (1 if at == 1 else 9)
+    io.save_checkpoint(one, path)
+    assert len(store.get_state_keys()) == 4
+    (left,) = [key for key in store.get_state_keys() if key.training_id == "a-last"]
+    beside = integration._type_of_rest(TYPE)
+    orphan = StateKey(beside, f"{integration._mark(left)}{'0' * 32}")
+    store.save_state_dict({"n": torch.ones(2)}, orphan)
+    io.remove_checkpoint(path)
+    assert len(store.get_state_keys()) == 2
+    assert equal(io.load_checkpoint(other)["n"], one["n"])
 
 
 def test_tests_load_the_best(io, store, tmp_path):

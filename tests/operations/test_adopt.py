@@ -253,7 +253,7 @@ def test_what_makes_no_sense_is_refused_with_a_remedy(tmp_path, store):
         (tmp_path / "missing", store, {}, FormatError),
         (store.folder, store, {}, FormatError),
         ("ftp://host/x.pth", store, {}, FormatError),
-        ("https://host/pytorch_model.bin.index.json", store, {}, FormatError),
+        ("https://host/model-00001-of-00002.safetensors", store, {}, FormatError),
     ]
     for given, target, options, kind in refused:
         with pytest.raises(kind) as caught:

@@ -18,6 +18,7 @@ from mlstate import (
     StateKey,
     adopt,
     file_digest,
+    lock,
     state_digest,
 )
 from mlstate.errors import FetchError, FormatError
@@ -260,7 +261,8 @@ def test_the_parts_of_a_sentence_transformer_are_not_left_without_a_word(tmp_pat
 
 @pytest.mark.parametrize("target", ["folder", "manifest"])
 def test_of_a_repository_of_the_hub_the_same_is_told_and_chosen(tmp_path, hub_only, target):
-    content = {name: name.encode() for name in ("config.json", "README.md", "run.py", "opt.pt")}
+    content = {name: name.encode() for name in ("config.json", "README.md", "run.py")}
+    content["optimizer.pt"] = b"opt"
     one, two = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
     content |= {"model.safetensors": save(one), "ema/other.safetensors": save(two)}
     hub_only.add("org/model", content)
@@ -268,11 +270,15 @@ def test_of_a_repository_of_the_hub_the_same_is_told_and_chosen(tmp_path, hub_on
     options = {"mirror": target == "manifest"}
     report = adopt("hf://org/model", KEY, into, **options)
     assert report.taken == ("README.md", "config.json", "model.safetensors")
-    assert report.skipped == ("ema/other.safetensors", "opt.pt", "run.py")
-    options |= {"include": "opt.pt", "exclude": "README.md", "weights": "ema/other.safetensors"}
+    assert report.skipped == ("ema/other.safetensors", "optimizer.pt", "run.py")
+    options |= {
+        "include": "optimizer.pt",
+        "exclude": "README.md",
+        "weights": "ema/other.safetensors",
+    }
     report = adopt("hf://org/model", OTHER, into, **options)
     assert report.digest == state_digest(two)
-    assert report.files == ("config.json", "opt.pt")
+    assert report.files == ("config.json", "optimizer.pt")
     assert report.skipped == ("README.md", "model.safetensors", "run.py")
     opened = into if target == "folder" else ManifestStore(into, offline=True)
     assert dict(opened.files(OTHER)) == {name: content[name] for name in report.files}
@@ -322,107 +328,72 @@ def test_real_legacy_files_are_what_torch_reads(store, name):
     assert same(store.load_state_dict(KEY), real)
 
 
-@pytest.mark.parametrize("target", ["folder", "manifest", "web"])
-def test_several_selections_are_one_state(tmp_path, start_nginx, target):
-    model, ema = values(net(0)), values(net(1))
-    (tmp_path / "web").mkdir()
-    source = tmp_path / "web" / "x.pth"
-    torch.save({"model": model, "ema": ema, "step": 3}, source)
-    address = start_nginx(tmp_path / "web").url("x.pth") if target == "web" else source
-    expected = {f"model.{name}": value for name, value in model.items()}
-    expected |= {f"ema.{name}": value for name, value in ema.items()}
-    into = tmp_path / "m.toml" if target == "manifest" else LocalStateStore(tmp_path / "s")
-    options = {"mirror": target == "manifest", "select": ["model", "ema"]}
-    report = adopt(address, KEY, into, **options)
-    assert report.digest == state_digest(expected)
-    opened = ManifestStore(into, cache=tmp_path / "fresh") if target == "manifest" else into
-    assert same(opened.load_state_dict(KEY), expected)
-    assert adopt(address, KEY, into, **options).existed
-    assert (
-        "twice"
-        in refused(address, OTHER, into, mirror=options["mirror"], select=["a", "a"]).message
-    )
-
-
-@pytest.mark.parametrize("target", ["folder", "manifest"])
-def test_what_is_no_tensor_is_passed_over_when_that_is_asked_for(tmp_path, target):
-    state = {"w": torch.ones(2), "b": torch.zeros(3)}
-    strays = {"epoch": 3, "names": ["a", "b"], 7: "x", "none": None, "lr": numpy.float64(1)}
-    torch.save({**state, **strays}, tmp_path / "x.pth")
-    into = tmp_path / "m.toml" if target == "manifest" else LocalStateStore(tmp_path / "s")
-    options = {"mirror": target == "manifest"}
-    assert "tensors_only=True" in refused_anywhere(tmp_path / "x.pth", KEY, into, **options)
-    report = adopt(tmp_path / "x.pth", KEY, into, tensors_only=True, **options)
-    assert report.digest == state_digest(state)
-    if target == "folder":
-        assert report.passed_over == ("epoch", "names", "7", "none", "lr")
-    else:
-        fresh = ManifestStore(into, cache=tmp_path / "fresh")
-        assert same(fresh.load_state_dict(KEY), state)
-    torch.save({**state, "more": [torch.ones(1)]}, tmp_path / "y.pth")
-    error = refused_anywhere(tmp_path / "y.pth", OTHER, into, tensors_only=True, **options)
-    assert "tensor: more" in error  # a tensor is never passed over
-
-
-# Names.
-
-
-@pytest.mark.parametrize("target", ["folder", "manifest", "web"])
-def test_names_are_translated_as_in_manifests(tmp_path, start_nginx, target):
-    state = values(net(0))
-    wrapped = {f"module.{name}": value for name, value in state.items()}
-    (tmp_path / "web").mkdir()
-    source = tmp_path / "web" / "x.safetensors"
-    save_file(wrapped, source)
-    address = start_nginx(tmp_path / "web").url("x.safetensors") if target == "web" else source
-    into = tmp_path / "m.toml" if target == "manifest" else LocalStateStore(tmp_path / "s")
-    options = {"mirror": target == "manifest"}
-    assert adopt(address, KEY, into, **options).prefix == "module."
-    report = adopt(address, OTHER, into, strip_prefix="module.", **options)
-    assert (report.digest, report.prefix) == (state_digest(state), None)
-    key = StateKey.parse("pytorch.net.c")
-    rename = {"weight": "kernel"}
-    report = adopt(
-        address, key, into, strip_prefix="module.", rename=rename, add_prefix="n.", **options
-    )
-    names = {f"n.{name.replace('weight', 'kernel')}": value for name, value in state.items()}
-    assert report.digest == state_digest(names)
-
-
-def test_names_that_become_one_are_refused(tmp_path, store):
-    save_file({"a.w": torch.ones(1), "w": torch.zeros(1)}, tmp_path / "x.safetensors")
-    error = refused(tmp_path / "x.safetensors", KEY, store, strip_prefix="a.")
-    assert "one name" in error.message
-    assert store.get_state_keys() == []
-
-
-def test_an_averaged_model_is_told_by_its_prefix(tmp_path, store):
+def averaged_in(folder, around="", form="pth"):
+    """An AveragedModel, and a file with its state, torch.compile around it or not."""
     averaged = torch.optim.swa_utils.AveragedModel(net(0))
-    torch.save(averaged.state_dict(), tmp_path / "x.pth")
-    assert adopt(tmp_path / "x.pth", KEY, store).prefix == "module."
+    tensors = {around + name: value for name, value in averaged.state_dict().items()}
+    folder.mkdir()
+    source = folder / f"x.{form}"
+    save = torch.save if form == "pth" else save_file
+    save(tensors, source)
+    return averaged, source
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+@pytest.mark.parametrize("place", ["here", "web"])
+@pytest.mark.parametrize("around", ["", "_orig_mod."])
+def test_the_count_of_an_averaged_model_goes_with_its_prefix(  # noqa: PLR0917
+    tmp_path, store, start_nginx, place, around, form
+):
+    averaged, source = averaged_in(tmp_path / "web", around, form)
+    address = start_nginx(tmp_path / "web").url(source.name) if place == "web" else source
+    report = adopt(address, KEY, store, strip_prefix=f"{around}module.")
+    assert report.digest == state_digest(averaged.module.state_dict())
+    assert (report.prefix, report.passed_over) == (None, (f"{around}n_averaged",))
+    model = net(1)
+    assert store.load(model, KEY) == ([], [])
+    assert same(values(model), values(averaged.module))
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+@pytest.mark.parametrize("place", ["here", "web"])
+def test_a_mirror_without_the_count_is_refused_with_the_ways_out(
+    tmp_path, store, start_nginx, place, form
+):
+    averaged, source = averaged_in(tmp_path / "web", form=form)
+    address = start_nginx(tmp_path / "web").url(source.name) if place == "web" else source
+    manifest = tmp_path / "m.toml"
+    error = refused(address, KEY, manifest, mirror=True, strip_prefix="module.")
+    assert error.tensor == "n_averaged"
+    assert error.remedy == "adopt it into a store, without mirror=True; or leave strip_prefix out"
+    assert not manifest.exists()
+    # Both ways out.
+    report = adopt(address, KEY, store, strip_prefix="module.")
+    assert report.digest == state_digest(averaged.module.state_dict())
+    assert adopt(address, KEY, manifest, mirror=True).prefix == "module."
     other = torch.optim.swa_utils.AveragedModel(net(1))
-    store.load(other, KEY)
+    assert ManifestStore(manifest, cache=tmp_path / "fresh").load(other, KEY) == ([], [])
     assert same(values(other), values(averaged))
 
 
-@pytest.mark.parametrize("target", ["folder", "manifest", "web"])
-@pytest.mark.parametrize("around", ["", "_orig_mod."])
-def test_the_count_of_an_averaged_model_goes_with_its_prefix(tmp_path, start_nginx, target, around):
-    averaged = torch.optim.swa_utils.AveragedModel(net(0))
-    (tmp_path / "web").mkdir()
-    source = tmp_path / "web" / "x.pth"
-    torch.save({around + name: value for name, value in averaged.state_dict().items()}, source)
-    address = start_nginx(tmp_path / "web").url("x.pth") if target == "web" else source
-    into = tmp_path / "m.toml" if target == "manifest" else LocalStateStore(tmp_path / "s")
-    options = {"mirror": target == "manifest", "strip_prefix": f"{around}module."}
-    report = adopt(address, KEY, into, **options)
-    assert report.digest == state_digest(averaged.module.state_dict())
-    if target == "folder":
-        assert (report.prefix, report.passed_over) == (None, (f"{around}n_averaged",))
-    opened = ManifestStore(into, tmp_path / "fresh") if target == "manifest" else into
-    model = net(1)
-    assert opened.load(model, KEY) == ([], [])
-    assert same(values(model), values(averaged.module))
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_a_mirror_of_a_manifest_keeps_every_name(tmp_path, form):
+    """The format takes the prefix off the names that have it: what was pinned so is fetched so."""
+    averaged, source = averaged_in(tmp_path / "web", form=form)
+    tensors = averaged.module.state_dict() | {"n_averaged": averaged.n_averaged}
+    manifest = tmp_path / "m.toml"
+    mirror = f'{{url = "{source}", strip_prefix = "module."'
+    mirror += ', format = "torch"}' if form == "pth" else "}"
+    pinned = f'blake3 = "{state_digest(tensors)}"\n'
+    for digest in (pinned, ""):
+        manifest.write_text(
+            f'version = 1\n[states."{KEY}"]\n{digest}mirrors = [{mirror}]\n', encoding="utf-8"
+        )
+        if not digest:
+            lock(manifest)
+        opened = ManifestStore(manifest, cache=tmp_path / f"fresh{len(digest)}")
+        assert same(opened.load_state_dict(KEY), tensors)
+        assert opened.digest(KEY) == state_digest(tensors)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,14 @@ def add_strays(folder: Path) -> dict[str, int]:
     return {"unnamed": 6, "foreign": 3 * 7, "trash": 7, "unfinished": 7}
 
 
+def add_folders(cache: Path) -> None:
+    """Folders for frameworks: one, what a pruning left of one, and a user's own beside them."""
+    gone = f".{'2' * 32}.{'0' * 16}.gone"
+    for name in ("1" * 32 + "/unet", gone, "mine"):
+        (cache / "folders" / name).mkdir(parents=True)
+        (cache / "folders" / name / "model.safetensors").write_bytes(b"12345")
+
+
 def test_a_folder(store):
     check(store)
     used = usage(store)
@@ -193,6 +201,8 @@ def test_the_parts_of_a_cache_add_up_to_what_is_on_the_disk(store, tmp_path, mon
     manifest_of(kept, objects=[str(kept.folder)]).write(tmp_path / "k.toml")
     ManifestStore(tmp_path / "k.toml", cache=cache).fetch(key("z.fetched"))
     added = add_strays(cache)
+    add_folders(cache)
+    added |= {"folders": 2 * 5, "foreign": added["foreign"] + 5}
     disk = check_sums(usage(view).disk, all_on_disk(cache))
     assert {part: getattr(disk, part) for part in added} == added
     assert disk.others == on_disk(kept.folder) + objects_size(LocalStateStore(cache))

@@ -18,6 +18,14 @@ from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, Read
 from mlstate.fetch.run import Run
 from mlstate.objects import FolderObjectStore, MemoryObjectStore
 from mlstate.objects.cache import forget_root, read_roots, write_root
+from mlstate.objects.plain_folders import (
+    note_folder_use,
+    plain_folder,
+    read_folders,
+    remove_folder,
+)
+from mlstate.operations.doctor.folders import folder_checks
+from mlstate.operations.usage import usage
 from mlstate.stores.access import Access
 from mlstate.stores.prune_folder import _FolderPruning
 
@@ -52,6 +60,69 @@ def used(tmp_path, store, key, hours):
 def age_objects(cache, hours):
     for path in cache.glob("objects/*/*"):
         os.utime(path, (time.time() - hours * HOUR,) * 2)
+
+
+def folder_in(cache, number, hours, size=1000):
+    """A folder as integrations leave it, last used so many hours ago."""
+    folder = plain_folder(cache, f"{number:032x}")
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "model.safetensors").write_bytes(bytes(size))
+    os.utime(folder, (time.time() - hours * HOUR,) * 2)
+    return folder
+
+
+def test_folders_of_frameworks_go_as_states_do(store, tmp_path):
+    cache = tmp_path / "cache"
+    old, new, now = (folder_in(cache, n, hours) for n, hours in enumerate((20, 2, 0)))
+    (cache / "folders" / "mine").mkdir()
+    (cache / "folders" / ("f" * 32)).symlink_to(tmp_path)
+    planned = store.prune(older_than=5 * HOUR, dry_run=True)
+    assert planned.folders == {str(old): 1000}
+    assert old.exists()
+    made = store.prune(older_than=9.5 * HOUR)
+    assert made.folders == {str(old): 1000}
+    assert list(made.states.values()) == [str(KEYS[0])]
+    assert not old.exists()
+    # By size, that of the last hour stays, whatever it takes.
+    by_size = store.prune(max_size=0)
+    assert by_size.folders == {str(new): 1000}
+    assert (by_size.recent_folders, by_size.nbytes >= 1000) == ({str(now): 1000}, True)
+    assert sorted(os.listdir(cache / "folders")) == sorted([now.name, "mine", "f" * 32])
+    last = store.prune()
+    assert (last.folders, last.recent_folders) == ({}, {})
+    assert store.prune(max_size=0, grace_seconds=0).folders == {str(now): 1000}
+
+
+def test_a_folder_counts_among_states_by_its_last_use(store, tmp_path):
+    folder = folder_in(tmp_path / "cache", 1, hours=9.5, size=5 * SIZE)  # used after a, before b
+    assert store.prune(max_size=4 * SIZE).folders == {str(folder): 5 * SIZE}
+    folder = folder_in(tmp_path / "cache", 1, hours=7, size=5 * SIZE)  # the last that was used
+    made = store.prune(max_size=6 * SIZE)
+    assert (made.folders, folder.exists()) == ({}, True)
+    assert str(KEYS[2]) in made.states.values()
+
+
+def test_a_folder_that_is_used_while_it_is_to_go_stays(store, tmp_path):
+    folder = folder_in(tmp_path / "cache", 1, hours=9)
+    (looked,) = read_folders(tmp_path / "cache")
+    note_folder_use(folder)
+    assert not remove_folder(looked)
+    assert (folder / "unet" / "model.safetensors").exists()
+
+
+def test_what_a_killed_pruning_left_of_a_folder_is_removed(store, tmp_path):
+    folder = folder_in(tmp_path / "cache", 1, hours=0)
+    folder.rename(folder.with_name(f".{folder.name}.{'0' * 16}.gone"))
+    store.prune()
+    assert os.listdir(tmp_path / "cache" / "folders") == []
+
+
+def test_du_and_doctor_tell_of_folders(store, tmp_path):
+    assert usage(store).disk.folders == 0
+    folder_in(tmp_path / "cache", 1, hours=0)
+    assert usage(store).disk.folders == 1000
+    checks = {check.name: check.found for check in folder_checks("cache", tmp_path / "cache")}
+    assert checks["cache: folders for frameworks"].startswith("1, 1.0 kB ")
 
 
 def cached(store):

@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.distributed.checkpoint import metadata as meta
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 
@@ -41,7 +42,7 @@ def adopted(path: Path, **options: Any) -> dict[str, torch.Tensor]:
     return store.load_state_dict(KEY)
 
 
-def refused(path: Path, match: str, **options: Any) -> FormatError:
+def refused(path: Path | str, match: str, **options: Any) -> FormatError:
     store = MemoryStateStore()
     with pytest.raises(FormatError, match=match) as caught:
         adopt(path, KEY, store, **options)
@@ -210,6 +211,19 @@ def test_another_programs_metadata_is_not_looked_at(tmp_path):
     torch.save(STATE, tmp_path / "x.pth")
     (tmp_path / ".metadata").write_text("{}")
     assert adopted(tmp_path).keys() == STATE.keys()
+
+
+def test_on_the_hub_it_is_refused_with_the_way_out(folder, hub_only):
+    hub_only.add("org/model", folder)
+    for source in ("hf://org/model", "hf://org/model@main/.metadata"):
+        error = refused(source, "adopted from this machine only")
+        assert error.remedy == "download it, and give its path"
+    error = refused("hf://org/model@main/__0_0.distcp", "is a part of a distributed checkpoint")
+    assert error.remedy == "give its folder, on this machine"
+    save_file(STATE, folder / "model.safetensors")
+    hub_only.add("org/both", folder)
+    report = adopt("hf://org/both", KEY, MemoryStateStore(), weights="model.safetensors")
+    assert report.digest == state_digest(STATE)
 
 
 def test_it_becomes_no_mirror(folder, tmp_path):

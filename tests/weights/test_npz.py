@@ -34,7 +34,7 @@ def adopted(path: Path, **options: Any) -> dict[str, Any]:
     return store.load_state_dict(KEY, framework="numpy")
 
 
-def refused(path: Path, match: str, **options: Any) -> FormatError:
+def refused(path: Path | str, match: str, **options: Any) -> FormatError:
     store = MemoryStateStore()
     with pytest.raises(FormatError, match=match) as caught:
         adopt(path, KEY, store, **options)
@@ -261,16 +261,19 @@ def test_names_are_translated_and_nothing_is_selected(tmp_path):
         file_digest(tmp_path / "x.npz", select="w")
 
 
-def test_elsewhere_and_as_a_mirror_it_is_refused_with_the_way_out(tmp_path, start_nginx):
+def test_elsewhere_and_as_a_mirror_it_is_refused_with_the_way_out(tmp_path, start_nginx, hub_only):
     site = tmp_path / "site"
     site.mkdir()
     numpy.savez(site / "x.npz", w=numpy.ones(2))
     server = start_nginx(site)
-    error = refused(server.url("x.npz"), "adopted from this machine only")  # type: ignore[arg-type]
+    error = refused(server.url("x.npz"), "adopted from this machine only")
     assert error.remedy == "download it, and give its path"
     said = refused(site / "x.npz", "no file of weights", format="torch")
     assert said.remedy == "give its path on this machine, and no format"
     assert adopted(site / "x.npz").keys() == {"w"}
+    hub_only.add("org/model", site)
+    error = refused("hf://org/model", "adopted from this machine only")
+    assert error.remedy == "download it, and give its path"
     with pytest.raises(FormatError, match="can be no mirror"):
         adopt(site / "x.npz", KEY, tmp_path / "m.toml", mirror=True)
     assert not (tmp_path / "m.toml").exists()

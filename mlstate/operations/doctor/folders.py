@@ -14,6 +14,7 @@ from mlstate.errors import FormatError
 from mlstate.format import layout
 from mlstate.objects.cache import read_roots
 from mlstate.objects.folder import check_folder
+from mlstate.objects.plain_folders import read_folders
 from mlstate.operations.doctor.check import Check, failed, reason_of
 from mlstate.operations.doctor.traits import Traits, file_system_of, probe
 from mlstate.units import format_size
@@ -118,6 +119,10 @@ def _contents(name: str, root: Path) -> Iterator[Check]:
     kept = sum((root / layout.object_path(one.digest)).exists() for one in read_roots(root))
     states = f"; {kept:,} fetched {'state' if kept == 1 else 'states'} kept" if kept else ""
     yield Check(f"{name}: contents", None, f"{counted}{states}")
+    folders = [folder.size for folder in read_folders(root)]
+    if folders:
+        found = f"{len(folders):,}, {format_size(sum(folders))} (prune takes them like states)"
+        yield Check(f"{name}: folders for frameworks", None, found)
     for folder, what in (
         (layout.TRASH, "the next prune deletes what is unused"),
         (layout.TEMPORARIES, "what was interrupted, or is under way: the same command goes on"),

@@ -159,7 +159,7 @@ class _Client:
         address = place.address
         if where.path is None:
             listing = self.transports.hub_files(address)
-            name = hub_weights(listing.files, place.form, address)
+            name = hub_weights(listing.files, place.form, address)[0]
             address = f"hf://{where.repo}@{listing.commit}/{name}"
         return self.transports.open(address)
 

@@ -1,32 +1,52 @@
-"""Which of the files of a folder are its weights: one choice, or a refusal that names them all."""
+"""Which files are weights, by their names, and which of a folder's are meant.
+
+It is one choice for folders here and on the hub: one file, or all shards of one model; or a
+refusal that names them all. Nothing is opened here.
+"""
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from mlstate.errors import FormatError
-from mlstate.fetch.addresses import is_index_name
-from mlstate.format import layout
-from mlstate.locations import check_file_names
+from mlstate.locations import SAFETENSORS, TORCH, TORCH_GZIP
 from mlstate.phrases import Phrase
-from mlstate.project import is_project_file
-from mlstate.weights.containers import METADATA, SAFETENSORS, is_arrays_name, named_container
 
 __all__ = [
+    "BESIDE_CHUNKS",
+    "METADATA",
     "check_no_chunks",
     "check_whole",
     "choose_weights",
+    "companions",
+    "has_chunks",
+    "is_arrays_name",
     "is_beside_weights",
+    "is_index_name",
     "is_model_folder",
     "missing_shards",
     "models_in",
+    "named_container",
+    "possible_weights",
+    "shown_names",
     "stem_of",
-    "weights_in",
+    "usual_shards",
+    "weights_among",
 ]
 
+_ENDINGS = (
+    (re.compile(r"\.safetensors(\.index(\.\w+)?\.json)?$", re.IGNORECASE), SAFETENSORS),
+    (re.compile(r"\.(pt|pth|ckpt|bin)(\.tar|\.index(\.\w+)?\.json)?$", re.IGNORECASE), TORCH),
+    (re.compile(r"\.(pt|pth|ckpt|bin|tar)\.gz$", re.IGNORECASE), TORCH_GZIP),
+)
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$", re.IGNORECASE)
+_KEPT = re.compile(
+    r"\.(json|jinja|md|model|tiktoken|txt|yaml|yml)$|^(licen[cs]e|notice|readme)[\w.-]*$",
+    re.IGNORECASE,
+)
+"""What a model folder has beside its weights: configs, tokenizers, its card and its licence."""
 _SHOWN = 8
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<rest>\..+)", re.DOTALL)
 _ENDING = re.compile(
@@ -38,6 +58,10 @@ _USUAL = re.compile(
     re.IGNORECASE,
 )
 """The names that transformers, diffusers and peft look for; a variant is for instance ``fp16``."""
+_PARTS = re.compile(
+    r"(?P<stem>.+)(?P<form>\.(?:safetensors|bin))\.index(?:\.(?P<variant>\w+))?\.json",
+    re.IGNORECASE,
+)
 _TRAINING = re.compile(
     r"(?:optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)[\w-]*"
     r"\.(?:pt|pth|bin|pkl)",
@@ -45,78 +69,61 @@ _TRAINING = re.compile(
 )
 """What transformers and accelerate write beside a model to go on with its training."""
 _CHUNKS = ".distcp"
-_PICKLE = b"\x80"
-_BESIDE_CHUNKS = ("meta.pt",)
+METADATA = ".metadata"
+"""The file of a distributed checkpoint's folder that stands for the whole."""
+BESIDE_CHUNKS = ("meta.pt",)
 """What Lightning writes beside the chunks of a distributed checkpoint: no tensors."""
 
 
-def weights_in(
-    folder: Path, wanted: str | None, shards_of: Callable[[Path], Collection[str]]
-) -> tuple[str, ...]:
-    """The names of the files in a folder that hold or list its weights.
+def named_container(name: str) -> str | None:
+    """The container that a name or an address tells, or None."""
+    path = re.split(r"[?#]", name)[0] if "://" in name else name
+    return next((form for pattern, form in _ENDINGS if pattern.search(path)), None)
 
-    Args:
-        folder: The folder.
-        wanted: The one to take, where several could be meant.
-        shards_of: Gives the names that an index lists.
 
-    Returns:
-        One name; several, if they are all shards of a set that has no index.
+def is_arrays_name(name: str) -> bool:
+    """Whether a name is that of an archive of NumPy arrays."""
+    return name.lower().endswith(".npz")
 
-    Raises:
-        FormatError: There are none, or several that are no parts of one another; or some of a set
-            of shards are missing. They are named.
+
+def is_index_name(name: str) -> bool:
+    """Whether a name, or an address without a query, is that of an index of shards.
+
+    One of a variant is for instance ``model.safetensors.index.fp16.json``.
     """
-    everything = os.listdir(folder)
-    names = sorted(name for name in everything if not name.startswith("."))
-    is_marked = layout.SETTINGS in names and not is_project_file(folder / layout.SETTINGS)
-    if wanted is None and is_marked:
-        raise FormatError(
-            "this folder is a store, not a file of weights",
-            path=folder,
-            remedy="bring its states over with "
-            + Phrase("mlstate.copy", "mlstate copy")
-            + ", or give one a key of this store",
-        )
-    if wanted is not None and wanted not in names:
-        check_file_names([wanted])
-        if (folder / wanted).is_file():  # in a folder below
-            check_whole(wanted)
-            return (wanted,)
-    if _is_distributed(everything, folder):
-        if wanted == METADATA:
-            return (METADATA,)
-        if wanted is None:
-            names = [name for name in names if name not in _BESIDE_CHUNKS]
-            names.append(METADATA)
-    return choose_weights(names, folder, wanted, lambda name: shards_of(folder / name))
+    return _INDEX.search(name) is not None
 
 
-def _is_distributed(names: Collection[str], folder: Path) -> bool:
-    """Whether a folder is a distributed checkpoint, which its ``.metadata`` stands for."""
-    has_chunks = any(name.endswith(_CHUNKS) for name in names)
-    if METADATA in names and (has_chunks or _is_pickle(folder / METADATA)):
-        return True
-    if not has_chunks:
-        return False
-    apart = [name for name in names if name.endswith(METADATA)]
-    raise FormatError(
-        "this distributed checkpoint lacks its .metadata",
-        path=folder,
-        expected=METADATA,
-        found=_shown(apart) if apart else None,
-        remedy="save it with coordination of the ranks: each has its own .metadata here"
-        if apart
-        else "bring it here, too: it is written last, and a save that was stopped has none",
+def companions(files: Iterable[str]) -> list[str]:
+    """The files of a folder that belong to its model: configs, tokenizers, card, licence."""
+    return sorted(
+        name
+        for name in files
+        if _KEPT.search(posixpath.basename(name))
+        and not is_index_name(name)
+        and not posixpath.basename(name).startswith(".")
     )
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whether a file begins as torch's pickles do; other programs write a ``.metadata``, too."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(1) == _PICKLE
+def weights_among(
+    names: Collection[str],
+    place: object,
+    wanted: str | None,
+    listed: Callable[[str], Collection[str]],
+) -> tuple[str, ...]:
+    """Choose the weights of a folder of which all names are given, those in folders below, too.
+
+    ``wanted`` may be in a folder below; see `choose_weights`.
+    """
+    if wanted is not None and "/" in wanted and wanted in names:
+        check_whole(wanted)
+        return (wanted,)
+    return choose_weights([n for n in names if "/" not in n], place, wanted, listed)
+
+
+def has_chunks(names: Iterable[str]) -> bool:
+    """Whether a folder with these names has chunks of a distributed checkpoint."""
+    return any(name.endswith(_CHUNKS) for name in names)
 
 
 def choose_weights(
@@ -133,11 +140,15 @@ def choose_weights(
     Args:
         names: The names in the folder.
         place: The folder, for errors.
-        wanted: As of `weights_in`.
+        wanted: The one to take, where several could be meant.
         listed: Gives the names that an index lists.
 
+    Returns:
+        One name; several, if they are all shards of a set that has no index.
+
     Raises:
-        FormatError: As `weights_in`.
+        FormatError: There are none, or several that are no parts of one another; or some of a set
+            of shards are missing. They are named.
     """
     units, shards = _units_and_shards(names, listed)
     if wanted is not None:
@@ -148,14 +159,14 @@ def choose_weights(
             "this folder has no weights",
             path=place,
             expected="model.safetensors, or another safetensors file or torch checkpoint",
-            found=_shown(units) if units else None,
+            found=shown_names(units) if units else None,
             remedy=_choose(min(units)) if units else None,
         )
     if len(found) > 1:
         raise FormatError(
             "this folder has several files of weights",
             path=place,
-            found=_shown(found),
+            found=shown_names(found),
             remedy="say which one is meant: " + _choose(min(found)),
         )
     ((name, unit),) = found.items()
@@ -179,6 +190,34 @@ def is_model_folder(name: str) -> bool:
     return _USUAL.fullmatch(name) is not None or is_index_name(name)
 
 
+def possible_weights(
+    names: Collection[str], place: object, listed: Callable[[str], Collection[str]]
+) -> list[tuple[str, ...]]:
+    """All that could be the weights of a folder, as `choose_weights` sees it: each one whole.
+
+    Raises:
+        FormatError: There is one alone, and some of its shards are missing.
+    """
+    found = _models(_units_and_shards(names, listed)[0])
+    if len(found) == 1:
+        ((name, unit),) = found.items()
+        return [_complete(name, unit, place)]
+    return [(name,) for name in sorted(found)]
+
+
+def usual_shards(names: Collection[str]) -> Callable[[str], list[str]]:
+    """Tells which files an index lists by their names alone, as programs choose them."""
+
+    def listed(index: str) -> list[str]:
+        found = _PARTS.fullmatch(index)
+        stem, form = (found["stem"], found["form"]) if found else ("", "")
+        variant = f".{found['variant']}" if found and found["variant"] else ""
+        matches = ((name, _SHARD.fullmatch(name)) for name in names)
+        return [n for n, m in matches if m and (m["stem"], m["rest"]) == (stem + variant, form)]
+
+    return listed
+
+
 def _units_and_shards(
     names: Collection[str], listed: Callable[[str], Collection[str]]
 ) -> tuple[dict[str, list[str]], set[str]]:
@@ -189,7 +228,8 @@ def _units_and_shards(
     return _units(name for name in weights if name not in shards), shards
 
 
-def _models(units: dict[str, list[str]]) -> dict[str, list[str]]:
+def _models(units: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The units that may be meant: no state of a training, none that stands behind another."""
     found = {name: unit for name, unit in units.items() if not is_beside_weights(name)}
     return {name: unit for name, unit in found.items() if not _stands_behind(name, found)}
 
@@ -274,7 +314,7 @@ def missing_shards(missing: Collection[str], place: object) -> FormatError:
     return FormatError(
         "some shards of this model are missing",
         path=place,
-        found=f"missing: {_shown(missing)}",
+        found=f"missing: {shown_names(missing)}",
         remedy="bring them here, too: a part of a model is not taken for the whole",
     )
 
@@ -315,7 +355,7 @@ def _wanted(
             "there is no such file of weights in this folder",
             path=place,
             expected=wanted,
-            found=_shown(units) or "no files of weights",
+            found=shown_names(units) or "no files of weights",
         )
     if wanted in shards:
         raise FormatError(
@@ -331,7 +371,8 @@ def _choose(name: str) -> Phrase:
     return Phrase(f"weights={name!r}", f"--weights {name}")
 
 
-def _shown(names: Collection[str]) -> str:
+def shown_names(names: Collection[str]) -> str:
+    """Some of these names, and how many more there are, for an error."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return ", ".join(ordered[:_SHOWN]) + more
