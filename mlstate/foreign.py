@@ -69,7 +69,7 @@ _KNOWN = (
         re.compile(rb"\x93NUMPY"),
         Foreign(
             "one array of NumPy, without a name",
-            "give it a name: numpy.savez('weights.npz', weight=numpy.load('x.npy'))",
+            "give it a name, by saving it with numpy.savez into a .npz",
         ),
     ),
     (

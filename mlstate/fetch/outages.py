@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
+
+from mlstate.parallel import ProcessLock
 
 __all__ = ["REMEMBERED", "Outages", "server_of"]
 
@@ -42,7 +43,7 @@ class Outages:
         self.tell: Callable[[str, str], None] | None = None
         self._seconds = seconds
         self._clock = clock
-        self._lock = Lock()
+        self._lock = ProcessLock()
         self._down: dict[str, _Outage] = {}
 
     def is_down(self, server: str) -> bool:

@@ -53,9 +53,9 @@ def open_project(
         ManifestError: A manifest cannot be read.
 
     Example:
-        >>> import tempfile
-        >>> project = tempfile.mkdtemp()
-        >>> _ = open(project + "/mlstate.toml", "w").write('store = "weights"')
+        >>> import pathlib, tempfile
+        >>> project = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (project / "mlstate.toml").write_text('store = "weights"')
         >>> open_project(project).get_state_keys()
         []
     """

@@ -43,7 +43,7 @@ def test_fetch_pins_and_says_so_once(shell):
     shown = "\n".join(shell.lines("show", KEY, "-s", "mine.toml"))
     assert re.search(r"^pinned +by you on 20\d\d-\d\d-\d\d: mlstate pins$", shown, re.M)
     assert shell.json("ls", "mine.toml")["states"][0]["digest"] in shown
-    assert "1 state, " in "".join(shell.lines("verify", KEY, "--store", "mine.toml"))
+    assert "1 state checked; " in "".join(shell.lines("verify", KEY, "--store", "mine.toml"))
 
 
 def test_json_says_what_was_pinned_now(shell):

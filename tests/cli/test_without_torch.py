@@ -49,6 +49,17 @@ WORKS = {
     "rm": f"rm {OTHER} -s weights",
     "prune": "prune -s weights",
     "doctor": "doctor --no-network",
+    "init": "init",
+    "pins": "pins",
+    "mv": f"mv {OTHER} pytorch.mlp.three -s weights",
+    "meta": f"meta {KEY} set acc=0.5 -s weights",
+    "alias": f"alias best {KEY} -s weights.toml",
+    "log": "log -s weights",
+    "restore": f"restore {KEY} -s weights",
+    "check": "check weights.toml --mirrors",
+    "git-setup": "git-setup",
+    "git-diff": "git-diff weights.toml weights.toml 1f3a2b 100644 weights.toml 9c0d1e 100644",
+    "git-merge": "git-merge weights.toml weights.toml weights.toml 7 weights.toml",
 }
 NEEDS = [
     f"export {KEY} x.pt -s weights",
@@ -98,6 +109,7 @@ def test_a_command_needs_no_torch(without, command):
     assert "torch" not in done.stderr.replace("pytorch", "")
     assert "Traceback" not in done.stderr
     codes = {"diff": (1,), "sign": (4,), "verify-signature": (2, 4, 6)}
+    codes |= {"restore": (3,), "git-setup": (6,)}  # nothing was removed; no repository
     assert done.returncode in codes.get(command, (0,)), done.stderr
 
 

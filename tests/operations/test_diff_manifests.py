@@ -80,11 +80,15 @@ def test_an_order_of_mirrors_is_a_change_and_that_of_states_is_none():
 
 
 def test_what_is_outside_of_states_is_compared():
-    old = manifest('name = "n"\nserial = 1\nobjects = ["https://one"]\naliases = {best = "x"}\n')
-    new = manifest('name = "n"\nserial = 2\nobjects = ["https://two"]\naliases = {best = "y"}\n')
+    old = manifest(
+        'name = "n"\nserial = 1\nobjects = ["https://one"]\naliases = {best = "p.net.x"}\n'
+    )
+    new = manifest(
+        'name = "n"\nserial = 2\nobjects = ["https://two"]\naliases = {best = "p.net.y"}\n'
+    )
     found = diff_manifests(old, new)
     assert sorted((c.name, c.first, c.second) for c in found.top if c.name != "objects") == [
-        ("aliases.best", "x", "y"),
+        ("aliases.best", "p.net.x", "p.net.y"),
         ("serial", 1, 2),
     ]
     assert {(c.first, c.second) for c in found.top if c.name == "objects"} == {

@@ -77,4 +77,5 @@ def test_a_state_of_an_averaged_model_is_not_called_another_architecture():
     model = with_state_type(torch.nn.Linear(2, 2), StateType("pytorch", "net"))
     with pytest.raises(IncompatibleStateError) as caught:
         store.load(model, KEY)
-    assert "module before them" in caught.value.remedy
+    assert "load it into AveragedModel(model)" in caught.value.remedy
+    assert "another architecture" not in caught.value.remedy
