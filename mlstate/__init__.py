@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlstate.operations.enlist import enlist, unlist
     from mlstate.operations.export import export
     from mlstate.operations.lock import lock
+    from mlstate.operations.report.report import report
     from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
     from mlstate.operations.verify.verify import verify
@@ -72,6 +73,7 @@ __all__ = [
     "lock",
     "manifest_of",
     "open_store",
+    "report",
     "sign",
     "state_digest",
     "unbundle",
@@ -110,6 +112,7 @@ _HOMES = {
     "lock": "mlstate.operations.lock",
     "manifest_of": "mlstate.stores",
     "open_store": "mlstate.stores",
+    "report": "mlstate.operations.report.report",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",

@@ -19,6 +19,7 @@ from mlstate.cli.fetch_copy_lock import copy, fetch, lock
 from mlstate.cli.ls_show_du import du, ls, show
 from mlstate.cli.output import complain, never_refuse, note, said, tell
 from mlstate.cli.parameters import TextCommand, TextGroup
+from mlstate.cli.report import report
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.sign import sign, verify_signature
 from mlstate.cli.verify_diff_digest import diff, digest, verify
@@ -67,6 +68,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         "show pytorch.resnet18.cls1000.imagenet --store weights",
     ),
     (du, "Show what takes the space.", "du weights"),
+    (report, "Write a page to look at.", "report weights -o report.html"),
     (fetch, "Bring states into the cache.", "fetch 'pytorch.resnet18.*' --store manifests/"),
     (
         copy,

@@ -69,6 +69,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.report.values import ReportData
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
@@ -81,6 +82,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
+        "report": (ReportData,),
         "fetch": ({"states": list[FetchedState]},),
         "export": (written,),
         "materialize": (written,),

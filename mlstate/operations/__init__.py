@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.doctor.doctor import Diagnosis
+    from mlstate.operations.report.page import Report
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import Finding, VerifyReport
 
@@ -24,6 +25,7 @@ __all__ = [
     "Description",
     "Diagnosis",
     "Finding",
+    "Report",
     "StateDiff",
     "StateUsage",
     "Usage",
@@ -36,6 +38,7 @@ _HOMES = {
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",
     "Finding": "mlstate.operations.verify.report",
+    "Report": "mlstate.operations.report.page",
     "StateDiff": "mlstate.operations.diff",
     "StateUsage": "mlstate.operations.usage_report",
     "Usage": "mlstate.operations.usage_report",
