@@ -82,7 +82,6 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "ls": ({"store": str, "states": list[StateUsage]},),
         "show": (Description,),
         "du": ({"store": str}, Usage),
-        "report": (ReportData,),
         "fetch": ({"states": list[FetchedState]},),
         "export": (written,),
         "materialize": (written,),
@@ -102,4 +101,5 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
+        "report": (ReportData,),
     }

@@ -82,8 +82,8 @@ function cellWords(cells, cell, layers, column) {
   const of = layers === 1 ? "" : `${cells.changed[cell]} of ${layers} changed, at most `;
   switch (cells.kind[cell]) {
     case KIND.absent: return "not in this state";
-    case KIND.equal: return column.base === null ? "first state" : "equal to the base";
-    case KIND.fresh: return column.base === null ? "a first state, compared with none" : "new, not in the base";
+    case KIND.equal: return "equal to the base";
+    case KIND.fresh: return column.base === null ? "first state" : "new, not in the base";
     case KIND.unknown: return `${layers === 1 ? "" : `${cells.changed[cell]} of ${layers} `}changed, not known by how much`;
     default: return `${of}relative change ${relative(cells.value[cell])}`;
   }

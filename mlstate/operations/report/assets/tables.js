@@ -18,7 +18,7 @@ const order = { column: columns[0], down: false };
 let tableRows = [];
 
 function keyButton(state) {
-  return el("button", { type: "button", className: "key" , onclick: (event) => { event.stopPropagation(); select(state); } }, state.key);
+  return el("button", { type: "button", className: "key", onclick: (event) => { event.stopPropagation(); select(state); } }, state.key);
 }
 
 function changedWords(state) {
@@ -94,7 +94,7 @@ function showFindings() {
   for (const state of states.filter((one) => one.column && one.column.unread.length)) {
     parts.push(el("div", { className: "finding" },
       el("p", {}, el("b", {}, "damaged or missing"), ": bytes of ", stateLink(state.place), " or of its base"),
-      el("p", { className: "muted" }, `found while ${counted(state.column.unread.length, "tensor")} were compared: ${someOf(state.column.unread)}`)));
+      el("p", { className: "muted" }, `found while tensors were compared: ${someOf(state.column.unread)}`)));
   }
   if (data.findings === null) {
     parts.push(el("p", { className: "empty" }, "No verification was given. ",

@@ -69,6 +69,9 @@ function tileButton(tile, box) {
   return node;
 }
 
+// Whether a part of the map has room for the name of its architecture.
+const hasHead = (node) => node.depth === 1 && !node.data.loose && node.y1 - node.y0 > 44 && node.x1 - node.x0 > 44;
+
 function drawTreemap() {
   const tree = spaceTree();
   treemap.hidden = !tree.children.length;
@@ -77,8 +80,8 @@ function drawTreemap() {
   const root = d3.hierarchy(tree).sum((node) => node.bytes || 0)
     .sort((one, other) => other.value - one.value);
   d3.treemap().size([width, height]).paddingInner(3).round(true)
-    .paddingTop((node) => (node.depth === 1 && !node.data.loose ? 23 : 0))(root);
-  const heads = (root.children || []).filter((part) => part.data.arch).map((part) => {
+    .paddingTop((node) => (hasHead(node) ? 23 : 0))(root);
+  const heads = (root.children || []).filter(hasHead).map((part) => {
     const head = el("div", { className: "part", "aria-hidden": "true" },
       el("b", {}, part.data.arch.name), ` ${bytes(part.value)}`);
     Object.assign(head.style, {
