@@ -80,6 +80,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
+	$(BIN)/python -m benchmarks.browser --json benchmarks/results/browser.json
 	$(BIN)/python -m benchmarks.growth --measure
 	$(BIN)/python -m benchmarks.s3 --rounds 3 --json benchmarks/results/s3.json
 	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json

@@ -70,7 +70,8 @@ def noisy(tensor: torch.Tensor, size: float) -> torch.Tensor:
     """A tensor with noise of a relative size, which varies from tensor to tensor."""
     noise = torch.randn_like(tensor)
     scale = size * 10 ** float(torch.randn(()) / 3)
-    return tensor + noise * (scale * tensor.norm() / noise.norm())
+    tuned: torch.Tensor = tensor + noise * (scale * tensor.norm() / noise.norm())
+    return tuned
 
 
 def picture(browser: Browser, page: Path) -> bytes:

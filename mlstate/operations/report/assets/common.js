@@ -117,6 +117,14 @@ function select(state) {
   changed();
 }
 
+// Scroll a box, and not the page, until a part of it can be seen.
+function reveal(box, part) {
+  const [outer, inner] = [box.getBoundingClientRect(), part.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.bottom > outer.bottom) {
+    box.scrollTop += inner.top - outer.top - (outer.height - inner.height) / 2;
+  }
+}
+
 // What a state has changed: numbers of tensors by mark.
 function tally(state) {
   if (state.tally) return state.tally;

@@ -197,9 +197,15 @@ function mapKey(event) {
   grid.column = Math.min(grid.columns.length - 1, Math.max(0, grid.column + right));
   if (topOf(grid.row) < grid.top) heat.scrollTop = grid.row * ROW;
   if (topOf(grid.row) + ROW > heat.clientHeight) heat.scrollTop = (grid.row + 1) * ROW - heat.clientHeight + grid.top;
-  if (leftOf(grid.column) < grid.left) heat.scrollLeft = grid.column * grid.cell;
-  if (leftOf(grid.column) + grid.cell > heat.clientWidth) heat.scrollLeft = (grid.column + 1) * grid.cell - heat.clientWidth + grid.left;
+  revealColumn(grid.column);
   tellCell();
+}
+
+function revealColumn(place) {
+  if (leftOf(place) < grid.left) heat.scrollLeft = place * grid.cell;
+  if (leftOf(place) + grid.cell > heat.clientWidth) {
+    heat.scrollLeft = (place + 1) * grid.cell - heat.clientWidth + grid.left;
+  }
 }
 
 function tellCell() {
@@ -275,5 +281,7 @@ function startHeatmap() {
       byId("level").value = fittingLevel(currentMap());
       showMap();
     } else filterMap();
+    const place = grid.columns.findIndex((at) => grid.cells.columns[at].state === chosen.state);
+    if (place >= 0) revealColumn(place);
   });
 }

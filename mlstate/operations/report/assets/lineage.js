@@ -45,7 +45,7 @@ let lineMarks = [];
 function drawLineage() {
   const order = byAge();
   const { row, lane, count } = lanesOf(order);
-  const space = Math.max(6, Math.min(LANE, (lines.clientWidth * 0.35) / count));
+  const space = Math.max(6, Math.min(LANE, (lines.clientWidth * 0.3) / count));
   const x = (place) => 12 + lane.get(place) * space;
   const y = (place) => row.get(place) * LINE + LINE / 2;
   const most = Math.max(1, ...order.flatMap((state) => state.from.map(({ nbytes }) => nbytes)));
@@ -57,7 +57,7 @@ function drawLineage() {
       const turn = Math.max(y0, y1 - LINE);
       const path = svg("path", {
         class: "edge", d: `M${x0},${y0}L${x0},${turn}C${x0},${turn + LINE * 0.7} ${x1},${y1 - LINE * 0.7} ${x1},${y1}`,
-        "stroke-width": Math.max(1, (WIDEST * nbytes) / most).toFixed(1), "data-bytes": nbytes,
+        "stroke-width": Math.max(1, (Math.min(WIDEST, space - 1) * nbytes) / most).toFixed(1), "data-bytes": nbytes,
       });
       graph.append(path);
       lineMarks.push({ node: path, has: (one) => one === state });
@@ -82,16 +82,19 @@ function lineageWords(most, order) {
     : `${first}. No two states share a tensor.`;
 }
 
+// What a state has of older ones: a number, and words for which narrow windows have no room.
 function inheritedWords(state) {
   const shared = state.from.reduce((sum, { nbytes }) => sum + nbytes, 0);
-  return state.from.length ? `${bytes(shared)} of older states` : state.column.base === null ? "first state" : "shares nothing older";
+  const first = state.column.base === null ? "first state" : "shares nothing older";
+  return state.from.length ? [bytes(shared), " of older states"] : ["", first];
 }
 
 function lineRow(state, left) {
+  const [number, words] = inheritedWords(state);
   const node = el("button", { type: "button", className: "row", onclick: () => select(state) },
     el("span", { className: "name" },
       el("span", { className: "prefix muted" }, state.key.slice(0, -state.short.length)), state.short),
-    el("span", { className: "muted" }, inheritedWords(state)),
+    el("span", { className: "muted" }, number, el("span", { className: "more" }, words)),
     el("span", { className: "muted when" }, data.timed ? when(state.modified) : ""));
   node.style.paddingLeft = `${left}px`;
   withTip(node, () => [state.key, ...state.from.map(({ older, nbytes }) => `${bytes(nbytes)} of ${nameOf(older)}`)]);
@@ -103,6 +106,7 @@ function markLineage() {
     node.classList.toggle("chosen", state === chosen.state);
     node.classList.toggle("dim", !chosen.matches(state));
     node.setAttribute("aria-pressed", String(state === chosen.state));
+    if (state === chosen.state) reveal(lines, node);
   }
   for (const { node, has } of lineMarks) {
     node.classList.toggle("chosen", chosen.state !== null && has(chosen.state));

@@ -77,6 +77,7 @@ function markTable() {
     node.hidden = !chosen.matches(state);
     node.classList.toggle("chosen", state === chosen.state);
     node.querySelector(".key").setAttribute("aria-pressed", String(state === chosen.state));
+    if (state === chosen.state && !node.hidden) reveal(node.closest(".scroll"), node);
   }
 }
 
