@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 
@@ -342,17 +341,3 @@ def test_in_a_notebooks_frame_it_works_as_well(browser, family, tmp_path):
     browser.run(SETTLED)
     assert browser.complaints() == []
     assert [url for url in browser.requests() if not url.startswith(("file://", "about:"))] == []
-
-
-def test_the_data_of_the_page_are_the_json_of_the_report(family):
-    """Without a browser: what the page has of each state is what the report says."""
-    from mlstate.operations.report.page_data import page_data
-
-    found = report(family)
-    told = json.loads(json.dumps(to_json(found)))
-    data = page_data(found)
-    for part, shown in zip(told["architectures"], data["maps"], strict=True):
-        assert [layer["name"] for layer in part["layers"]] == [row[0] for row in shown["layers"]]
-        for state, column in zip(part["states"], shown["states"], strict=True):
-            assert state["marks"] == column["marks"]
-            assert [list(c.values()) for c in state["changes"]] == column["changes"]

@@ -33,8 +33,10 @@ from mlstate.format import layout
 from mlstate.operations.report.findings import read_findings
 from mlstate.operations.report.lineage import Lineage
 from mlstate.operations.report.page import page_of
+from mlstate.operations.report.page_data import page_data
 from mlstate.operations.report.statistics import ChangeStatistics, Numbers
 from mlstate.operations.reports import to_json
+from tests.support.buckets import bucket_store
 from tests.support.reports import HOSTILE, hostile_store, key, save
 
 LARGE = (64, 64)  # just large enough for an object of its own
@@ -191,6 +193,24 @@ def test_a_view_fetches_nothing_and_knows_what_is_here(family, tmp_path):
     }
     assert columns(found)[key("net.tuned")].changes[0].relative is None
     assert sorted(path.name for path in (tmp_path / "view").rglob("*")) == before
+
+
+def test_of_a_bucket_state_objects_come_and_no_tensors(moto, tmp_path):
+    bucket = moto.new_bucket()
+    writer = bucket_store(moto, bucket, cache=tmp_path / "writer")
+    writer.save_state_dict({"a": large(1), "b": large(2)}, key("net.base"))
+    writer.save_state_dict({"a": large(1), "b": large(3)}, key("net.tuned"))
+    reader = bucket_store(moto, bucket, cache=tmp_path / "reader")
+    found = columns(report(reader))
+    marks = sorted((state.marks, state.unread) for state in found.values())
+    assert marks == [("++", ()), ("=~", ())]
+    assert [c.relative for state in found.values() for c in state.changes] == [None]
+    kept = {path.parent.name + path.name for path in tmp_path.glob("reader/objects/*/*")}
+    assert kept == {str(writer.digest(k)) for k in found}
+    for k in found:
+        reader.fetch(k)
+    changes = [c for state in columns(report(reader)).values() for c in state.changes]
+    assert [change.differing for change in changes] == [64 * 64]
 
 
 def test_stores_of_any_kind_can_be_empty_or_hold_one_state():
@@ -382,3 +402,14 @@ def test_keys_are_state_keys(family):
     with pytest.raises(FormatError):
         report(family, ["pytorch.net.base"])
     assert isinstance(next(iter(columns(report(family)))), StateKey)
+
+
+def test_the_data_of_the_page_are_the_json_of_the_report(family):
+    found = report(family)
+    told = json.loads(json.dumps(to_json(found)))
+    data = page_data(found)
+    for part, shown in zip(told["architectures"], data["maps"], strict=True):
+        assert [layer["name"] for layer in part["layers"]] == [row[0] for row in shown["layers"]]
+        for state, column in zip(part["states"], shown["states"], strict=True):
+            assert state["marks"] == column["marks"]
+            assert [list(c.values()) for c in state["changes"]] == column["changes"]
