@@ -321,6 +321,20 @@ def test_the_theme_can_be_chosen(browser, show, family):
     assert show(report(family), theme="dark").run(colour) == dark
 
 
+def test_paper_is_light(browser, show, family):
+    show(report(family), theme="light")
+    browser.run("document.querySelectorAll('#lines .row')[1].click()")
+    colours = """return [getComputedStyle(document.body).color,
+        getComputedStyle(document.querySelector("#changes i")).backgroundColor]"""
+    light = browser.run(colours)
+    browser.click("#theme")
+    assert all(one != other for one, other in zip(browser.run(colours), light, strict=True))
+    browser.devtools("Emulation.setEmulatedMedia", media="print")
+    browser.run(SETTLED)
+    assert browser.run(colours) == light
+    browser.devtools("Emulation.setEmulatedMedia", media="")
+
+
 def test_two_hundred_states_of_five_hundred_tensors_are_shown(browser, show):
     show(large_report(200, 500))
     assert len(texts(browser, "#lines .row")) == 200

@@ -21,8 +21,9 @@ function search() {
   changed();
 }
 
+// What scripts have painted, in the colours of the theme; paper is light.
 function repaint() {
-  if (maps.length) { makeRamp(); drawMap(); }
+  if (maps.length) { makeRamp(); paint(); }
   showDetails();
 }
 
@@ -38,6 +39,7 @@ function startTheme() {
     document.documentElement.dataset.theme = on ? "dark" : "light";
     show(on);
   };
+  matchMedia("print").onchange = repaint;
   dark.onchange = () => { if (!document.documentElement.dataset.theme) show(dark.matches); };
   button.setAttribute("aria-pressed", String(dark.matches));
 }
