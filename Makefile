@@ -1,6 +1,7 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
 # make machines     the tests on real mounts, as other users, and on file systems that lack calls
+# make browser      the page of a report in a real Chromium
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
 # make torture      kills, power cuts, races, rot and fuzz for an hour, or TORTURE_MINUTES=N
 # make torture-short  a part of that, the same each time
@@ -19,13 +20,13 @@ BIN := $(VENV)/bin
 # Tests wait for servers and disks: one worker more than processors takes a seventh less time.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # What needs many minutes, rights of root or other packages has a target of its own.
-FAST := -m "not machines and not torture and not frameworks"
+FAST := -m "not machines and not torture and not frameworks and not browser"
 PYTHONS ?= 3.12 3.13
 # Tests of what moves and verifies bytes: those of them that import torch are skipped without it.
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test machines torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test machines browser torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -36,6 +37,10 @@ test: $(VENV)/test
 # Real mounts, other users, and a shim that refuses system calls: as root, or most are skipped.
 machines: $(VENV)/test
 	$(BIN)/pytest -n $(WORKERS) -m machines tests/machines
+
+# A real Chromium with its driver, and a check of accessibility: skipped without.
+browser: $(VENV)/browser
+	$(BIN)/pytest -m browser tests/browser
 
 # Kills, power cuts, injected errors, races, rot, lies and fuzz: tests/torture.
 torture: $(VENV)/torture
@@ -76,6 +81,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.index --json benchmarks/results/index.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
+	$(BIN)/python -m benchmarks.browser --json benchmarks/results/browser.json
 	$(BIN)/python -m benchmarks.growth --measure
 	$(BIN)/python -m benchmarks.s3 --rounds 3 --json benchmarks/results/s3.json
 	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json
@@ -127,6 +133,11 @@ $(VENV)/test: $(VENV)/quickstart
 # Fuzzing that is led by coverage; there is no build of it for every machine, and one without it.
 $(VENV)/torture: $(VENV)/test
 	-$(PIP) --editable '.[torture]'
+	touch $@
+
+# axe-core, in a package that carries it; the package's own requirements are not needed.
+$(VENV)/browser: $(VENV)/test
+	$(PIP) --no-deps axe-playwright-python==0.1.8
 	touch $@
 
 # What only benchmarks are held against.

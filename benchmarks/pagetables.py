@@ -226,6 +226,13 @@ TABLES: dict[str, Callable[[], str]] = {
         ".0f",
         goals=True,
     ),
+    "browser": partial(
+        _figures,
+        "browser",
+        "a report of 200 states with 500 tensors each in Chromium",
+        ".0f",
+        goals=True,
+    ),
     "regression": partial(
         _figures, "regression", "least time over that of plain work on the same bytes", ".2f"
     ),

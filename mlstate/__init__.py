@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlstate.operations.meta import set_meta
     from mlstate.operations.pins import list_pins, remove_pins
     from mlstate.operations.rename import rename
+    from mlstate.operations.report.report import report
     from mlstate.operations.sign import sign, verify_signature
     from mlstate.operations.usage import usage
     from mlstate.operations.verify.verify import verify
@@ -89,6 +90,7 @@ __all__ = [
     "open_store",
     "remove_pins",
     "rename",
+    "report",
     "restore",
     "set_alias",
     "set_meta",
@@ -141,6 +143,7 @@ _HOMES = {
     "set_alias": "mlstate.operations.alias",
     "set_meta": "mlstate.operations.meta",
     "remove_pins": "mlstate.operations.pins",
+    "report": "mlstate.operations.report.report",
     "sign": "mlstate.operations.sign",
     "state_digest": "mlstate.tensors",
     "unbundle": "mlstate.operations.bundle",

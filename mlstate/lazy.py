@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["exports"]
+__all__ = ["exports", "public"]
 
 
 def exports(
@@ -30,3 +30,8 @@ def exports(
         return sorted({*vars(sys.modules[package]), *homes})
 
     return get, names
+
+
+def public(name: str) -> Any:
+    """A public name of mlstate, for a method that is the short form of an operation."""
+    return getattr(importlib.import_module("mlstate"), name)

@@ -18,6 +18,7 @@ from mlstate import StateKey, Store
 
 assert "site" in mlstate.__file__, mlstate.__file__
 print(Store().digest(StateKey.parse("pytorch.bert-l6-h384.all-MiniLM-L6-v2")))
+mlstate.report(Store(), values=False).write("report.html")
 assert "torch" not in sys.modules
 """
 
@@ -30,6 +31,9 @@ def main(folder: Path) -> None:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
         subprocess.run([*install, "--target", str(site), str(wheel)], check=True)
         assert (site / "mlstate" / "py.typed").exists(), "the wheel lacks py.typed"
+        for name in ("report.html", "report.css", "d3-hierarchy.min.js", "d3-hierarchy.LICENSE"):
+            asset = site / "mlstate" / "operations" / "report" / "assets" / name
+            assert asset.exists(), f"the wheel lacks {name}"
         environment = {**os.environ, "PYTHONPATH": str(site)}
         subprocess.run([sys.executable, "-c", PROGRAM], check=True, cwd=temporary, env=environment)
 

@@ -39,6 +39,7 @@ from mlstate.cli.output import complain, never_refuse, note, said, tell, warning
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.pins import pins
 from mlstate.cli.printed import Failure
+from mlstate.cli.report import report
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.show_du import du, show
 from mlstate.cli.sign import sign, verify_signature
@@ -113,6 +114,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         "show pytorch.resnet18.cls1000.imagenet --store weights",
     ),
     (du, "Show what takes the space.", "du weights"),
+    (report, "Write a page to look at.", "report weights -o report.html"),
     (fetch, "Bring states into the cache.", "fetch 'pytorch.resnet18.*' --store manifests/"),
     (
         copy,

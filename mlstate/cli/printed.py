@@ -204,6 +204,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
     from mlstate.operations.pins import PinnedByUser
+    from mlstate.operations.report.values import ReportData
     from mlstate.operations.usage_report import StateUsage, Usage
     from mlstate.operations.verify.report import VerifyReport
 
@@ -260,6 +261,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
+        "report": (ReportData,),
     }
 
 

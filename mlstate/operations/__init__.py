@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlstate.operations.doctor.doctor import Diagnosis
     from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
+    from mlstate.operations.report.page import Report
     from mlstate.operations.usage_report import DiskUsage, StateUsage, Usage
     from mlstate.operations.verify.report import Finding, MirrorCheck, VerifyReport
 
@@ -34,6 +35,7 @@ __all__ = [
     "GitSetup",
     "ManifestDiff",
     "MirrorCheck",
+    "Report",
     "StateDiff",
     "StateUsage",
     "Usage",
@@ -52,6 +54,7 @@ _HOMES = {
     "GitSetup": "mlstate.operations.git.setup",
     "ManifestDiff": "mlstate.operations.diff_manifests",
     "MirrorCheck": "mlstate.operations.verify.report",
+    "Report": "mlstate.operations.report.page",
     "StateDiff": "mlstate.operations.diff",
     "StateUsage": "mlstate.operations.usage_report",
     "Usage": "mlstate.operations.usage_report",

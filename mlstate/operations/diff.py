@@ -20,7 +20,16 @@ from mlstate.phrases import Phrase
 if TYPE_CHECKING:
     from mlstate.operations.diff_inputs import ComparedWeights, StateOrFile
 
-__all__ = ["Change", "Rename", "StateDiff", "TiedName", "compare_states", "diff"]
+__all__ = [
+    "Change",
+    "Rename",
+    "StateDiff",
+    "TiedName",
+    "comparable",
+    "compare_states",
+    "content_of",
+    "diff",
+]
 
 
 @dataclass(frozen=True)
@@ -259,8 +268,8 @@ def _numbers(
     """The numbers of each change whose elements can be compared; tied tensors are read once."""
     groups: dict[object, list[str]] = {}
     for name, (first, second) in changed.items():
-        if _comparable(first.spec, second.spec):
-            groups.setdefault((_content(first), _content(second)), []).append(name)
+        if comparable(first.spec, second.spec):
+            groups.setdefault((content_of(first), content_of(second)), []).append(name)
     if not groups:
         return {}
     try:  # before anything is fetched for it
@@ -290,12 +299,12 @@ def _numbers(
     return numbers
 
 
-def _comparable(first: TensorSpec, second: TensorSpec) -> bool:
+def comparable(first: TensorSpec, second: TensorSpec) -> bool:
     """Whether elements can be compared: no format says how two of 4 bits lie in a byte."""
     return first.shape == second.shape and (first.dtype == "F4") == (second.dtype == "F4")
 
 
-def _content(tensor: _Tensor) -> tuple[object, ...]:
+def content_of(tensor: _Tensor) -> tuple[object, ...]:
     """A value that equal tensors have in common."""
     if isinstance(tensor, TensorRef):
         return tensor.spec, tensor.digest
@@ -308,9 +317,9 @@ def _renamed(removed: Mapping[str, _Tensor], added: Mapping[str, _Tensor]) -> tu
     Small tensors are often equal by chance, all zeros say, so the last parts of their names have
     to be the same.
     """
-    free = {name: _content(tensor) for name, tensor in added.items()}
+    free = {name: content_of(tensor) for name, tensor in added.items()}
     shared = set(free.values())
-    left = {name: _content(tensor) for name, tensor in removed.items()}
+    left = {name: content_of(tensor) for name, tensor in removed.items()}
     left = {name: content for name, content in left.items() if content in shared}
     found: dict[str, str] = {}
     for length in range(max((name.count(".") + 1 for name in left), default=0), -1, -1):
@@ -330,11 +339,11 @@ def _tied(
 ) -> tuple[TiedName, ...]:
     """Names of one side whose tensor both have under another: the one that ends most alike."""
     moved = {name for pair in renamed for name in pair}
-    left = {name: _content(tensor) for name, tensor in alone.items() if name not in moved}
+    left = {name: content_of(tensor) for name, tensor in alone.items() if name not in moved}
     wanted = set(left.values())
     partners: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in equal.items() if left else ():
-        if (content := _content(tensor)) in wanted:
+        if (content := content_of(tensor)) in wanted:
             partners.setdefault(content, []).append(name)
     found = []
     for name, content in left.items():

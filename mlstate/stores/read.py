@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.layouts import component_names, component_prefix
+from mlstate.lazy import public
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
 from mlstate.objects import ObjectStore, read_verified
@@ -481,6 +482,18 @@ class StateStore(AbstractStateStore[Any]):
             )
 
         return self.reading(key, write)
+
+    def report(self, keys: Iterable[StateKey] | None = None, *, values: bool = True) -> Any:
+        """Look at this store: a notebook shows the result; see `mlstate.report`.
+
+        Args:
+            keys: Tell of these states only.
+            values: Compare the values of tensors that differ.
+
+        Returns:
+            A report with a method ``write(path)``, which makes one HTML file of it.
+        """
+        return public("report")(self, keys, values=values, progress=True)
 
     def save(self, model: Any, training_id: str) -> StateKey:
         """Refuse to save, since this store is only read.

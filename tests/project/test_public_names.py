@@ -41,3 +41,5 @@ def test_an_operation_stays_a_function_after_its_module_was_imported():
     for name in ("copy", "adopt", "export", "diff", "usage", "bundle", "describe", "lock"):
         importlib.import_module(f"mlstate.operations.{name}")
         assert callable(getattr(mlstate, name))
+    importlib.import_module("mlstate.operations.report.report")
+    assert callable(mlstate.report)
