@@ -20,6 +20,7 @@ __all__ = [
     "OTHERS",
     "PINS",
     "SETTINGS",
+    "STATISTICS",
     "Setting",
     "allowed_hosts",
     "cache_folder",
@@ -185,6 +186,10 @@ def check_variables(*starts: str) -> None:
 def default_store() -> str | None:
     """MLSTATE_STORE: the store of the command line; None: `Store()`."""
     return value_of("MLSTATE_STORE") or None
+
+
+STATISTICS = "changes"
+"""The folder below that of the cache which has the statistics of reports."""
 
 
 def cache_folder() -> Path:

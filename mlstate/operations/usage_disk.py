@@ -20,6 +20,7 @@ from mlstate.objects.cache import folders_of, read_roots
 from mlstate.objects.plain_folders import PLACE, is_folder_name
 from mlstate.operations.usage_counter import Counter
 from mlstate.operations.usage_report import DiskUsage
+from mlstate.settings import STATISTICS
 from mlstate.states import StateKey
 from mlstate.stores.known import KnownStates
 from mlstate.stores.read import StateStore
@@ -107,7 +108,7 @@ class _Counter:
         if digest is not None:
             return self._kind_of_object(digest)
         plain = name.removesuffix(layout.SIGNATURE_SUFFIX)
-        is_record = plain == layout.SETTINGS or _ROOT.fullmatch(name) or is_index_folder(folder)
+        is_record = plain == layout.SETTINGS or _ROOT.fullmatch(name) or _is_derived(folder)
         return "records" if is_record or layout.key_of_state_path(plain) else "foreign"
 
     def _kind_of_object(self, digest: Digest) -> str:
@@ -166,14 +167,19 @@ def _in_folder(root: Path) -> Iterator[tuple[str, int]]:
             found = (root / name).lstat()
             if stat.S_ISREG(found.st_mode):
                 yield name, found.st_size
-    for name in (*_FOLDERS, PLACE, *_index_folders(root)):
+    for name in (*_FOLDERS, PLACE, *_derived_folders(root)):
         if not (root / name).is_symlink():  # what a link names is elsewhere
             yield from _below(root, name)
 
 
-def _index_folders(root: Path) -> list[str]:
+def _is_derived(folder: str) -> bool:
+    """Whether a folder of a cache has what was computed from states: an index, or statistics."""
+    return is_index_folder(folder) or folder == STATISTICS
+
+
+def _derived_folders(root: Path) -> list[str]:
     try:
-        return [name for name in os.listdir(root) if is_index_folder(name)]
+        return [name for name in os.listdir(root) if _is_derived(name)]
     except OSError:  # it is not there, or closed
         return []
 

@@ -81,7 +81,8 @@ class DiskUsage:
         unnamed: Objects that no state needs: pruning takes them when they are old enough.
         trash: What prunings and deletions moved to trash/: the next pruning deletes what is old.
         unfinished: What is in tmp/: of fetches and saves that are under way, or were interrupted.
-        records: State files, notes of use, settings, the index of what states say.
+        records: State files, notes of use, settings; what was computed from states: the index of
+            what they say, the statistics of reports.
         folders: Folders that frameworks opened states from; see `mlstate.integrations`.
         foreign: Files among these that are not mlstate's.
     """

@@ -50,6 +50,7 @@ WORKS = {
     "prune": "prune -s weights",
     "doctor": "doctor --no-network",
     "init": "init",
+    "report": "report weights -o report.html --no-values",
     "pins": "pins",
     "mv": f"mv {OTHER} pytorch.mlp.three -s weights",
     "meta": f"meta {KEY} set acc=0.5 -s weights",

@@ -22,7 +22,6 @@ from mlstate.texts import load_json
 
 __all__ = ["ChangeStatistics", "Numbers"]
 
-_FOLDER = "changes"
 _MOST = 50_000
 """Pairs in a file, of which the oldest go: it stays below `SMALL`."""
 
@@ -42,7 +41,7 @@ class ChangeStatistics:
     def __init__(self) -> None:
         self._folder: Path | None = None
         with suppress(MlstateError):  # no home folder: nothing is kept
-            self._folder = settings.cache_folder() / _FOLDER
+            self._folder = settings.cache_folder() / settings.STATISTICS
         self._files: dict[str, dict[str, Numbers]] = {}
         self._new: dict[str, dict[str, Numbers]] = {}
 
