@@ -90,6 +90,7 @@ check: $(VENV)/check
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/journeys.py --check
 	$(BIN)/python tests/golden/check_vectors.py
+	$(BIN)/python tests/golden/check_encoded.py
 	$(BIN)/python scripts/run_notebook.py --check
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null

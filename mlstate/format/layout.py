@@ -3,6 +3,7 @@
 mlstate.toml                                              version and requirements
 objects/ab/cdef...                                        an object, by its digest
 states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
+encoded/ab/cdef...                                        an object in another form
 tmp/ trash/ roots/                temporaries, removed things, what a cache keeps and why
 """
 
@@ -21,6 +22,7 @@ from mlstate.texts import load_toml
 __all__ = [
     "DAMAGED_SUFFIX",
     "DONE_SUFFIX",
+    "ENCODED",
     "LOCK_SUFFIX",
     "NEW_SETTINGS",
     "OBJECTS",
@@ -36,6 +38,7 @@ __all__ = [
     "TRASHED_OBJECT",
     "check_settings",
     "digest_of_object_path",
+    "encoded_path",
     "key_of_state_path",
     "keys_in_state_folder",
     "object_path",
@@ -45,6 +48,7 @@ __all__ = [
 
 SETTINGS = "mlstate.toml"
 OBJECTS = "objects"
+ENCODED = "encoded"
 STATES = "states"
 TEMPORARIES = "tmp"
 TRASH = "trash"
@@ -78,6 +82,11 @@ def digest_of_object_path(path: str) -> Digest | None:
     except FormatError:
         return None
     return digest if path == object_path(digest) else None
+
+
+def encoded_path(digest: Digest) -> str:
+    """The relative path of the encoded form of an object."""
+    return f"{ENCODED}/{digest[:2]}/{digest[2:]}"
 
 
 def state_folder(state_type: StateType) -> str:
