@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 
 import pytest
-from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlstate.digests import Digest
 from mlstate.encoded import Base, decode_verified, encode, read_head
+from mlstate.encoded.zstd import zstd
 from mlstate.errors import FormatError, IntegrityError, MlstateError
 from mlstate.format.encoded_object import BLOCK, HEAD_SIZE, Kind
 from mlstate.format.state_object import TensorRef
