@@ -126,8 +126,8 @@ class Transform:
         if self.width == 1:
             return found.copy_(values)
         signs = self._first[: len(values)]
-        torch.bitwise_right_shift(values, self._numbers[self._bits - 1], out=signs)  # 0 or -1
-        return torch.add(values, values, out=found).sub_(signs)
+        torch.lt(values, self._numbers[0], out=signs)  # 1 or 0, in the place of the lowest bit
+        return torch.add(signs, values, alpha=2, out=found)
 
     def _begin(self, out: torch.Tensor, low: torch.Tensor | None, wide: torch.Tensor) -> None:
         """Give elements, which are no differences, the part that is in the lowest plane."""
