@@ -78,6 +78,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.limits --json benchmarks/results/limits.json
 	$(BIN)/python -m benchmarks.profiles --json benchmarks/results/profiles.json
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
+	$(BIN)/python -m benchmarks.encoded --json benchmarks/results/encoded.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.index --json benchmarks/results/index.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
@@ -97,6 +98,7 @@ check: $(VENV)/check
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/journeys.py --check
 	$(BIN)/python tests/golden/check_vectors.py
+	$(BIN)/python tests/golden/check_encoded.py
 	$(BIN)/python scripts/run_notebook.py --check
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null

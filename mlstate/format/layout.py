@@ -3,6 +3,7 @@
 mlstate.toml                                              version and requirements
 objects/ab/cdef...                                        an object, by its digest
 states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
+encoded/ab/cdef...                                        an object in another form
 tmp/ trash/ roots/                temporaries, removed things, what a cache keeps and why
 """
 
@@ -23,6 +24,7 @@ from mlstate.texts import load_toml
 __all__ = [
     "DAMAGED_SUFFIX",
     "DONE_SUFFIX",
+    "ENCODED",
     "LOCK_SUFFIX",
     "NEW_SETTINGS",
     "OBJECTS",
@@ -41,6 +43,7 @@ __all__ = [
     "check_settings",
     "digest_of_object_path",
     "digests_in_object_folder",
+    "encoded_path",
     "is_no_marker",
     "key_of_state_path",
     "key_of_trashed_state",
@@ -53,6 +56,7 @@ __all__ = [
 
 SETTINGS = "mlstate.toml"
 OBJECTS = "objects"
+ENCODED = "encoded"
 STATES = "states"
 TEMPORARIES = "tmp"
 TRASH = "trash"
@@ -99,6 +103,11 @@ def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Dige
         for name in names:
             with suppress(FormatError):
                 yield Digest(folder + name)
+
+
+def encoded_path(digest: Digest) -> str:
+    """The relative path of the encoded form of an object."""
+    return f"{ENCODED}/{digest[:2]}/{digest[2:]}"
 
 
 def state_folder(state_type: StateType) -> str:

@@ -1,4 +1,4 @@
-"""Tensors in and out of objects: the only layer that imports torch."""
+"""Tensors in and out of objects: the layer that knows torch's types."""
 
 from torch import Tensor
 

@@ -436,7 +436,7 @@ def test_what_was_typed_commands_no_terminal_and_forges_no_line(shell, words):
 
 
 def test_a_signature_in_what_was_typed_is_not_shown(shell):
-    done = shell("ls", "store", "https://host/x?sig=secret")
+    done = shell("ls", "https://host/x?sig=secret", "--store", "store")  # two stores
     assert done.returncode == 2
     assert "secret" not in done.stderr
     assert "https://host/x" in done.stderr

@@ -154,6 +154,7 @@ REFUSED = {
     "higher": b"version = 2\n",
     "much higher": b"version = 999\nrequires = []\n",
     "requirement": b'version = 1\nrequires = ["packs"]\n',
+    "encoded objects": b'version = 1\nrequires = ["encoded"]\n',
     "requirements": b'version = 1\nrequires = ["a", "b"]\n',
     "empty": b"",
     "no version": b"requires = []\n",

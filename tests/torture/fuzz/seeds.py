@@ -16,11 +16,12 @@ from safetensors.torch import save
 
 from mlstate import LocalStateStore, Manifest, bundle
 from mlstate.digests import Digest
+from mlstate.encoded import Base, encode
 from mlstate.format import tensor_object
 from mlstate.format.plain_file import PlainFile
 from mlstate.format.tensor_object import TensorSpec
 from tests.torture.fuzz.mutate import CORPUS
-from tests.torture.fuzz.targets import KEY, SIGNED
+from tests.torture.fuzz.targets import ENCODED_BASE, ENCODED_SPECS, KEY, SIGNED
 
 DIGEST = "0" * 63 + "1"
 MANIFEST = f"""version = 1
@@ -114,6 +115,20 @@ def _tensors() -> None:
             _put("zip_directory", name, buffer.getvalue())
 
 
+def _encoded() -> None:
+    for number, spec in enumerate(ENCODED_SPECS):
+        data = (ENCODED_BASE * (spec.nbytes // len(ENCODED_BASE) + 1))[: spec.nbytes]
+        near = bytearray(data)
+        for place in range(0, len(near), 8 * 13):
+            near[place] = (near[place] + place) % 256
+        base = Base(Digest.of(tensor_object.header(spec), data), data)
+        # What a block of megabytes has raw is not for a corpus.
+        alone = bytes(spec.nbytes) if spec.nbytes > 1 << 20 else data
+        for name, given, of in (("alone", alone, None), ("near", bytes(near), base)):
+            file = b"".join(encode(given, spec, of))
+            _put("encoded_object", f"{name}-{spec.dtype}", bytes([number]) + file)
+
+
 def _keys() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -138,4 +153,5 @@ def _keys() -> None:
 if __name__ == "__main__":
     _texts()
     _tensors()
+    _encoded()
     _keys()

@@ -17,6 +17,7 @@ from mlstate.fetch.header import parse_header
 from mlstate.format import layout, tensor_object
 from mlstate.format.plain_file import PlainFile
 from mlstate.format.state_object import StateObject
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import check_file_names, check_url, parse_mirror
 from mlstate.manifests.write import format_manifest
 from mlstate.objects.cache import read_roots
@@ -42,11 +43,20 @@ from mlstate.transport.local import LocalResource
 from mlstate.transport.urls import Url
 from mlstate.units import parse_size
 
-__all__ = ["KEY", "SIGNED", "TARGETS"]
+__all__ = ["ENCODED_BASE", "ENCODED_SPECS", "KEY", "SIGNED", "TARGETS"]
 
 KEY = StateKey.parse("pytorch.torture.a")
 SIGNED = b"version = 1\n"
 """What the signatures of the corpus are over."""
+ENCODED_SPECS = (
+    TensorSpec("BF16", (10_000,)),
+    TensorSpec("F32", (5000,)),
+    TensorSpec("F64", (131_072 + 100,)),
+    TensorSpec("U8", (20_001,)),
+)
+"""The tensors that encoded objects of the corpus are of: the first byte says which."""
+ENCODED_BASE = bytes(range(251))
+"""The data of the base of each of them, when repeated."""
 _CORPUS = Path(__file__).parents[1] / "corpus"
 _FOLDER = Path(tempfile.gettempdir()) / f"torture-{os.getpid()}"
 
@@ -104,6 +114,17 @@ def root_of_cache(data: bytes) -> None:
 
 def state_object(data: bytes) -> None:
     assert StateObject.parse(data).encode() == data, "one state, two objects"
+
+
+def encoded_object(data: bytes) -> None:
+    from mlstate.encoded import decode, read_head
+
+    spec = ENCODED_SPECS[data[0] % len(ENCODED_SPECS)] if data else ENCODED_SPECS[0]
+    source = BytesSource(data[1:])
+    base = None
+    if read_head(source, spec).base is not None:
+        base = (ENCODED_BASE * (spec.nbytes // len(ENCODED_BASE) + 1))[: spec.nbytes]
+    decode(source, spec, memoryview(bytearray(spec.nbytes)), base)
 
 
 def tensor_header(data: bytes) -> None:
@@ -244,7 +265,15 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
         *(manifest, state_file, pointer, settings_of_store, root_of_cache),
-        *(state_object, tensor_header, plain_header, remote_header, safetensors_file, index),
+        *(
+            state_object,
+            encoded_object,
+            tensor_header,
+            plain_header,
+            remote_header,
+            safetensors_file,
+            index,
+        ),
         *(bundle, checkpoint, checkpoint_file, gzipped_file, zip_directory),
         *(packed_archive, arrays_file, distributed),
         *(allowed_signers, revoked_keys, signature, public_key),
