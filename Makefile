@@ -1,5 +1,6 @@
 # make quickstart   the main job on a real model, from nothing
 # make test         all tests
+# make programs     the tests of the commands, each in a process of its own
 # make machines     the tests on real mounts, as other users, and on file systems that lack calls
 # make browser      the page of a report in a real Chromium
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
@@ -20,19 +21,23 @@ BIN := $(VENV)/bin
 # Tests wait for servers and disks: one worker more than processors takes a seventh less time.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # What needs many minutes, rights of root or other packages has a target of its own.
-FAST := -m "not machines and not torture and not frameworks and not browser"
+FAST := -m "not programs and not machines and not torture and not frameworks and not browser"
 PYTHONS ?= 3.12 3.13
 # Tests of what moves and verifies bytes: those of them that import torch are skipped without it.
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test machines browser torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test programs machines browser torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/test
 	$(BIN)/pytest -n $(WORKERS) $(FAST)
+
+# The commands, as a person runs them: thousands of processes.
+programs: $(VENV)/test
+	$(BIN)/pytest -n $(WORKERS) -m programs tests/cli
 
 # Real mounts, other users, and a shim that refuses system calls: as root, or most are skipped.
 machines: $(VENV)/test

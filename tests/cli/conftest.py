@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.commands import Shell
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """All tests of commands have a target of their own: most start a process, or dozens."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("programs")
 
 
 @pytest.fixture
