@@ -81,22 +81,27 @@ class PinsFile:
             FormatError: As `read`.
             OSError: The file cannot be written.
         """
+        from mlstate.manifests.update import locked_folder
         from mlstate.objects.beside import temporary_beside
         from mlstate.objects.durable import write_over
 
         if self.path is None:
             raise FileNotFoundError("there is no home folder")
-        for _ in range(_ATTEMPTS):
-            file = Path(os.path.realpath(self.path))  # of a link, the file which is written
-            old = self._content()
-            pins = self._parsed(old)
-            changed = change(pins)
-            if changed == pins:
-                return
-            data = _text(changed)
-            temporary = temporary_beside(file)
-            if write_over(file, old, [data], temporary=temporary, read_only=False, private=True):
-                return
+        file = Path(os.path.realpath(self.path))  # of a link, the file which is written
+        # Of three that write at one moment, nobody could tell which pin was lost.
+        with locked_folder(file.parent):
+            for _ in range(_ATTEMPTS):
+                old = self._content()
+                pins = self._parsed(old)
+                changed = change(pins)
+                if changed == pins:
+                    return
+                data = _text(changed)
+                temporary = temporary_beside(file)
+                if write_over(
+                    file, old, [data], temporary=temporary, read_only=False, private=True
+                ):
+                    return
         raise FormatError(
             "the file of pins is changed again and again by others; nothing was changed",
             path=self.path,

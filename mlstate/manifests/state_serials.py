@@ -14,6 +14,7 @@ from mlstate import settings
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, SignatureError
 from mlstate.manifests.serials import MAX_SERIAL
+from mlstate.manifests.update import locked_folder
 from mlstate.objects.durable import read_small, write_over
 from mlstate.warn import warn
 
@@ -55,36 +56,49 @@ def see_serial(place: str, serial: int | None, signer: str) -> None:
         FormatError: The file that keeps it is damaged.
     """
     file = serial_file(place)
-    for _ in range(_ATTEMPTS):
-        try:
-            old = read_small(file)
-        except OSError:
-            old = None
-        highest = None if old is None else _serial_in(old, file, place)
-        if highest is not None and (serial is None or serial < highest):
-            raise SignatureError(
-                "this state is older than one that was seen here before",
-                path=place,
-                expected=f"serial = {highest} or higher",
-                found="no serial" if serial is None else f"serial = {serial}",
-                signer=signer,
-                remedy="get the newest version; if this is it, its author has to sign it again "
-                f"(what was seen is in {file})",
-            )
-        if serial is None or serial == highest:
-            return
-        data = json.dumps({"version": 1, "place": place, "signer": signer, "serial": serial})
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-            if write_over(file, old, [data.encode()], temporary=temporary, read_only=False):
-                return
-        except OSError as error:
-            warn(
-                f"the serial number of a signed state could not be kept in {file} ({error}): an "
-                "older state would not be found out"
-            )
-            return
+    if _is_kept(file, place, serial, signer):
+        return
+    data = json.dumps({"version": 1, "place": place, "signer": signer, "serial": serial}).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Of three that write at one moment, nobody could tell which serial number was lost.
+        with locked_folder(file.parent):
+            for _ in range(_ATTEMPTS):
+                old = _content(file)
+                if _is_kept(file, place, serial, signer):
+                    return
+                temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+                if write_over(file, old, [data], temporary=temporary, read_only=False):
+                    return
+    except OSError as error:
+        warn(
+            f"the serial number of a signed state could not be kept in {file} ({error}): an "
+            "older state would not be found out"
+        )
+
+
+def _is_kept(file: Path, place: str, serial: int | None, signer: str) -> bool:
+    """Whether there is nothing to note; a SignatureError if a higher number was seen."""
+    old = _content(file)
+    highest = None if old is None else _serial_in(old, file, place)
+    if highest is not None and (serial is None or serial < highest):
+        raise SignatureError(
+            "this state is older than one that was seen here before",
+            path=place,
+            expected=f"serial = {highest} or higher",
+            found="no serial" if serial is None else f"serial = {serial}",
+            signer=signer,
+            remedy="get the newest version; if this is it, its author has to sign it again "
+            f"(what was seen is in {file})",
+        )
+    return serial is None or serial == highest
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return read_small(file)
+    except OSError:
+        return None
 
 
 def _serial_in(data: bytes, file: Path, place: str) -> int:

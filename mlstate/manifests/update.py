@@ -21,7 +21,7 @@ from mlstate.manifests import (
 from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import try_lock, unlock, write_over
 
-__all__ = ["change_manifest"]
+__all__ = ["change_manifest", "locked_folder"]
 
 _POLL = 0.01
 _ATTEMPTS = 100
@@ -49,7 +49,7 @@ def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], M
     file = local_path(path)
     target = resolved(path)  # of a link, the file which is written
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.parent):
+    with locked_folder(target.parent):
         for _ in range(_ATTEMPTS):
             old = content_of(target) if target.exists() else None
             now = Manifest({}) if old is None else Manifest.parse(old, str(file))
@@ -65,7 +65,7 @@ def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], M
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder itself, so that no file is left; go on where there are no locks."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

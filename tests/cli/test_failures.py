@@ -17,7 +17,7 @@ from mlstate import LocalStateStore, StateKey, manifest_of
 from mlstate.cli.exit_codes import DEFECT, INTEGRITY, NETWORK, exit_code
 from mlstate.errors import CopyError, FetchError, IntegrityError, TransportError
 from tests.servers.ports import HOST, closed_port
-from tests.support.commands import Shell, check_members, child
+from tests.support.commands import PROGRAM, Shell, check_members, child
 
 KEY = StateKey.parse("pytorch.mlp.one")
 OTHER = StateKey.parse("pytorch.mlp.two")
@@ -272,7 +272,11 @@ def test_errors_of_the_system_name_places_that_people_know(shell):
 def test_completion_that_was_installed_is_a_success(shell, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    environment = {"HOME": str(home), "SHELL": "/bin/bash", "PYTHONWARNINGS": "default"}
-    done = Shell(shell.folder, environment)("--install-completion", "bash")
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "HOME": str(home), "PYTHONWARNINGS": "default"}
+    # The shell is told by the processes above: with a second command bash stays one of them.
+    words = ["bash", "-c", f"{PROGRAM} --install-completion; exit $?"]
+    done = subprocess.run(
+        words, cwd=shell.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
     assert list(home.rglob("*.sh"))
