@@ -94,7 +94,7 @@ class Index:
 
     def place(self, name: str) -> Place:
         """What state files of the store of a name say."""
-        place = Place(self._database, name)
+        place = Place(self._database, _as_text(name))
         if place.used is not None and not today() - _NOTED < place.used <= today():
             place.is_due = True
             self.later(place.note_use)
@@ -128,3 +128,12 @@ class Index:
         if self._used:  # not each time: it looks at all rows
             writer.change("DELETE FROM state WHERE used < ?", [(today() - _KEPT,)])
             forget_unused(writer, today() - _KEPT)
+
+
+def _as_text(name: str) -> str:
+    """A name that SQLite takes. A path whose bytes are no text begins as no other name does."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"bytes:{name.encode(errors='surrogatepass').hex()}"
+    return name

@@ -119,6 +119,7 @@ def test_a_user_who_is_not_known_and_has_no_home_is_told_what_to_set(tmp_path: P
         "import os, sys\n"
         "import mlstate, mlstate.cli, mlstate.cli.app, mlstate.operations.doctor.doctor\n"
         "import concurrent.futures.thread, mlstate.stores.manifest, platformdirs.unix\n"
+        "import mlstate.manifests.registered\n"
         "os.setgroups([]); os.setgid(64321); os.setuid(64321); os.environ.pop('HOME', None)\n"
         "try:\n"
         "    mlstate.Store()\n"

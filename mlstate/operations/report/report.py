@@ -7,8 +7,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mlstate.errors import MlstateError, UnsupportedStoreError
+from mlstate.errors import (
+    IntegrityError,
+    MlstateError,
+    ObjectNotFoundError,
+    UnsupportedStoreError,
+)
 from mlstate.fetch.progress import OnProgress, listener
+from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.report.changes import Changes
 from mlstate.operations.report.layers import HeldState, architecture_layers, changed_pairs
 from mlstate.operations.report.lineage import Lineage, family_of
@@ -76,7 +82,10 @@ def report(
             raise view.catalog.absent(key, view)
     used = _usage(view, chosen)
     timed = _is_timed(view, used)
-    held, links = _related(view, used.states, timed=timed)
+    held, links, damaged = _related(view, used.states, timed=timed)
+    if damaged:
+        states = (replace(s, error=damaged.get(s.key, s.error)) for s in used.states)
+        used = replace(used, states=tuple(states))
     if chosen is not None:
         used = replace(used, states=tuple(s for s in used.states if s.key in chosen))
     wanted = [state for state in held if chosen is None or state.key in chosen]
@@ -113,18 +122,27 @@ def _is_timed(store: StateStore, used: Usage) -> bool:
 
 def _related(
     store: StateStore, states: Iterable[StateUsage], *, timed: bool
-) -> tuple[list[HeldState], list[Link]]:
-    """The states whose state objects are here, the oldest first, and what they have of others."""
+) -> tuple[list[HeldState], list[Link], dict[StateKey, str]]:
+    """The states whose state objects are here, the oldest first, and what they have of others.
+
+    The last are the states whose state objects cannot be read, each with the reason: `usage` knows
+    from its index what they said before they were damaged.
+    """
     lineage, held, links = Lineage(), list[HeldState](), list[Link]()
+    damaged: dict[StateKey, str] = {}
     for state in sorted(states, key=lambda s: (_age(s) if timed else 0.0, s.key)):
-        found = _held(store, state)
+        try:
+            found = _held(store, state)
+        except IntegrityError as error:
+            damaged[state.key] = reason_of(error)
+            continue
         if found is None:
             continue
         oldest = lineage.oldest_of(family_of(found.key))
         inherited = lineage.add(found.key, found.sizes)
         links += [Link(held[older].key, found.key, nbytes) for older, nbytes in inherited]
         held.append(replace(found, base=inherited[0].older if inherited else oldest))
-    return held, links
+    return held, links, damaged
 
 
 def _age(state: StateUsage) -> float:
@@ -139,5 +157,9 @@ def _held(store: StateStore, state: StateUsage) -> HeldState | None:
         if found is None or found.objects.size(found.entry.pinned_digest) is None:
             return None
         return HeldState(state.key, found, read_state(*found))
-    except (MlstateError, OSError):  # removed or damaged since it was counted
+    except ObjectNotFoundError:  # removed since it was counted
+        return None
+    except IntegrityError:
+        raise
+    except (MlstateError, OSError):
         return None
