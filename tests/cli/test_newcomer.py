@@ -182,4 +182,6 @@ def test_every_mistake_is_an_object_too(home):
         assert done.returncode not in (0, 1)
         failure = json.loads(done.stdout)
         assert failure["schema"] == "mlstate.error/1"
-        assert failure["failure"]["kind"] if "failure" in failure else failure["kind"]
+        assert failure["exit_code"] == done.returncode
+        assert failure["kind"]
+        assert failure["message"]

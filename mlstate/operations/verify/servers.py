@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TypeVar
 
 from mlstate.errors import TransportError
+from mlstate.fetch.outages import server_of
 
 __all__ = ["Servers"]
 
@@ -32,7 +33,7 @@ class Servers:
         Raises:
             TransportError: The server does not answer, or did not before; or as ``work`` does.
         """
-        server = _server_of(address)
+        server = server_of(address)
         if server is None:
             return work()
         with self._lock:
@@ -46,7 +47,7 @@ class Servers:
     def why_not(self, address: str) -> str | None:
         """Why the server of an address is not asked any more; None if it is."""
         with self._lock:
-            return self._down.get(_server_of(address) or "")
+            return self._down.get(server_of(address) or "")
 
     def _ask(self, server: str, work: Callable[[], _T]) -> _T:
         with self._lock:
@@ -65,13 +66,3 @@ class Servers:
         with self._lock:
             self._answering.add(server)
         return result
-
-
-def _server_of(address: str) -> str | None:
-    """The server of an address, as its scheme and host; None for one of this machine."""
-    scheme, colon, rest = address.partition("://")
-    if not colon or scheme.lower() == "file":
-        return None
-    if scheme.lower() == "hf":
-        return "hf://"
-    return f"{scheme.lower()}://{rest.partition('/')[0].partition('?')[0].lower()}"
