@@ -113,8 +113,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(count: int, rate: str | None = None) -> Iterator[Cluster]:
-    """An origin and so many nodes; ``rate`` is that of the origin's line, as tc has it: 100mbit.
+def cluster(count: int, rate: str | None = None, line: str | None = None) -> Iterator[Cluster]:
+    """An origin and so many nodes.
+
+    Args:
+        count: How many nodes.
+        rate: The rate of what the origin sends, as tc has it: ``"100mbit"``. No limit by default.
+        line: The rate of what each node sends.
 
     Raises:
         MissingProgramError: It cannot be made here.
@@ -134,10 +139,11 @@ def cluster(count: int, rate: str | None = None) -> Iterator[Cluster]:
         _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
         _ip("-n", switch, "link", "set", "bridge0", "up")
         hosts = [_host(f"{mark}h{n}", switch, n, stack) for n in range(count + 1)]
-        if rate is not None:
-            limits = ["rate", rate, "burst", "256kb", "latency", "50ms"]
-            words = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *limits]
-            subprocess.run(hosts[0].command(*words), check=True)
+        for host, most in ((hosts[0], rate), *((host, line) for host in hosts[1:])):
+            if most is not None:
+                limits = ["rate", most, "burst", "256kb", "latency", "50ms"]
+                words = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *limits]
+                subprocess.run(host.command(*words), check=True)
         made = Cluster(hosts[0], hosts[1:], home)
         stack.callback(made.close)
         yield made
