@@ -30,6 +30,7 @@ __all__ = [
     "low_speed",
     "offline",
     "patience",
+    "peers",
     "pins",
     "readonly_caches",
     "refuse_misspelt",
@@ -77,6 +78,11 @@ SETTINGS = (
     Setting("MLSTATE_CACHE", "the folder for what is fetched", "the user's cache folder"),
     Setting("MLSTATE_READONLY_CACHES", "folders that are looked at before it", "none"),
     Setting("MLSTATE_MANIFESTS", "manifests that Store() reads beside its own", "none"),
+    Setting(
+        "MLSTATE_PEERS",
+        "the address of a cache that nodes share: it is asked before the stores of manifests",
+        "none",
+    ),
     Setting("MLSTATE_OFFLINE", "1: open no socket", "online"),
     Setting("MLSTATE_PATIENCE", "seconds that a server is waited for, if little comes", "600"),
     Setting("MLSTATE_LOW_SPEED", "bytes a second that a server must give", "1024"),
@@ -217,6 +223,23 @@ def readonly_caches() -> list[Path]:
 def extra_manifests() -> list[Path]:
     """MLSTATE_MANIFESTS, in order."""
     return _paths("MLSTATE_MANIFESTS")
+
+
+def peers() -> str | None:
+    """MLSTATE_PEERS: the address of the nearest cache that nodes share; None: there is none.
+
+    Raises:
+        FormatError: It is no http(s) address.
+    """
+    address = value_of("MLSTATE_PEERS")
+    if address and not address.lower().startswith(("http://", "https://")):
+        raise FormatError(
+            "MLSTATE_PEERS is no address",
+            expected="http://127.0.0.1:9470, say",
+            found=address.partition("?")[0][:80],
+            remedy="set MLSTATE_PEERS to what mlstate peers said, or unset it",
+        )
+    return address.rstrip("/") or None
 
 
 def offline() -> bool:

@@ -37,6 +37,7 @@ from mlstate.cli.ls import ls
 from mlstate.cli.mv_meta_alias import alias, meta, mv
 from mlstate.cli.output import complain, never_refuse, note, said, tell, warning
 from mlstate.cli.parameters import TextCommand, TextGroup
+from mlstate.cli.peers import peers
 from mlstate.cli.pins import pins
 from mlstate.cli.printed import Failure
 from mlstate.cli.report import report
@@ -191,6 +192,11 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         git_merge,
         "Merge two versions of a manifest: git's merge driver.",
         "git-merge base.toml ours.toml theirs.toml 7 weights.toml",
+    ),
+    (
+        peers,
+        "Set up caches that the nodes of a cluster share.",
+        "peers --origin https://weights.example.org --nodes node-a,node-b -o peers/",
     ),
     (doctor, "Look for trouble on this machine.", "doctor --store weights.toml"),
 )

@@ -203,6 +203,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.doctor.doctor import Diagnosis
     from mlstate.operations.git.setup import GitSetup
     from mlstate.operations.history import Event
+    from mlstate.operations.peers.write import WrittenPeers
     from mlstate.operations.pins import PinnedByUser
     from mlstate.operations.report.values import ReportData
     from mlstate.operations.usage_report import StateUsage, Usage
@@ -261,6 +262,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "sign": ({"signatures": list[ManifestSignature]},),
         "verify-signature": ({"signatures": list[ManifestSignature]},),
         "doctor": ({"ok": bool}, Diagnosis),
+        "peers": (WrittenPeers,),
         "report": (ReportData,),
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mlstate import settings
 from mlstate.errors import (
     FetchError,
     FormatError,
@@ -106,6 +107,8 @@ class Attempts:
         self._transports = transports
         self.receiver = receiver
         self.meter = meter
+        own = settings.peers() if entry.objects else None
+        self._peers = None if own in entry.objects else own
         self._noted: list[tuple[str, str]] = []
         self._failed: set[str] = set()
         self._patience: dict[str, Patience] = {}
@@ -115,9 +118,14 @@ class Attempts:
         self._differs = False
         self.sums: dict[Mirror, str] = {}
         """The whole SHA-256 of each file that was compared with digits of one."""
-        self._patient = len(_servers(entry)) < 2
+        self._patient = len(_servers(entry)) < 2 and self._peers is None
         self.put_off = False  # whether a mirror was, which may have what is missing yet
         transports.connect_within(None if self._patient else _BRIEFLY)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """The addresses of stores that have its objects, the cache that nodes share before all."""
+        return self.entry.objects if self._peers is None else (self._peers, *self.entry.objects)
 
     def be_patient(self) -> None:
         """Ask what was put off from now on, and be as patient as the settings say."""
@@ -135,7 +143,8 @@ class Attempts:
         patience = self._patience.setdefault(place, self._transports.patience())
         options = self.options
         reader = Reader(self._retries(place), self.meter, options.connections, patience)
-        reach = Reach(self.entry.source)
+        # The user's own setting names the peers, whatever may be opened for the manifest.
+        reach = OWN if place == self._peers else Reach(self.entry.source)
         return Context(self._transports, reader, self.receiver, base, most, reach, whole, self.sums)
 
     def attempt(

@@ -200,14 +200,14 @@ class Run:
             self.meter.add(len(data))
             self._beside = len(data)
 
-        places = [(address, from_objects) for address in self.entry.objects]
+        places = [(address, from_objects) for address in self.attempts.objects]
         places += [(m.state, beside_a_file) for m in self._mirrors if m.state is not None]
         for address, bring in places:
             if self.attempts.attempt(address, partial(bring, address)):
                 return
 
     def _bring_tensors(self, names: Names, needs: Needs) -> None:
-        for address in self.entry.objects:
+        for address in self.attempts.objects:
             if needs and needs.state is not None:
                 self._bring_objects(address, dict(needs.objects))
                 needs = self._needs(names)
@@ -271,7 +271,7 @@ class Run:
         self.attempts.attempt(name_of(mirror), gather, max_bytes)
 
     def _bring_files(self) -> None:
-        for address in self.entry.objects:
+        for address in self.attempts.objects:
             missing = self._needs((), files=True).files
             if missing:
                 self._bring_objects(address, {file.digest: None for file in missing.values()})

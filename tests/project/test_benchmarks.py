@@ -153,6 +153,14 @@ def test_the_page_about_performance_has_the_committed_results():
     assert page(PAGE.read_text()) == PAGE.read_text()
 
 
+def test_the_page_about_scale_has_the_calculation_and_the_committed_results():
+    from benchmarks.fleet import PAGE, page
+
+    text = PAGE.read_text()
+    assert text.count("<!-- table: ") == 3
+    assert page(text) == text
+
+
 def test_what_the_phases_are_measured_by_is_there():
     from benchmarks.phases import PHASES
 

@@ -15,6 +15,7 @@ from mlstate.objects.cache import folders_of
 from mlstate.operations.doctor.check import Check, failed
 from mlstate.operations.doctor.folders import folder_checks, readonly_check
 from mlstate.operations.doctor.network import ask_all
+from mlstate.operations.doctor.peers import peer_checks
 from mlstate.operations.doctor.places import Place, places_of, unusable
 from mlstate.operations.tables import Table, Tabular
 from mlstate.phrases import called
@@ -149,6 +150,7 @@ def _checks(
     yield from _cache_checks(view)
     if view is not None and view.manifest and (check := unusable(view.manifest)):
         yield check
+    yield from _peer_checks(reach=reach, offline=offline)
     places = [] if view is None else _places(view)
     yield from (found for found in places if isinstance(found, Check))
     asked = [found for found in places if isinstance(found, Place)]
@@ -158,6 +160,16 @@ def _checks(
         # A store that was given may have credentials that the environment does not know.
         buckets = store.clients if isinstance(store, StateStore) else {}
         yield from ask_all(asked, offline=offline, buckets=buckets)
+
+
+def _peer_checks(*, reach: bool, offline: bool) -> Iterator[Check]:
+    try:
+        address = settings.peers()
+    except MlstateError as error:
+        yield failed("peers", error)
+        return
+    if address is not None:
+        yield from peer_checks(address, offline=offline or not reach)
 
 
 def _places(view: StateStore) -> Sequence[Place | Check]:
