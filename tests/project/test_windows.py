@@ -5,6 +5,8 @@ This is a stand-in: see `tests.support.windows` for what it shows, and what it c
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -83,6 +85,34 @@ def test_the_stand_in_refuses_what_windows_refuses(tmp_path: Path):
         print("all of it")
     """
     assert printed(code, tmp_path) == "all of it"
+
+
+# What is said of it.
+
+
+def test_windows_is_said_to_be_untested_and_no_classifier_says_otherwise():
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    systems = [text for text in project["classifiers"] if text.startswith("Operating System")]
+    assert systems == ["Operating System :: POSIX :: Linux"]
+    assert any(
+        re.fullmatch(r"filelock.*sys_platform == 'win32'", d) for d in project["dependencies"]
+    )
+    for page in ("README.md", "docs/filesystems.md"):
+        text = (root / page).read_text().replace("\n", " ")
+        assert re.search(r"Windows is \*\*untested\*\*|has never run on Windows", text), page
+
+
+def test_the_pythons_in_classifiers_are_those_that_ci_runs():
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.M)
+    makefile = (root / "Makefile").read_text()
+    main = re.search(r"^PYTHON \?= python(.*)$", makefile, re.M)
+    others = re.search(r"^PYTHONS \?= (.*)$", makefile, re.M)
+    assert main is not None
+    assert others is not None
+    assert named == [main[1], *others[1].split()]
 
 
 # The package.
