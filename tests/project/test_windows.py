@@ -242,6 +242,38 @@ def test_what_was_interrupted_goes_on_and_nobody_else_writes_to_it(tmp_path: Pat
     printed(code, tmp_path / "cache")
 
 
+def test_who_reads_a_file_that_is_replaced_is_waited_for_a_while(tmp_path: Path):
+    code = """
+        from pathlib import Path
+        from mlstate import system
+        target, new = Path(sys.argv[1], "target"), Path(sys.argv[1], "new")
+        target.write_bytes(b"old")
+        new.write_bytes(b"new")
+        really, refused = system.os.replace, []
+
+        def until_it_is_read(source, target):
+            try:
+                really(source, target)
+            except PermissionError:
+                refused.append(source)
+                reader.close()
+                raise
+
+        reader = target.open("rb")
+        system.os.replace, system._PATIENCE = really, 0
+        try:
+            system.replace(new, target)
+        except PermissionError:
+            assert reader.read() == b"old" and new.read_bytes() == b"new"
+        else:
+            raise SystemExit("nobody was waited for, or refused")
+        system.os.replace, system._PATIENCE = until_it_is_read, 60
+        system.replace(new, target)
+        assert refused == [new] and target.read_bytes() == b"new"
+    """
+    printed(code, tmp_path)
+
+
 def test_a_damaged_object_is_set_aside_and_fetched_again(tmp_path: Path):
     here = LocalStateStore(tmp_path / "store")
     here.save(net(width=9000), "one")
