@@ -41,5 +41,6 @@ def test_the_reference_has_every_public_name_and_nothing_that_is_no_promise():
     for name in set(mlstate.__all__) - {"GitHUBReleaseStore"}:
         assert re.search(rf"auto(class|function|exception):: {name}$", text, re.M), name
     inner = ("raw_bytes", "bring", "mend", "recorded", "find", "clients", "threads", "listing")
-    for name in inner:
+    for name in (*inner, "check_key", "keys_of", "state_type_of", "put_back", "trashed_paths"):
         assert not re.search(rf"(automethod|members):.*\b{name}\b", text), name
+    assert not re.search(r"automodule:: mlstate.states", text)  # of which all would be shown
