@@ -117,6 +117,18 @@ def test_the_pythons_in_classifiers_are_those_that_ci_runs():
 
 # The package.
 
+_ASKED = re.compile(
+    r"os\.(O_(?!RDONLY|WRONLY|RDWR|CREAT|EXCL)\w+|get(e?uid|e?gid)|pread\w*|pwrite\w*|readv|writev|"
+    r"fchmod|fchown|chown|supports_\w+)|dir_fd=|PROT_READ"
+)
+
+
+def test_what_windows_lacks_is_asked_for_in_one_place():
+    package = Path(__file__).parents[2] / "mlstate"
+    texts = {path: path.read_text() for path in package.rglob("*.py")}
+    asking = {path.relative_to(package).as_posix() for path in texts if _ASKED.search(texts[path])}
+    assert asking == {"system.py"}
+
 
 def test_every_module_can_be_imported():
     code = """
