@@ -40,3 +40,15 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+
+
+def setup(app):
+    """Put a dash between a parameter and its description, as smart quotes would."""
+    from docutils.nodes import Text
+
+    def dashes(app, doctree):
+        for text in list(doctree.findall(Text)):
+            if text.astext() == " -- ":
+                text.parent.replace(text, Text(" \N{EN DASH} "))
+
+    app.connect("doctree-read", dashes)

@@ -19,6 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from mlstate.system import (
+    FLUSHED,
+    NONBLOCK,
+    Place,
+    close_place,
+    is_own,
+    make_at,
+    open_at,
+    open_place,
+    set_mode,
+    stat_at,
+    user,
+)
+
 __all__ = [
     "ABSENT",
     "LACKING",
@@ -61,9 +75,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _NO_FILE = {errno.ELOOP: "a symbolic link", errno.ENXIO: "a socket", errno.ENODEV: "a device"}
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe without a writer would be waited for
-_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-"""A folder to open things in: by O_PATH neither its file system nor its list is asked for that."""
+_READ = os.O_RDONLY | NONBLOCK  # a pipe without a writer would be waited for
 _HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 _PIECE = 1 << 16
@@ -89,12 +101,12 @@ def kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a file")
 
 
-def open_regular(path: StrPath, *, folder: int | None = None, follow: bool = True) -> int:
+def open_regular(path: StrPath, *, folder: Place | None = None, follow: bool = True) -> int:
     """Open a regular file for reading, without waiting for anything.
 
     Args:
         path: The file.
-        folder: The descriptor of the open folder that a relative path begins at.
+        folder: The open folder that a relative path begins at.
         follow: Whether the last part of the path may be a symbolic link.
 
     Returns:
@@ -103,7 +115,7 @@ def open_regular(path: StrPath, *, folder: int | None = None, follow: bool = Tru
     Raises:
         UnfitFileError: Something else bears this name.
     """
-    descriptor = _open(path, _READ | (0 if follow else os.O_NOFOLLOW), folder)
+    descriptor = _open(path, _READ, folder, follow=follow)
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
@@ -165,7 +177,7 @@ def read_input(path: StrPath, most: int) -> bytes:
         return _read(file, most, path)
 
 
-def open_own(path: StrPath, *, folder: int | None = None, mode: int = 0o666) -> int:
+def open_own(path: StrPath, *, folder: Place | None = None, mode: int = 0o666) -> int:
     """Open a regular file that is written on; a new one where there is none.
 
     The file has one name, and belongs to this user or to root: no symbolic link is followed, and no
@@ -173,19 +185,19 @@ def open_own(path: StrPath, *, folder: int | None = None, mode: int = 0o666) -> 
 
     Args:
         path: The file.
-        folder: The descriptor of the open folder that a relative path begins at.
+        folder: The open folder that a relative path begins at.
         mode: The rights of a new file, less the umask.
 
     Raises:
         UnfitFileError: Something else bears this name, or a file that may not be continued.
         PermissionError: The file may not be written.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | NONBLOCK
     try:
-        descriptor = _open(path, flags, folder, mode)
+        descriptor = _open(path, flags, folder, mode, follow=False)
     except PermissionError:
         _make_writable(path, folder)
-        descriptor = _open(path, flags, folder, mode)
+        descriptor = _open(path, flags, folder, mode, follow=False)
     try:
         check_own(descriptor, path)
     except BaseException:
@@ -205,11 +217,11 @@ def check_own(descriptor: int, path: StrPath) -> None:
         raise UnfitFileError(kind_of(found.st_mode), path)
     if found.st_nlink > 1:  # none at all is a file that another process has just removed
         raise UnfitFileError("one with other names", path)
-    if found.st_uid not in (0, os.geteuid()):
+    if not is_own(found):
         raise UnfitFileError("another user's", path)
 
 
-def _make_writable(path: StrPath, folder: int | None) -> None:
+def _make_writable(path: StrPath, folder: Place | None) -> None:
     """Allow its owner to write to a file: a run that was killed may have taken the right away.
 
     Raises:
@@ -221,14 +233,16 @@ def _make_writable(path: StrPath, folder: int | None) -> None:
             check_own(descriptor, path)
             with contextlib.suppress(OSError):  # then the next attempt says that it may not
                 mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-                os.fchmod(descriptor, mode | stat.S_IWUSR)
+                set_mode(descriptor, mode | stat.S_IWUSR)
         finally:
             os.close(descriptor)
 
 
-def _open(path: StrPath, flags: int, folder: int | None, mode: int = 0o666) -> int:
+def _open(
+    path: StrPath, flags: int, folder: Place | None, mode: int = 0o666, *, follow: bool
+) -> int:
     try:
-        return _open_soon(path, flags, mode, folder)
+        return _open_soon(path, flags, mode, folder, follow)
     except IsADirectoryError:
         raise UnfitFileError("a folder", path) from None
     except OSError as error:
@@ -237,12 +251,12 @@ def _open(path: StrPath, flags: int, folder: int | None, mode: int = 0o666) -> i
         raise
 
 
-def _open_soon(path: StrPath, flags: int, mode: int, folder: int | None) -> int:
+def _open_soon(path: StrPath, flags: int, mode: int, folder: Place | None, follow: bool) -> int:
     """Open a file that another process may have a lease on: a file server, for its clients."""
     end = time.monotonic() + _LEASE
     while True:
         try:
-            return os.open(path, flags, mode, dir_fd=folder)
+            return open_at(path, flags, mode, folder=folder, follow=follow)
         except BlockingIOError:  # the kernel has asked for the lease; without O_NONBLOCK it waits
             if time.monotonic() > end:
                 raise
@@ -250,7 +264,7 @@ def _open_soon(path: StrPath, flags: int, mode: int, folder: int | None) -> int:
 
 
 @contextmanager
-def open_folder(path: StrPath) -> Iterator[int]:
+def open_folder(path: StrPath) -> Iterator[Place]:
     """Hold a folder open, so that what is opened relative to it is in this very folder.
 
     Raises:
@@ -260,67 +274,67 @@ def open_folder(path: StrPath) -> Iterator[int]:
     follow = os.path.islink(path)
     if follow and not is_trusted_link(path):
         raise UnfitFileError("a symbolic link of another user", path)
-    descriptor = os.open(path, _FOLDER if follow else _FOLDER | os.O_NOFOLLOW)
+    place = open_place(path, follow=follow)
     try:
-        yield descriptor
+        yield place
     finally:
-        os.close(descriptor)
+        close_place(place)
 
 
 @contextmanager
-def open_listed(path: StrPath) -> Iterator[int]:
+def open_listed(path: StrPath) -> Iterator[Place]:
     """Hold a folder open to list it and to remove what is in it; a link to one is an OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    place = open_place(path, follow=False, listed=True)
     try:
-        yield descriptor
+        yield place
     finally:
-        os.close(descriptor)
+        close_place(place)
 
 
 @contextmanager
 def open_folder_of(
-    root: StrPath, name: str, *, make: bool = False, folder: int | None = None
-) -> Iterator[tuple[int, str]]:
+    root: StrPath, name: str, *, make: bool = False, folder: Place | None = None
+) -> Iterator[tuple[Place, str]]:
     """Hold the folder of a file below a root open, none of which below the root is a link.
 
     Args:
         root: The root, which may be a link itself.
         name: The file's path below it, with slashes.
         make: Make the folders that are missing.
-        folder: The descriptor of the open folder that a relative root begins at.
+        folder: The open folder that a relative root begins at.
 
     Yields:
-        The descriptor of the folder, and the name of the file in it.
+        The folder, and the name of the file in it.
 
     Raises:
         FileNotFoundError: A folder is missing.
         UnfitFileError: Something else bears the name of one.
     """
     *folders, last = name.split("/")
-    here = os.open(root, _FOLDER, dir_fd=folder)
+    here = open_place(root, folder=folder)
     try:
         path = os.fspath(root)
         for part in folders:
             path = os.path.join(path, part)
             below = _open_below(here, part, make, path)
-            os.close(here)
+            close_place(here)
             here = below
         yield here, last
     finally:
-        os.close(here)
+        close_place(here)
 
 
-def _open_below(folder: int, part: str, make: bool, path: str) -> int:
+def _open_below(folder: Place, part: str, make: bool, path: str) -> Place:
     try:
         if make:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(part, dir_fd=folder)
+                make_at(part, folder)
                 sync_path(".", folder=folder)
-        return os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+        return open_place(part, folder=folder, follow=False)
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
-        mode = os.stat(part, dir_fd=folder, follow_symlinks=False).st_mode
+        mode = stat_at(part, folder).st_mode
         raise UnfitFileError(kind_of(mode), path) from None
 
 
@@ -330,19 +344,19 @@ def is_trusted_link(path: StrPath) -> bool:
     These may have put a part of a store elsewhere, onto another disk say. The kernel follows links
     in shared folders by the same rule (``fs.protected_symlinks``).
     """
-    trusted = {0, os.geteuid(), os.stat(Path(path).parent).st_uid}
+    trusted = {0, user(), os.stat(Path(path).parent).st_uid}
     return os.lstat(path).st_uid in trusted
 
 
-def sync_path(path: StrPath, *, folder: int | None = None) -> None:
+def sync_path(path: StrPath, *, folder: Place | None = None) -> None:
     """Make durable what a file holds, or the names in a folder; see `sync_open`.
 
     A relative path begins at an open ``folder``, if one is given.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        descriptor = open_at(path, FLUSHED, folder=folder)
     except OSError as error:  # a folder that may be written and not be listed, say
-        if error.errno in LACKING and stat.S_ISDIR(os.stat(path, dir_fd=folder).st_mode):
+        if error.errno in LACKING and stat.S_ISDIR(stat_at(path, folder, follow=True).st_mode):
             return
         raise
     try:

@@ -25,6 +25,7 @@ from mlstate.files import UnfitFileError, read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
 from mlstate.phrases import Phrase
+from mlstate.system import is_own
 from mlstate.texts import decoded, load_toml
 from mlstate.toml_keys import line_of, refuse_unknown
 from mlstate.warn import warn
@@ -182,7 +183,7 @@ def _may_speak(file: Path) -> bool:
 
     Anybody may put a file into a folder such as /tmp, and saved states would go where it says.
     """
-    if not hasattr(os, "geteuid") or os.stat(file).st_uid in (0, os.geteuid()):
+    if is_own(os.stat(file)):
         return True
     if _is_trusted(file.parent):
         return True

@@ -23,6 +23,7 @@ __all__ = [
     "check_key",
     "check_keys",
     "check_state_type",
+    "is_device_name",
     "keys_of",
     "listed_keys",
 ]
@@ -37,6 +38,11 @@ _PORTS = ("com", "lpt")
 _RESERVED = frozenset(_DEVICES) | {f"{port}{n}" for port in _PORTS for n in range(10)}
 
 
+def is_device_name(name: str) -> bool:
+    """Whether Windows takes a name for that of a device, such as ``NUL`` or ``nul.txt``."""
+    return name.partition(".")[0].rstrip().lower() in _RESERVED
+
+
 def _check_part(field: str, value: object) -> None:
     if not isinstance(value, str) or not _PART.fullmatch(value):
         raise FormatError(
@@ -45,7 +51,7 @@ def _check_part(field: str, value: object) -> None:
             found=repr(value),
             remedy="write - for ." if isinstance(value, str) and "." in value else None,
         )
-    if value.lower() in _RESERVED:
+    if is_device_name(value):
         raise FormatError(
             f"{field} is a name that Windows reserves for a device",
             expected="any other name",

@@ -61,7 +61,7 @@ def chunks(parts: Sequence[Bytes], size: int) -> Iterator[Bytes]:
 
 
 def _pages(size: int) -> mmap.mmap:
-    if sys.platform == "win32":
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, size)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
     if sys.platform == "linux":

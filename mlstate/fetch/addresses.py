@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -242,7 +243,7 @@ def _path(address: str) -> str:
 def beside(address: str, name: str) -> str:
     """The address of another file in the same folder; a query (a token of a signed URL) stays."""
     if "://" not in address:
-        return posixpath.join(posixpath.dirname(address), name)
+        return os.path.join(os.path.dirname(address), name)
     split = urlsplit(address)
     name = quote(name) if split.scheme in ("http", "https") else name
     path = posixpath.join(posixpath.dirname(split.path), name)

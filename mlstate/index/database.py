@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mlstate import settings
 from mlstate.errors import MlstateError
 from mlstate.locations import anchored
+from mlstate.system import may_be_written_by_others, user
 
 if TYPE_CHECKING:
     import sqlite3
@@ -61,7 +62,7 @@ def index_folder() -> Path:
     Raises:
         FormatError: The settings name no cache folder.
     """
-    return anchored(settings.cache_folder()) / f"index-{os.geteuid()}"
+    return anchored(settings.cache_folder()) / f"index-{user()}"
 
 
 def is_index_folder(name: str) -> bool:
@@ -202,7 +203,7 @@ def _prepare(path: Path) -> None:
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700)
         found = os.lstat(folder)
-    own = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    own = found.st_uid == user() and not may_be_written_by_others(found)
     if not own or not stat.S_ISDIR(found.st_mode):
         raise OSError(f"{folder} is not a folder that only its user may write to")
     with suppress(FileNotFoundError):

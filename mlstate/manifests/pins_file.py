@@ -16,6 +16,7 @@ from mlstate.files import ABSENT, UnfitFileError, open_regular
 from mlstate.locations import Mirror, parse_mirror
 from mlstate.manifests.entries import Pin
 from mlstate.states import StateKey
+from mlstate.system import is_own, may_be_written_by_others, user
 from mlstate.texts import load_toml
 
 __all__ = ["PinsFile"]
@@ -81,7 +82,7 @@ class PinsFile:
             FormatError: As `read`.
             OSError: The file cannot be written.
         """
-        from mlstate.manifests.update import locked_folder
+        from mlstate.locks import locked_folder
         from mlstate.objects.beside import temporary_beside
         from mlstate.objects.durable import write_over
 
@@ -139,14 +140,13 @@ class PinsFile:
 
     def _check_rights(self, found: os.stat_result) -> None:
         """Refuse a file that others have written, or can: they would say what is trusted."""
-        if found.st_uid not in (0, os.geteuid()):
+        if not is_own(found):
             raise self._unusable(
                 "the file of pins belongs to another user, who would say what you trust",
                 f"user {found.st_uid}",
-                remedy=f"chown {os.geteuid()} {self.path}, if you trust it; or set "
-                "MLSTATE_PINS=strict",
+                remedy=f"chown {user()} {self.path}, if you trust it; or set MLSTATE_PINS=strict",
             )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if may_be_written_by_others(found):
             raise self._unusable(
                 "others may write the file of pins, who would say what you trust",
                 f"mode {stat.S_IMODE(found.st_mode):04o}",

@@ -13,8 +13,8 @@ from pathlib import Path
 from mlstate import settings
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, SignatureError
+from mlstate.locks import locked_folder
 from mlstate.manifests.serials import MAX_SERIAL
-from mlstate.manifests.update import locked_folder
 from mlstate.objects.durable import read_small, write_over
 from mlstate.warn import warn
 

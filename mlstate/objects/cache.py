@@ -23,16 +23,16 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.files import ABSENT, UnfitFileError, read_file
 from mlstate.format import layout
+from mlstate.locks import FileLock
 from mlstate.objects.durable import (
     SMALL,
     create_exclusively,
     make_folders,
-    try_lock,
-    unlock,
     write_over,
 )
 from mlstate.objects.folder import FolderObjectStore
 from mlstate.objects.interface import ObjectStore
+from mlstate.system import NONBLOCK, OPEN_FILES_MOVE, open_at, replace, set_time
 from mlstate.texts import load_toml
 
 __all__ = [
@@ -164,7 +164,7 @@ class Cache(ChainObjectStore):
         # A pruning may have moved it: it is read there, too.
         for path in (self.own.path(digest), *self.own.trashed_paths(digest)):
             with suppress(FileNotFoundError):
-                os.replace(path, target)
+                replace(path, target)
                 return str(target)
         return f"{self.own.path(digest)} (another process has set it aside)"
 
@@ -257,7 +257,7 @@ def note_use(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) ->
                 write_root(folder, digest, key, files)  # no note, or not ours alone to touch
             elif not 0 <= time.time() - noted.st_mtime <= _NOTED:  # clocks differ: once more
                 try:
-                    os.utime(path, follow_symlinks=False)
+                    set_time(path)
                 except PermissionError:  # another member's, whose time only its owner may set
                     write_root(folder, digest, key, files)
             else:
@@ -364,15 +364,16 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
     if descriptor is None:
         yield lambda: None
         return
+    lock = FileLock(descriptor, path)
     try:
-        _wait(descriptor, patience)
+        _wait(lock, descriptor, patience)
         last = [0.0]
 
         def alive() -> None:
             if time.monotonic() - last[0] > patience / 20:
                 last[0] = time.monotonic()
                 with contextlib.suppress(OSError):  # another member's file: then without
-                    os.utime(descriptor)
+                    set_time(path, descriptor)
 
         alive()
         try:
@@ -383,8 +384,11 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
             with contextlib.suppress(OSError):
                 os.unlink(path)
     finally:
-        unlock(descriptor)
+        lock.give_back()
         os.close(descriptor)
+        if not OPEN_FILES_MOVE:  # it could not be removed before
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def _open_lock(path: Path) -> int | None:
@@ -393,10 +397,9 @@ def _open_lock(path: Path) -> int | None:
     It may be another member's, to read alone. A link is not followed: it would make a file
     elsewhere.
     """
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     for way in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         try:
-            descriptor = os.open(path, flags | way, 0o666)
+            descriptor = open_at(path, way | NONBLOCK, follow=False)
         except (PermissionError, FileNotFoundError):
             continue
         except OSError as error:
@@ -414,9 +417,9 @@ def _open_lock(path: Path) -> int | None:
 _NO_LOCK = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.ENOTDIR}
 
 
-def _wait(descriptor: int, patience: float) -> None:
+def _wait(lock: FileLock, descriptor: int, patience: float) -> None:
     heard, sign = time.monotonic(), os.fstat(descriptor).st_mtime_ns
-    while try_lock(descriptor) is False:
+    while lock.take() is False:
         time.sleep(_POLL)
         now = os.fstat(descriptor).st_mtime_ns
         if now != sign:

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 import stat
-import sys
 import uuid
 from collections.abc import Iterable
 from enum import Enum
@@ -28,13 +27,16 @@ from mlstate.files import (
     UnfitFileError,
     is_trusted_link,
     kind_of,
+    open_listed,
     open_regular,
     read_file,
     sync_open,
     sync_path,
 )
 from mlstate.format import layout
+from mlstate.locks import try_lock, unlock
 from mlstate.objects.mapped import libc, write_hashed
+from mlstate.system import LINUX, OPEN_FILES_MOVE, WINDOWS, open_at, replace, set_mode, user
 
 __all__ = [
     "SMALL",
@@ -73,6 +75,9 @@ class Publish(Enum):
     """Exclusively: of several writers one wins, and what bears the name stays."""
 
 
+_CLOSED, _MOVING = -1, -2
+
+
 class NewFile:
     """A file in the making; one that was not published is removed when the context ends.
 
@@ -92,7 +97,7 @@ class NewFile:
         self._private = private
         self._named = False
         self._lock = Lock()
-        self.descriptor = -1
+        self.descriptor = _CLOSED
         self.size = 0
         try:
             mode = 0o444 if read_only else 0o666
@@ -134,9 +139,11 @@ class NewFile:
             FileNotFoundError: The folder is not there.
         """
         if how is Publish.CREATE:
+            self._let_move()
             return create_exclusively(self._path, target)
         self._take_rights(target)
-        os.replace(self._path, target)
+        self._let_move()
+        replace(self._path, target)
         self._named = True
         return True
 
@@ -175,18 +182,26 @@ class NewFile:
         with contextlib.suppress(OSError):  # none is there, or there are no rights here
             found = os.lstat(target).st_mode
             if stat.S_ISREG(found):
-                os.fchmod(self.descriptor, found & 0o666)
+                set_mode(self.descriptor, found & 0o666)
 
     def close(self) -> None:
         """Close it, and remove it unless it was published; once more does nothing."""
         with self._lock:
-            descriptor, self.descriptor = self.descriptor, -1
-        if descriptor < 0:
+            descriptor, self.descriptor = self.descriptor, _CLOSED
+        if descriptor == _CLOSED:
             return
         try:
-            os.close(descriptor)
+            if descriptor != _MOVING:
+                os.close(descriptor)
         finally:
             self._remove()
+
+    def _let_move(self) -> None:
+        """Close it before it gets its name, where an open file cannot be renamed."""
+        if not OPEN_FILES_MOVE:
+            with self._lock:
+                descriptor, self.descriptor = self.descriptor, _MOVING
+            os.close(descriptor)
 
     def _remove(self) -> None:
         if not self._named:
@@ -198,16 +213,16 @@ def _open_new(path: StrPath, mode: int = 0o666) -> int:
     # Less the umask, which the kernel applies: a group can share a store. (mkstemp's 0600 would
     # lock the group out, and asking for the umask means changing it for all threads.) Who makes
     # a file may write to it through this descriptor, whatever its mode.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     try:
-        return os.open(path, flags, mode)
+        return open_at(path, flags, mode)
     except OSError as error:
         if mode & stat.S_IWUSR or error.errno not in LACKING:
             raise
     # Some file systems (WSL, CIFS) make such a file, and then refuse to open it to write.
     with contextlib.suppress(OSError):
         os.unlink(path)
-    return os.open(path, flags, mode | stat.S_IWUSR)
+    return open_at(path, flags, mode | stat.S_IWUSR)
 
 
 _SHARED = stat.S_ISGID | stat.S_IWGRP
@@ -228,9 +243,9 @@ def share(descriptor: int, folder: StrPath, rights: int = stat.S_IRGRP) -> None:
     if os.stat(folder).st_mode & _SHARED != _SHARED:
         return
     found = os.fstat(descriptor)
-    if found.st_mode & rights != rights and found.st_uid == os.geteuid():
+    if found.st_mode & rights != rights and found.st_uid == user():
         with contextlib.suppress(OSError):  # a file system without rights
-            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) | rights)
+            set_mode(descriptor, stat.S_IMODE(found.st_mode) | rights)
 
 
 def write_in_store(
@@ -441,13 +456,12 @@ def _share_folder(folder: Path) -> None:
     """Share a new folder as the one that it is in; see `share`."""
     if os.stat(folder.parent).st_mode & _SHARED != _SHARED:
         return
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(OSError):  # it was replaced, say: then it is not ours to share
-        descriptor = os.open(folder, flags)
-        try:
-            share(descriptor, folder.parent, stat.S_IRWXG | stat.S_ISGID)
-        finally:
-            os.close(descriptor)
+    with (
+        contextlib.suppress(OSError),  # it was replaced, say: then it is not ours to share
+        open_listed(folder) as place,
+    ):
+        if isinstance(place, int):
+            share(place, folder.parent, stat.S_IRWXG | stat.S_ISGID)
 
 
 def _check_own_folder(folder: Path) -> None:
@@ -489,7 +503,7 @@ def seal(descriptor: int, folder: StrPath, *, sync: bool) -> None:
     With ``sync`` it is made durable, too.
     """
     with contextlib.suppress(OSError):
-        os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & ~0o222)
+        set_mode(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & ~0o222)
     share(descriptor, folder)
     if sync:
         sync_open(descriptor)
@@ -514,10 +528,13 @@ def create_exclusively(temporary: StrPath, target: StrPath) -> bool:
 
 
 def rename_exclusively(temporary: StrPath, target: StrPath) -> None:
-    """Rename a file by RENAME_NOREPLACE, which Python does not offer.
+    """Rename a file by RENAME_NOREPLACE, which Python does not offer; Windows does no other way.
 
     A taken name is a FileExistsError. Another OSError says that this system cannot.
     """
+    if WINDOWS:
+        os.rename(temporary, target)
+        return
     _renameat2(temporary, target, 1)
 
 
@@ -527,7 +544,7 @@ def _exchange(first: StrPath, second: StrPath) -> None:
 
 
 def _renameat2(source: StrPath, target: StrPath, flags: int) -> None:
-    renameat2 = getattr(libc(), "renameat2", None) if sys.platform.startswith("linux") else None
+    renameat2 = getattr(libc(), "renameat2", None) if LINUX else None
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     at_cwd = -100
@@ -542,36 +559,7 @@ def _claim_and_rename(temporary: StrPath, target: StrPath) -> None:
     """
     os.close(_open_new(target))
     try:
-        os.replace(temporary, target)
+        replace(temporary, target)
     except BaseException:
         os.unlink(target)
         raise
-
-
-def try_lock(descriptor: int) -> bool | None:
-    """Lock a file for this process, without waiting.
-
-    Returns False if another process has it, and None if there are no locks here.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on this platform
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: nobody is worth waiting for
-        return None
-    return True
-
-
-def unlock(descriptor: int) -> None:
-    """Give back the lock of `try_lock`, before the file is closed.
-
-    To close it is not enough if the process was forked meanwhile: the child has it open, too.
-    """
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_UN)

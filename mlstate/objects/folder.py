@@ -30,6 +30,7 @@ from mlstate.objects.durable import (
     write_in_store,
 )
 from mlstate.parallel import Background
+from mlstate.system import set_time
 from mlstate.warn import warn
 
 __all__ = ["GRACE_SECONDS", "FolderObjectStore", "check_folder", "prepare_folder"]
@@ -158,7 +159,7 @@ class FolderObjectStore:
         """
         for path in self.trashed_paths(digest):
             with suppress(PermissionError, FileNotFoundError):
-                os.utime(path, follow_symlinks=False)
+                set_time(path)
             if self.put_back(path, digest):
                 return True
         return False
@@ -314,7 +315,7 @@ def _freshened(path: str) -> bool:
     Only its owner may; and some file systems cannot.
     """
     try:
-        os.utime(path, follow_symlinks=False)
+        set_time(path)
     except OSError as error:
         if error.errno in LACKING:
             return False

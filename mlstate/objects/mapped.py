@@ -6,13 +6,13 @@ import ctypes
 import os
 import stat
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from mmap import PROT_READ, mmap
+from mmap import ACCESS_READ, mmap
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest, Hasher
+from mlstate.system import LINUX, is_own, write_views
 
 __all__ = ["MAP_FROM", "libc", "may_map", "write_all", "write_hashed"]
 
@@ -65,7 +65,7 @@ def _mapped(descriptor: int, size: int, devices: dict[int, bool] | None) -> mmap
         return None
     try:
         os.ftruncate(descriptor, size)
-        return mmap(descriptor, size, prot=PROT_READ)
+        return mmap(descriptor, size, access=ACCESS_READ)
     except OSError:  # the process may not map any more, say; a full disk is met by the writing
         return None
 
@@ -127,7 +127,7 @@ def _write_block(descriptor: int, block: list[memoryview]) -> int:
     size = sum(map(len, block))
     if len(block) > _MOST_VIEWS:
         block = [memoryview(b"".join(block))]
-    written = os.writev(descriptor, block)
+    written = write_views(descriptor, block)
     if written < size:
         for view in block:
             write_all(descriptor, view[written:])
@@ -165,14 +165,14 @@ def may_map(file: BinaryIO | int, devices: dict[int, bool] | None = None) -> boo
     process that reads it there is killed. ``devices`` notes, of other files in the same act, which
     devices are local: not to be kept for long, for what is mounted changes.
     """
-    if not sys.platform.startswith("linux"):
+    if not LINUX:
         return False  # no way known here to tell a network mount
     try:
         descriptor = file if isinstance(file, int) else file.fileno()
     except OSError:
         return False
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+    if not stat.S_ISREG(found.st_mode) or not is_own(found):
         return False
     local = None if devices is None else devices.get(found.st_dev)
     if local is None:

@@ -20,8 +20,18 @@ from threading import Lock
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.files import LACKING, UnfitFileError, open_folder, open_own
 from mlstate.format import layout
-from mlstate.objects.durable import try_lock
+from mlstate.locks import FileLock
 from mlstate.parallel import THREADS
+from mlstate.system import (
+    OPEN_FILES_MOVE,
+    Place,
+    open_at,
+    pread,
+    pwrite,
+    remove_at,
+    replace,
+    stat_at,
+)
 
 __all__ = ["BLOCK", "SEGMENT", "Partial"]
 
@@ -52,12 +62,12 @@ class Partial:
             kept = own is not None
             if own is None:
                 own = _open_private(uuid.uuid4().hex, place)
-        self.descriptor, self._marks = own.descriptor, own.marks
+        self.descriptor, self._marks, self._file_lock = own.descriptor, own.marks, own.lock
         self.path = folder / own.name
         self._marks_path = folder / _marks_name(own.name)
         self._remove: tuple[Path, ...] = () if kept else (self._marks_path, self.path)
         count = -(-size // BLOCK)
-        done = os.pread(self._marks, count, 0)
+        done = pread(self._marks, count, 0)
         found = os.fstat(self.descriptor).st_size
         if found != size or len(done) != count:
             # What is empty is not emptied: ext4 then writes the file to the disk at its close.
@@ -66,7 +76,7 @@ class Partial:
             if found:
                 _resize(self.descriptor, 0, needed=found > size)
             done = bytes(count)
-            os.pwrite(self._marks, done, 0)
+            pwrite(self._marks, done, 0)
             _resize(self.descriptor, size)
         self._done = bytearray(done)
         self.resumed = any(self._done)
@@ -89,7 +99,7 @@ class Partial:
         """Put bytes in their place; called from several threads."""
         view = memoryview(data).cast("B")
         while view:
-            count = os.pwrite(self.descriptor, view, position)
+            count = pwrite(self.descriptor, view, position)
             view, position = view[count:], position + count
 
     def mark(self, start: int, stop: int) -> int:
@@ -101,7 +111,7 @@ class Partial:
         first, last = start // BLOCK, stop // BLOCK if stop < self.size else len(self._done)
         if last > first:
             marks = b"\x01" * (last - first)
-            os.pwrite(self._marks, marks, first)
+            pwrite(self._marks, marks, first)
             with self._lock:  # last: whoever finds that nothing is left may close the files
                 self._left -= self._done.count(0, first, last)
                 self._done[first:last] = marks
@@ -134,7 +144,7 @@ class Partial:
         for start in range(0, self.size, _WINDOW):
             length = min(_WINDOW, self.size - start)
             try:
-                window = mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=start)
+                window = mmap.mmap(self.descriptor, length, access=mmap.ACCESS_READ, offset=start)
             except OSError:  # a file system without maps
                 yield from self._pieces(start, length)
             else:
@@ -142,12 +152,15 @@ class Partial:
                     yield window
 
     def _pieces(self, start: int, size: int) -> Iterator[bytes]:
-        while size and (piece := os.pread(self.descriptor, min(size, BLOCK), start)):
+        while size and (piece := pread(self.descriptor, min(size, BLOCK), start)):
             yield piece
             start, size = start + len(piece), size - len(piece)
 
-    def finished(self) -> None:
-        """Remove the marks of the object, which has another name now."""
+    def move(self, target: Path) -> None:
+        """Give the object another name; its marks are removed."""
+        if not OPEN_FILES_MOVE:
+            self._close_files()
+        replace(self.path, target)
         self._remove = (self._marks_path,)  # under the old name there may be another process's
         self.close()
 
@@ -157,7 +170,13 @@ class Partial:
         self.close()
 
     def forget(self) -> None:
-        """Take away its names: no later run finds it. A thread that writes to it may go on."""
+        """Take away its names: no later run finds it. A thread that writes to it may go on.
+
+        Where open files cannot be removed, `close` does it.
+        """
+        if not OPEN_FILES_MOVE:
+            self._remove = (self._marks_path, self.path)
+            return
         for path in (self._marks_path, self.path):
             path.unlink(missing_ok=True)
         self._remove = ()
@@ -165,8 +184,15 @@ class Partial:
     def close(self) -> None:
         """Close it; a later run may go on, if it can find it."""
         remove, self._remove = self._remove, ()
+        if not OPEN_FILES_MOVE:
+            self._close_files()
         for path in remove:
             path.unlink(missing_ok=True)
+        self._close_files()
+        if self._file_lock is not None:
+            self._file_lock.closed()
+
+    def _close_files(self) -> None:
         descriptors, self.descriptor, self._marks = (self.descriptor, self._marks), -1, -1
         for descriptor in descriptors:
             if descriptor >= 0:
@@ -175,11 +201,12 @@ class Partial:
 
 @dataclass(frozen=True)
 class _Files:
-    """The open files of a partial object, and the name of the first."""
+    """The open files of a partial object, the name of the first, and the lock on it."""
 
     name: str
     descriptor: int
     marks: int
+    lock: FileLock | None = None
 
 
 def _resize(descriptor: int, size: int, *, needed: bool = False) -> None:
@@ -199,50 +226,62 @@ def _marks_name(name: str) -> str:
     return f"{name}{layout.DONE_SUFFIX}"
 
 
-def _open_found(name: str, folder: int) -> _Files | None:
+def _open_found(name: str, folder: Place) -> _Files | None:
     """Open the files of this name, to go on with them.
 
     None if another process works on them, if nobody can tell, and if anything but files of one's
     own has their names: then a private name is used.
     """
-    descriptor = _open_unused(name, folder)
-    if descriptor is None:
+    found = _open_unused(name, folder)
+    if found is None:
         return None
+    descriptor, lock = found
     try:
-        return _Files(name, descriptor, open_own(_marks_name(name), folder=folder, mode=_MODE))
+        marks = open_own(_marks_name(name), folder=folder, mode=_MODE)
+        return _Files(name, descriptor, marks, lock)
     except BaseException as error:
-        if not os.fstat(descriptor).st_size:  # made just now, or of no use to anybody
-            os.unlink(name, dir_fd=folder)
-        os.close(descriptor)
+        # It was made just now, or is of no use to anybody.
+        _close(descriptor, name, folder, remove=not os.fstat(descriptor).st_size)
+        lock.closed()
         if isinstance(error, UnfitFileError | PermissionError):
             return None
         raise
 
 
-def _open_private(name: str, folder: int) -> _Files:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(name, flags, _MODE, dir_fd=folder)
+def _open_private(name: str, folder: Place) -> _Files:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    descriptor = open_at(name, flags, _MODE, folder=folder)
     try:
-        return _Files(name, descriptor, os.open(_marks_name(name), flags, _MODE, dir_fd=folder))
+        return _Files(name, descriptor, open_at(_marks_name(name), flags, _MODE, folder=folder))
     except BaseException:
-        os.close(descriptor)
-        os.unlink(name, dir_fd=folder)
+        _close(descriptor, name, folder, remove=True)
         raise
 
 
-def _open_unused(name: str, folder: int) -> int | None:
+def _close(descriptor: int, name: str, folder: Place, *, remove: bool) -> None:
+    """Close a file, and remove it: before that where it can be, as long as its lock is held."""
+    with contextlib.suppress(FileNotFoundError):
+        if remove and OPEN_FILES_MOVE:
+            remove_at(name, folder)
+    os.close(descriptor)
+    if remove and not OPEN_FILES_MOVE:
+        remove_at(name, folder)
+
+
+def _open_unused(name: str, folder: Place) -> tuple[int, FileLock] | None:
     """Open a file that no other process works on; None if one does, or nobody can tell."""
     try:
         descriptor = open_own(name, folder=folder, mode=_MODE)
     except (UnfitFileError, PermissionError):  # another member's, or no file
         return None
-    locked = try_lock(descriptor)
+    lock, useless = FileLock(descriptor, name, folder), False
+    locked = lock.take()
     # Who held the lock before may have published the file meanwhile: then it is an object.
     with contextlib.suppress(FileNotFoundError):
-        there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        there = stat_at(name, folder)
         if locked and os.path.samestat(os.fstat(descriptor), there):
-            return descriptor
-        if locked is None and not os.fstat(descriptor).st_size:
-            os.unlink(name, dir_fd=folder)  # nobody can ever use it
-    os.close(descriptor)
+            return descriptor, lock
+        useless = locked is None and not os.fstat(descriptor).st_size  # nobody can ever use it
+    _close(descriptor, name, folder, remove=useless)
+    lock.closed()
     return None

@@ -33,6 +33,7 @@ from mlstate.objects.durable import (
 from mlstate.objects.folder import FolderObjectStore, prepare_folder
 from mlstate.objects.mapped import write_all
 from mlstate.objects.partial import Partial
+from mlstate.system import replace
 
 __all__ = ["Arriving", "Receiver", "Staged", "check_arrived"]
 
@@ -160,23 +161,21 @@ class Receiver:
     def publish_staged(self, staged: Staged) -> None:
         """Give a staged object the name of its digest; IntegrityError if it was taken away."""
         try:
-            os.replace(staged.path, self.place(staged.digest))
+            replace(staged.path, self.place(staged.digest))
         except FileNotFoundError:
             self._check_published(staged)
 
     def publish_partial(self, partial: Partial, digest: Digest) -> None:
         """Give a complete partial object the name of its digest."""
         seal(partial.descriptor, self.temporaries, sync=self.durable)
-        os.replace(partial.path, self.place(digest))
-        partial.finished()
+        partial.move(self.place(digest))
 
     def stage_partial(self, partial: Partial, name: str, digest: Digest) -> Staged:
         """Keep a complete partial object under a name for a later decision."""
         seal(partial.descriptor, self.temporaries, sync=False)
         which = _which(os.fstat(partial.descriptor))
         path = self.free_for_staging(name)
-        os.replace(partial.path, path)
-        partial.finished()
+        partial.move(path)
         return Staged(path, digest, which)
 
     def flush(self) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-import sys
 from typing import BinaryIO
 
 from mlstate.files import LACKING
+from mlstate.system import LINUX
 
 __all__ = ["clone_range"]
 
@@ -21,7 +21,7 @@ def clone_range(source: BinaryIO, offset: int, size: int, descriptor: int, start
     Returns:
         False if that cannot be done here: nothing was written, and the bytes are to be copied.
     """
-    if not sys.platform.startswith("linux"):
+    if not LINUX:
         return False
     import fcntl
 

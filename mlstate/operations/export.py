@@ -20,6 +20,7 @@ from mlstate.stores.abstract import Found
 from mlstate.stores.custom import state_store
 from mlstate.stores.materialize import materialize_state
 from mlstate.stores.read import StateStore
+from mlstate.system import replace
 from mlstate.units import parse_size
 from mlstate.weights.folder import remove_abandoned
 from mlstate.weights.writer import check_has_tensors, temporaries, weights_of, write_output
@@ -213,7 +214,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 def publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
     """Give a complete file its name, durably; a StateExistsError if another was made meanwhile."""
     if overwrite:
-        os.replace(temporary, target)
+        replace(temporary, target)
     elif not create_exclusively(temporary, target):
         refuse_existing(target, overwrite=False)
     sync_path(target.parent)

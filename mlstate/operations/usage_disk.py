@@ -200,7 +200,7 @@ def _below(root: Path, folder: str) -> Iterator[tuple[str, int]]:
 
 def _size(found: os.stat_result, folder: str) -> int:
     """The bytes of a file. One that is on its way is made as long as it will be, with holes."""
-    if folder == layout.TEMPORARIES:
+    if folder == layout.TEMPORARIES and hasattr(found, "st_blocks"):  # not so on Windows
         return min(found.st_size, found.st_blocks * _BLOCK)
     return found.st_size
 

@@ -7,6 +7,7 @@ from typing import BinaryIO, Protocol
 
 from mlstate.errors import FormatError
 from mlstate.pickled.caps import MAX_LINE, MAX_PICKLE, capped
+from mlstate.system import pread
 
 __all__ = ["BytesSource", "Cursor", "FileSource", "Part", "Source", "check_range"]
 
@@ -44,9 +45,9 @@ class FileSource:
     def read(self, start: int, size: int) -> bytes:
         """See `Source.read`."""
         check_range(start, size, self.size)
-        data = os.pread(self._descriptor, size, start)
+        data = pread(self._descriptor, size, start)
         while len(data) < size:
-            more = os.pread(self._descriptor, size - len(data), start + len(data))
+            more = pread(self._descriptor, size - len(data), start + len(data))
             if not more:
                 raise FormatError("a file became shorter while it was read")
             data += more

@@ -21,6 +21,7 @@ from mlstate.objects import ObjectStore, read_verified
 from mlstate.objects.durable import read_small, sync_path, write_file
 from mlstate.phrases import Phrase
 from mlstate.reading import read_state
+from mlstate.system import remove_at, replace_in
 from mlstate.units import parse_size
 from mlstate.weights.folder import (
     RECORD_NAME,
@@ -201,12 +202,12 @@ def _publish(folder: Path, written: dict[str, Path], plan: FolderPlan) -> None:
             pass  # of all, before anything is replaced
     for name, temporary in written.items():
         with folder_of(folder, name) as (place, last):
-            os.replace(temporary, last, dst_dir_fd=place)
+            replace_in(temporary, last, place)
     _sync({folder, *((folder / name).parent for name in written)})
     # The index first, so that no index is there without its shards.
     for name in sorted(plan.stale, key=lambda name: not _is_index(name)):
         with suppress(FileNotFoundError), folder_of(folder, name) as (place, last):
-            os.unlink(last, dir_fd=place)
+            remove_at(last, place)
     _sync({(folder / name).parent for name in plan.stale})
 
 

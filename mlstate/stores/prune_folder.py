@@ -21,6 +21,7 @@ from mlstate.objects.durable import NewFile, check_no_foreign_link, make_folders
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
 from mlstate.stores.prune import PruneReport, Pruning
 from mlstate.stores.statefiles import FolderStateFiles
+from mlstate.system import move_from, remove_at
 
 __all__ = ["file_time", "prune_folder"]
 
@@ -29,7 +30,7 @@ _FETCHED = "|".join(
     map(re.escape, (layout.STAGED_SUFFIX, layout.PARTIAL_SUFFIX, layout.LOCK_SUFFIX))
 )
 _TEMPORARY = re.compile(
-    rf"([0-9a-f]{{32}}|[0-9a-f]{{64}}({_FETCHED}))({re.escape(layout.DONE_SUFFIX)})?"
+    rf"([0-9a-f]{{32}}|[0-9a-f]{{64}}({_FETCHED}))({re.escape(layout.DONE_SUFFIX)})?({re.escape(layout.LOCK_SUFFIX)})?"
 )
 
 
@@ -119,7 +120,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
                 open_folder(self.objects.root / layout.OBJECTS) as above,
                 open_folder_of(".", f"{digest[:2]}/{digest[2:]}", folder=above) as (folder, name),
             ):
-                os.rename(name, target, src_dir_fd=folder)
+                move_from(name, folder, target)
         except FileNotFoundError:  # another pruning was first
             return None
         if self.is_fresh(target):  # a save reused it just before it was moved
@@ -133,7 +134,7 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
     def delete(self, place: Path) -> bool:
         try:
             with open_folder(place.parent) as folder:
-                os.unlink(place.name, dir_fd=folder)
+                remove_at(place.name, folder)
         except FileNotFoundError:
             return False
         return True

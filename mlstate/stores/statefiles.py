@@ -31,6 +31,7 @@ from mlstate.objects.folder import check_folder, prepare_folder
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Listing, TrashedState
 from mlstate.stores.catalog import Catalog
+from mlstate.system import set_time
 from mlstate.warn import warn
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class FolderStateFiles(StateFiles):
         make_folders(self.root, path.parent)  # they are there; a link of others is refused
         try:
             try:
-                os.utime(path, follow_symlinks=False)  # its age in the trash counts from now
+                set_time(path)  # its age in the trash counts from now
             except OSError as error:  # another user's file, say: its age cannot be changed
                 if error.errno not in LACKING:
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,12 @@ from urllib.parse import unquote
 
 from mlstate.errors import TransportError
 from mlstate.files import ABSENT, UnfitFileError, open_regular
+from mlstate.system import WINDOWS, readinto_at
 from mlstate.transport.interface import Stream
 
 __all__ = ["LocalResource", "check_range", "file_path"]
+
+_DRIVE = re.compile(r"/[A-Za-z]:(?:/|$)")
 
 
 def file_path(address: str, base: Path | None) -> Path:
@@ -33,7 +37,13 @@ def file_path(address: str, base: Path | None) -> Path:
             expected="file:///absolute/path",
             remedy="write a relative path without file://",
         )
-    return Path(unquote("/" + rest))
+    return Path(_path_of("/" + rest))
+
+
+def _path_of(rest: str, *, drives: bool = WINDOWS) -> str:
+    """The path of a file URL; where there are drives, ``/C:/x`` is ``C:/x``."""
+    path = unquote(rest)
+    return path[1:] if drives and _DRIVE.match(path) else path
 
 
 def check_range(start: int, stop: int | None) -> None:
@@ -119,7 +129,7 @@ class _LocalStream(Stream):
         if not len(buffer):
             return 0
         try:
-            count = os.preadv(self._descriptor, [buffer], self._position)
+            count = readinto_at(self._descriptor, buffer, self._position)
         except OSError as error:
             raise TransportError(
                 "a file cannot be read on", path=self._address, found=error.strerror

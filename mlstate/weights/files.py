@@ -22,6 +22,7 @@ from mlstate.format.tensor_object import check_values
 from mlstate.locations import ARRAYS, DISTRIBUTED, SAFETENSORS, TORCH_GZIP, local_path
 from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
+from mlstate.system import pread
 from mlstate.units import check_size, parse_limit
 from mlstate.weights.checkpoints import chosen_sources
 from mlstate.weights.components import Component, components_of
@@ -289,8 +290,8 @@ def _safetensors(path: Path, stack: ExitStack) -> list[TensorSource]:
 
     header = fetch_header(LocalResource(path), _USUAL_HEADER)
     file = OpenFile(stack.enter_context(path.open("rb", buffering=0)), str(path))
-    length = int.from_bytes(os.pread(file.file.fileno(), 8, 0), "little")
-    if is_state_object(os.pread(file.file.fileno(), length, 8)):
+    length = int.from_bytes(pread(file.file.fileno(), 8, 0), "little")
+    if is_state_object(pread(file.file.fileno(), length, 8)):
         raise FormatError(
             "this is a state object: it names its large tensors, and does not hold them",
             remedy="its state digest is the BLAKE3 of the file itself: b3sum gives it",

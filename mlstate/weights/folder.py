@@ -30,6 +30,8 @@ from mlstate.locations import check_file_names
 from mlstate.objects.beside import abandoned_since
 from mlstate.objects.durable import read_small
 from mlstate.phrases import OVERWRITE
+from mlstate.states import is_device_name
+from mlstate.system import WINDOWS, Place, remove_at, stat_at
 from mlstate.texts import load_toml
 from mlstate.weights.files import PIECE, LocalTensor, OpenFile, digest_of_tensors, pieces_at
 
@@ -170,7 +172,7 @@ def _found(
     path = folder / name
     try:
         with open_folder_of(folder, name) as (place, last):
-            mode = os.stat(last, dir_fd=place, follow_symlinks=False).st_mode
+            mode = stat_at(last, place).st_mode
             if stat.S_ISDIR(mode):
                 raise StateExistsError(
                     "a folder is in the way of a file; nothing was changed", path=path
@@ -197,7 +199,7 @@ def _digest_of(file: BinaryIO, path: Path, known: Collection[str], weights: bool
 
 
 @contextmanager
-def folder_of(folder: Path, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+def folder_of(folder: Path, name: str, *, make: bool = False) -> Iterator[tuple[Place, str]]:
     """Hold the folder of a file that is written here open; see `open_folder_of`.
 
     Raises:
@@ -294,14 +296,12 @@ def remove_abandoned(folder: Path) -> None:
             run = folder / name
             with suppress(OSError), open_listed(run) as place:
                 limit = abandoned_since(folder)
-                found = (
-                    os.stat(one, dir_fd=place, follow_symlinks=False)
-                    for one in (".", *os.listdir(place))
-                )
+                found = (stat_at(one, place) for one in (".", *os.listdir(place)))
                 if max(one.st_mtime for one in found) < limit:
                     remove_temporaries(run)
 
 
+_ODD = re.compile(r'[<>:"|?*]|[ .](/|$)')
 _PLAIN = re.compile(r"[A-Za-z0-9_/-][A-Za-z0-9_./-]{0,99}(?<![./])")
 
 
@@ -314,6 +314,9 @@ def check_names_fit(run: Path, names: Collection[str]) -> None:
     Raises:
         FormatError: There is such a name; nothing was written.
     """
+    for name in sorted(names) if WINDOWS else ():  # which writes to devices and streams, no error
+        if _ODD.search(name) or any(map(is_device_name, name.split("/"))):
+            raise _unfit(name, "Windows keeps it for devices, or for itself")
     folded = {name.casefold() for name in names}
     if len(folded) == len(names) and all(map(_PLAIN.fullmatch, names)):
         return
@@ -343,7 +346,11 @@ def _try_name(path: Path, name: str, made: list[Path]) -> None:
     else:
         made.append(path)
         return
-    raise FormatError(
+    raise _unfit(name, reason)
+
+
+def _unfit(name: str, reason: str) -> FormatError:
+    return FormatError(
         "a file of this state has a name that this folder's file system cannot hold; nothing was "
         "written",
         path=name,
@@ -370,7 +377,7 @@ def remove_temporaries(run: Path) -> None:
         run.rmdir()
 
 
-def _unlink_all(folder: int | None, names: list[str]) -> None:
+def _unlink_all(folder: Place | None, names: list[str]) -> None:
     for name in names:
         with suppress(OSError):
-            os.unlink(name, dir_fd=folder)
+            remove_at(name, folder)

@@ -16,6 +16,7 @@ from mlstate.errors import FormatError
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects.mapped import MAP_FROM, may_map
 from mlstate.parallel import ProcessLock
+from mlstate.system import pread
 
 __all__ = ["ONE_COPY", "PIECE", "OpenFile", "TensorInFile", "pieces_at"]
 
@@ -54,7 +55,7 @@ class OpenFile:
 
 def pieces_at(descriptor: int, start: int, size: int) -> Iterator[bytes]:
     """A range of a file, piece by piece; fewer bytes if the file ends."""
-    while size and (piece := os.pread(descriptor, min(PIECE, size), start)):
+    while size and (piece := pread(descriptor, min(PIECE, size), start)):
         yield piece
         start, size = start + len(piece), size - len(piece)
 

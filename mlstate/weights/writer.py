@@ -39,6 +39,7 @@ from mlstate.objects.mapped import write_all
 from mlstate.objects.reflink import clone_range
 from mlstate.objects.verified import check_digest, check_tensor, open_tensor, pieces_of
 from mlstate.parallel import for_each
+from mlstate.system import pwrite
 from mlstate.weights.files import PIECE, pieces_at
 from mlstate.weights.folder import remove_temporaries, temporary_name
 
@@ -270,5 +271,5 @@ def _read(source: BinaryIO, size: int) -> bytes:
 def _write_at(descriptor: int, data: bytes | bytearray | memoryview, start: int) -> None:
     view = memoryview(data)
     while view:
-        count = os.pwrite(descriptor, view, start)
+        count = pwrite(descriptor, view, start)
         view, start = view[count:], start + count

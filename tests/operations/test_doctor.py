@@ -19,6 +19,7 @@ from mlstate import (
     LocalStateStore,
     ManifestStore,
     S3StateStore,
+    locks,
     open_store,
 )
 from mlstate.digests import Digest
@@ -354,7 +355,7 @@ def test_a_probe_that_breaks_off_leaves_nothing(
 
 
 def test_locks_that_everybody_gets_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(traits, "try_lock", lambda _: True)
+    monkeypatch.setattr(locks, "try_lock", lambda _: True)
     monkeypatch.setattr(traits, "rename_exclusively", os.replace)  # which asks nobody
     able = probe(tmp_path)
     assert not able.locks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from mlstate.objects.folder import check_folder
 from mlstate.objects.plain_folders import read_folders
 from mlstate.operations.doctor.check import Check, failed, reason_of
 from mlstate.operations.doctor.traits import Traits, file_system_of, probe
+from mlstate.system import user
 from mlstate.units import format_size
 
 __all__ = ["folder_checks", "readonly_check"]
@@ -174,7 +176,7 @@ def _add_files(folder: os.PathLike[str], counted: _Count, end: float) -> None:
                 continue
             counted.files += 1
             counted.nbytes += found.st_size
-            own = found.st_uid == os.geteuid()
+            own = found.st_uid == user()
             counted.others += not own and found.st_uid != 0
             if not (own and found.st_mode & stat.S_IRUSR):
                 counted.unreadable += not os.access(entry.path, os.R_OK)
@@ -192,11 +194,10 @@ def _entries(folder: os.PathLike[str], counted: _Count) -> Iterator[os.DirEntry[
 
 def _disk(name: str, folder: Path) -> Iterator[Check]:
     try:
-        found = os.statvfs(folder)
+        free, total, free_files = _space(folder)
     except OSError as error:
         yield Check(f"{name}: free disk", None, f"not told ({error.strerror})")
         return
-    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     if not total:
         yield Check(f"{name}: free disk", None, "not told by this file system")
         return
@@ -204,9 +205,19 @@ def _disk(name: str, folder: Path) -> Iterator[Check]:
     low = free < LOW_BYTES or free < LOW_SHARE * total
     remedy = "make room: mlstate prune --max-size SIZE; or choose another disk (MLSTATE_CACHE)"
     yield Check(f"{name}: free disk", not low, said, remedy if low else None)
-    if found.f_files and found.f_favail < LOW_FILES:
-        said = f"room for {found.f_favail:,} more (inodes)"
+    if free_files is not None and free_files < LOW_FILES:
+        said = f"room for {free_files:,} more (inodes)"
         yield Check(f"{name}: free files", False, said, "remove files, or choose another disk")
+
+
+def _space(folder: Path) -> tuple[int, int, int | None]:
+    """The free bytes, all of them, and for how many files there is room, if that is limited."""
+    if not hasattr(os, "statvfs"):  # Windows
+        total, _, free = shutil.disk_usage(folder)
+        return free, total, None
+    found = os.statvfs(folder)
+    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    return free, total, found.f_favail if found.f_files else None
 
 
 def _file_system(name: str, folder: Path) -> Iterator[Check]:

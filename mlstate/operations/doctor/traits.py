@@ -6,17 +6,18 @@ import errno
 import mmap
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from mlstate.objects.durable import rename_exclusively, try_lock
+from mlstate.locks import FileLock
+from mlstate.objects.durable import rename_exclusively
 from mlstate.objects.mapped import may_map
 from mlstate.objects.reflink import clone_range
+from mlstate.system import FLUSHED, LINUX, OPEN, set_time
 from mlstate.weights.folder import remove_temporaries
 
 __all__ = ["Traits", "file_system_of", "probe"]
@@ -69,7 +70,7 @@ def probe(folder: Path) -> Traits:
             maps=maps and _works(_map, first),
             flushes=flushes,
             flushes_folders=_works(_flush, trial),
-            sets_times=_works(partial(os.utime, times=(1, 1), follow_symlinks=False), second),
+            sets_times=_works(set_time, second),
             read_only_files=_keeps_read_only(trial / "kept"),
             replaces_open_files=_works(_replace_open, trial / "open"),
             flush_seconds=flush_seconds,
@@ -87,7 +88,7 @@ def _works(call: Callable[[Path], object], path: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, FLUSHED | OPEN)
     try:
         os.fsync(descriptor)
     finally:
@@ -96,15 +97,18 @@ def _flush(path: Path) -> None:
 
 def _map(path: Path) -> None:
     with path.open("rb") as file:
-        mmap.mmap(file.fileno(), _BLOCKS, prot=mmap.PROT_READ).close()
+        mmap.mmap(file.fileno(), _BLOCKS, access=mmap.ACCESS_READ).close()
 
 
 def _keeps_read_only(path: Path) -> bool:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | OPEN, 0o444))
         return not path.stat().st_mode & 0o222
     except OSError:
         return False
+    finally:
+        with suppress(OSError):
+            path.chmod(0o666)  # Windows would not remove it
 
 
 def _replace_open(path: Path) -> None:
@@ -146,7 +150,11 @@ def _names_exclusively(way: Callable[[Path, Path], None], trial: Path) -> bool:
 def _locks(path: Path) -> bool:
     """Whether who comes second is refused: locks that everybody gets are none."""
     with path.open("rb+") as first, path.open("rb+") as second:
-        return try_lock(first.fileno()) is True and try_lock(second.fileno()) is False
+        locks = [FileLock(file.fileno(), path) for file in (first, second)]
+        try:
+            return locks[0].take() is True and locks[1].take() is False
+        finally:
+            locks[0].give_back()
 
 
 def file_system_of(folder: Path, mounts: Path = _MOUNTS) -> str | None:
@@ -154,7 +162,7 @@ def file_system_of(folder: Path, mounts: Path = _MOUNTS) -> str | None:
 
     `mounts` is the kernel's list of what is mounted where.
     """
-    if not sys.platform.startswith("linux"):
+    if not LINUX:
         return None
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
