@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
@@ -16,17 +15,13 @@ from torch.futures import Future
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IncompatibleStateError, IntegrityError, concerning
-from mlstate.format.state_object import StateObject, TensorRef
-from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, object_size
+from mlstate.format.state_object import StateObject
 from mlstate.integrations.common import StoreLike, reading_store
-from mlstate.objects import ObjectStore
-from mlstate.objects.verified import check_tensor, open_tensor
-from mlstate.parallel import for_each
+from mlstate.integrations.dcp_objects import FileId, RankObjects, shares
 from mlstate.reading import Only
 from mlstate.states import StateKey, StateType
 from mlstate.stores.abstract import Found
 from mlstate.stores.arguments import check_pin
-from mlstate.tensors import read_tensors
 from mlstate.tensors.dcp import (
     chunks_by_place,
     metadata_of,
@@ -35,7 +30,7 @@ from mlstate.tensors.dcp import (
     plain_value,
 )
 from mlstate.tensors.dcp_index import INDEX_NAME, DcpIndex
-from mlstate.tensors.memory import as_bytes, as_tensor, mapped_tensor
+from mlstate.tensors.memory import as_bytes
 
 __all__ = ["MlstateReader", "checkpoint_key"]
 
@@ -45,9 +40,9 @@ _PIECE = 1 << 20
 class MlstateReader(StorageReader):
     """Loads checkpoints out of a store: ``dcp.load(state, storage_reader=MlstateReader(...))``.
 
-    Any layout loads into any other. All that a rank needs is verified while ranks plan, so that
-    damage is an error of all ranks before any value changes. What comes out of the index is made of
-    plain values; no pickle is read but with ``weights_only=True``.
+    Any layout loads into any other. All that any rank needs is verified before a value of any rank
+    changes, and damage is an error of all. An object that several ranks of a node need is verified
+    by one of them. No pickle is read but with ``weights_only=True``.
 
     A state that is no checkpoint of DCP loads, too: its tensors have their names in the state.
 
@@ -56,18 +51,28 @@ class MlstateReader(StorageReader):
         key: The key of the checkpoint, or its type: then ``checkpoint_id`` of ``dcp.load`` is the
             training id.
         digest: Refuse anything but the state with exactly this digest.
+        process_group: That of ``dcp.load``, if it is not the default one: its ranks share the work
+            to verify.
     """
 
+    _places: dict[MetadataIndex, str]
+    _objects: RankObjects
+
     def __init__(
-        self, store: StoreLike, key: StateKey | StateType | str, *, digest: str | None = None
+        self,
+        store: StoreLike,
+        key: StateKey | StateType | str,
+        *,
+        digest: str | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.store = reading_store(store)
         self._given = checkpoint_key(key)
         self._key = self._given
         self._digest = None if digest is None else Digest(digest)
+        self._group = process_group
         self._opened: _Opened | None = None
-        self._verified: dict[str, torch.Tensor] = {}
 
     @property
     def checkpoint_id(self) -> str:
@@ -86,7 +91,6 @@ class MlstateReader(StorageReader):
         """Begin to read another checkpoint; without an id, that of the reader's own key."""
         self._key = checkpoint_key(self._given, checkpoint_id)
         self._opened = None
-        self._verified = {}
 
     def read_metadata(self) -> Metadata:
         """What the checkpoint holds: its index, verified, and compared with its tensors.
@@ -121,54 +125,66 @@ class MlstateReader(StorageReader):
         self._places = chunks_by_place(self._open().index)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Fetch and verify all that this rank needs; on each rank before any value changes.
+        """Fetch what this rank needs; alone, verify it, too.
 
         Raises:
             IntegrityError: Bytes are damaged or missing.
             FetchError: Something is missing, and no mirror could give it.
         """
         opened = self._open()
-        names = {self._name(item) for item in plan.items} & opened.state.specs.keys()
-
-        def verify(found: Found) -> None:
-            opened.check_same(found)
-            self.store.access.bring(found.entry, [*names], files=False)
-            self._verified = _verified_tensors(found.objects, opened.state, names)
-
-        with concerning(opened.found.entry.key):
-            self.store.reading(
-                opened.found.entry.key, verify, [*names], files=False, found=opened.found
-            )
-        return dataclasses.replace(plan, storage_data=opened.identity)
+        names = {self._name(item) for item in plan.items}
+        self._objects = RankObjects(self.store, opened.found, opened.state, names)
+        needs = _Needs(opened.identity, self._objects.bring())
+        if self._ranks() == 1:
+            self._objects.verify()
+        return dataclasses.replace(plan, storage_data=needs)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """The plans as they are, if all ranks have read the same state.
+        """The plans, each with the objects that its rank is to verify for all of its node.
 
         Raises:
-            IntegrityError: It was replaced between two of them.
+            IntegrityError: The state was replaced between two ranks' looks at it.
         """
-        if len({plan.storage_data for plan in plans}) > 1:
+        needs = [plan.storage_data for plan in plans]
+        if len({one.identity for one in needs}) > 1:
             raise IntegrityError(
                 "the state was replaced while ranks began to load it; nothing was loaded",
                 path=self.store,
                 remedy="load it again",
             )
-        return plans
+        return [
+            dataclasses.replace(plan, storage_data=_Share(len(plans), frozenset(share)))
+            for plan, share in zip(plans, shares([one.files for one in needs]), strict=True)
+        ]
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Copy what the plan names to its places."""
-        opened = self._open()
+        """Verify what is to be copied, with all ranks, and copy it to its places.
+
+        Raises:
+            IntegrityError: Bytes are damaged or missing, for whichever rank; nothing was copied.
+        """
+        share = plan.storage_data
+        if isinstance(share, _Share) and share.ranks == self._ranks() > 1:
+            self._objects.verify_together(share.digests, self._group)
+        else:
+            self._objects.verify()
         by_name: dict[str, list[ReadItem]] = {}
         for item in plan.items:
             by_name.setdefault(self._name(item), []).append(item)
-        with concerning(opened.found.entry.key):
+        with concerning(self._open().found.entry.key):
             for name, items in by_name.items():
                 with concerning(tensor=name):
                     self._give(name, items, planner)
-        self._verified = {}
+        del self._objects
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _ranks(self) -> int:
+        """How many ranks load together, as far as this one knows."""
+        if not dist.is_available() or not dist.is_initialized():
+            return 1
+        return dist.get_world_size(self._group)
 
     def _give(self, name: str, items: list[ReadItem], planner: LoadPlanner) -> None:
         index = self._open().index
@@ -176,7 +192,7 @@ class MlstateReader(StorageReader):
             for item in items:
                 planner.load_bytes(item, pickled_value(self._value(name, index)))
             return
-        chunk = self._tensor(name)
+        chunk = self._objects.tensor(name)
         for item in items:
             part = chunk
             for at, (start, size) in enumerate(
@@ -197,21 +213,7 @@ class MlstateReader(StorageReader):
         if name in index.values:
             return index.values[name]
         # Torch's own planner would run what is in these bytes; it is given what they mean.
-        return plain_value(bytes(as_bytes(self._tensor(name))))
-
-    def _tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the state, verified."""
-        if name in self._verified:
-            return self._verified[name]
-        opened = self._open()
-
-        def read(found: Found) -> torch.Tensor:
-            opened.check_same(found)
-            self.store.access.bring(found.entry, [name], files=False)
-            return read_tensors(found.objects, opened.state, [name])[name]
-
-        key = opened.found.entry.key
-        return self.store.reading(key, read, [name], files=False, found=opened.found)
+        return plain_value(bytes(as_bytes(self._objects.tensor(name))))
 
     def _name(self, item: ReadItem) -> str:
         """The name in the state of what an item reads."""
@@ -225,8 +227,6 @@ class MlstateReader(StorageReader):
         assert self._opened is not None
         return self._opened
 
-    _places: dict[MetadataIndex, str]
-
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
@@ -237,15 +237,21 @@ class _Opened:
     index: DcpIndex
     identity: str
 
-    def check_same(self, found: Found) -> None:
-        """Refuse, by an IntegrityError, a state that has taken its place."""
-        if found.entry.pinned_digest != self.found.entry.pinned_digest:
-            raise IntegrityError(
-                "the state was replaced while it was loaded",
-                expected=self.found.entry.digest,
-                found=found.entry.digest,
-                remedy="load it again",
-            )
+
+@dataclasses.dataclass(frozen=True)
+class _Needs:
+    """What a rank tells the coordinator: the state that it has read, and the objects it needs."""
+
+    identity: str
+    files: dict[Digest, tuple[FileId | None, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What the coordinator tells a rank: how many ranks there are, and what it is to verify."""
+
+    ranks: int
+    digests: frozenset[Digest]
 
 
 def checkpoint_key(
@@ -269,48 +275,3 @@ def checkpoint_key(
     if "." in text:
         return StateKey.parse(text)
     return StateKey(given.state_type if isinstance(given, StateKey) else given, text)
-
-
-def _verified_tensors(
-    objects: ObjectStore, state: StateObject, names: Iterable[str]
-) -> dict[str, torch.Tensor]:
-    """Verify tensors; returns those that are mapped, or inside the state object.
-
-    What cannot be mapped is verified, and read again when it is used: it would take memory.
-
-    Raises:
-        IntegrityError: An object is missing or damaged.
-        FormatError: An object is not what the state object says.
-    """
-    names = set(names)
-    found = read_tensors(objects, state, names & state.inline.keys())
-    large = sorted(names & state.refs.keys(), key=lambda name: -state.refs[name].spec.nbytes)
-    local: dict[int, bool] = {}
-
-    def verify(name: str) -> None:
-        with concerning(tensor=name):
-            tensor = _verified_object(objects, state.refs[name], local)
-            if tensor is not None:
-                found[name] = tensor
-
-    for_each(verify, large)
-    return found
-
-
-def _verified_object(
-    objects: ObjectStore, ref: TensorRef, local: dict[int, bool]
-) -> torch.Tensor | None:
-    seen = TensorCheck(ref.spec)
-    with open_tensor(objects, ref) as file:
-        raw = mapped_tensor(file, object_size(ref.spec), local)
-        if raw is None:
-            file.seek(0)
-            while piece := file.read(_PIECE):
-                seen.update(piece)
-    data = None
-    if raw is not None:
-        view = as_bytes(raw)
-        seen.update(view)
-        data = torch.frombuffer(view, dtype=torch.uint8, offset=DATA_OFFSET)
-    check_tensor(objects, ref, seen)
-    return None if data is None else as_tensor(data, ref.spec)

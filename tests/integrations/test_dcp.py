@@ -341,7 +341,7 @@ def test_ranks_that_read_different_states_load_none(store):
         reader.read_metadata()
         reader.set_up_storage_reader(reader.read_metadata(), False)
         plans.append(reader.prepare_local_plan(dcp.planner.LoadPlan([])))
-    assert reader.prepare_global_plan(plans[:1]) == plans[:1]
+    assert len(reader.prepare_global_plan(plans[:1])) == 1
     with pytest.raises(IntegrityError, match="replaced"):
         reader.prepare_global_plan(plans)
 
@@ -483,3 +483,17 @@ def test_a_planner_that_gives_another_tensor_is_refused(store):
     plan = dcp.planner.SavePlan([item])
     with pytest.raises(FormatError, match="another tensor"):
         MlstateWriter(store, STEP).write_data(plan, Parts(tensor, chunk))
+
+
+def test_the_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
+    section = page.split("## torch.distributed.checkpoint")[1]
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state(), random.getstate()
+    try:
+        exec(section.split("```python\n")[1].split("```")[0], {})
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+    kept = " ".join(f"pytorch.net.run-7.step-{step}" for step in (2000, 3000, 4000))
+    assert capsys.readouterr().out == kept + "\n"

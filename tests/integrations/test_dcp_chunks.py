@@ -161,14 +161,8 @@ def test_an_index_has_one_text_and_comes_back(index):
     except FormatError:  # a name such as a[0:2] may be drawn
         return
     again = DcpIndex.parse(index.encode())
-    assert repr(again) == repr(
-        DcpIndex(
-            dict(sorted(index.tensors.items())),
-            dict(sorted(index.values.items())),
-            index.pickled,
-            dict(sorted(index.paths.items())),
-        )
-    )
+    assert again == index
+    assert repr(sorted(again.values.items())) == repr(sorted(index.values.items()))  # 1 is not True
     assert all(map(is_plain_value, again.values.values()))
 
 
