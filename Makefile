@@ -88,6 +88,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.limits --json benchmarks/results/limits.json
 	$(BIN)/python -m benchmarks.profiles --json benchmarks/results/profiles.json
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
+	$(BIN)/python -m benchmarks.dcp --json benchmarks/results/dcp.json
 	$(BIN)/python -m benchmarks.encoded --json benchmarks/results/encoded.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.index --json benchmarks/results/index.json

@@ -126,7 +126,7 @@ class Net:
     def __init__(self, layout: str, seed: int) -> None:
         torch.manual_seed(seed)
         # Uneven, and with dimensions that some ranks have nothing of.
-        layers = [torch.nn.Linear(66, 130), torch.nn.Tanh(), torch.nn.Linear(130, 3)]
+        layers = [torch.nn.Linear(258, 130), torch.nn.Tanh(), torch.nn.Linear(130, 3)]
         self.model = torch.nn.Sequential(*layers)
         if layout == "rows-and-columns":
             mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
@@ -141,7 +141,7 @@ class Net:
         self.step()
 
     def step(self) -> None:
-        self.model(torch.ones(2, 66)).square().mean().backward()
+        self.model(torch.ones(2, 258)).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
