@@ -2,7 +2,7 @@
 # make test         all tests
 # make programs     the tests of the commands, each in a process of its own
 # make machines     the tests on real mounts, as other users, and on file systems that lack calls
-# make distributed  the tests of jobs of several processes, over torch.distributed
+# make distributed  jobs of several ranks that save and load together
 # make browser      the page of a report in a real Chromium
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
 # make torture      kills, power cuts, races, rot and fuzz for an hour, or TORTURE_MINUTES=N
@@ -28,7 +28,7 @@ PYTHONS ?= 3.12 3.13
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test programs machines distributed browser torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test programs machines browser distributed torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -44,9 +44,9 @@ programs: $(VENV)/test
 machines: $(VENV)/test
 	$(BIN)/pytest -n $(WORKERS) -m machines tests/machines
 
-# Real jobs of up to four ranks, over gloo: each test runs several processes.
+# Jobs of 1 to 4 ranks over gloo; they use all processors, so one test runs at a time.
 distributed: $(VENV)/test
-	$(BIN)/pytest -n 1 -m distributed tests
+	$(BIN)/pytest -m distributed tests/distributed
 
 # A real Chromium with its driver, and a check of accessibility: skipped without.
 browser: $(VENV)/browser

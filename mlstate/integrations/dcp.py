@@ -25,7 +25,8 @@ from torch.futures import Future
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError, UnsupportedStoreError, concerning
-from mlstate.format.encode import EncodedState, TensorSource, check_not_empty
+from mlstate.format.encode import EncodedState, TensorSource, check_not_empty, encode_state
+from mlstate.format.state_object import StateObject
 from mlstate.integrations.common import StoreLike, saving_store
 from mlstate.integrations.dcp_items import (
     ChunkSource,
@@ -39,6 +40,7 @@ from mlstate.integrations.dcp_items import (
 from mlstate.integrations.dcp_reader import MlstateReader, checkpoint_key
 from mlstate.integrations.runs import Steps
 from mlstate.objects.folder import GRACE_SECONDS
+from mlstate.objects.saving import ObjectSaver
 from mlstate.states import StateKey, StateType
 from mlstate.stores.save_request import SaveRequest
 from mlstate.stores.state_saver import StateSaver
@@ -158,7 +160,7 @@ class MlstateWriter(StorageWriter):
                     source = ChunkSource.of(item, planner)
                 if sources.setdefault(source.name, (item, source))[1] is not source:
                     raise FormatError("two entries have one name", tensor=source.name)
-            state = self._saver.put([source for _, source in sources.values()]).state
+            state = self._stored([source for _, source in sources.values()])
         for name, (item, _) in sources.items():
             stored.append((item, state.refs.get(name) or state.inline[name]))
         results: Future[list[WriteResult]] = Future()
@@ -197,6 +199,18 @@ class MlstateWriter(StorageWriter):
                 raise
         if self._steps is not None:
             self._steps.delete_older(key)
+
+    def _stored(self, sources: list[TensorSource]) -> StateObject:
+        """Store tensors that no state names yet, durably; they are young, so prunings spare them.
+
+        Returns the state object of these alone.
+        """
+        objects, threads = self._saver.objects, self._saver.threads
+        saver = ObjectSaver(objects, verify=False, threads=threads)
+        with saver.settled():
+            encoded = encode_state(sources, threads=threads, store=saver.store)
+        saver.flush()
+        return encoded.state
 
     def _check_key(self) -> None:
         if self._steps is not None:

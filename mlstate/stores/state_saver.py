@@ -93,18 +93,6 @@ class StateSaver:
                 saver.take(encoded.digest, [encoded.data])
                 self._complete(saver, encoded, wanted, request)
 
-    def put(self, sources: list[TensorSource], *, verify: bool = False) -> EncodedState:
-        """Store tensors that no state names yet: the part of one process in a state of several.
-
-        They are durable when this returns, and young: prunings spare them for a while. The state
-        that names them is saved by `receive`.
-        """
-        saver = self._object_saver(verify=verify)
-        with saver.settled():
-            encoded = encode_state(sources, threads=self.threads, store=saver.store)
-        saver.flush()
-        return encoded
-
     def receive(self, encoded: EncodedState, wanted: StateEntry, request: SaveRequest) -> bool:
         """Save a state of another store; see `Saver.receive`."""
         with concerning(wanted.key):
