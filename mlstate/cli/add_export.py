@@ -310,6 +310,10 @@ def export(
     torch: Annotated[
         bool, typer.Option("--torch", help="A checkpoint that torch.load reads, instead.")
     ] = False,
+    dcp: Annotated[
+        bool,
+        typer.Option("--dcp", help="A folder that torch.distributed.checkpoint reads, instead."),
+    ] = False,
     max_shard_size: ShardSize = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -321,13 +325,15 @@ def export(
     """
     from mlstate.operations.export import export as write_export
 
+    if torch and dcp:
+        raise typer.BadParameter("--torch and --dcp are two formats; give one of them")
     view = opened(store)
     wanted = one_key(view, key)
     written = write_export(
         view,
         wanted,
         destination,
-        format="torch" if torch else None,
+        format="torch" if torch else "dcp" if dcp else None,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlstate.errors import FormatError, StateExistsError
+from mlstate.errors import FormatError, MlstateError, StateExistsError
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey, StateType
 from mlstate.stores.save import SavingStore
+from mlstate.warn import warn
 
-__all__ = ["Point", "Run", "Saved"]
+__all__ = ["Point", "Run", "Saved", "Steps"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,8 @@ class Run:
     greater: bool = False
 
     def __post_init__(self) -> None:
-        if self.keep_last is not None and self.keep_last < 1:
-            raise FormatError(
-                "keep_last is a number of states", expected="1 or more", found=self.keep_last
-            )
+        if self.keep_last is not None:
+            _check_number(self.keep_last)
         self.key("best")  # a name that is not possible is refused at once
 
     def key(self, point: str) -> StateKey:
@@ -150,3 +149,64 @@ class Run:
             if isinstance(value, int | float) and not math.isnan(value)
         ]
         return max(known, key=lambda item: item[0])[1] if known else None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Checkpoints whose training ids end in a number, ``step-1000``, of which the last stay.
+
+    Attributes:
+        store: Where they are.
+        keep_last: How many stay.
+        grace_seconds: For how long the objects of those that were deleted stay.
+    """
+
+    store: SavingStore
+    keep_last: int
+    grace_seconds: float
+
+    def __post_init__(self) -> None:
+        _check_number(self.keep_last)
+
+    def check(self, key: StateKey) -> None:
+        """Refuse, by a FormatError, a key without a number at its end."""
+        if _numbered(key) is None:
+            raise FormatError(
+                "keep_last needs training ids that end in a number, to know which is older",
+                expected='for instance "step-1000"',
+                found=repr(key.training_id),
+            )
+
+    def delete_older(self, key: StateKey) -> None:
+        """Delete the checkpoints that are older than the last, this one included, and prune.
+
+        Those of later steps, which a run had before it went back to an earlier one, stay and do not
+        count. What cannot be deleted stays, with a warning: the checkpoint that was saved is whole.
+        """
+        name, number = _numbered(key) or ("", 0)
+        try:
+            older = []
+            for other in self.store.get_state_keys(key.state_type):
+                begin, step = _numbered(other) or ("", 0)
+                if other.state_type == key.state_type and begin == name and step < number:
+                    older.append((step, other))
+            gone = [other for _, other in sorted(older)[: len(older) + 1 - self.keep_last]]
+            gone = [other for other in gone if self.store.meta(other).get("format") == "dcp"]
+            for other in gone:
+                self.store.delete(other)
+            prune = getattr(self.store, "prune", None)
+            if gone and prune is not None:
+                prune(grace_seconds=self.grace_seconds)
+        except (MlstateError, OSError) as error:
+            warn(f"{key} was saved; an older checkpoint may not have been deleted: {error}")
+
+
+def _numbered(key: StateKey) -> tuple[str, int] | None:
+    """A training id without the number at its end, and that number; None without one."""
+    match = re.fullmatch(r"(.*?)(\d+)", key.training_id)
+    return (match[1], int(match[2])) if match else None
+
+
+def _check_number(keep_last: int) -> None:
+    if keep_last < 1:
+        raise FormatError("keep_last is a number of states", expected="1 or more", found=keep_last)

@@ -31,8 +31,11 @@ _TORCH = re.compile(r".+\.(pt|pth|bin|ckpt)(\.tar)?", re.IGNORECASE)
 _SAFETENSORS = re.compile(r".+\.safetensors", re.IGNORECASE)
 _ENDING = re.compile(r".+(\.(?!v\d)[A-Za-z][A-Za-z0-9]{1,11})")
 """What a file's name ends in: no number of a version."""
-_FORMATS = ("safetensors", "torch")
-_Kind = Literal["file", "folder", "torch"]
+_FORMATS = ("safetensors", "torch", "dcp")
+_Kind = Literal["file", "folder", "torch", "dcp"]
+_METADATA = ".metadata"
+"""The file that makes a folder a distributed checkpoint."""
+_PART = re.compile(r"__\d+_\d+\.distcp")
 
 
 def export(
@@ -53,6 +56,8 @@ def export(
                                             and their index, as transformers names them
     ``x.pth``, ``x.pt``, ``x.bin``, or      a checkpoint, as ``torch.save`` writes a state dict;
     ``format="torch"``                      needs torch
+    a folder, with ``format="dcp"``         a distributed checkpoint, which ``dcp.load`` of
+                                            ``torch.distributed.checkpoint`` reads; needs torch
     ======================================  ====================================================
 
     Names of one tensor of 16 KiB or more, as tied weights have them, are one tensor in a
@@ -69,7 +74,8 @@ def export(
         store: Any store of mlstate.
         key: The state.
         destination: A file or a folder; a folder that is missing is made.
-        format: ``"safetensors"`` or ``"torch"``; by default as the name of the destination says.
+        format: ``"safetensors"``, ``"torch"`` or ``"dcp"``; by default as the name of the
+            destination says.
         max_shard_size: Of a folder, the most bytes of a file that holds several tensors: a number,
             or for instance ``"5GB"``.
         overwrite: Replace a file that is there. Of a folder, see `materialize`: what an earlier
@@ -111,6 +117,8 @@ def export(
                 )
 
             return view.reading(key, write_folder, files=files, found=state)
+        if kind == "dcp":
+            return _write_dcp(view, key, target, overwrite=overwrite)
         refuse_existing(target, overwrite=overwrite)
         remove_abandoned(target.parent)
         with temporaries(target.parent) as run:
@@ -128,15 +136,16 @@ def _kind(target: Path, form: str | None, most: int | str | None, folder: bool) 
         raise FormatError("unknown format", expected=" or ".join(_FORMATS), found=repr(form))
     if most is not None:
         parse_size(most)
-    kind: _Kind = "torch" if form == "torch" else "folder"
+    kind: _Kind = "torch" if form == "torch" else "dcp" if form == "dcp" else "folder"
+    flag = "--dcp" if form == "dcp" else "--torch"
     if not target.is_dir() and not folder:
         plain, pickled = _SAFETENSORS.fullmatch(target.name), _TORCH.fullmatch(target.name)
-        if (plain and form == "torch") or (pickled and form == "safetensors"):
+        if (plain and kind != "folder") or (pickled and form in ("safetensors", "dcp")):
             raise FormatError(
                 "the name of the file says another format",
                 path=target,
-                found=Phrase(f"format={form!r}", "--torch"),
-                remedy="choose another name, or leave " + Phrase("format", "--torch") + " out",
+                found=Phrase(f"format={form!r}", flag),
+                remedy="choose another name, or leave " + Phrase("format", flag) + " out",
             )
         if not plain and not pickled and (known := _says_other(target.name, form)):
             raise FormatError(
@@ -147,6 +156,12 @@ def _kind(target: Path, form: str | None, most: int | str | None, folder: bool) 
                 remedy="choose such a name; that of a new folder may end in /",
             )
         kind = "torch" if pickled else "file" if plain else kind
+    if most is not None and kind == "dcp":
+        raise FormatError(
+            "a distributed checkpoint has the chunks that the state has",
+            path=target,
+            remedy="give no " + Phrase("max_shard_size", "--max-shard-size"),
+        )
     if most is not None and kind != "folder":
         raise FormatError(
             "shards need a folder",
@@ -159,7 +174,7 @@ def _kind(target: Path, form: str | None, most: int | str | None, folder: bool) 
 def _says_other(name: str, form: str | None) -> str | None:
     """What a name says that is neither of the two formats: of a folder it has no ending."""
     known, ending = file_kind(name), _ENDING.fullmatch(name)
-    if known is None and (form == "torch" or ending is None):
+    if known is None and (form in ("torch", "dcp") or ending is None):
         return None
     return known or f"the ending {ending[1] if ending else ''}"
 
@@ -190,6 +205,55 @@ def _write_torch(store: StateStore, key: StateKey, temporary: Path) -> Path:
         return temporary
 
     return store.reading(key, write, files=False)
+
+
+def _write_dcp(store: StateStore, key: StateKey, folder: Path, *, overwrite: bool) -> Path:
+    """Write a folder that plain ``dcp.load`` reads: its ``.metadata``, published last, names all.
+
+    Raises:
+        StateExistsError: The folder is not empty, or no folder; nothing was changed.
+    """
+    from mlstate.tensors import read_tensors
+    from mlstate.tensors.dcp import opened_checkpoint, write_dcp_folder
+
+    there = _names_in(folder)
+    if there and not overwrite:
+        raise StateExistsError(
+            "this folder has files; nothing was changed",
+            path=folder,
+            found=", ".join(sorted(there)[:5]),
+            remedy="choose a new folder, or " + OVERWRITE,
+        )
+    with temporaries(folder) as run:
+
+        def write(found: Found) -> list[str]:
+            store.access.bring(found.entry)
+            state, index = opened_checkpoint(*found)
+            check_has_tensors(state.specs)
+            for name in _names_in(run):  # of a first attempt, which met something damaged
+                (run / name).unlink()
+            return write_dcp_folder(
+                index, lambda name: read_tensors(found.objects, state, [name])[name], run
+            )
+
+        names = store.reading(key, write)
+        for name in [_METADATA, *filter(_PART.fullmatch, there)]:
+            (folder / name).unlink(missing_ok=True)
+        for name in names:
+            sync_path(run / name)
+            publish(run / name, folder / name, overwrite=overwrite)
+    return folder
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise StateExistsError(
+            "a file is in the way of a folder; nothing was changed", path=folder
+        ) from None
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Protocol
 
 from mlstate.errors import FormatError, concerning
 from mlstate.pickled.caps import MAX_DIMENSIONS, capped
@@ -20,11 +21,23 @@ from mlstate.pickled.source import Cursor, Source
 from mlstate.pickled.tensor import CheckpointTensor, StorageClaim, itemsize_of, whole_number
 from mlstate.pickled.values import Call, Global, Items, Pairs, Value, kind_of
 
-__all__ = ["Chunk", "Distributed", "ShardedTensor", "read_distributed"]
+__all__ = ["Box", "Chunk", "Distributed", "ShardedTensor", "check_whole", "read_distributed"]
 
 _MAX_SPLIT = 6
 """The most dimensions along which a tensor may be split. Meshes of devices have two or three."""
 _BYTES = "an object that was saved as bytes"
+
+
+class Box(Protocol):
+    """A part of a tensor: where it begins, and its shape; in elements, for each dimension."""
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where it begins in the tensor."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Its shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +157,18 @@ def _tensor(name: str, said: Mapping[str, Value], places: Mapping[_Key, _Place])
             raise FormatError("this checkpoint does not say where a chunk is", found=str(offsets))
         found.append(Chunk(offsets, sizes, *places[name, offsets]))
     found.sort(key=lambda chunk: chunk.offsets)
-    _check_whole(shape, found)
+    check_whole(shape, found)
     return ShardedTensor(dtype, shape, tuple(found))
 
 
-def _check_whole(shape: tuple[int, ...], chunks: Sequence[Chunk]) -> None:
-    """Refuse chunks that do not make up the whole tensor, each element once.
+def check_whole(shape: tuple[int, ...], chunks: Sequence[Box]) -> None:
+    """Refuse chunks, none of them empty, that are not the whole tensor, each element once.
 
     A box is a sum of corners with signs, and no other set of corners has the same sum: so chunks
     are the whole exactly if the signs at each corner add up to those of the whole.
+
+    Raises:
+        FormatError: They overlap or leave something out; or too many dimensions are split.
     """
     if not math.prod(shape):
         return
