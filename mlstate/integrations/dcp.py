@@ -128,7 +128,7 @@ class MlstateWriter(StorageWriter):
                 "ranks that do not speak with each other cannot save one state",
                 remedy="call dcp.save without use_collectives=False",
             )
-        _known(self._key)
+        SaveRequest({}, self._meta, self._overwrite).entry(_known(self._key))
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """The plan as it is."""
@@ -187,10 +187,11 @@ class MlstateWriter(StorageWriter):
             encoded = EncodedState(state, data, Digest.of(data), sources)
             meta = {**self._meta, "format": "dcp", "ranks": len(results)}
             request = SaveRequest({INDEX_NAME: index.encode()}, meta, self._overwrite)
+            there = self.store.exists(key)
             try:
                 self._saver.receive(encoded, request.entry(key), request)
             except ObjectNotFoundError as error:
-                if self.store.exists(key) and self.store.digest(key) == encoded.digest:
+                if not there and self.store.exists(key):
                     self.store.delete(key)  # a pruning took a chunk as it was published
                 error.remedy = (
                     "give all ranks a store that all of them see, a shared folder or a bucket; and "

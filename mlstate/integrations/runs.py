@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,15 +183,9 @@ class Steps:
         Those of later steps, which a run had before it went back to an earlier one, stay and do not
         count. What cannot be deleted stays, with a warning: the checkpoint that was saved is whole.
         """
-        name, number = _numbered(key) or ("", 0)
         try:
-            older = []
-            for other in self.store.get_state_keys(key.state_type):
-                begin, step = _numbered(other) or ("", 0)
-                if other.state_type == key.state_type and begin == name and step < number:
-                    older.append((step, other))
-            gone = [other for _, other in sorted(older)[: len(older) + 1 - self.keep_last]]
-            gone = [other for other in gone if self.store.meta(other).get("format") == "dcp"]
+            older = sorted(self._older(key))
+            gone = [other for _, other in older[: max(0, len(older) + 1 - self.keep_last)]]
             for other in gone:
                 self.store.delete(other)
             prune = getattr(self.store, "prune", None)
@@ -199,6 +193,15 @@ class Steps:
                 prune(grace_seconds=self.grace_seconds)
         except (MlstateError, OSError) as error:
             warn(f"{key} was saved; an older checkpoint may not have been deleted: {error}")
+
+    def _older(self, key: StateKey) -> Iterator[tuple[int, StateKey]]:
+        """The checkpoints of DCP before one, each with its number."""
+        name, number = _numbered(key) or ("", 0)
+        for other in self.store.get_state_keys(key.state_type):
+            begin, step = _numbered(other) or ("", 0)
+            is_older = other.state_type == key.state_type and begin == name and step < number
+            if is_older and self.store.meta(other).get("format") == "dcp":
+                yield step, other
 
 
 def _numbered(key: StateKey) -> tuple[str, int] | None:

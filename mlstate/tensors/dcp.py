@@ -7,7 +7,6 @@ read or written.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,9 +98,7 @@ def plain_value(data: bytes) -> Any:
         FormatError: It is another object, which is not made.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of any kind may fail in any way
         raise FormatError(
             "an object of a distributed checkpoint is not plain",

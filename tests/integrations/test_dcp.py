@@ -33,6 +33,7 @@ from mlstate.errors import (
     StateNotFoundError,
 )
 from mlstate.integrations.dcp import MlstateReader, MlstateWriter
+from mlstate.stores.statefiles import FolderStateFiles
 from mlstate.tensors.dcp_index import INDEX_NAME, DcpIndex
 from tests.support.buckets import bucket_store
 from tests.support.dcp import (
@@ -259,6 +260,43 @@ def test_the_last_checkpoints_stay_and_others_make_room(store):
     save({"a": torch.full((70, 70), 12.0)}, writer, "step-12")
     large = [size for size in objects(store).values() if size > 16_384]
     assert len(large) == 4  # of those that are there; the second pruning took the others away
+    assert verify(store).ok
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, 3, 5, 9])
+def test_so_many_stay_as_are_asked_for(keep_last):
+    store = MemoryStateStore()
+    writer = MlstateWriter(store, NET, keep_last=keep_last)
+    for step in range(1, 9):
+        save({"a": torch.full((3,), float(step))}, writer, f"step-{step}")
+        kept = range(max(1, step + 1 - keep_last), step + 1)
+        assert sorted(training_ids(store)) == [f"step-{one}" for one in kept]
+
+
+def test_meta_that_cannot_be_kept_is_refused_before_anything_is_written(store):
+    with pytest.raises(CheckpointException) as caught:
+        save({"a": torch.ones(100, 100)}, MlstateWriter(store, STEP, meta={"a": object()}))
+    assert isinstance(cause(caught.value), FormatError)
+    assert not store.folder.exists()
+
+
+def test_a_chunk_that_is_gone_as_it_is_published_leaves_no_state(store, monkeypatch):
+    """As a pruning without a grace period may take it."""
+    boxes = {"a": [((0, 0), (50, 100)), ((50, 0), (50, 100))]}
+    metadata, results = chunked(store, {"a": torch.ones(100, 100)}, boxes)
+    create = FolderStateFiles.create
+
+    def pruned(files: Any, key: StateKey, data: bytes) -> bool:
+        made = create(files, key, data)
+        for digest, size in objects(store).items():
+            if size > 20_000:
+                Path(store.own.locate(digest)).unlink()
+        return made
+
+    monkeypatch.setattr(FolderStateFiles, "create", pruned)
+    with pytest.raises(ObjectNotFoundError):
+        MlstateWriter(store, STEP).finish(metadata, [results])
+    assert store.get_state_keys() == []
     assert verify(store).ok
 
 
