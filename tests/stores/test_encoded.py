@@ -22,6 +22,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError
 from mlstate.format.tensor_object import DATA_OFFSET, TensorSpec, object_size
 from mlstate.objects import FolderObjectStore
+from mlstate.operations.doctor.doctor import diagnose
 from mlstate.reading import read_state
 from mlstate.tensors import tensor_sources
 from tests.support.encoding import encode_all, encode_store, near_tensors, put_tensor, refs_in
@@ -282,6 +283,13 @@ def test_report(store, tmp_path):
     (architecture,) = found.architectures
     assert all(change.relative for state in architecture.states[1:] for change in state.changes)
     assert [len(state.changes) for state in architecture.states[1:]] == [3, 3]
+
+
+def test_doctor_counts_encoded_objects(store):
+    checks = {check.name: check.found for check in diagnose(store).checks}
+    files = [path for path in store.folder.glob("*/??/*") if path.is_file()]
+    assert len(files) > len(refs_in(store))
+    assert checks["store: contents"].startswith(f"{len(files):,} objects, ")
 
 
 def test_saving_the_same_again_writes_nothing(store):
