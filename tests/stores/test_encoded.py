@@ -188,6 +188,24 @@ def test_verify_repairs_from_a_mirror(store, tmp_path, damaged):
     assert list(store.folder.glob("trash/*.damaged.*"))
 
 
+def test_verify_repairs_from_the_plain_objects_that_were_given_up(tmp_path):
+    store = save_all(LocalStateStore(tmp_path / "store"))
+    encode_all(store.own, refs_in(store))
+    base, other = (read_state(*store.get(key)).refs["embedding"].digest for key in KEYS[:2])
+    damage(store, base)
+    damage(store, other)
+    report = mlstate.verify(store, repair=True)
+    assert {finding.digest for finding in report.findings} >= {base, other}
+    assert all(finding.repaired for finding in report.findings)
+    said = {finding.digest: finding.remedy for finding in report.findings}
+    assert said[base].startswith("the plain object was put back from the trash; what was there")
+    assert all("put back" in text or "built on" in text for text in said.values())
+    assert store.own.plain_size(base) is not None
+    assert mlstate.verify(store).ok
+    for step, key in enumerate(KEYS):
+        assert same(store.load_state_dict(key), tensors(step))
+
+
 def test_a_load_repairs_an_encoded_object_in_a_cache(store, tmp_path):
     plain = save_all(LocalStateStore(tmp_path / "plain"))
     manifest = tmp_path / "m.toml"
@@ -328,6 +346,18 @@ def test_plain_programs_need_no_torch_for_what_is_not_decoded(store):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_a_plain_store_is_not_looked_at_for_encoded_objects(tmp_path, monkeypatch):
+    store = save_all(LocalStateStore(tmp_path / "store"))
+
+    def looked(*_, **__):
+        raise AssertionError("a call of the system more for each tensor")
+
+    for name in ("encoded_size", "open_encoded", "encoded_path"):
+        monkeypatch.setattr(FolderObjectStore, name, looked)
+    for step, key in enumerate(KEYS):
+        assert same(store.load_state_dict(key), tensors(step))
 
 
 # Pruning.
