@@ -7,7 +7,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from mlstate.objects.durable import (
     sync_path,
     write_in_store,
 )
+from mlstate.objects.encoded_folder import EncodedFolder
+from mlstate.objects.encoded_forms import bases_of, head_of, size_of_encoded
 from mlstate.parallel import Background
 from mlstate.system import set_time
 from mlstate.warn import warn
@@ -90,8 +92,8 @@ def prepare_folder(root: Path) -> None:
         write_in_store(root, layout.SETTINGS, [layout.NEW_SETTINGS], publish=Publish.CREATE)
 
 
-class FolderObjectStore:
-    """Objects as files of a folder: ``objects/ab/cdef...``.
+class FolderObjectStore(EncodedFolder):
+    """Objects as files of a folder: ``objects/ab/cdef...``, or encoded, ``encoded/ab/cdef...``.
 
     Reading takes no lock, makes no folder and touches no file. The folder may be missing, and is
     then empty.
@@ -118,33 +120,51 @@ class FolderObjectStore:
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not here."""
-        try:
-            found = os.stat(f"{self.root}/{layout.object_path(digest)}")
-        except OSError as error:
-            if error.errno in ABSENT:
-                return None
-            raise
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        size = self.plain_size(digest)
+        if size is None and self._is_encoded(digest):
+            return size_of_encoded(self, digest)
+        return size
+
+    def plain_size(self, digest: Digest) -> int | None:
+        """See `EncodedObjectStore.plain_size`."""
+        return _file_size(f"{self.root}/{layout.object_path(digest)}")
+
+    def encoded_size(self, digest: Digest) -> int | None:
+        """See `EncodedObjectStore.encoded_size`."""
+        return _file_size(f"{self.root}/{layout.encoded_path(digest)}")
+
+    def _is_encoded(self, digest: Digest) -> bool:
+        """Whether there is an encoded form, which is looked for where the object is missing."""
+        return self.encoded_size(digest) is not None
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object's file; ObjectNotFoundError if it is not here.
 
         A pruning that races with a save moves an object to trash/ for a moment, and back; one that
-        is killed leaves it there until the next one. It is read there meanwhile.
+        is killed leaves it there until the next one. It is read there meanwhile, unless there is an
+        encoded form: that is then what the store has.
         """
         path = f"{self.root}/{layout.object_path(digest)}"
+
+        def in_trash() -> list[Path]:
+            return [] if self._is_encoded(digest) else self.in_trash(digest)
+
+        if opened := self.found(path, in_trash):
+            return opened
+        raise missing(self, digest)
+
+    def found(self, path: str | Path, in_trash: Callable[[], list[Path]]) -> BinaryIO | None:
+        """Open a file that prunings may have moved to trash/; None if it is nowhere."""
         for _ in range(_LOOKS):
-            if opened := self._opened(path):
+            if opened := _opened(path):
                 return opened
-            trashed = self.trashed_paths(digest)
+            trashed = in_trash()
             for place in trashed:
-                if opened := self._opened(place):
+                if opened := _opened(place):
                     return opened
             if not trashed:
                 break
-        if opened := self._opened(path):  # it was put back between the two looks
-            return opened
-        raise missing(self, digest)
+        return _opened(path)  # it was put back between the two looks
 
     def trashed(self) -> set[Digest]:
         """The objects that prunings have moved to trash/, by one look."""
@@ -155,14 +175,27 @@ class FolderObjectStore:
     def restore(self, digest: Digest) -> bool:
         """Put an object back that a pruning has moved to trash/; False if it is not there.
 
-        It is made young first, so that no pruning takes it again, or deletes it in the trash.
+        It is made young first, so that no pruning takes it again, or deletes it in the trash. If
+        it is there in encoded form only, what it needs to be decoded is put back with it.
         """
-        for path in self.trashed_paths(digest):
-            with suppress(PermissionError, FileNotFoundError):
-                set_time(path)
-            if self.put_back(path, digest):
+        for path in self.in_trash(digest):
+            if self._put_back_young(path, digest):
+                return True
+        return self._restore_encoded(digest)
+
+    def _restore_encoded(self, digest: Digest) -> bool:
+        for path in self.in_trash(digest, encoded=True):
+            if self._put_back_young(path, digest):
+                base = head_of(self, digest).base
+                if base is not None and self.size(base) is None:
+                    self.restore(base)
                 return True
         return False
+
+    def _put_back_young(self, path: Path, digest: Digest) -> bool:
+        with suppress(PermissionError, FileNotFoundError):
+            set_time(path)
+        return self.put_back(path, digest)
 
     def put_back(self, place: Path, digest: Digest) -> bool:
         """Give a file in trash/ the name of an object again, unless there is one by now.
@@ -170,7 +203,8 @@ class FolderObjectStore:
         What is there has been written anew, and is not replaced: nobody has looked at the trashed
         one. Returns False if the file is gone.
         """
-        target = self.path(digest)
+        is_encoded = layout.TRASHED_ENCODED.fullmatch(place.name) is not None
+        target = self.encoded_path(digest) if is_encoded else self.path(digest)
         make_folders(self.root, target.parent)
         try:
             create_exclusively(place, target)
@@ -180,38 +214,50 @@ class FolderObjectStore:
         sync_path(target.parent)
         return True
 
-    def _opened(self, path: str | Path) -> BinaryIO | None:
-        try:
-            descriptor = open_regular(path)
-        except OSError as error:
-            if error.errno in ABSENT or isinstance(error, UnfitFileError):
-                return None
-            raise
-        return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
+    def in_trash(self, digest: Digest, *, encoded: bool = False) -> list[Path]:
+        """The files of an object in trash/, or of its encoded form.
 
-    def trashed_paths(self, digest: Digest) -> list[Path]:
-        """The files of an object in trash/; what was set aside as damaged has another name."""
+        What was set aside as damaged has another name.
+        """
         trash = self.root / layout.TRASH
+        name = layout.TRASHED_ENCODED if encoded else layout.TRASHED_OBJECT
         return [
             trash / entry.name
             for entry in _entries(trash)
-            if entry.name.startswith(digest) and layout.TRASHED_OBJECT.fullmatch(entry.name)
+            if entry.name.startswith(digest) and name.fullmatch(entry.name)
         ]
 
     def locate(self, digest: Digest) -> str:
-        """The path of the object's file."""
-        return str(self.path(digest))
+        """The path of the object's file: that of its encoded form, if it has no other."""
+        path = self.path(digest)
+        is_other = not path.exists() and self._is_encoded(digest)
+        return str(self.encoded_path(digest) if is_other else path)
 
     def digests(self) -> Iterator[Digest]:
-        """Every object that is here, in no order; things with other names are passed over."""
-        for folder in _entries(self.root / layout.OBJECTS):
+        """Every object that is here, in no order; things with other names are passed over.
+
+        Not those in encoded form only.
+        """
+        return self._digests(encoded=False)
+
+    def encoded_digests(self) -> Iterator[Digest]:
+        """See `EncodedObjectStore.encoded_digests`."""
+        return self._digests(encoded=True)
+
+    def _digests(self, *, encoded: bool) -> Iterator[Digest]:
+        for folder in _entries(self.root / (layout.ENCODED if encoded else layout.OBJECTS)):
             if not folder.is_dir(follow_symlinks=False):
                 continue  # by a link, an object of another name would be taken for one of this
-            yield from layout.digests_in_object_folder(folder.name, self.names_in(folder.name))
+            names = self.names_in(folder.name, encoded=encoded)
+            yield from layout.digests_in_object_folder(folder.name, names)
 
-    def names_in(self, digits: str) -> Iterator[str]:
-        """The names of the files in the folder of the objects that begin with two digits."""
-        for entry in _entries(self.root / layout.OBJECTS / digits):
+    def names_in(self, digits: str, *, encoded: bool = False) -> Iterator[str]:
+        """The names of the files in the folder of the objects that begin with two digits.
+
+        Or of their encoded forms.
+        """
+        above = layout.ENCODED if encoded else layout.OBJECTS
+        for entry in _entries(self.root / above / digits):
             if entry.is_file(follow_symlinks=False):
                 yield entry.name
 
@@ -236,20 +282,26 @@ class FolderObjectWriter:
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here, and freshen it; see `ObjectWriter.reuse`."""
-        path = self._path(digest)
+        made_young = _made_young(self._path(digest), size)
+        if made_young is None:
+            is_encoded = self._store.encoded_size(digest) is not None
+            return is_encoded and self._reuse_encoded(digest, size)
+        if made_young:
+            self._touched.add(digest[:2])
+        return made_young
+
+    def _reuse_encoded(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here in encoded form, with all that it needs to be decoded."""
+        if self._store.size(digest) != size:
+            return False
         try:
-            found = os.lstat(path)  # what a link names is elsewhere, and not for pruning to spare
-            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-                return False
-            age = time.time() - found.st_mtime
-            if not (0 <= age < _JUST_NOW or _freshened(path) or 0 <= age < _YOUNG_OF_OTHERS):
-                return False  # it can be replaced by an equal one
-        except OSError as error:
-            if error.errno in ABSENT:
-                return False
-            raise
-        self._touched.add(digest[:2])
-        return True
+            needed = list(bases_of(self._store, digest))
+        except (ObjectNotFoundError, FormatError):  # another process takes it away
+            return False
+        return all(
+            _made_young(self._path(one) if is_plain else str(self._store.encoded_path(one)))
+            for one, is_plain in needed
+        )
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object; see `ObjectWriter.put`."""
@@ -307,6 +359,45 @@ class FolderObjectWriter:
 
     def _path(self, digest: Digest) -> str:
         return f"{self._objects}/{digest[:2]}/{digest[2:]}"
+
+
+def _file_size(path: str) -> int | None:
+    """The size of a file in bytes; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _made_young(path: str, size: int | None = None) -> bool | None:
+    """Make a file young that is to be used; None if there is none, False if another is needed.
+
+    Only one of this size is used, if one is given.
+    """
+    try:
+        found = os.lstat(path)  # what a link names is elsewhere, and not for pruning to spare
+        if not stat.S_ISREG(found.st_mode) or (size is not None and found.st_size != size):
+            return False
+        age = time.time() - found.st_mtime
+        # One that stays old can be replaced by an equal one.
+        return 0 <= age < _JUST_NOW or _freshened(path) or 0 <= age < _YOUNG_OF_OTHERS
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+
+
+def _opened(path: str | Path) -> BinaryIO | None:
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        if error.errno in ABSENT or isinstance(error, UnfitFileError):
+            return None
+        raise
+    return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
 
 
 def _freshened(path: str) -> bool:

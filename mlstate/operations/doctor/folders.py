@@ -152,12 +152,13 @@ def _count_objects(root: Path) -> _Count:
     counted = _Count()
     end = time.monotonic() + MOST_SECONDS
     is_writable = os.access(root, os.W_OK)  # if it is not, that was said of the whole already
-    for name in (layout.OBJECTS, layout.TEMPORARIES, layout.ROOTS):
+    for name in (layout.OBJECTS, layout.ENCODED, layout.TEMPORARIES, layout.ROOTS):
         counted.locked += is_writable and (root / name).is_dir() and not _may_write(root / name)
-    for folder in _entries(root / layout.OBJECTS, counted):
-        if folder.is_dir(follow_symlinks=False) and counted.whole:
-            counted.locked += is_writable and not _may_write(folder)
-            _add_files(folder, counted, end)
+    for name in (layout.OBJECTS, layout.ENCODED):
+        for folder in _entries(root / name, counted):
+            if folder.is_dir(follow_symlinks=False) and counted.whole:
+                counted.locked += is_writable and not _may_write(folder)
+                _add_files(folder, counted, end)
     return counted
 
 

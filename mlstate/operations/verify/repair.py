@@ -53,12 +53,13 @@ class FolderRepair:
         self._entries = entries
         self._is_cache = is_cache
         self._repaired: set[Digest] = set()
+        self._put_back: set[Digest] = set()
         self._tried: dict[Digest, list[object]] = {}
         self._failures: dict[Digest, str] = {}
 
     def repair(self, digests: Collection[Digest]) -> set[Digest]:
         """Repair these objects; return those that are right now, or unneeded and set aside."""
-        left = set(digests)
+        left = {digest for digest in digests if not self._back_from_trash(digest)}
         dependents = find_dependents(self._inspection, self._entries, left)
         parts = _parts_by_state(dependents)
         for entry in self._entries:
@@ -77,9 +78,14 @@ class FolderRepair:
 
     def what_was_done(self, digest: Digest, problem: Problem, *, needed: bool) -> str:
         """How an object was repaired, for people."""
+        kept = self._kept(digest)
+        if digest in self._put_back:
+            return f"the plain object was put back from the trash; {kept}"
         if problem.kind == "missing":
             return "it was fetched"
-        kept = self._kept(digest)
+        own = (self._folder.path(digest), self._folder.encoded_path(digest))
+        if not kept and problem.path not in map(str, own):
+            return "what it is built on was repaired"
         if not kept:
             return "another process has replaced it"
         return f"it was fetched again; {kept}" if needed else kept
@@ -125,6 +131,24 @@ class FolderRepair:
             self._tried.setdefault(digest, []).append(places)
             if self._is_right(digest) and self._inspection.is_right(digest, self._folder):
                 left.discard(digest)
+
+    def _back_from_trash(self, digest: Digest) -> bool:
+        """Put a plain object back that was given up for an encoded form, which is damaged."""
+        folder = self._folder
+        is_encoded = folder.encoded_size(digest) is not None and folder.plain_size(digest) is None
+        if not is_encoded or not folder.in_trash(digest) or self._is_right(digest):
+            return False
+        try:
+            Cache([folder]).set_aside(digest)
+            if not folder.restore(digest):
+                return False
+        except OSError as error:
+            self._failures[digest] = str(error)
+            return False
+        if not self._inspection.is_right(digest, folder):
+            return False
+        self._put_back.add(digest)
+        return True
 
     def _set_aside(self, digest: Digest, left: set[Digest]) -> None:
         """Set aside the folder's own copy, which nobody needs or another folder has right."""
