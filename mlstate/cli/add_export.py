@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlstate.cli.add_all import add_all
-from mlstate.cli.default_store import saves_by_default
+from mlstate.cli.default_store import how_to_save_by_default, saves_by_default
 from mlstate.cli.exit_codes import OK
 from mlstate.cli.keys import new_key, one_key
 from mlstate.cli.options import (
@@ -25,6 +27,8 @@ from mlstate.cli.options import (
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 from mlstate.cli.printed import KeyParts
 from mlstate.cli.values import pairs, typed
+from mlstate.errors import FormatError
+from mlstate.states import StateKey
 
 if TYPE_CHECKING:
     from mlstate.operations.adopt_report import AdoptReport
@@ -193,8 +197,8 @@ def add(
     _check_kind(everything, {**for_all, "--dry-run": dry_run}, {**for_one, "--file": file})
     if store is None and not saves_by_default():
         raise typer.BadParameter(
-            "say where to: a folder, s3://..., github:..., or a manifest with --mirror; or make "
-            "this folder a project: mlstate init",
+            "say where to: a folder, s3://..., github:..., or a manifest with --mirror; or "
+            + how_to_save_by_default(),
             param_hint="--store",
         )
     manifest = store is not None and store.endswith(".toml")
@@ -219,6 +223,7 @@ def add(
         return add_all(everything, target, template or "", **options)
     if key is None or source is None:
         raise typer.BadParameter("give KEY and SOURCE; or --all DIR with --key TEMPLATE")
+    _check_order(key, source)
     wanted = new_key(key)
     report = adopt(
         source,
@@ -274,6 +279,15 @@ def _check_kind(
         raise typer.BadParameter(f"{wrong} is for --all DIR")
     if everything is not None and not for_all["--key"]:
         raise typer.BadParameter("--all needs --key, 'pytorch.bert.{parent}.{stem}' say")
+
+
+def _check_order(key: str, source: str) -> None:
+    """Refuse KEY and SOURCE the other way round."""
+    with suppress(FormatError):
+        StateKey.parse(source)
+        if not Path(source).exists() and ("://" in key or Path(key).expanduser().exists()):
+            words = f"mlstate add {shlex.quote(source)} {shlex.quote(key)}"
+            raise typer.BadParameter(f"KEY comes before SOURCE: {words}")
 
 
 def _count(text: str) -> int:

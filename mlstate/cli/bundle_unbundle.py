@@ -21,6 +21,8 @@ from mlstate.cli.options import (
     store_option,
 )
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
+from mlstate.phrases import in_shell
+from mlstate.settings import cache_folder
 
 __all__ = ["bundle", "unbundle"]
 
@@ -99,3 +101,4 @@ def unbundle(
         return
     for key in came:
         put(str(key))
+    note(f"in {f'the cache, {cache_folder()}' if target is None else in_shell(target)}")

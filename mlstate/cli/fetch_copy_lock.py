@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlstate.cli.default_store import project_here
 from mlstate.cli.exit_codes import OK, exit_code
 from mlstate.cli.failures import failure_of
 from mlstate.cli.keys import chosen_keys, complete_keys
@@ -31,7 +32,7 @@ from mlstate.cli.printed import (
     PinnedState,
     UnreachedServer,
 )
-from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
+from mlstate.errors import CopyError, FetchError, FormatError, IntegrityError, StateNotFoundError
 from mlstate.units import parse_size
 
 if TYPE_CHECKING:
@@ -54,18 +55,11 @@ def fetch(
 
     A fetch that was stopped goes on where it was. What is in the cache already is spared.
     """
-    from mlstate.errors import FormatError, MlstateError
+    from mlstate.errors import MlstateError
 
-    view = opened(store, manifests=True)
-    if view.fetcher is None:
-        raise FormatError(
-            "this store has its bytes already, so there is nothing to fetch",
-            path=view,
-            remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate "
-            "copy",
-        )
+    chosen = _to_fetch(store, keys or [], everything=everything)
     code, rows = OK, list[FetchedState]()
-    for key in chosen_keys(view, keys or [], everything=everything):
+    for view, key in chosen:
         try:
             if dry_run:
                 row, line = _planned(view, key)
@@ -89,9 +83,49 @@ def fetch(
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        unreached = [UnreachedServer(*outage) for outage in unreached_servers(view)]
+        views = {id(view): view for view, _ in chosen}.values()
+        unreached = [UnreachedServer(*down) for view in views for down in unreached_servers(view)]
         print_json("fetch", {"dry_run": dry_run, "states": rows, "unreached": unreached})
     return code
+
+
+def _to_fetch(
+    store: str | None, texts: list[str], *, everything: bool
+) -> list[tuple[StateStore, StateKey]]:
+    """The states to fetch, each with the store that lists it.
+
+    Of a project these are its manifests; and for keys that they do not list the manifests that
+    come with mlstate and other libraries.
+    """
+    view = opened(store, manifests=True)
+    if store is not None or everything or not texts or project_here() is None:
+        if view.fetcher is None:
+            raise _nothing_to_fetch(view)
+        return [(view, key) for key in chosen_keys(view, texts, everything=everything)]
+    found: list[tuple[StateStore, StateKey]] = []
+    others: StateStore | None = None
+    for text in texts:
+        try:
+            keys = chosen_keys(view, [text], everything=False)
+            if view.fetcher is None:
+                raise _nothing_to_fetch(view)
+            found += [(view, key) for key in keys]
+        except StateNotFoundError as error:
+            others = others or opened("")
+            try:
+                keys = chosen_keys(others, [text], everything=False)
+            except StateNotFoundError:
+                raise error from None
+            found += [(others, key) for key in keys]
+    return list(dict.fromkeys(found))
+
+
+def _nothing_to_fetch(view: StateStore) -> FormatError:
+    return FormatError(
+        "this store has its bytes already, so there is nothing to fetch",
+        path=view,
+        remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate copy",
+    )
 
 
 def _planned(view: StateStore, key: StateKey) -> tuple[FetchedState, str]:
@@ -102,11 +136,12 @@ def _planned(view: StateStore, key: StateKey) -> tuple[FetchedState, str]:
     line = "in the cache"
     if plan.missing:
         size = "of unknown size" if plan.nbytes is None else human_size(plan.nbytes)
-        line = f"{size} would be fetched"
+        line = f"{size} would be fetched" + (", and pinned" if plan.digest is None else "")
     if plan.missing and plan.spared:
         line += f", {human_size(plan.spared)} spared"
     fetched = plan.nbytes if plan.missing else 0
-    return FetchedState(key, plan.digest, fetched, plan.spared, None), f"{key}  {line}"
+    row = FetchedState(key, plan.digest, fetched, plan.spared, None, plan.digest is None)
+    return row, f"{key}  {line}"
 
 
 def copy(
@@ -190,7 +225,7 @@ def copy(
         put(f"{key}  would be copied" if dry_run else f"{key}  copied")
     for key in done.present:
         put(f"{key}  there already")
-    note(f"{human_size(done.nbytes)} of tensors {'would be ' if dry_run else ''}copied")
+    note(f"{human_size(done.nbytes)} of tensor objects {'would be ' if dry_run else ''}copied")
     if manifest is not None and not dry_run:
         note(f"{human_count(len(there), 'state')} listed in {manifest}")
     return code

@@ -123,5 +123,12 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
 
 def _near_misses(store: StateStore, text: str) -> str | None:
     names = [*map(str, store.get_state_keys()), *store.aliases]
-    near = get_close_matches(text, names, n=3, cutoff=0.6)
+    near = _having_part(store, text) or get_close_matches(text, names, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def _having_part(store: StateStore, text: str, most: int = 3) -> list[str]:
+    """The keys that a text is the beginning or the end of, by their dots; none of too many."""
+    having = [str(key) for key in store.get_state_keys()]
+    fitting = [key for key in having if f".{text}." in f".{key}."]
+    return fitting if len(fitting) <= most else []

@@ -81,9 +81,8 @@ class PinsFile:
             FormatError: As `read`.
             OSError: The file cannot be written.
         """
-        from mlstate.manifests.update import locked_folder
         from mlstate.objects.beside import temporary_beside
-        from mlstate.objects.durable import write_over
+        from mlstate.objects.durable import locked_folder, write_over
 
         if self.path is None:
             raise FileNotFoundError("there is no home folder")

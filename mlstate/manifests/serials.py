@@ -7,12 +7,10 @@ kept in the user's state folder, and a lower one is refused.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,13 @@ from typing import Any
 from mlstate import settings
 from mlstate.errors import FormatError, SignatureError
 from mlstate.objects.beside import temporary_beside
-from mlstate.objects.durable import read_small, try_lock, unlock, write_over
+from mlstate.objects.durable import locked_folder, read_small, write_over
 from mlstate.texts import load_json
 from mlstate.warn import warn
 
 __all__ = ["MAX_SERIAL", "Sighting", "check_serials", "keep_serials", "serials_file"]
 
 MAX_SERIAL = 2**63 - 1
-_POLL = 0.01
 _PATIENCE = 10.0
 _ATTEMPTS = 100
 _Key = tuple[str, str | None, str]
@@ -106,7 +103,7 @@ def keep_serials(sightings: Iterable[Sighting]) -> None:
     file = Path(os.path.realpath(serials_file()))  # of a link, the file which is written
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.parent):
+        with locked_folder(file.parent, _PATIENCE):
             for _ in range(_ATTEMPTS):
                 data = _content()
                 seen = _parsed(data)
@@ -170,21 +167,3 @@ def _row(row: dict[str, Any]) -> tuple[_Key, int]:
     if not texts or type(serial) is not int:
         raise ValueError("an entry is not valid")
     return (signer, name, path), serial
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder; after a while, or where there are no locks, go on without it."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # some systems do not open folders
-        yield
-        return
-    try:
-        end = time.monotonic() + _PATIENCE
-        while try_lock(descriptor) is False and time.monotonic() < end:
-            time.sleep(_POLL)
-        yield
-    finally:
-        unlock(descriptor)
-        os.close(descriptor)

@@ -14,8 +14,7 @@ from mlstate import settings
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, SignatureError
 from mlstate.manifests.serials import MAX_SERIAL
-from mlstate.manifests.update import locked_folder
-from mlstate.objects.durable import read_small, write_over
+from mlstate.objects.durable import locked_folder, read_small, write_over
 from mlstate.warn import warn
 
 __all__ = ["highest_serial", "see_serial", "serial_file"]

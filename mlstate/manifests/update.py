@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 from mlstate.locations import local_path
 from mlstate.manifests import (
@@ -19,14 +16,11 @@ from mlstate.manifests import (
     warn_of_stale_signature,
 )
 from mlstate.objects.beside import temporary_beside
-from mlstate.objects.durable import try_lock, unlock, write_over
+from mlstate.objects.durable import locked_folder, write_over
 
-__all__ = ["change_manifest", "locked_folder"]
+__all__ = ["change_manifest"]
 
-_POLL = 0.01
 _ATTEMPTS = 100
-_PATIENCE = 60.0
-"""Seconds. A change takes far less: a process that holds the lock for longer is stopped."""
 
 
 def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], Manifest]) -> None:
@@ -62,21 +56,3 @@ def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], M
                 warn_of_stale_signature(path)
                 return
     raise changed_by_others(path)
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder itself, so that no file is left; go on where there are no locks."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # some systems do not open folders, and some folders are not to be read
-        yield
-        return
-    try:
-        end = time.monotonic() + _PATIENCE
-        while try_lock(descriptor) is False and time.monotonic() < end:
-            time.sleep(_POLL)
-        yield
-    finally:
-        unlock(descriptor)
-        os.close(descriptor)

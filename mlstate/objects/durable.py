@@ -13,8 +13,9 @@ import errno
 import os
 import stat
 import sys
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from threading import Lock
@@ -43,6 +44,7 @@ __all__ = [
     "check_no_foreign_link",
     "check_written",
     "create_exclusively",
+    "locked_folder",
     "make_folders",
     "move_to_trash",
     "read_small",
@@ -58,6 +60,9 @@ __all__ = [
     "write_over",
 ]
 
+_POLL = 0.01
+_PATIENCE = 60.0
+"""Seconds. A change takes far less: a process that holds the lock for longer is stopped."""
 SMALL = 16 << 20
 """The largest text of a store that is read, in bytes: a state file, the settings."""
 
@@ -321,7 +326,8 @@ def write_over(
 
     Whoever was stopped between reading and writing, for minutes say, overwrites nothing that others
     wrote meanwhile: no lock is needed for that. Where the system cannot exchange two files, this
-    holds but for the moment between a last look and the rename.
+    holds but for the moment between a last look and the rename. Of three at the same moment nobody
+    could tell whose content was the last: where that may be they take turns, by `locked_folder`.
 
     Args:
         target: The file, in a folder that is there.
@@ -575,3 +581,24 @@ def unlock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Hold a lock on a folder itself, so that no file is left; go on where there are no locks.
+
+    After so many seconds of waiting it goes on without: who holds it is stopped then.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # some systems do not open folders, and some folders are not to be read
+        yield
+        return
+    try:
+        end = time.monotonic() + patience
+        while try_lock(descriptor) is False and time.monotonic() < end:
+            time.sleep(_POLL)
+        yield
+    finally:
+        unlock(descriptor)
+        os.close(descriptor)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def test_what_three_write_at_one_moment_is_all_kept(
     assert path.read_bytes() == b"b"
     assert (tmp_path / "tmp").read_bytes() == b"c"
     assert str(tmp_path / "tmp") in str(caught.value)
+
+
+def test_many_who_note_uses_at_once_lose_nothing(tmp_path: Path):
+    """More than two: by the exchange of files alone one of three could be left beside."""
+    files = [Digest.of(bytes([n])) for n in range(8)]
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda digest: write_root(tmp_path, DIGEST, "a.b.c", [digest]), files))
+        (root,) = read_roots(tmp_path)
+        assert root.files == {*files}
+        (tmp_path / "roots" / DIGEST).unlink()
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 NOTE = """
