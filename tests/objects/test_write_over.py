@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.objects import durable
 from mlstate.objects.cache import read_roots, write_root
-from mlstate.objects.durable import write_over
+from mlstate.objects.durable import try_lock, write_over
+from mlstate.states import StateKey
+from mlstate.stores.statefiles import FolderStateFiles
 
 DIGEST = Digest.of(b"state")
 
@@ -107,16 +110,39 @@ def test_what_three_write_at_one_moment_is_all_kept(
     assert str(tmp_path / "tmp") in str(caught.value)
 
 
-def test_many_who_note_uses_at_once_lose_nothing(tmp_path: Path):
-    """More than two: by the exchange of files alone one of three could be left beside."""
-    files = [Digest.of(bytes([n])) for n in range(8)]
-    for _ in range(5):
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda digest: write_root(tmp_path, DIGEST, "a.b.c", [digest]), files))
-        (root,) = read_roots(tmp_path)
-        assert root.files == {*files}
-        (tmp_path / "roots" / DIGEST).unlink()
-    assert not list((tmp_path / "tmp").iterdir())
+@needs_exchange
+@pytest.mark.parametrize("what", ["note", "state file"])
+def test_those_who_write_over_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    """Of three at one moment, one could leave what another wrote beside."""
+    key, states = StateKey.parse("pytorch.net.a"), FolderStateFiles(tmp_path)
+    if what == "note":
+        write_root(tmp_path, DIGEST, str(key), [])
+        write = partial(write_root, tmp_path, DIGEST, str(key), [DIGEST])
+    else:
+        states.create(key, b"old")
+        write = partial(states.change, key, b"old", b"new")
+    turns = []
+
+    def exchange(first: object, second: str | Path) -> None:
+        with open_folder(Path(second).parent) as other:
+            turns.append(try_lock(other))
+        real(first, second)
+
+    real = durable._exchange
+    monkeypatch.setattr(durable, "_exchange", exchange)
+    write()
+    assert turns == [False]
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 NOTE = """
