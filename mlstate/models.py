@@ -154,5 +154,6 @@ class LoadResult(_Keys):
         return (
             f"LoadResult(missing_keys={self.missing_keys}, "
             f"unexpected_keys={self.unexpected_keys}, mismatched_keys={self.mismatched_keys}, "
-            f"cast_keys={self.cast_keys}, digest={self.digest!r}, tied_keys={self.tied_keys})"
+            f"cast_keys={self.cast_keys}, digest={self.digest!r}, tied_keys={self.tied_keys}"
+            + (", pinned_now=True)" if self.pinned_now else ")")
         )

@@ -22,6 +22,7 @@ from mlstate.cli.options import (
     StoreOption,
     Verify,
     opened,
+    pinned_now,
     store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
@@ -345,7 +346,7 @@ def export(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
-    put_written("export", [wanted], written, as_json=as_json)
+    put_written("export", [wanted], written, pinned_now=pinned_now(view), as_json=as_json)
 
 
 def materialize(
@@ -370,4 +371,4 @@ def materialize(
     written = view.materialize(
         wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite, component=component
     )
-    put_written("materialize", [wanted], written, as_json=as_json)
+    put_written("materialize", [wanted], written, pinned_now=pinned_now(view), as_json=as_json)

@@ -22,6 +22,7 @@ from mlstate.cli.options import (
     StoreOption,
     Verify,
     opened,
+    pinned_now,
     unreached_servers,
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
@@ -218,6 +219,7 @@ def copy(
         failures = done.failures if isinstance(done, CopyError) else ()
         failed = [CopyFailure(str(key), why.message, failure_of(why)) for key, why in failures]
         report = {"copied": done.copied, "present": done.present, "failed": failed}
+        report["pinned_now"] = pinned_now(sending)
         more = {"dry_run": dry_run, "bytes": done.nbytes, "manifest": manifest}
         print_json("copy", {**report, **more})
         return code
@@ -292,7 +294,9 @@ def lock(
             failed.append(LockFailure(key, failure_of(error)))
             complain(error)
     if as_json:
-        states = [PinnedState(key, e.pinned_digest, e.size) for key, e in pinned.items()]
+        states = [
+            PinnedState(key, e.pinned_digest, e.size, not from_pins) for key, e in pinned.items()
+        ]
         print_json("lock", {"pinned": states, "failed": failed})
         return code
     for key, entry in pinned.items():

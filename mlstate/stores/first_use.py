@@ -16,6 +16,7 @@ from mlstate.manifests import StateEntry
 from mlstate.manifests.entries import Pin
 from mlstate.manifests.pins import Pins
 from mlstate.manifests.promised import LEAST_DIGITS, digits_of, is_same_source, promised
+from mlstate.states import StateKey
 from mlstate.warn import say
 
 __all__ = ["FirstUse"]
@@ -29,11 +30,15 @@ class FirstUse:
     Args:
         pins: Where the pins are kept.
         fetcher: Brings the states.
+
+    Attributes:
+        done: The states that were pinned, in order.
     """
 
     def __init__(self, pins: Pins, fetcher: Fetcher) -> None:
         self.pins = pins
         self._fetcher = fetcher
+        self.done: list[StateKey] = []
 
     def allows(self, entry: StateEntry) -> bool:
         """Whether the manifest says enough of a state for its first use to pin it."""
@@ -64,6 +69,7 @@ class FirstUse:
             summed, lambda: self._known(entry), lambda done: self._keep(entry, summed, done)
         )
         if now.pin is not None and now.pinned_now:
+            self.done.append(entry.key)
             _tell(now.pin)
         return now
 

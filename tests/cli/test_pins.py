@@ -79,6 +79,24 @@ def test_what_has_no_digest_is_told_with_a_command_that_pins_it(shell):
     assert str(KEY) in strict.lines(*command.split())[0]
 
 
+@pytest.mark.parametrize("command", ["export", "materialize", "bundle", "copy", "lock"])
+def test_json_of_each_command_that_pins_says_so(shell, command):
+    words = {
+        "export": ["export", KEY, "x.safetensors"],
+        "materialize": ["materialize", KEY, "x"],
+        "bundle": ["bundle", KEY, "-o", "x.tar"],
+        "copy": ["copy", KEY, "--to", "x", "--from", "mine.toml"],
+        "lock": ["lock", "mine.toml"],
+    }[command]
+    words += [] if command in ("copy", "lock") else ["--store", "mine.toml"]
+    if command == "lock":
+        assert [state["pinned_now"] for state in shell.json(*words)["pinned"]] == [True]
+        return
+    assert shell.json(*words)["pinned_now"] == [str(KEY)]
+    again = [*words, "--overwrite"] if command != "copy" else words
+    assert shell.json(*again)["pinned_now"] == []
+
+
 def test_pins_are_listed_and_forgotten(shell):
     assert shell.lines("pins") == []
     shell.lines("fetch", KEY, "--store", "mine.toml")
