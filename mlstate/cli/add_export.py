@@ -26,7 +26,6 @@ from mlstate.cli.options import (
     store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
-from mlstate.cli.printed import KeyParts
 from mlstate.cli.values import pairs, typed
 from mlstate.errors import FormatError
 from mlstate.states import StateKey
@@ -238,6 +237,8 @@ def add(
     )
     if as_json:
         kind = wanted.state_type
+        from mlstate.cli.printed import KeyParts
+
         parts = KeyParts(kind.backend, kind.architecture, [*kind.extra], wanted.training_id)
         print_json("add", report, {"understood": parts})
     else:

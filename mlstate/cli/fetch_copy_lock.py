@@ -26,17 +26,11 @@ from mlstate.cli.options import (
     unreached_servers,
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
-from mlstate.cli.printed import (
-    CopyFailure,
-    FetchedState,
-    LockFailure,
-    PinnedState,
-    UnreachedServer,
-)
 from mlstate.errors import CopyError, FetchError, FormatError, IntegrityError, StateNotFoundError
 from mlstate.units import parse_size
 
 if TYPE_CHECKING:
+    from mlstate.cli.printed import FetchedState
     from mlstate.manifests import StateEntry
     from mlstate.operations.copy import CopyReport
     from mlstate.states import StateKey
@@ -56,6 +50,7 @@ def fetch(
 
     A fetch that was stopped goes on where it was. What is in the cache already is spared.
     """
+    from mlstate.cli.printed import FetchedState, UnreachedServer
     from mlstate.errors import MlstateError
 
     chosen = _to_fetch(store, keys or [], everything=everything)
@@ -131,6 +126,7 @@ def _nothing_to_fetch(view: StateStore) -> FormatError:
 
 def _planned(view: StateStore, key: StateKey) -> tuple[FetchedState, str]:
     """A state that would be fetched, for programs and for people."""
+    from mlstate.cli.printed import FetchedState
     from mlstate.operations.plan import planned_fetch
 
     plan = planned_fetch(view, key)
@@ -186,6 +182,7 @@ def copy(
     that cannot be copied does not keep the others from it.
     """
     _check_manifest(manifest, objects)
+    from mlstate.cli.printed import CopyFailure
     from mlstate.cli.progress import progress_of
     from mlstate.operations.copy import copy as copy_states
     from mlstate.operations.enlist import enlist, own_objects
@@ -269,6 +266,7 @@ def lock(
     Keys that MANIFEST does not list yet are taken over from the default store: so the states that
     come with mlstate are pinned in a manifest of one's own.
     """
+    from mlstate.cli.printed import LockFailure, PinnedState
     from mlstate.cli.progress import progress
     from mlstate.fetch import MAX_SIZE
     from mlstate.operations.lock import lock as lock_states

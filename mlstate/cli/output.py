@@ -61,7 +61,7 @@ def said(value: object) -> str:
 
     All that is printed goes through here; JSON, which has escapes of its own, through `print_json`.
     """
-    return printable(without_queries(in_shell(value)))
+    return printable(without_queries(value if type(value) is str else in_shell(value)))
 
 
 def put(text: str = "") -> None:

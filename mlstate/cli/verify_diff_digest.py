@@ -27,7 +27,6 @@ from mlstate.cli.output import (
     put_lines,
     put_marked,
 )
-from mlstate.cli.printed import FileDigest, FileFailure
 from mlstate.locations import local_path
 from mlstate.phrases import in_shell
 
@@ -296,6 +295,7 @@ def digest(
     Whatever they are in: safetensors, shards, a torch checkpoint; the order of the tensors and the
     file's own metadata do not matter.
     """
+    from mlstate.cli.printed import FileDigest, FileFailure
     from mlstate.errors import MlstateError
     from mlstate.weights.files import file_digest
 
