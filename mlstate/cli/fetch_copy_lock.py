@@ -216,8 +216,12 @@ def copy(
         failures = done.failures if isinstance(done, CopyError) else ()
         failed = [CopyFailure(str(key), why.message, failure_of(why)) for key, why in failures]
         report = {"copied": done.copied, "present": done.present, "failed": failed}
-        report["pinned_now"] = pinned_now(sending)
-        more = {"dry_run": dry_run, "bytes": done.nbytes, "manifest": manifest}
+        more = {
+            "pinned_now": pinned_now(sending),
+            "dry_run": dry_run,
+            "bytes": done.nbytes,
+            "manifest": manifest,
+        }
         print_json("copy", {**report, **more})
         return code
     for key in done.copied:
