@@ -79,11 +79,15 @@ def locking(key: object, manifest: str | None = None) -> Phrase:
         >>> locking("pytorch.mlp.base", "weights.toml").shell
         'mlstate lock weights.toml pytorch.mlp.base'
     """
-    file = OWN_MANIFEST if manifest is None else manifest
+    name = repr(str(key))
+    if manifest is None:
+        return Phrase(
+            f"mlstate.lock({OWN_MANIFEST!r}, [StateKey.parse({name})], source=Store())",
+            f"mlstate lock {OWN_MANIFEST} {key}",
+        )
     return Phrase(
-        f"mlstate.lock({file!r}, [StateKey.parse({str(key)!r})]"
-        + (", source=Store())" if manifest is None else ")"),
-        f"mlstate lock {shlex.quote(file)} {key}",
+        f"mlstate.lock({manifest!r}, [StateKey.parse({name})])",
+        f"mlstate lock {shlex.quote(manifest)} {key}",
     )
 
 
