@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from mlstate.cli.options import (
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
 from mlstate.cli.values import pairs, typed
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, WeightsNotFoundError
 from mlstate.states import StateKey
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "export", "materialize"]
 
 _MOST_JOBS = 64
+_REPOSITORY = re.compile(r"(?:hf:)?([A-Za-z0-9_-][\w.-]*)/([A-Za-z0-9_-][\w.-]*)")
 
 ShardSize = Annotated[
     str | None,
@@ -225,16 +227,20 @@ def add(
         raise typer.BadParameter("give KEY and SOURCE; or --all DIR with --key TEMPLATE")
     _check_order(key, source)
     wanted = new_key(key)
-    report = adopt(
-        source,
-        wanted,
-        target,
-        files=_files(file or []) or None,
-        weights=weights,
-        include=include or (),
-        exclude=exclude or (),
-        **options,
-    )
+    try:
+        report = adopt(
+            source,
+            wanted,
+            target,
+            files=_files(file or []) or None,
+            weights=weights,
+            include=include or (),
+            exclude=exclude or (),
+            **options,
+        )
+    except (WeightsNotFoundError, FormatError) as error:
+        error.remedy = _on_the_hub(source) or error.remedy
+        raise
     if as_json:
         kind = wanted.state_type
         from mlstate.cli.printed import KeyParts
@@ -290,6 +296,14 @@ def _check_order(key: str, source: str) -> None:
         if not Path(source).exists() and ("://" in key or Path(key).expanduser().exists()):
             words = f"mlstate add {shlex.quote(source)} {shlex.quote(key)}"
             raise typer.BadParameter(f"KEY comes before SOURCE: {words}")
+
+
+def _on_the_hub(source: str) -> str | None:
+    """What to write for a text that is the name of a repository on the hub, and no path here."""
+    match = _REPOSITORY.fullmatch(source)
+    if match is None or Path(source).exists() or Path(match[1]).exists():
+        return None
+    return f"check the path; a repository on the hub is hf://{match[1]}/{match[2]}"
 
 
 def _count(text: str) -> int:
