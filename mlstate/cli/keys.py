@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import typer
@@ -128,7 +129,6 @@ def _near_misses(store: StateStore, text: str) -> str | None:
 
 
 def _having_part(store: StateStore, text: str, most: int = 3) -> list[str]:
-    """The keys that a text is the beginning or the end of, by their dots; none of too many."""
-    having = [str(key) for key in store.get_state_keys()]
-    fitting = [key for key in having if f".{text}." in f".{key}."]
-    return fitting if len(fitting) <= most else []
+    """The first keys that a text is a part of, by their dots."""
+    having = (str(key) for key in store.get_state_keys())
+    return list(islice((key for key in having if f".{text}." in f".{key}."), most))
