@@ -21,6 +21,8 @@ from mlstate.objects.durable import locked_folder, write_over
 __all__ = ["change_manifest"]
 
 _ATTEMPTS = 100
+_PATIENCE = 60.0
+"""Seconds. A change takes far less: a process that holds the lock for longer is stopped."""
 
 
 def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], Manifest]) -> None:
@@ -43,7 +45,7 @@ def change_manifest(path: str | os.PathLike[str], change: Callable[[Manifest], M
     file = local_path(path)
     target = resolved(path)  # of a link, the file which is written
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked_folder(target.parent):
+    with locked_folder(target.parent, _PATIENCE):
         for _ in range(_ATTEMPTS):
             old = content_of(target) if target.exists() else None
             now = Manifest({}) if old is None else Manifest.parse(old, str(file))
