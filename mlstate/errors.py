@@ -15,6 +15,7 @@ from mlstate.shown import printable, without_queries
 
 __all__ = [
     "AccessError",
+    "AddressError",
     "ArgumentError",
     "BucketAccessError",
     "BucketError",
@@ -261,6 +262,10 @@ class TransportError(_Detailed, ConnectionError):
     retry_after: float | None = None
     status: int | None = None
     relabelled: bool = False
+
+
+class AddressError(TransportError):
+    """An address that cannot be understood: nothing was asked of anybody."""
 
 
 class RateLimitError(TransportError):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IncompatibleStateError
-from mlstate.states import StateType
+from mlstate.states import StateType, how_to_parse_type
 
 __all__ = [
     "AVERAGED",
@@ -21,6 +21,9 @@ __all__ = [
 AVERAGED = "n_averaged"
 """The count that torch's AveragedModel has beside the model inside, whose names are ``module.…``"""
 
+_OF_TENSORS = (
+    "of tensors without a model: save_state_dict(state_dict, key), and load_state_dict(key)"
+)
 _Model = TypeVar("_Model")
 
 
@@ -56,7 +59,9 @@ def state_type_of(model: object) -> StateType:
             f"this {type(model).__name__} has no state type",
             expected="an attribute state_type that is a mlstate.StateType",
             found=found,
-            remedy="give it one: mlstate.with_state_type(model, StateType(backend, architecture))",
+            remedy=_OF_TENSORS
+            if isinstance(model, Mapping)
+            else "give it one: mlstate.with_state_type(model, StateType(backend, architecture))",
         )
     return found
 
@@ -92,6 +97,7 @@ def with_state_type(module: _Model, state_type: StateType) -> _Model:
             "a state type is a StateType",
             expected="StateType(backend, architecture)",
             found=repr(state_type),
+            remedy=how_to_parse_type(state_type),
         )
     anything: Any = module  # a module takes any attribute, which its type does not say
     anything.state_type = state_type
@@ -148,5 +154,6 @@ class LoadResult(_Keys):
         return (
             f"LoadResult(missing_keys={self.missing_keys}, "
             f"unexpected_keys={self.unexpected_keys}, mismatched_keys={self.mismatched_keys}, "
-            f"cast_keys={self.cast_keys}, digest={self.digest!r}, tied_keys={self.tied_keys})"
+            f"cast_keys={self.cast_keys}, digest={self.digest!r}, tied_keys={self.tied_keys}"
+            + (", pinned_now=True)" if self.pinned_now else ")")
         )

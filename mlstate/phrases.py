@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 __all__ = [
     "ANY_STORE",
     "FOLDER",
     "FOLDER_OR_BUCKET",
-    "LOCK",
     "OVERWRITE",
     "Phrase",
     "called",
     "flag",
     "in_shell",
+    "locking",
 ]
 
 
@@ -71,8 +72,28 @@ def in_shell(value: object) -> str:
     return text.shell if isinstance(text, Phrase) else text
 
 
+def locking(key: object, manifest: str | None = None) -> Phrase:
+    """How a state is pinned: in this manifest, or in one of the reader's own.
+
+    Example:
+        >>> locking("pytorch.mlp.base", "weights.toml").shell
+        'mlstate lock weights.toml pytorch.mlp.base'
+    """
+    name = repr(str(key))
+    if manifest is None:
+        return Phrase(
+            f"mlstate.lock({OWN_MANIFEST!r}, [StateKey.parse({name})], source=Store())",
+            f"mlstate lock {OWN_MANIFEST} {key}",
+        )
+    return Phrase(
+        f"mlstate.lock({manifest!r}, [StateKey.parse({name})])",
+        f"mlstate lock {shlex.quote(manifest)} {key}",
+    )
+
+
 OVERWRITE = flag("overwrite")
-LOCK = Phrase("mlstate.lock(manifest, [key])", "mlstate lock FILE.toml KEY")
+OWN_MANIFEST = "weights.toml"
+"""What a manifest of the reader's own may be called, where a remedy has to name one."""
 FOLDER = Phrase("a LocalStateStore", "a folder")
 FOLDER_OR_BUCKET = FOLDER + " or " + Phrase("an S3StateStore", "a bucket")
 ANY_STORE = Phrase(

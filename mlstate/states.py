@@ -256,8 +256,17 @@ def check_state_type(state_type: object) -> None:
         raise FormatError(
             "states are listed by a StateType",
             expected="StateType(backend, architecture), for instance model.state_type",
-            found=type(state_type).__name__,
+            found=repr(state_type) if isinstance(state_type, str) else type(state_type).__name__,
+            remedy=how_to_parse_type(state_type),
         )
+
+
+def how_to_parse_type(value: object) -> str | None:
+    """What to write in the place of the text form of a type; None of anything else."""
+    try:
+        return f"StateType.parse({str(StateType.parse(value))!r})"  # type: ignore[arg-type]
+    except FormatError:
+        return None
 
 
 def keys_of(state_type: StateType, training_ids: Iterable[str]) -> list[StateKey]:

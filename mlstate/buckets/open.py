@@ -63,7 +63,9 @@ def parse_bucket_address(address: str) -> tuple[str, str, str]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise FormatError(
-            "not the address of a bucket", expected="s3://bucket/path", found=address[:200]
+            "not the address of a bucket",
+            expected="s3://bucket/path, with letters, digits, dots and hyphens in the bucket",
+            found=address[:200],
         )
     return match[1], match[2], (match[3] or "").strip("/")
 

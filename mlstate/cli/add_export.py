@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlstate.cli.add_all import add_all
-from mlstate.cli.default_store import saves_by_default
+from mlstate.cli.default_store import how_to_save_by_default, saves_by_default
 from mlstate.cli.exit_codes import OK
 from mlstate.cli.keys import new_key, one_key
 from mlstate.cli.options import (
@@ -20,11 +23,13 @@ from mlstate.cli.options import (
     StoreOption,
     Verify,
     opened,
+    pinned_now,
     store_option,
 )
 from mlstate.cli.output import human_size, note, print_json, put, put_written
-from mlstate.cli.printed import KeyParts
 from mlstate.cli.values import pairs, typed
+from mlstate.errors import FormatError, WeightsNotFoundError
+from mlstate.states import StateKey
 
 if TYPE_CHECKING:
     from mlstate.operations.adopt_report import AdoptReport
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "export", "materialize"]
 
 _MOST_JOBS = 64
+_REPOSITORY = re.compile(r"(?:hf:)?([A-Za-z0-9_-][\w.-]*)/([A-Za-z0-9_-][\w.-]*)")
 
 ShardSize = Annotated[
     str | None,
@@ -193,8 +199,8 @@ def add(
     _check_kind(everything, {**for_all, "--dry-run": dry_run}, {**for_one, "--file": file})
     if store is None and not saves_by_default():
         raise typer.BadParameter(
-            "say where to: a folder, s3://..., github:..., or a manifest with --mirror; or make "
-            "this folder a project: mlstate init",
+            "say where to: a folder, s3://..., github:..., or a manifest with --mirror; or "
+            + how_to_save_by_default(),
             param_hint="--store",
         )
     manifest = store is not None and store.endswith(".toml")
@@ -219,19 +225,26 @@ def add(
         return add_all(everything, target, template or "", **options)
     if key is None or source is None:
         raise typer.BadParameter("give KEY and SOURCE; or --all DIR with --key TEMPLATE")
+    _check_order(key, source)
     wanted = new_key(key)
-    report = adopt(
-        source,
-        wanted,
-        target,
-        files=_files(file or []) or None,
-        weights=weights,
-        include=include or (),
-        exclude=exclude or (),
-        **options,
-    )
+    try:
+        report = adopt(
+            source,
+            wanted,
+            target,
+            files=_files(file or []) or None,
+            weights=weights,
+            include=include or (),
+            exclude=exclude or (),
+            **options,
+        )
+    except (WeightsNotFoundError, FormatError) as error:
+        error.remedy = _on_the_hub(source) or error.remedy
+        raise
     if as_json:
         kind = wanted.state_type
+        from mlstate.cli.printed import KeyParts
+
         parts = KeyParts(kind.backend, kind.architecture, [*kind.extra], wanted.training_id)
         print_json("add", report, {"understood": parts})
     else:
@@ -274,6 +287,23 @@ def _check_kind(
         raise typer.BadParameter(f"{wrong} is for --all DIR")
     if everything is not None and not for_all["--key"]:
         raise typer.BadParameter("--all needs --key, 'pytorch.bert.{parent}.{stem}' say")
+
+
+def _check_order(key: str, source: str) -> None:
+    """Refuse KEY and SOURCE the other way round."""
+    with suppress(FormatError):
+        StateKey.parse(source)
+        if not Path(source).exists() and ("://" in key or Path(key).expanduser().exists()):
+            words = f"mlstate add {shlex.quote(source)} {shlex.quote(key)}"
+            raise typer.BadParameter(f"KEY comes before SOURCE: {words}")
+
+
+def _on_the_hub(source: str) -> str | None:
+    """What to write for a text that is the name of a repository on the hub, and no path here."""
+    match = _REPOSITORY.fullmatch(source)
+    if match is None or Path(source).exists() or Path(match[1]).exists():
+        return None
+    return f"check the path; a repository on the hub is hf://{match[1]}/{match[2]}"
 
 
 def _count(text: str) -> int:
@@ -337,7 +367,7 @@ def export(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
-    put_written("export", [wanted], written, as_json=as_json)
+    put_written("export", [wanted], written, pinned_now=pinned_now(view), as_json=as_json)
 
 
 def materialize(
@@ -362,4 +392,4 @@ def materialize(
     written = view.materialize(
         wanted, folder, max_shard_size=max_shard_size, overwrite=overwrite, component=component
     )
-    put_written("materialize", [wanted], written, as_json=as_json)
+    put_written("materialize", [wanted], written, pinned_now=pinned_now(view), as_json=as_json)

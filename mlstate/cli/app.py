@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +39,6 @@ from mlstate.cli.output import complain, never_refuse, note, said, tell, warning
 from mlstate.cli.parameters import TextCommand, TextGroup
 from mlstate.cli.peers import peers
 from mlstate.cli.pins import pins
-from mlstate.cli.printed import Failure
 from mlstate.cli.report import report
 from mlstate.cli.rm_prune import prune, rm
 from mlstate.cli.show_du import du, show
@@ -49,6 +48,9 @@ from mlstate.cli.verify_diff_digest import diff, digest, verify
 from mlstate.errors import MlstateError
 from mlstate.phrases import in_shell
 from mlstate.version import __version__
+
+if TYPE_CHECKING:
+    from mlstate.cli.printed import Failure
 
 __all__ = ["app", "command_tree", "run"]
 
@@ -63,21 +65,23 @@ FIRST_STEPS = (
 )
 """What leads a newcomer to a first state, typed as it is: make a store, save, load."""
 _LAST_STREAM = 2
+_COMPLETE = f"_{PROGRAM.upper()}_COMPLETE"
 
-app = typer.Typer(
-    name=PROGRAM,
-    cls=TextGroup,
-    help="PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
-    epilog="Every command has --help, with an example. Exit codes:\n\n\b\n"
+_SETTINGS: dict[str, Any] = {
+    "name": PROGRAM,
+    "cls": TextGroup,
+    "help": "PyTorch weights, each tensor kept once: fetched, verified, compared, shared.",
+    "epilog": "Every command has --help, with an example. Exit codes:\n\n\b\n"
     + "\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
     + f"\n\n{FIRST_STEPS_TITLE}\n\n\b\n"
     + "\n".join(f"  {step}" for step in FIRST_STEPS)
     + "\n\nA file of weights that you have is taken in by: mlstate add KEY FILE",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help starts faster, and reads the same in a log
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    "no_args_is_help": True,
+    "rich_markup_mode": None,  # plain help starts faster, and reads the same in a log
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+app = typer.Typer(**_SETTINGS)
 
 
 def _version(wanted: bool) -> None:
@@ -202,14 +206,34 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
 )
 """Each command: what it does in a list of all commands, and an example below its help."""
 
-for _function, _short, _example in _COMMANDS:
-    _epilog = f"\b\nExample:\n  {PROGRAM} {_example}"
-    app.command(cls=TextCommand, short_help=_short, epilog=_epilog)(_function)
+_BY_NAME = {function.__name__.replace("_", "-"): function for function, _, _ in _COMMANDS}
+
+
+def _add(to: typer.Typer, *only: Callable[..., Any]) -> None:
+    """Add the commands, or some of them."""
+    for function, short, example in _COMMANDS:
+        if not only or function in only:
+            epilog = f"\b\nExample:\n  {PROGRAM} {example}"
+            to.command(cls=TextCommand, short_help=short, epilog=epilog)(function)
+
+
+_add(app)
 
 
 def command_tree() -> Any:
     """All commands with their parameters, as typer has built them."""
     return typer.main.get_command(app)
+
+
+def _tree_for(arguments: Sequence[str]) -> Any:
+    """The commands that may be meant: one alone takes a tenth of the time of all."""
+    function = _BY_NAME.get(arguments[0]) if arguments else None
+    if function is None or _COMPLETE in os.environ:
+        return command_tree()
+    one = typer.Typer(**_SETTINGS)
+    one.callback()(_main)
+    _add(one, function)
+    return typer.main.get_command(one)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -239,14 +263,14 @@ def _run(arguments: list[str]) -> tuple[int, Failure | None]:
     """The exit code, and what failed, which has been told to people by then."""
     try:
         settings.refuse_misspelt()
-        result = command_tree().main(arguments, PROGRAM, standalone_mode=False)
+        result = _tree_for(arguments).main(arguments, PROGRAM, standalone_mode=False)
     except typer.TyperException as error:  # what was typed: with the usage of the command
         _show_usage(error)
         return USAGE, _usage_failure(error)
     except typer.Abort:
         return INTERRUPTED, _stopped()
     except SystemExit as error:
-        if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:  # typer answers shells by it
+        if _COMPLETE in os.environ:  # typer answers shells by it
             raise
         if _is_of_gone_reader(error):
             return WITHOUT_READER, None
@@ -271,6 +295,8 @@ def _is_of_gone_reader(error: SystemExit) -> bool:
 
 
 def _stopped() -> Failure:
+    from mlstate.cli.printed import Failure
+
     what, remedy = "stopped; nothing is half done", "to go on, give the same command again"
     note("")
     note(
@@ -290,12 +316,16 @@ def _tell_of_defect() -> None:
 
 
 def _defect(error: Exception) -> Failure:
+    from mlstate.cli.printed import Failure
+
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     message = f"a defect of {PROGRAM} {__version__}"
     return Failure(type(error).__name__, message, found=said[:500], remedy=_REPORT)
 
 
 def _usage_failure(error: Any) -> Failure:
+    from mlstate.cli.printed import Failure
+
     message = error.format_message()
     words = PROGRAM if error.ctx is None else error.ctx.command_path
     if error.ctx is not None and message == error.ctx.get_help():  # which is all that some say

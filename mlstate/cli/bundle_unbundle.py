@@ -18,9 +18,12 @@ from mlstate.cli.options import (
     Overwrite,
     StoreOption,
     opened,
+    pinned_now,
     store_option,
 )
 from mlstate.cli.output import human_count, human_size, note, print_json, put, put_written
+from mlstate.phrases import in_shell
+from mlstate.settings import cache_folder
 
 __all__ = ["bundle", "unbundle"]
 
@@ -62,7 +65,7 @@ def bundle(
         note(f"{human_count(len(chosen), 'state')}; there: mlstate unbundle -")
         return
     size = human_size(Path(output).expanduser().stat().st_size)
-    put_written("bundle", chosen, output, as_json=as_json)
+    put_written("bundle", chosen, output, pinned_now=pinned_now(view), as_json=as_json)
     note(f"{human_count(len(chosen), 'state')}, {size}; there: mlstate unbundle {output}")
 
 
@@ -99,3 +102,4 @@ def unbundle(
         return
     for key in came:
         put(str(key))
+    note(f"in {f'the cache, {cache_folder()}' if target is None else in_shell(target)}")

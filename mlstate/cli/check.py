@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
+_MOST = 5  # files that are named
+
 
 def check(
     files: Annotated[
@@ -77,4 +79,6 @@ def _show(report: CheckReport) -> None:
     if report.unmirrored:
         note(f"{human_count(len(report.unmirrored), 'state')} without a mirror")
     if report.passed_over:
-        note(f"{human_count(len(report.passed_over), 'file')} passed over: no manifests")
+        count, named = len(report.passed_over), ", ".join(report.passed_over[:_MOST])
+        more = f" and {count - _MOST} more" if count > _MOST else ""
+        note(f"{human_count(count, 'file')} passed over, no manifests: {named}{more}")

@@ -8,7 +8,13 @@ if TYPE_CHECKING:
     from mlstate.project import Project
     from mlstate.stores.read import StateStore
 
-__all__ = ["default_name", "default_store", "project_here", "saves_by_default"]
+__all__ = [
+    "default_name",
+    "default_store",
+    "how_to_save_by_default",
+    "project_here",
+    "saves_by_default",
+]
 
 
 def project_here() -> Project | None:
@@ -49,6 +55,14 @@ def saves_by_default() -> bool:
     """Whether there is a project that says where states are saved."""
     project = project_here()
     return project is not None and project.store is not None
+
+
+def how_to_save_by_default() -> str:
+    """What to do where there is no store to save into."""
+    project = project_here()
+    if project is None:
+        return "make this folder a project: mlstate init"
+    return f'name a store of this project in {project.file}: store = "weights"'
 
 
 def default_name() -> str:

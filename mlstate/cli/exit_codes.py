@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlstate.errors import (
     AccessError,
+    AddressError,
     CopyError,
     FetchError,
     FormatError,
@@ -60,6 +61,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UnpinnedStateError, INTEGRITY),
     (SignatureError, INTEGRITY),
     (LimitError, REFUSED),
+    (AddressError, USAGE),
     (TransportError, NETWORK),
     (OfflineError, NETWORK),
     (FetchError, NETWORK),

@@ -6,12 +6,14 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlstate.cli.output import print_json
-from mlstate.cli.printed import Failure, MirrorFailure
 from mlstate.errors import FetchError, MissingPackageError, MlstateError
 from mlstate.phrases import in_shell
+
+if TYPE_CHECKING:
+    from mlstate.cli.printed import Failure
 
 __all__ = ["failure_of", "in_our_words", "print_failure"]
 
@@ -84,6 +86,8 @@ def _lasting(path: str) -> str:
 
 def failure_of(error: BaseException) -> Failure:
     """An error as JSON has it."""
+    from mlstate.cli.printed import Failure, MirrorFailure
+
     ours = in_our_words(error)
     attempts = error.attempts if isinstance(error, FetchError) else ()
     kind = error if isinstance(error, MlstateError | OSError) else ours

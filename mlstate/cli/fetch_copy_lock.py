@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlstate.cli.default_store import project_here
 from mlstate.cli.exit_codes import OK, exit_code
 from mlstate.cli.failures import failure_of
 from mlstate.cli.keys import chosen_keys, complete_keys
@@ -21,20 +22,15 @@ from mlstate.cli.options import (
     StoreOption,
     Verify,
     opened,
+    pinned_now,
     unreached_servers,
 )
 from mlstate.cli.output import complain, human_count, human_size, note, print_json, put
-from mlstate.cli.printed import (
-    CopyFailure,
-    FetchedState,
-    LockFailure,
-    PinnedState,
-    UnreachedServer,
-)
-from mlstate.errors import CopyError, FetchError, IntegrityError, StateNotFoundError
+from mlstate.errors import CopyError, FetchError, FormatError, IntegrityError, StateNotFoundError
 from mlstate.units import parse_size
 
 if TYPE_CHECKING:
+    from mlstate.cli.printed import FetchedState
     from mlstate.manifests import StateEntry
     from mlstate.operations.copy import CopyReport
     from mlstate.states import StateKey
@@ -54,18 +50,12 @@ def fetch(
 
     A fetch that was stopped goes on where it was. What is in the cache already is spared.
     """
-    from mlstate.errors import FormatError, MlstateError
+    from mlstate.cli.printed import FetchedState, UnreachedServer
+    from mlstate.errors import MlstateError
 
-    view = opened(store, manifests=True)
-    if view.fetcher is None:
-        raise FormatError(
-            "this store has its bytes already, so there is nothing to fetch",
-            path=view,
-            remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate "
-            "copy",
-        )
+    chosen = _to_fetch(store, keys or [], everything=everything)
     code, rows = OK, list[FetchedState]()
-    for key in chosen_keys(view, keys or [], everything=everything):
+    for view, key in chosen:
         try:
             if dry_run:
                 row, line = _planned(view, key)
@@ -89,24 +79,66 @@ def fetch(
             spared = f", {human_size(report.spared)} spared" if report.spared else ""
             put(f"{key}  {came}{spared}")
     if as_json:
-        unreached = [UnreachedServer(*outage) for outage in unreached_servers(view)]
+        views = {id(view): view for view, _ in chosen}.values()
+        unreached = [UnreachedServer(*down) for view in views for down in unreached_servers(view)]
         print_json("fetch", {"dry_run": dry_run, "states": rows, "unreached": unreached})
     return code
 
 
+def _to_fetch(
+    store: str | None, texts: list[str], *, everything: bool
+) -> list[tuple[StateStore, StateKey]]:
+    """The states to fetch, each with the store that lists it.
+
+    Of a project these are its manifests; and for keys that they do not list the manifests that
+    come with mlstate and other libraries.
+    """
+    view = opened(store, manifests=True)
+    if store is not None or everything or not texts or project_here() is None:
+        if view.fetcher is None:
+            raise _nothing_to_fetch(view)
+        return [(view, key) for key in chosen_keys(view, texts, everything=everything)]
+    found: list[tuple[StateStore, StateKey]] = []
+    others: StateStore | None = None
+    for text in texts:
+        try:
+            keys = chosen_keys(view, [text], everything=False)
+            if view.fetcher is None:
+                raise _nothing_to_fetch(view)
+            found += [(view, key) for key in keys]
+        except StateNotFoundError as error:
+            others = others or opened("")
+            try:
+                keys = chosen_keys(others, [text], everything=False)
+            except StateNotFoundError:
+                raise error from None
+            found += [(others, key) for key in keys]
+    return list(dict.fromkeys(found))
+
+
+def _nothing_to_fetch(view: StateStore) -> FormatError:
+    return FormatError(
+        "this store has its bytes already, so there is nothing to fetch",
+        path=view,
+        remedy="give a manifest, a bucket or a release; to bring states elsewhere: mlstate copy",
+    )
+
+
 def _planned(view: StateStore, key: StateKey) -> tuple[FetchedState, str]:
     """A state that would be fetched, for programs and for people."""
+    from mlstate.cli.printed import FetchedState
     from mlstate.operations.plan import planned_fetch
 
     plan = planned_fetch(view, key)
     line = "in the cache"
     if plan.missing:
         size = "of unknown size" if plan.nbytes is None else human_size(plan.nbytes)
-        line = f"{size} would be fetched"
+        line = f"{size} would be fetched" + (", and pinned" if plan.digest is None else "")
     if plan.missing and plan.spared:
         line += f", {human_size(plan.spared)} spared"
     fetched = plan.nbytes if plan.missing else 0
-    return FetchedState(key, plan.digest, fetched, plan.spared, None), f"{key}  {line}"
+    row = FetchedState(key, plan.digest, fetched, plan.spared, None, plan.digest is None)
+    return row, f"{key}  {line}"
 
 
 def copy(
@@ -150,6 +182,7 @@ def copy(
     that cannot be copied does not keep the others from it.
     """
     _check_manifest(manifest, objects)
+    from mlstate.cli.printed import CopyFailure
     from mlstate.cli.progress import progress_of
     from mlstate.operations.copy import copy as copy_states
     from mlstate.operations.enlist import enlist, own_objects
@@ -183,14 +216,19 @@ def copy(
         failures = done.failures if isinstance(done, CopyError) else ()
         failed = [CopyFailure(str(key), why.message, failure_of(why)) for key, why in failures]
         report = {"copied": done.copied, "present": done.present, "failed": failed}
-        more = {"dry_run": dry_run, "bytes": done.nbytes, "manifest": manifest}
+        more = {
+            "pinned_now": pinned_now(sending),
+            "dry_run": dry_run,
+            "bytes": done.nbytes,
+            "manifest": manifest,
+        }
         print_json("copy", {**report, **more})
         return code
     for key in done.copied:
         put(f"{key}  would be copied" if dry_run else f"{key}  copied")
     for key in done.present:
         put(f"{key}  there already")
-    note(f"{human_size(done.nbytes)} of tensors {'would be ' if dry_run else ''}copied")
+    note(f"{human_size(done.nbytes)} of tensor objects {'would be ' if dry_run else ''}copied")
     if manifest is not None and not dry_run:
         note(f"{human_count(len(there), 'state')} listed in {manifest}")
     return code
@@ -232,6 +270,7 @@ def lock(
     Keys that MANIFEST does not list yet are taken over from the default store: so the states that
     come with mlstate are pinned in a manifest of one's own.
     """
+    from mlstate.cli.printed import LockFailure, PinnedState
     from mlstate.cli.progress import progress
     from mlstate.fetch import MAX_SIZE
     from mlstate.operations.lock import lock as lock_states
@@ -257,7 +296,9 @@ def lock(
             failed.append(LockFailure(key, failure_of(error)))
             complain(error)
     if as_json:
-        states = [PinnedState(key, e.pinned_digest, e.size) for key, e in pinned.items()]
+        states = [
+            PinnedState(key, e.pinned_digest, e.size, not from_pins) for key, e in pinned.items()
+        ]
         print_json("lock", {"pinned": states, "failed": failed})
         return code
     for key, entry in pinned.items():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlstate.cli.options import Json
-from mlstate.cli.output import from_here, note, print_json, put
+from mlstate.cli.output import from_here, note, print_json, put, warning
+from mlstate.errors import FormatError
+from mlstate.phrases import in_shell
+
+if TYPE_CHECKING:
+    from mlstate.project import Project
 
 __all__ = ["init"]
 
@@ -40,6 +45,7 @@ def init(
     from mlstate.operations.init import init as write_project
 
     project = write_project(store=store, manifests=manifest or [])
+    _tell_of_places_outside(project)
     if as_json:
         said = {"store": project.store, "manifests": project.manifests}
         print_json("init", {"path": str(project.file), **said})
@@ -47,3 +53,14 @@ def init(
     put(from_here(project.file))
     if project.store is not None:
         note(f"states are saved in {project.store}; keep it out of git, with a line in .gitignore")
+
+
+def _tell_of_places_outside(project: Project) -> None:
+    """Say what the project names and may not name before it is trusted."""
+    named = [("store", project.store), *(("manifests", name) for name in project.manifests)]
+    for key, name in named:
+        try:
+            if name is not None:
+                project.place(name, key)
+        except FormatError as error:
+            warning(f"{name} is outside of the project: {in_shell(error.remedy)}")

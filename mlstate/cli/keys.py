@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import typer
@@ -123,5 +124,11 @@ def complete_keys(context: typer.Context, incomplete: str) -> list[str]:
 
 def _near_misses(store: StateStore, text: str) -> str | None:
     names = [*map(str, store.get_state_keys()), *store.aliases]
-    near = get_close_matches(text, names, n=3, cutoff=0.6)
+    near = _having_part(store, text) or get_close_matches(text, names, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else None
+
+
+def _having_part(store: StateStore, text: str, most: int = 3) -> list[str]:
+    """The first keys that a text is a part of, by their dots."""
+    having = (str(key) for key in store.get_state_keys())
+    return list(islice((key for key in having if f".{text}." in f".{key}."), most))

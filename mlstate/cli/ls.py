@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +12,9 @@ from mlstate.cli.default_store import project_here
 from mlstate.cli.keys import chosen_keys
 from mlstate.cli.options import Json, StoreArgument, StoreOption, name_of, opened
 from mlstate.cli.output import ago, from_here, human_size, note, print_json, print_table
-from mlstate.cli.show_du import complain_of, where_to
+from mlstate.cli.show_du import OWN_TITLE, SHARED_TITLE, complain_of, where_to
 from mlstate.cli.verbosity import verbosity
+from mlstate.errors import StoreNotFoundError
 
 if TYPE_CHECKING:
     from mlstate.operations.usage_report import StateUsage
@@ -24,8 +26,8 @@ _COLUMNS = {
     "key": "KEY",
     "alias": "ALIAS",
     "size": ">SIZE",
-    "own": ">OWN",
-    "shared": ">SHARED",
+    "own": OWN_TITLE,
+    "shared": SHARED_TITLE,
     "cached": "CACHED",
     "age": "AGE",
     "used": "USED",
@@ -74,7 +76,7 @@ def ls(
 ) -> None:
     """List states: size, own and shared bytes, whether they are cached, age.
 
-    The size is that of the tensors. "own" and "shared" are bytes of objects on the disk,
+    The size is that of the tensors. "own disk" and "shared disk" are bytes of objects on the disk,
     with their headers, each counted once: those that no other state of the store needs, and those
     that one does. The age is that of the state; of one in a cache, how long ago it was last used.
     """
@@ -86,7 +88,11 @@ def ls(
     chosen_columns = None if columns is None else [_known(name) for name in columns.split(",")]
     order = None if sort is None else _known(sort)
     name = where_to(context, where, store)
-    view = opened(name, quiet=True)
+    try:
+        view = opened(name, quiet=True)
+    except StoreNotFoundError as error:
+        error.remedy = error.remedy or _as_pattern(where)
+        raise
     asked = [*(chosen_columns or []), *([order] if order else [])]
     notes = any(column.startswith("meta") for column in asked)
     kind = None if type_ is None else StateType.parse(type_)
@@ -109,12 +115,33 @@ def ls(
         note(f"no states in {name_of(name)}" + ("" if type_ is None else f" of type {type_}"))
     _print(view, states, chosen_columns)
     complain_of(states)
+    _tell_of_unknown_notes(states, asked)
     _tell_of_manifests(name)
 
 
 def _names_states(text: str) -> bool:
     """Whether the first word is a pattern of keys: then the store is the default, or an option."""
     return bool(set(text) & set(_PATTERN)) and "://" not in text
+
+
+def _as_pattern(text: str | None) -> str | None:
+    """What to type for a text that is no store, and a part of keys of the default store."""
+    if text is None or "/" in text:
+        return None
+    keys = [str(key) for key in opened(None, quiet=True).get_state_keys()]
+    pattern = next(
+        (p for p in (f"{text}*", f"*{text}*") if any(fnmatchcase(key, p) for key in keys)), None
+    )
+    return None if pattern is None else f"for states, a pattern: mlstate ls '{pattern}'"
+
+
+def _tell_of_unknown_notes(states: Sequence[StateUsage], columns: Sequence[str]) -> None:
+    """Say of which notes there are none: their columns stay empty."""
+    noted = sorted({name for state in states for name in state.meta or {}})
+    for name in dict.fromkeys(one.removeprefix(_NOTES) for one in columns if _NOTES in one):
+        if states and name not in noted:
+            there = f"; there are {', '.join(noted[:12])}" if noted else ""
+            note(f"no state has a note {name!r}{there}")
 
 
 def _tell_of_manifests(name: str | None) -> None:

@@ -117,6 +117,8 @@ def alias(
     if name is not None:
         if bool(key) is remove:
             raise typer.BadParameter("give NAME and KEY, or --rm NAME")
+        if key is not None and "." in name and "." not in key:
+            raise typer.BadParameter(f"NAME comes before KEY: mlstate alias {key} {name}")
         if view.manifest is None:
             raise ReadOnlyStoreError(
                 "aliases are kept in manifests",

@@ -11,6 +11,7 @@ from mlstate.cli.keys import complete_keys
 from mlstate.cli.output import warning
 
 if TYPE_CHECKING:
+    from mlstate.states import StateKey
     from mlstate.stores.read import StateStore
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Verify",
     "name_of",
     "opened",
+    "pinned_now",
     "store_option",
     "unreached_servers",
 ]
@@ -117,6 +119,11 @@ def _told_of_outages(view: StateStore) -> StateStore:
 
 def _tell_of_outage(server: str, reason: str) -> None:
     warning(f"{server}: {reason}; asked last from now on")
+
+
+def pinned_now(view: StateStore) -> list[StateKey]:
+    """The states whose first use was this command: it has pinned them."""
+    return [] if view.first_use is None else view.first_use.done
 
 
 def unreached_servers(view: StateStore) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ def said(value: object) -> str:
 
     All that is printed goes through here; JSON, which has escapes of its own, through `print_json`.
     """
-    return printable(without_queries(in_shell(value)))
+    return printable(without_queries(value if type(value) is str else in_shell(value)))
 
 
 def put(text: str = "") -> None:
@@ -189,10 +189,17 @@ def from_here(path: object) -> str:
     return text
 
 
-def put_written(command: str, keys: Sequence[StateKey], path: object, *, as_json: bool) -> None:
-    """Print where something was written."""
+def put_written(
+    command: str,
+    keys: Sequence[StateKey],
+    path: object,
+    *,
+    pinned_now: Sequence[StateKey],
+    as_json: bool,
+) -> None:
+    """Print where something was written; for programs what was pinned by this first use, too."""
     if as_json:
-        print_json(command, {"states": keys, "path": str(path)})
+        print_json(command, {"states": keys, "path": str(path), "pinned_now": pinned_now})
     else:
         put(str(path))
 

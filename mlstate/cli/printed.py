@@ -136,11 +136,12 @@ class FileFailure:
 
 @dataclass(frozen=True)
 class PinnedState:
-    """A state that is pinned now."""
+    """A state that is pinned now: by what its mirrors send, or by an earlier first use."""
 
     key: StateKey
     digest: str
     nbytes: int | None
+    pinned_now: bool = True
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,8 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.verify.report import VerifyReport
 
     keys = list[str]
-    written = {"states": keys, "path": str}
-    copied = {"copied": keys, "present": keys, "failed": list[CopyFailure]}
+    written = {"states": keys, "path": str, "pinned_now": keys}
+    copied = {"copied": keys, "present": keys, "failed": list[CopyFailure], "pinned_now": keys}
     pruned = {"dry_run": bool, "states": keys, "deleted": Objects, "trashed": Objects}
     pruned |= {"in_use": keys, "future": list[str], "kept": list[Kept]}
     pruned |= {"swept": list[str], "restored": list[str], "folders": list[Folder]}

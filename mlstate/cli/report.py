@@ -74,7 +74,7 @@ def report(
     else:
         put(from_here(target))
     used = made.usage
-    note(f"{human_count(len(used.states), 'state')}, {human_size(used.total)} on disk")
+    note(f"{human_count(len(used.states), 'state')}, {human_size(used.total)} of objects")
 
 
 def _store_and_keys(

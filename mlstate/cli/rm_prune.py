@@ -13,9 +13,9 @@ from mlstate.cli.keys import chosen_keys
 from mlstate.cli.mv_meta_alias import editable
 from mlstate.cli.options import DryRun, Json, Keys, StoreOption, opened
 from mlstate.cli.output import human_count, human_size, note, print_json, put
-from mlstate.cli.printed import Folder, Kept, Objects
 
 if TYPE_CHECKING:
+    from mlstate.cli.printed import Kept
     from mlstate.digests import Digest
 
 __all__ = ["prune", "rm"]
@@ -107,6 +107,8 @@ def prune(
             raise typer.BadParameter("of a store --older-than is --grace: give one of both")
         done = _prune_store(view, max_size, age if spared is None else spared, dry_run)
     if as_json:
+        from mlstate.cli.printed import Folder, Objects
+
         gone, moved = (Objects(len(one), sum(one.values())) for one in (done.taken, done.trashed))
         pruned = {"dry_run": dry_run, "states": done.states, "deleted": gone, "trashed": moved}
         pruned |= {"in_use": done.in_use, "future": done.future, "kept": done.kept}
@@ -189,12 +191,16 @@ class _Pruned:
 
 
 def _kept(reason: str, sizes: Mapping[Any, int]) -> list[Kept]:
+    from mlstate.cli.printed import Kept
+
     return [Kept(reason, [], len(sizes), sum(sizes.values()))] if sizes else []
 
 
 def _prune_cache(
     view: Any, size: int | None, age: float | None, grace: float | None, dry_run: bool
 ) -> _Pruned:
+    from mlstate.cli.printed import Kept
+
     made = view.prune(max_size=size, older_than=age, grace_seconds=grace, dry_run=dry_run)
     if size is None and age is None:
         note("all fetched states stay: give --max-size or --older-than to make room")

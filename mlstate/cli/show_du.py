@@ -19,12 +19,18 @@ from mlstate.cli.output import (
     print_table,
     put,
 )
+from mlstate.phrases import in_shell
+from mlstate.states import StateType
 
 if TYPE_CHECKING:
     from mlstate.operations.describe import Description
     from mlstate.operations.usage_report import StateUsage
+    from mlstate.stores.read import StateStore
 
-__all__ = ["complain_of", "du", "show", "where_to"]
+__all__ = ["OWN_TITLE", "SHARED_TITLE", "complain_of", "du", "show", "where_to"]
+
+OWN_TITLE, SHARED_TITLE = ">OWN DISK", ">SHARED DISK"
+"""Of objects, with their headers; a size is that of the tensors."""
 
 
 def where_to(context: typer.Context, where: str | None, store: str | None) -> str | None:
@@ -58,7 +64,7 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     print_fields(
         [
             ("key", str(described.key)),
-            ("digest", described.digest or _no_digest(described)),
+            ("digest", described.digest or _no_digest(view, described)),
             ("pinned", described.pinned_on and f"by you on {described.pinned_on}: mlstate pins"),
             ("size", human_size(described.nbytes)),
             ("listed in", described.origin),
@@ -76,7 +82,10 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
         ]
     )
     if described.tensors is None:
-        note(f"its tensors are not known here yet: mlstate fetch {described.key}")
+        can = described.digest or described.first_use
+        note(
+            "its tensors are not known here yet" + (f": mlstate fetch {described.key}" * bool(can))
+        )
         return
     put()
     print_table(
@@ -94,16 +103,21 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
     )
 
 
-def _no_digest(described: Description) -> str:
+def _no_digest(view: StateStore, described: Description) -> str:
     if described.first_use:
         return f"none yet: mlstate fetch {described.key} pins it, by its publisher's sha256"
-    return "none: pin it with mlstate lock"
+    return f"none: {in_shell(view.get(described.key).entry.how_to_lock())}"
 
 
 def _with_whom(names: tuple[str, ...], states: tuple[str, ...], most: int = 2) -> str:
     listed = [*(f"{name} (here)" for name in names), *states]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def _architecture(state: StateUsage) -> StateType:
+    kind = state.key.state_type
+    return StateType(kind.backend, kind.architecture)
 
 
 _PARTS = {
@@ -140,13 +154,14 @@ def du(
     if as_json:
         print_json("du", {"store": name_of(name)}, used)
         return
+    unknown = {_architecture(state) for state in used.states if state.nbytes is None}
     print_table(
-        ["ARCHITECTURE", ">STATES", ">SIZE", ">OWN", ">SHARED"],
+        ["ARCHITECTURE", ">STATES", ">SIZE", OWN_TITLE, SHARED_TITLE],
         (
             [
                 str(part.state_type),
                 str(part.states),
-                human_size(part.nbytes),
+                human_size(None if part.state_type in unknown else part.nbytes),
                 human_size(part.own),
                 human_size(part.shared),
             ]
@@ -164,7 +179,7 @@ def du(
             ]
             for state in largest_first
         )
-        print_table(["STATE", ">SIZE", ">OWN", ">SHARED"], cells)
+        print_table(["STATE", ">SIZE", OWN_TITLE, SHARED_TITLE], cells)
         put()
     apart = sum((state.own or 0) + (state.shared or 0) for state in used.states)
     total = used.total if used.disk is None else used.disk.total

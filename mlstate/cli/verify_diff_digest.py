@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from mlstate.cli.keys import chosen_keys, complete_keys, one_key
 from mlstate.cli.options import All, Json, Keys, MaxSize, StoreOption, opened
 from mlstate.cli.output import (
     complain,
+    from_here,
     human_count,
     human_shape,
     human_size,
@@ -25,12 +27,13 @@ from mlstate.cli.output import (
     put_lines,
     put_marked,
 )
-from mlstate.cli.printed import FileDigest, FileFailure
 from mlstate.locations import local_path
+from mlstate.phrases import in_shell
 
 if TYPE_CHECKING:
     from mlstate.operations.diff import Change, StateDiff
     from mlstate.operations.verify.report import VerifyReport
+    from mlstate.states import StateKey
     from mlstate.stores.read import StateStore
 
 __all__ = ["diff", "digest", "verify"]
@@ -89,11 +92,11 @@ def verify(
     else:
         for finding in report.findings:
             put_lines(finding)
-        _sum_up(report, mirrors=mirrors)
+        _sum_up(view, report, mirrors=mirrors)
     return OK if report.ok else FINDING
 
 
-def _sum_up(report: VerifyReport, *, mirrors: bool) -> None:
+def _sum_up(view: StateStore, report: VerifyReport, *, mirrors: bool) -> None:
     open_ = sum(not finding.repaired for finding in report.findings)
     if mirrors:
         parts = [
@@ -115,12 +118,21 @@ def _sum_up(report: VerifyReport, *, mirrors: bool) -> None:
     done = f"{human_count(report.objects, what)}, {human_size(report.nbytes)} {read}"
     put(f"{', '.join(parts)}; {done}: {result}")
     for keys, told in (
-        (report.unpinned, "without a digest: mlstate lock"),
+        (report.unpinned, f"without a digest: {_how_to_pin(view, report.unpinned)}"),
         (report.unverifiable, "checkpoints of an older layout, without a digest"),
         (report.unmirrored, "without a mirror"),
     ):
         if keys:
             note(f"{human_count(len(keys), 'state')} {told}")
+
+
+def _how_to_pin(view: StateStore, keys: Sequence[StateKey]) -> str:
+    """How to pin these states: all of a manifest at once, or the first of several manifests."""
+    path = getattr(view, "path", None)
+    if path is not None:
+        return f"mlstate lock {shlex.quote(from_here(path))}"
+    first = in_shell(view.get(keys[0]).entry.how_to_lock()) if keys else ""
+    return first + (" pins the first" if keys[1:] else "")
 
 
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".json", ".gz", ".ckpt")
@@ -283,6 +295,7 @@ def digest(
     Whatever they are in: safetensors, shards, a torch checkpoint; the order of the tensors and the
     file's own metadata do not matter.
     """
+    from mlstate.cli.printed import FileDigest, FileFailure
     from mlstate.errors import MlstateError
     from mlstate.weights.files import file_digest
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,12 +16,14 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, UnpinnedStateError
 from mlstate.layouts import Layout
 from mlstate.locations import Mirror, UnusableMirror
-from mlstate.phrases import LOCK, Phrase
+from mlstate.phrases import Phrase, locking
 from mlstate.states import StateKey
 
 __all__ = ["FileEntry", "ManifestContent", "Pin", "StateEntry", "check_alias"]
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_INSTALLED = Path(__file__).absolute().parents[2]
+"""Where packages are installed, or a checkout of this one: nobody edits a manifest there."""
 _NAMES = ("blake3", "size", "mirrors", "files", "layout", "meta")
 
 
@@ -149,6 +153,13 @@ class StateEntry(_Values):
             raise self.unpinned()
         return self.digest
 
+    def how_to_lock(self) -> Phrase:
+        """How to pin it: in the manifest that lists it, unless that is installed with a package."""
+        own = self.origin
+        if own is None or _INSTALLED in Path(own).absolute().parents or not os.path.isfile(own):
+            own = None
+        return locking(self.key, own)
+
     def unpinned(self, why: str | None = None, remedy: str | None = None) -> UnpinnedStateError:
         """The error for a state without a digest; it says how to pin it, or a name misspelt.
 
@@ -165,7 +176,7 @@ class StateEntry(_Values):
             remedy=(
                 "call it blake3"
                 if name
-                else remedy or "pin it: " + LOCK + " fetches it and writes its digest"
+                else remedy or "pin it: " + self.how_to_lock() + " fetches it and writes its digest"
             ),
         )
 

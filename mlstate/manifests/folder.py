@@ -24,7 +24,9 @@ _HEADER = re.compile(rb"^[ \t]*\[", re.MULTILINE)
 _STATES = re.compile(
     rb"""^[ \t]*+(?:\[[ \t]*+)?(?:states|"states"|'states')[ \t]*+[.=\]]""", re.MULTILINE
 )
-_ENTRY = re.compile(rb"""blake3|^[ \t]*+\[[ \t]*+states[ \t]*+\.[ \t]*+["']""", re.MULTILINE)
+_ENTRY = re.compile(
+    rb"""blake3|^[ \t]*+\[[ \t]*+states[ \t]*+\.[ \t]*+["']|^[ \t]*+mirrors[ \t]*+=""", re.MULTILINE
+)
 _VERSION = re.compile(rb"^version[ \t]*+=[ \t]*+\d", re.MULTILINE)
 _NAME = re.compile(rb"""^([A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*+[.=]""", re.MULTILINE)
 _TOP = {b"version", b"objects", b"states", b"name", b"serial"}

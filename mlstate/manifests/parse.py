@@ -89,9 +89,10 @@ class _Parser:
         if type(version) is not int or version < 1:
             self.fail(
                 "this manifest does not say its version",
-                "version",
+                *([] if version is None else ["version"]),
                 expected=f"version = {VERSION}",
-                found=repr(version),
+                found=None if version is None else repr(version),
+                remedy=f"write version = {VERSION} at its top",
             )
         if version > VERSION:
             self.fail(

@@ -24,7 +24,7 @@ from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.files import ABSENT, UnfitFileError, read_file
 from mlstate.format import layout
-from mlstate.locks import FileLock
+from mlstate.locks import FileLock, locked_folder
 from mlstate.objects.durable import (
     SMALL,
     create_exclusively,
@@ -55,6 +55,8 @@ _NOTED = 900.0
 """The seconds within which a use is not noted again."""
 RECENT = 3600.0
 """What was used within so many seconds, a quarter of an hour more or less, is not evicted."""
+_TURN = 1.0
+"""The seconds to wait for others who note something: a process that takes longer is stopped."""
 _POLL = 0.05
 _PATIENCE = 60.0
 
@@ -258,15 +260,16 @@ def write_root(folder: Path, digest: Digest, key: str, files: Iterable[Digest]) 
         _move_away(path.parent, folder)
         make_folders(folder, path.parent, sync=False)
     make_folders(folder, temporaries)
-    while True:
-        said = _content(path)
-        old = None if said is None else _parsed(digest, said, 0.0)
-        named = sorted({*files, *(old.files if old else ())})
-        lines = [f"key = {_quoted(key)}", f"files = [{', '.join(map(_quoted, named))}]", ""]
-        data = "\n".join(lines).encode()
-        temporary = temporaries / uuid.uuid4().hex
-        if write_over(path, said, [data], temporary=temporary, sync_parent=False):
-            return
+    with locked_folder(path.parent, _TURN):
+        while True:
+            said = _content(path)
+            old = None if said is None else _parsed(digest, said, 0.0)
+            named = sorted({*files, *(old.files if old else ())})
+            lines = [f"key = {_quoted(key)}", f"files = [{', '.join(map(_quoted, named))}]", ""]
+            data = "\n".join(lines).encode()
+            temporary = temporaries / uuid.uuid4().hex
+            if write_over(path, said, [data], temporary=temporary, sync_parent=False):
+                return
 
 
 def _content(path: Path) -> bytes | None:

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from threading import Lock
@@ -125,12 +125,23 @@ class NewFile:
 
     def write(self, parts: Iterable[Bytes], devices: dict[int, bool] | None = None) -> Digest:
         """Write the content, part after part; returns its digest. ``devices``: as for `may_map`."""
-        digest, self.size = write_hashed(self.descriptor, parts, devices)
+        with self._naming_it():
+            digest, self.size = write_hashed(self.descriptor, parts, devices)
         return digest
 
     def flush(self) -> None:
         """Make it durable."""
-        sync_open(self.descriptor)
+        with self._naming_it():
+            sync_open(self.descriptor)
+
+    @contextlib.contextmanager
+    def _naming_it(self) -> Iterator[None]:
+        """An error of the system says in which folder it is: of several disks one is full."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or os.path.dirname(self._path)
+            raise
 
     def publish(self, target: StrPath, how: Publish = Publish.REPLACE) -> bool:
         """Give it its name; returns False if `how` is CREATE and the name is taken.
@@ -336,7 +347,8 @@ def write_over(
 
     Whoever was stopped between reading and writing, for minutes say, overwrites nothing that others
     wrote meanwhile: no lock is needed for that. Where the system cannot exchange two files, this
-    holds but for the moment between a last look and the rename.
+    holds but for the moment between a last look and the rename. Of three at the same moment nobody
+    could tell whose content was the last: where that may be they take turns, by `locked_folder`.
 
     Args:
         target: The file, in a folder that is there.

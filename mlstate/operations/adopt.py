@@ -307,6 +307,7 @@ def _from_file(
                 _MeteredTensor(name, sources[old].spec, sources[old].memory, sources[old], meter)
                 for name, old in naming(part, sources).items()
             ]
+        naming.warn()
         size = sum(tensor.spec.nbytes for tensor in tensors)
         check_size(size, max_size)
         meter.expect(size)
@@ -364,6 +365,7 @@ def _from_elsewhere(
     said: dict[str, Said] = {}
     naming = AdoptedNames()
     pinned = fetcher.pin(fetcher.pin_files(unpinned, adoption.beside), said, naming)
+    naming.warn()
     found = Found(adoption.with_layout(pinned, said), fetching.objects)
     request = replace(request, layout=found.entry.layout or request.layout)
     digest = found.entry.pinned_digest

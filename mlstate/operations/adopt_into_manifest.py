@@ -23,7 +23,7 @@ from mlstate.operations.adopt_report import (
 )
 from mlstate.operations.enlist import replace_entry
 from mlstate.operations.sources import below, mirror_of_file
-from mlstate.phrases import LOCK, OVERWRITE, Phrase
+from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.reading import read_state
 from mlstate.states import StateKey
 from mlstate.stores.manifest import ManifestStore
@@ -74,6 +74,7 @@ def adopt_into_manifest(path: Path, adoption: Adoption, fetching: ManifestStore)
     said: dict[str, Said] = {}
     naming = AdoptedNames()
     pinned = fetcher.pin(fetcher.pin_files(entry, adoption.beside), said, naming)
+    naming.warn()
     if naming.counts:
         raise FormatError(
             "a mirror cannot leave out the count of an AveragedModel; nothing was written",
@@ -139,7 +140,7 @@ def _check_free(manifest: Manifest, key: StateKey, *, overwrite: bool) -> None:
         raise StateExistsError(
             "the manifest lists this key already, without a digest; nothing was changed",
             path=known.origin,
-            remedy=LOCK + Phrase(" pins what it lists", "") + "; " + OVERWRITE + " replaces it",
+            remedy=known.how_to_lock() + " pins what it lists; " + OVERWRITE + " replaces it",
         )
 
 

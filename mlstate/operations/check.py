@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 from mlstate.errors import ManifestError, ManifestNotFoundError, MlstateError
 from mlstate.locations import local_path
 from mlstate.manifests import Manifest, StateEntry, content_of, manifest_files
-from mlstate.manifests.folder import is_manifest_text
+from mlstate.manifests.folder import is_manifest_text, toml_files
 from mlstate.operations.git.staged import StagedFile, staged_files
-from mlstate.phrases import Phrase
+from mlstate.phrases import locking
 from mlstate.states import StateKey
 
 __all__ = ["CheckReport", "ManifestFinding", "check_manifests", "check_staged"]
@@ -59,7 +58,8 @@ class CheckReport:
         states: How many states they list; of staged ones how many are new or changed.
         asked: How many files mirrors were asked for; None if they were not asked.
         unmirrored: The states without any mirror, if mirrors were asked.
-        passed_over: The files that are no manifests, where these are passed over.
+        passed_over: The files that are no manifests: TOML files in the folders, and others where
+            these are passed over.
         findings: What is wrong.
     """
 
@@ -101,7 +101,10 @@ def check_manifests(
     """
     checking = _Checking(allow_unpinned)
     for path in paths:
-        files = manifest_files(local_path(path))
+        place = local_path(path)
+        files = manifest_files(place)
+        if files and place.is_dir():
+            checking.passed_over += map(str, toml_files(place).others)
         if not files:
             raise ManifestNotFoundError(
                 "there is no manifest in this folder", path=path, remedy="check the path"
@@ -223,10 +226,7 @@ class _Checking:
 
 
 def _how_to_pin(entry: StateEntry) -> str:
-    call = Phrase(
-        f"mlstate.lock({str(entry.origin)!r}, [StateKey.parse({str(entry.key)!r})])",
-        f"mlstate lock {shlex.quote(str(entry.origin))} {entry.key}",
-    )
+    call = locking(entry.key, entry.origin)
     if entry.mirrors:
         return "pin it: " + call
     return "write its digest (blake3 = ...), or give it a mirror, and pin it: " + call

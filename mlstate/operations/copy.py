@@ -50,7 +50,7 @@ class CopyReport(Tabular):
     def _table(self) -> Table:
         rows = [(str(key), "copied") for key in self.copied]
         rows += [(str(key), "there already") for key in self.present]
-        return Table(("KEY", "RESULT"), rows, f"{size_cell(self.nbytes)} of tensors copied")
+        return Table(("KEY", "RESULT"), rows, f"{size_cell(self.nbytes)} of tensor objects copied")
 
 
 def copy(

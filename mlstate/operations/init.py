@@ -11,6 +11,7 @@ from mlstate.errors import FormatError, MlstateError, concerning
 from mlstate.files import read_file
 from mlstate.format import layout
 from mlstate.locations import local_path
+from mlstate.locks import locked_folder
 from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import write_over
 from mlstate.project import PYPROJECT, Project, is_project_file, read_project
@@ -58,6 +59,11 @@ def init(
             path=place,
             remedy="make a project of the folder that it is in",
         )
+    with locked_folder(place):
+        return _written(marker, pyproject, values)
+
+
+def _written(marker: Path, pyproject: Path, values: Mapping[str, Any]) -> Project:
     for file in (marker, pyproject):
         known = read_project(file) if file.exists() else None
         if known is not None:

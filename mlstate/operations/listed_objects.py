@@ -57,17 +57,23 @@ class ListedObjects:
         """Whether all of some objects are in the folders as they were listed."""
         if not self._few:
             return self._numbers.issuperset(numbers)
-        return all(text in self._beginning_with(text[:2]) for text in map(begin_of, numbers))
+        listed = self._beginnings
+        for text in map(begin_of, numbers):
+            digits = text[:2]
+            if digits not in listed:
+                listed[digits] = self._beginning_with(digits)
+            if text not in listed[digits]:
+                return False
+        return True
 
     def _beginning_with(self, digits: str) -> set[str]:
         """How the digests begin of the objects whose first two digits are these."""
-        if digits not in self._beginnings:
-            self._beginnings[digits] = {
-                digits + name[:14]
-                for folder in self._folders
-                for name in chain(folder.names_in(digits), folder.names_in(digits, encoded=True))
-            }
-        return self._beginnings[digits]
+        names = (
+            name
+            for folder in self._folders
+            for name in chain(folder.names_in(digits), folder.names_in(digits, encoded=True))
+        )
+        return {digits + name[:14] for name in names}
 
     def last_use(self, digest: Digest) -> float | None:
         """The time of a state's last use, in seconds since the epoch; None if no cache knows."""

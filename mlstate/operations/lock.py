@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mlstate import settings
@@ -15,15 +16,19 @@ from mlstate.errors import (
     UnpinnedStateError,
 )
 from mlstate.fetch import MAX_SIZE, Fetcher, OnProgress
-from mlstate.locations import local_path
+from mlstate.fetch.said import Said
+from mlstate.locations import Mirror, local_path
 from mlstate.manifests import Manifest, StateEntry
 from mlstate.manifests.pins import Pins
+from mlstate.operations.adopt_choice import Choice
 from mlstate.operations.enlist import enlist, read_manifests, replace_entry
+from mlstate.operations.source_elsewhere import source_elsewhere
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.cache import CacheLike, PathLike, make_fetcher, open_cache
 from mlstate.stores.manifest import ManifestStore, shipped_manifests
 from mlstate.stores.read import StateStore
+from mlstate.transport.hub import parse_hub_address
 from mlstate.units import parse_size
 
 __all__ = ["lock", "unpinned"]
@@ -54,7 +59,8 @@ def lock(
         manifest: A manifest, or a folder of them.
         keys: The states to pin; by default all that are not.
         source: Takes those of `keys` that the manifest does not list from this store, and writes
-            them into it. The manifest is a file then, and made if it is missing.
+            them into it once they are pinned. The manifest is a file then, and made if it is
+            missing.
         from_pins: Take what the first use of these states has pinned on this machine. Without
             `keys`: of those that the manifest lists without a digest; and where there is no
             manifest yet, of all of `source`.
@@ -79,20 +85,23 @@ def lock(
     wanted = None if keys is None else check_keys(keys)
     if from_pins:
         return _from_pins(manifest, wanted, source)
-    if source is not None and wanted:
-        _take_over(manifest, wanted, source)
-    files = read_manifests(manifest, wanted or ())
+    new = {} if source is None or not wanted else _taken_over(manifest, wanted, source)
     opened, most = open_cache(cache), parse_size(max_size)
     fetcher = make_fetcher(opened, offline=offline, progress=progress, max_size=most)
+    work: list[tuple[StateKey, Callable[[], StateEntry]]] = []
+    if not new or local_path(manifest).exists():
+        for path, read in read_manifests(manifest, [key for key in wanted or () if key not in new]):
+            for key, entry in read.states.items():
+                if (wanted is None or key in wanted) and _is_unpinned(entry):
+                    work.append((key, partial(_pin, path, entry, fetcher)))
+    work += [(key, partial(_pin_new, manifest, entry, fetcher)) for key, entry in new.items()]
     pinned: dict[StateKey, StateEntry] = {}
     failed: list[tuple[StateKey, MlstateError]] = []
-    for path, read in files:
-        for key, entry in read.states.items():
-            if (wanted is None or key in wanted) and _is_unpinned(entry):
-                try:
-                    pinned[key] = _pin(path, entry, fetcher)
-                except MlstateError as error:
-                    failed.append((key, error))
+    for key, pin in work:
+        try:
+            pinned[key] = pin()
+        except MlstateError as error:
+            failed.append((key, error))
     if len(failed) == 1:
         raise failed[0][1]
     if failed:
@@ -118,14 +127,23 @@ def _is_unpinned(entry: StateEntry) -> bool:
     return entry.digest is None or entry.size is None
 
 
-def _take_over(manifest: PathLike, keys: Collection[StateKey], source: StateStore) -> None:
-    """Write the states that a manifest does not list yet into it, as another store has them."""
+def _taken_over(
+    manifest: PathLike, keys: Collection[StateKey], source: StateStore
+) -> dict[StateKey, StateEntry]:
+    """The states that a manifest does not list yet and that another store has without a digest.
+
+    Those with a digest are written into the manifest at once, as the other store has them.
+    """
     files = read_manifests(manifest) if local_path(manifest).exists() else []
     listed = {key for _, read in files for key in read.states}
-    if new := [key for key in keys if key not in listed]:
-        if source.manifest is not None:  # as it is listed: what mirrors send is to be compared
-            source = ManifestStore(source.manifest, pins="strict", require_signature=False)
-        enlist(manifest, source, new)
+    if not (new := [key for key in keys if key not in listed]):
+        return {}
+    if source.manifest is not None:  # as it is listed: what mirrors send is to be compared
+        source = ManifestStore(source.manifest, pins="strict", require_signature=False)
+    entries = {key: source.get(key).entry for key in new}
+    if known := [key for key, entry in entries.items() if entry.digest is not None]:
+        enlist(manifest, source, known)
+    return {key: entry for key, entry in entries.items() if entry.digest is None}
 
 
 def _from_pins(
@@ -173,14 +191,60 @@ def _no_pin(key: StateKey, pins: Pins) -> UnpinnedStateError:
     )
 
 
+def _pin_new(manifest: PathLike, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
+    """Pin a state that a manifest does not list yet, and write it there once that is done."""
+    pinned = _fetched(entry, fetcher)
+    enlist(manifest, ManifestStore(Manifest({entry.key: pinned}), require_signature=False))
+    return Manifest.read(manifest).states[entry.key]
+
+
 def _pin(path: Path, entry: StateEntry, fetcher: Fetcher) -> StateEntry:
-    if entry.digest is None and "blake3" in entry.misspelt.values():
-        raise entry.unpinned()  # its author has pinned it already
-    pinned = fetcher.pin(fetcher.settle(entry))
-    _check_pin(entry, pinned)
+    pinned = _fetched(entry, fetcher)
     if not replace_entry(path, entry, pinned):
         raise _changed(entry.key, path)
     return pinned
+
+
+def _fetched(entry: StateEntry, fetcher: Fetcher) -> StateEntry:
+    """An entry with the digest and the size of what its mirrors send."""
+    if entry.digest is None and "blake3" in entry.misspelt.values():
+        raise entry.unpinned()  # its author has pinned it already
+    settled, said = fetcher.settle(entry), dict[str, Said]()
+    pinned = fetcher.pin(settled, said)
+    _check_pin(entry, pinned)
+    return _with_layout(entry, pinned, said, fetcher)
+
+
+def _with_layout(
+    entry: StateEntry, pinned: StateEntry, said: Mapping[str, Said], fetcher: Fetcher
+) -> StateEntry:
+    """An entry with the names of the files that its tensors came in, of a repository of the hub.
+
+    Other tools find an adapter, say, by the name of its file.
+    """
+    for mirror, exact in zip(entry.mirrors, pinned.mirrors, strict=True):
+        if pinned.layout or not (isinstance(mirror, Mirror) and isinstance(exact, Mirror)):
+            continue
+        if not (len(mirror.urls) == len(exact.urls) == 1 and _is_repository(mirror.urls[0])):
+            continue
+        choice = Choice(
+            form=exact.format,
+            strip_prefix=exact.strip_prefix,
+            add_prefix=exact.add_prefix,
+            rename=exact.rename,
+        )
+        with fetcher.transports() as transports:
+            elsewhere = source_elsewhere(exact.urls[0], transports, choice).elsewhere
+        layout = {} if elsewhere is None else replace(elsewhere, alone=False).layout(said)
+        if elsewhere is not None and layout:
+            used = {file.index for file in layout.values()}
+            indexes = {name: at for name, at in elsewhere.indexes.items() if name in used}
+            return replace(fetcher.pin_files(pinned, indexes), layout=layout)
+    return pinned
+
+
+def _is_repository(address: str) -> bool:
+    return address.startswith("hf://") and parse_hub_address(address).path is None
 
 
 def _check_pin(entry: StateEntry, pinned: StateEntry) -> None:

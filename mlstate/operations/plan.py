@@ -23,7 +23,7 @@ class FetchPlan:
     """What a fetch of a state would bring.
 
     Attributes:
-        digest: The state digest.
+        digest: The state digest; None if the first use is to pin it.
         missing: Whether something is missing in the cache.
         nbytes: The bytes of the tensor objects that are missing; of a state whose state object is
             not here, the size that its manifest gives, of which some may be here; None if nobody
@@ -31,7 +31,7 @@ class FetchPlan:
         spared: The bytes of its tensors that are in the cache.
     """
 
-    digest: Digest
+    digest: Digest | None
     missing: bool
     nbytes: int | None
     spared: int
@@ -42,10 +42,12 @@ def planned_fetch(store: StateStore, key: StateKey) -> FetchPlan:
 
     Raises:
         StateNotFoundError: There is no such state.
-        UnpinnedStateError: The manifest gives no digest.
+        UnpinnedStateError: The manifest gives no digest, and its first use would not pin it.
     """
     check_key(key)
     entry, objects = store.get(key)
+    if entry.digest is None and store.first_use is not None and store.first_use.allows(entry):
+        return FetchPlan(None, True, entry.size, 0)
     needs = needs_of(entry, objects, None, files=True)
     nbytes = entry.size if needs.lacks_state else sum(needs.objects.values())
     return FetchPlan(entry.pinned_digest, bool(needs), nbytes, needs.present)

@@ -16,7 +16,6 @@ from mlstate.errors import (
 from mlstate.format import layout
 from mlstate.index import Index, open_index
 from mlstate.operations.usage_counter import Counter, Result
-from mlstate.operations.usage_disk import disk_usage, objects_of_others
 from mlstate.operations.usage_report import ArchitectureUsage, DiskUsage, StateUsage, Usage
 from mlstate.parallel import for_each
 from mlstate.reading import Only
@@ -55,6 +54,9 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool
         >>> usage(store).states[0].nbytes
         40000
     """
+    # Which knows buckets, too: a list of states needs none of it.
+    from mlstate.operations.usage_disk import disk_usage, objects_of_others
+
     chosen = None if keys is None else set(check_keys(keys))
     view = state_store(store)
     with open_index() as index:

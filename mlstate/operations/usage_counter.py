@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 
@@ -87,7 +86,7 @@ class Counter:
     def states(self) -> list[StateUsage]:
         """The usage of each state."""
         return [
-            state if state.own is None else replace(state, own=state.own + own, shared=total - own)
+            state if state.own is None else _with_space(state, state.own + own, total - own)
             for _, states, space in self._families
             for state, own, total in zip(states, self._own(space), space.sums, strict=True)
         ]
@@ -201,6 +200,11 @@ class Counter:
             if size is not None:
                 counted.add(file.digest, size)
         return here
+
+
+def _with_space(state: StateUsage, own: int, shared: int) -> StateUsage:
+    """As `dataclasses.replace`, which takes three times as long: a store has thousands."""
+    return StateUsage(**{**vars(state), "own": own, "shared": shared})
 
 
 class _Counted:

@@ -128,7 +128,7 @@ class Usage(Tabular):
     disk: DiskUsage | None = None
 
     def _table(self) -> Table:
-        titles = ["KEY", ">SIZE", ">OWN", ">SHARED"]
+        titles = ["KEY", ">SIZE", ">OWN DISK", ">SHARED DISK"]
         rows = [
             [str(one.key), *map(size_cell, (one.nbytes, one.own, one.shared))]
             for one in self.states

@@ -16,13 +16,12 @@ from mlstate.manifests import StateEntry
 from mlstate.manifests.entries import Pin
 from mlstate.manifests.pins import Pins
 from mlstate.manifests.promised import LEAST_DIGITS, digits_of, is_same_source, promised
-from mlstate.phrases import LOCK
+from mlstate.states import StateKey
 from mlstate.warn import say
 
 __all__ = ["FirstUse"]
 
 _ALL = 64
-_OTHERWISE = "pin it in its manifest: " + LOCK
 
 
 class FirstUse:
@@ -31,11 +30,15 @@ class FirstUse:
     Args:
         pins: Where the pins are kept.
         fetcher: Brings the states.
+
+    Attributes:
+        done: The states that were pinned, in order.
     """
 
     def __init__(self, pins: Pins, fetcher: Fetcher) -> None:
         self.pins = pins
         self._fetcher = fetcher
+        self.done: list[StateKey] = []
 
     def allows(self, entry: StateEntry) -> bool:
         """Whether the manifest says enough of a state for its first use to pin it."""
@@ -61,11 +64,12 @@ class FirstUse:
             why = f"no mirror with {LEAST_DIGITS} or more digits of its sha256, to be pinned by"
             raise entry.unpinned(None if entry.source else why)
         if why_not := self.pins.why_not():
-            raise entry.unpinned(why_not, _OTHERWISE)
+            raise entry.unpinned(why_not, _otherwise(entry))
         now = self._fetcher.first_use(
             summed, lambda: self._known(entry), lambda done: self._keep(entry, summed, done)
         )
         if now.pin is not None and now.pinned_now:
+            self.done.append(entry.key)
             _tell(now.pin)
         return now
 
@@ -83,7 +87,7 @@ class FirstUse:
             kept = self.pins.add(pin)
         except OSError as error:
             why = f"{self.pins.path} cannot be written: {error.strerror or error}"
-            raise entry.unpinned(why, _OTHERWISE) from error
+            raise entry.unpinned(why, _otherwise(entry)) from error
         return replace(
             entry, digest=kept.digest, size=kept.size, pin=replace(kept, came=done.fetched)
         )
@@ -97,6 +101,10 @@ def _digits(summed: StateEntry, pinned: Mirror) -> int:
     """How many digits the publisher gave of the files that a state came from."""
     mirrors = (mirror for mirror in summed.mirrors if isinstance(mirror, Mirror))
     return next(digits_of(m) for m in mirrors if is_same_source(m, pinned, here=True))
+
+
+def _otherwise(entry: StateEntry) -> str:
+    return "pin it in a manifest: " + entry.how_to_lock()
 
 
 def _tell(pin: Pin) -> None:

@@ -166,8 +166,9 @@ def _near(path: Path) -> str | None:
         names = os.listdir(path.parent)
     except OSError:
         return None
-    near = get_close_matches(path.name, names, n=2, cutoff=0.75)
-    named = [str(path.parent / name) for name in near if name != path.name]
+    near = get_close_matches(path.name, names, n=4, cutoff=0.75)
+    others = [path.parent / name for name in near if name != path.name]
+    named = [str(other) for other in others if other.is_dir() or other.suffix == ".toml"][:2]
     return f"did you mean {' or '.join(named)}?" if named else None
 
 

@@ -49,7 +49,7 @@ from mlstate.states import StateKey
 from mlstate.stores.named import NamedObjects
 from mlstate.stores.statefiles import StateFiles, parse_state_file
 
-__all__ = ["PruneReport", "Pruning", "objects_of_root", "objects_of_states"]
+__all__ = ["PruneReport", "Pruning", "check_seconds", "objects_of_root", "objects_of_states"]
 
 AHEAD = 60.0
 """So many seconds after now a time is of the future: of a clock that goes wrong."""
@@ -58,6 +58,16 @@ _WAITS = (0.05, 0.2, 0.5)
 
 _Objects = TypeVar("_Objects", bound=ObjectStore)
 _Place = TypeVar("_Place")
+
+
+def check_seconds(seconds: object, argument: str = "grace_seconds") -> None:
+    """Refuse, by a FormatError, a time that is no number, such as a text."""
+    if seconds is not None and not isinstance(seconds, int | float):
+        raise FormatError(
+            f"{argument} is a number of seconds",
+            expected="86400 for a day, say",
+            found=repr(seconds),
+        )
 
 
 @dataclass

@@ -28,7 +28,7 @@ from mlstate.objects.encoded_bucket import BucketRanges
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.stores.bucket_catalog import BucketStateFiles
-from mlstate.stores.prune import PruneReport, Pruning
+from mlstate.stores.prune import PruneReport, Pruning, check_seconds
 
 __all__ = ["prune_bucket"]
 
@@ -50,6 +50,7 @@ def prune_bucket(
         MlstateError: The prefix is no store of this version, the bucket cannot be asked, or a
             state cannot be read, so that its objects are unknown. Nothing was removed.
     """
+    check_seconds(grace_seconds)
     if not objects.place.check():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
     now = time.time() if dry_run else _server_time(objects.place)

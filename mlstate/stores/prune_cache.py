@@ -22,7 +22,7 @@ from mlstate.objects.in_use import mapped_objects
 from mlstate.objects.mapped import MAP_FROM
 from mlstate.objects.plain_folders import PlainFolder, read_folders, remove_folder
 from mlstate.states import StateKey
-from mlstate.stores.prune import AHEAD, objects_of_root, objects_of_states
+from mlstate.stores.prune import AHEAD, check_seconds, objects_of_root, objects_of_states
 from mlstate.stores.prune_folder import file_time, prune_folder
 from mlstate.stores.statefiles import FolderStateFiles
 
@@ -127,6 +127,8 @@ def prune_cache(
         MlstateError: The folder is no store of this version, or a state that was saved there
             cannot be read. Nothing was removed.
     """
+    for name, seconds in (("older_than", older_than), ("grace_seconds", grace_seconds)):
+        check_seconds(seconds, name)
     root = objects.root
     states = FolderStateFiles(root)
     saved = objects_of_states(states, objects)

@@ -20,7 +20,7 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
 from mlstate.objects.durable import NewFile, check_no_foreign_link, make_folders, read_small
 from mlstate.objects.folder import GRACE_SECONDS, check_folder
-from mlstate.stores.prune import PruneReport, Pruning
+from mlstate.stores.prune import PruneReport, Pruning, check_seconds
 from mlstate.stores.statefiles import FolderStateFiles
 from mlstate.system import move_from, remove_at
 
@@ -58,6 +58,7 @@ def prune_folder(
         MlstateError: The folder is no store of this version, or a state cannot be read, so that
             its objects are unknown. Nothing was removed.
     """
+    check_seconds(grace_seconds)
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else

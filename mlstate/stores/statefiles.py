@@ -17,6 +17,7 @@ from mlstate.errors import AccessError, FormatError, ManifestError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
 from mlstate.index.versions import version_of
+from mlstate.locks import locked_folder
 from mlstate.manifests.entries import ManifestContent, StateEntry
 from mlstate.manifests.parse import parse_state_file
 from mlstate.objects.durable import (
@@ -230,7 +231,9 @@ class FolderStateFiles(StateFiles):
         prepare_folder(self.root)
         make_folders(self.root, self.root / layout.TEMPORARIES)
         temporary = self.root / layout.TEMPORARIES / uuid.uuid4().hex
-        return write_over(self._path(key), old, [new], temporary=temporary)
+        path = self._path(key)
+        with locked_folder(path.parent):
+            return write_over(path, old, [new], temporary=temporary)
 
     def read_beside(self, key: StateKey) -> bytes | None:
         """The content of a signature file beside a state file; see `StateFiles.read_beside`."""

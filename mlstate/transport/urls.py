@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
-from mlstate.errors import TransportError
+from mlstate.errors import AddressError, TransportError
 
 __all__ = ["Url"]
 
@@ -41,19 +41,19 @@ class Url:
         """Read an address.
 
         Raises:
-            TransportError: It is not http(s), not well formed, or has a user name in it.
+            AddressError: It is not http(s), not well formed, or has a user name in it.
         """
         try:
             parts = urlsplit(text)
         except ValueError:
-            raise TransportError("an address cannot be understood") from None
+            raise AddressError("an address cannot be understood") from None
         scheme = parts.scheme.lower()
         if scheme not in _PORTS:
-            raise TransportError("not an http or https address", found=f"{scheme[:20]}://...")
+            raise AddressError("not an http or https address", found=f"{scheme[:20]}://...")
         match = _NETLOC.fullmatch(parts.netloc)
         if match is None or int(match[2] or 1) not in range(1, 65536):
             # Not repeated: there may be a password in it.
-            raise TransportError(
+            raise AddressError(
                 "the host of an address cannot be understood",
                 remedy="write a plain host name (an international one as xn--...), without user "
                 "name and password",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ def test_notes_are_read_only_where_they_are_asked_for(shell):
 def test_aliases_have_a_column_where_there_are_some(shell):
     shell.lines("alias", "best", B, "--store", "weights.toml")
     lines = shell.lines("ls", "weights.toml")
-    assert lines[0].split() == ["KEY", "ALIAS", "SIZE", "OWN", "SHARED", "CACHED", "USED"]
+    titles = ["KEY", "ALIAS", "SIZE", "OWN DISK", "SHARED DISK", "CACHED", "USED"]
+    assert re.split("  +", lines[0]) == titles
     (line,) = [line for line in lines if str(B) in line]
     assert line.split()[1] == "best"
     assert keys(shell.lines("ls", "weights.toml", "best")) == [str(B)]

@@ -60,6 +60,43 @@ def test_json_says_what_was_pinned_now(shell):
     assert (removed["removed"], removed["pins"]) == (listed["pins"], [])
 
 
+def test_a_dry_run_says_what_the_first_use_does(shell):
+    (planned,) = shell.lines("fetch", KEY, "--store", "mine.toml", "--dry-run")
+    assert planned == f"{KEY}  of unknown size would be fetched, and pinned"
+    (state,) = shell.json("fetch", KEY, "--store", "mine.toml", "--dry-run")["states"]
+    assert (state["digest"], state["pinned_now"]) == (None, True)
+    assert shell.lines("pins") == []
+
+
+def test_what_has_no_digest_is_told_with_a_command_that_pins_it(shell):
+    strict = Shell(shell.folder, {**shell.environment, "MLSTATE_PINS": "strict"})
+    said = strict("show", KEY, "--store", "mine.toml")
+    assert "none: mlstate lock mine.toml" in said.stdout
+    assert "mlstate fetch" not in said.stderr
+    done = strict("verify", "--store", "mine.toml")
+    assert "without a digest: mlstate lock mine.toml" in done.stderr
+    command = re.search(r"mlstate (lock mine\.toml)", done.stderr)[1]
+    assert str(KEY) in strict.lines(*command.split())[0]
+
+
+@pytest.mark.parametrize("command", ["export", "materialize", "bundle", "copy", "lock"])
+def test_json_of_each_command_that_pins_says_so(shell, command):
+    words = {
+        "export": ["export", KEY, "x.safetensors"],
+        "materialize": ["materialize", KEY, "x"],
+        "bundle": ["bundle", KEY, "-o", "x.tar"],
+        "copy": ["copy", KEY, "--to", "x", "--from", "mine.toml"],
+        "lock": ["lock", "mine.toml"],
+    }[command]
+    words += [] if command in ("copy", "lock") else ["--store", "mine.toml"]
+    if command == "lock":
+        assert [state["pinned_now"] for state in shell.json(*words)["pinned"]] == [True]
+        return
+    assert shell.json(*words)["pinned_now"] == [str(KEY)]
+    again = [*words, "--overwrite"] if command != "copy" else words
+    assert shell.json(*again)["pinned_now"] == []
+
+
 def test_pins_are_listed_and_forgotten(shell):
     assert shell.lines("pins") == []
     shell.lines("fetch", KEY, "--store", "mine.toml")

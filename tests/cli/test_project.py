@@ -43,6 +43,15 @@ def keys(shell: Shell, *arguments: str) -> list[str]:
     return [state["key"] for state in shell.json("ls", *arguments)["states"]]
 
 
+def test_init_says_what_a_place_outside_of_the_project_needs(repo):
+    done = repo("init", "--store", "../elsewhere")
+    assert done.returncode == 0
+    assert "../elsewhere is outside of the project: give it as --store; or" in done.stderr
+    assert "not trusted" in repo.complaint("ls", code=2)
+    (repo.folder.parent / "config.toml").write_text(f'[projects]\ntrusted = ["{repo.folder}"]\n')
+    assert "no states in" in repo("ls").stderr  # as it says
+
+
 def test_the_first_steps_that_are_shown_work_as_they_are_typed(tmp_path):
     """As a newcomer does: `mlstate` without arguments, and then exactly what it says."""
     folder = tmp_path / "fresh"

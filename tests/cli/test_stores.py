@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import tomllib
@@ -60,7 +61,7 @@ def test_ls_says_what_is_own_and_what_is_shared(shell):
     for state in (shell.folder / "weights" / "states").rglob("*.toml"):
         os.utime(state, (saved, saved))
     lines = shell.lines("ls", "weights")
-    assert lines[0].split() == ["KEY", "SIZE", "OWN", "SHARED", "AGE"]
+    assert re.split("  +", lines[0]) == ["KEY", "SIZE", "OWN DISK", "SHARED DISK", "AGE"]
     assert [line.split()[0] for line in lines[1:]] == [str(BASE), str(TUNED), str(OTHER)]
     assert all(line.endswith("just now") for line in lines[1:])
     data = shell.json("ls", "weights")

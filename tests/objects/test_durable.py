@@ -700,3 +700,15 @@ def test_a_server_that_refuses_before_it_looks_is_asked_whether_the_folder_is_th
     make_folders(tmp_path, tmp_path / "there")
     with pytest.raises(PermissionError):
         make_folders(tmp_path, tmp_path / "not there")
+
+
+def test_a_full_disk_is_named_by_a_folder_of_it(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "sync_open", full)
+    with durable.NewFile(tmp_path / "x") as file:
+        file.write([b"x"])
+        with pytest.raises(OSError, match="No space left") as caught:
+            file.flush()
+    assert caught.value.filename == str(tmp_path)

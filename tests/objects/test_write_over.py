@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from mlstate.digests import Digest
 from mlstate.errors import IntegrityError
 from mlstate.objects import durable
 from mlstate.objects.cache import read_roots, write_root
-from mlstate.objects.durable import write_over
+from mlstate.objects.durable import try_lock, write_over
+from mlstate.states import StateKey
+from mlstate.stores.statefiles import FolderStateFiles
 
 DIGEST = Digest.of(b"state")
 
@@ -104,6 +108,41 @@ def test_what_three_write_at_one_moment_is_all_kept(
     assert path.read_bytes() == b"b"
     assert (tmp_path / "tmp").read_bytes() == b"c"
     assert str(tmp_path / "tmp") in str(caught.value)
+
+
+@needs_exchange
+@pytest.mark.parametrize("what", ["note", "state file"])
+def test_those_who_write_over_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    """Of three at one moment, one could leave what another wrote beside."""
+    key, states = StateKey.parse("pytorch.net.a"), FolderStateFiles(tmp_path)
+    if what == "note":
+        write_root(tmp_path, DIGEST, str(key), [])
+        write = partial(write_root, tmp_path, DIGEST, str(key), [DIGEST])
+    else:
+        states.create(key, b"old")
+        write = partial(states.change, key, b"old", b"new")
+    turns = []
+
+    def exchange(first: object, second: str | Path) -> None:
+        with open_folder(Path(second).parent) as other:
+            turns.append(try_lock(other))
+        real(first, second)
+
+    real = durable._exchange
+    monkeypatch.setattr(durable, "_exchange", exchange)
+    write()
+    assert turns == [False]
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 NOTE = """

@@ -405,3 +405,21 @@ def test_what_is_not_plainly_the_count_of_a_wrapper_stays(tmp_path, store, names
     assert store.load_state_dict(KEY).keys() == {n.removeprefix("module.") for n in names}
     adopt(tmp_path / "x.safetensors", OTHER, store, rename={"module.": ""})
     assert len(store.load_state_dict(OTHER)) == len(names)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_an_option_that_changes_no_name_warns(tmp_path, store, mirror):
+    save_file({"module.w": torch.ones(3)}, tmp_path / "x.safetensors")
+    target = tmp_path / "m.toml" if mirror else store
+    with pytest.warns(UserWarning, match="strip_prefix='modul-' changes nothing: no name"):
+        adopt(tmp_path / "x.safetensors", KEY, target, mirror=mirror, strip_prefix="modul-")
+    with pytest.warns(UserWarning, match="rename of 'v' changes nothing"):
+        adopt(tmp_path / "x.safetensors", OTHER, target, mirror=mirror, rename={"v": "w"})
+
+
+def test_names_that_begin_with_a_dot_are_warned_of(tmp_path, store):
+    save_file({"module.w": torch.ones(3)}, tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning, match=r"with a dot now; strip_prefix='module\.'"):
+        adopt(tmp_path / "x.safetensors", KEY, store, strip_prefix="module")
+    adopt(tmp_path / "x.safetensors", OTHER, store, strip_prefix="module.")
+    assert list(store.load_state_dict(OTHER)) == ["w"]

@@ -36,6 +36,17 @@ def found(path, **options) -> list[tuple[str, str | None]]:
     return [(finding.message, finding.found) for finding in report.findings]
 
 
+def test_toml_files_that_are_no_manifests_are_named(tmp_path):
+    (tmp_path / "a.toml").write_text("version = 1")
+    (tmp_path / "b.toml").write_text("x = [")
+    report = check_manifests([tmp_path])
+    assert (report.ok, report.passed_over) == (True, (str(tmp_path / "b.toml"),))
+    (tmp_path / "b.toml").write_text('[states.pytorch.net.a]\nmirrors = ["a.safetensors"]')
+    (finding,) = check_manifests([tmp_path]).findings
+    assert (finding.key, finding.found) == (None, None)
+    assert "version = 1" in finding.remedy
+
+
 def test_a_manifest_that_is_well_is_well(write):
     report = check_manifests([write("")])
     assert (report.ok, report.states, report.asked) == (True, 1, None)

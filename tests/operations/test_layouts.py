@@ -217,6 +217,18 @@ def test_an_adapter_of_the_hub_keeps_its_name(hub_only, store, tmp_path):
     assert contents(tmp_path / "out") == contents(source)
 
 
+@pytest.mark.parametrize("kind", ["adapter", "shards", "single"])
+def test_what_is_locked_from_the_hub_keeps_the_names_of_its_files(kind, hub_only, tmp_path):
+    files = {"adapter": adapter(), "shards": FOLDERS["shards"](), "single": metadata_alone()}[kind]
+    source = write(tmp_path / "source", files)
+    hub_only.add("org/model", {p.name: p.read_bytes() for p in source.iterdir()})
+    manifest = tmp_path / "weights.toml"
+    manifest.write_text(f'version = 1\n[states."{KEY}"]\nmirrors = ["hf://org/model"]\n')
+    lock(manifest)
+    ManifestStore(manifest).materialize(KEY, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(source)
+
+
 def test_export_writes_the_metadata(store, tmp_path):
     source = write(tmp_path / "source", metadata_alone())
     adopt(source, KEY, store)

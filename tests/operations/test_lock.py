@@ -290,6 +290,20 @@ def test_states_are_taken_over_from_another_store(tmp_path, manifest, cache):
     assert unpinned(manifest) == [B, A]  # the other store stays as it is
 
 
+def test_what_cannot_be_pinned_is_not_taken_over(tmp_path, manifest, cache, site):
+    theirs, own = ManifestStore(manifest, cache=cache), tmp_path / "own.toml"
+    (site.files / "a.safetensors").unlink()
+    (site.files / "b.safetensors").unlink()
+    with pytest.raises(FetchError):
+        lock(own, [A], source=theirs, cache=cache)
+    assert not own.exists()
+    Manifest({}).write(own)
+    before = own.read_bytes()
+    with pytest.raises(FetchError):
+        lock(own, [A, B], source=theirs, cache=cache)
+    assert own.read_bytes() == before
+
+
 def test_a_manifest_names_the_folder_of_a_store_as_seen_from_there(tmp_path):
     store = LocalStateStore(tmp_path / "deep" / "weights")
     store.save_state_dict(values(net(0)), A)

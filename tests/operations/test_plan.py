@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mlstate import (
     LocalStateStore,
@@ -11,6 +14,7 @@ from mlstate import (
     MemoryStateStore,
     StateKey,
     copy,
+    list_pins,
     manifest_of,
 )
 from mlstate.errors import CopyError, StateExistsError, UnpinnedStateError
@@ -52,6 +56,22 @@ def test_a_state_without_a_digest_is_refused(tmp_path):
     (tmp_path / "weights.toml").write_text(f'version = 1\n[states."{A}"]\nmirrors = ["x.pt"]\n')
     with pytest.raises(UnpinnedStateError):
         planned_fetch(ManifestStore(tmp_path / "weights.toml"), A)
+
+
+def test_a_first_use_is_planned_as_it_is_done(tmp_path):
+    save_file(BASE, tmp_path / "x.safetensors")
+    digits = hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()[:8]
+    manifest = tmp_path / "weights.toml"
+    mirror = f'{{url = "x.safetensors", sha256 = "{digits}"}}'
+    manifest.write_text(f'version = 1\n[states."{A}"]\nmirrors = [{mirror}]\n')
+    view = ManifestStore(manifest)
+    plan = planned_fetch(view, A)
+    assert (plan.digest, plan.missing, plan.nbytes) == (None, True, None)
+    assert list_pins() == []
+    with pytest.raises(UnpinnedStateError):
+        planned_fetch(ManifestStore(manifest, pins="strict"), A)
+    assert view.fetch(A).pinned_now
+    assert planned_fetch(view, A).missing is False
 
 
 @pytest.mark.parametrize("kind", ["memory", "local", "s3"])

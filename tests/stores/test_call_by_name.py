@@ -22,7 +22,7 @@ from mlstate import (
     unbundle,
     verify,
 )
-from mlstate.errors import ArgumentError, FormatError, MlstateError
+from mlstate.errors import ArgumentError, FormatError, IncompatibleStateError, MlstateError
 
 KEY = StateKey.parse("pytorch.net.one")
 
@@ -97,3 +97,41 @@ def test_a_folder_may_be_called_like_a_file_by_a_slash(here):
     store.save_state_dict({"w": torch.ones(2)}, KEY)
     assert LocalStateStore("b.tar").get_state_keys() == [KEY]  # it is there now
     assert open_store("b.tar").get_state_keys() == [KEY]
+
+
+def test_text_forms_of_types_are_refused_with_what_to_write(tmp_path):
+    store = LocalStateStore(tmp_path)
+    for call in (
+        lambda: store.get_state_keys("pytorch.mlp"),
+        lambda: mlstate.with_state_type(torch.nn.Linear(1, 1), "pytorch.mlp"),
+    ):
+        with pytest.raises(FormatError) as caught:
+            call()
+        assert caught.value.remedy == "StateType.parse('pytorch.mlp')"
+    with pytest.raises(FormatError) as caught:
+        store.get_state_keys("mlp")
+    assert caught.value.remedy is None
+
+
+def test_tensors_without_a_model_are_refused_with_what_takes_them(tmp_path):
+    store, key = LocalStateStore(tmp_path), StateKey.parse("pytorch.mlp.a")
+    tensors = {"w": torch.ones(2)}
+    for call in (lambda: store.save(tensors, "a"), lambda: store.load(tensors, key)):
+        with pytest.raises(IncompatibleStateError) as caught:
+            call()
+        assert "save_state_dict(state_dict, key)" in caught.value.remedy
+    store.save_state_dict(tensors, key)  # as the remedy says
+    assert torch.equal(store.load_state_dict(key)["w"], tensors["w"])
+
+
+@pytest.mark.parametrize("kind", ["store", "cache"])
+def test_an_age_is_a_number(kind, tmp_path):
+    store = LocalStateStore(tmp_path / "w")
+    if kind == "cache":
+        store = ManifestStore(Manifest({}), cache=tmp_path / "c")
+    with pytest.raises(FormatError, match="a number of seconds"):
+        store.prune(grace_seconds="1d")
+    if kind == "cache":
+        with pytest.raises(FormatError, match="older_than is a number"):
+            store.prune(older_than="1d")
+    store.prune(grace_seconds=86400)

@@ -182,11 +182,14 @@ def _places(view: StateStore) -> Sequence[Place | Check]:
 def _store_check(view: StateStore) -> Check:
     if view.manifest is not None:
         states = view.manifest.states
-        entries = map(view.catalog.recorded, states)
-        unpinned = sum(entry is not None and entry.digest is None for entry in entries)
+        entries = [entry for entry in map(view.catalog.recorded, states) if entry is not None]
+        unpinned = sum(entry.digest is None for entry in entries)
         found = f"{view}, {len(states):,} states"
         if unpinned:
-            remedy = "pin them: mlstate lock; some are pinned by their first use"
+            first = next(entry for entry in entries if entry.digest is None)
+            remedy = (
+                "pin them: " + first.how_to_lock() + ", say; some are pinned by their first use"
+            )
             return Check("store", True, f"{found}, of which {unpinned:,} are not pinned", remedy)
         return Check("store", True, found)
     if view.place is not None:

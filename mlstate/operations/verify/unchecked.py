@@ -14,7 +14,7 @@ from mlstate.operations.verify.collect import Collected
 from mlstate.operations.verify.dependents import Dependents, find_dependents
 from mlstate.operations.verify.inspect import Inspection
 from mlstate.operations.verify.report import Finding
-from mlstate.phrases import LOCK, Phrase, flag
+from mlstate.phrases import Phrase, flag
 from mlstate.states import StateKey
 
 __all__ = ["Unchecked", "all_without_digest"]
@@ -85,7 +85,7 @@ class Unchecked:
 def all_without_digest(collected: Collected) -> Iterator[Finding]:
     """A finding of each state that nothing can be compared with."""
     for entry in collected.without_digest:
-        yield _without_digest(entry.key, entry.origin, "none", "pin it: " + LOCK)
+        yield _without_digest(entry.key, entry.origin, "none", "pin it: " + entry.how_to_lock())
     for key in collected.unverifiable:
         yield _without_digest(key, None, "a checkpoint of an older layout, without one", _OLDER)
 
