@@ -14,6 +14,7 @@ from mlstate.errors import MlstateError
 from mlstate.format.encoded_object import DEPTH_LIMIT
 from mlstate.format.state_object import TensorRef
 from mlstate.objects.chains import Chains
+from mlstate.objects.encoding import is_near, stands_alone
 from mlstate.operations.compact.candidates import (
     Candidate,
     Family,
@@ -25,16 +26,10 @@ from mlstate.operations.compact.candidates import (
 
 __all__ = ["Known", "Plan", "Step", "plan_chains", "plan_stars"]
 
-_NEAR = {"BF16": 0.5, "F16": 0.7}
-_NEAR_ELSE = 0.75
-"""The distance, by type, from which on an object takes no fewer bytes as a difference than alone.
-Measured on normal values; tensors that have nothing to do with each other are at 0.7, 0.8, 0.85."""
 _PEERS = 8
 """So many objects of its name tell how many an object is near to."""
 _SAME_NAME, _OTHER_NAME = 16, 8
 """So many bases are compared with an object: of one of its names, and else of the group."""
-_ALONE = frozenset({"BF16"})
-"""The types that are encoded alone where there is no base: the exponents are half of them."""
 
 Distance = Callable[[TensorRef, TensorRef], float]
 """How far two objects of one type and shape are from each other; see `mlstate.encoded.distance`."""
@@ -64,7 +59,7 @@ class Known:
             distance = self.distance(ref, other)
         except MlstateError:  # one of them is damaged, or gone by now
             return None
-        return distance if distance < _NEAR.get(ref.spec.dtype, _NEAR_ELSE) else None
+        return distance if is_near(distance, ref.spec) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +106,7 @@ def plan_stars(groups: Iterable[Group], known: Known, *, alone: bool) -> Plan:
     plan.steps += differences.values()
     for digest, candidate in lonely.items():
         is_base = digest in bases or digest in differences or known.chains.dependants(digest)
-        if not is_base and (alone or candidate.ref.spec.dtype in _ALONE):
+        if not is_base and (alone or stands_alone(candidate.ref.spec)):
             plan.steps.append(Step(candidate.ref, candidate.states[0]))
     return plan
 
