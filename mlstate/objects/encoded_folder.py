@@ -99,14 +99,6 @@ class EncodedFolder(abc.ABC):
         """See `EncodingObjectStore.say_plain`."""
         self._require(wanted=False)
 
-    def compacts(self) -> bool:
-        """See `EncodingObjectStore.compacts`."""
-        path = self.root / layout.SETTINGS
-        try:
-            return layout.compacts(read_small(path), str(path))
-        except FileNotFoundError:
-            return False
-
     def _require(self, *, wanted: bool) -> None:
         """Let the settings require readers of encoded objects, or not; all else in them stays."""
         path, temporaries = self.root / layout.SETTINGS, self.root / layout.TEMPORARIES
