@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -89,7 +90,7 @@ def test_what_a_head_must_not_say_is_named(place, value, found, remedy):
 def test_only_differences_may_be_sparse():
     assert Head.of(SPEC).method is Method.PLANES
     assert Head.of(SPEC, BASE, 1).method is Method.SPARSE_PLANES
-    earlier = Head.of(SPEC, BASE, 1, Method.PLANES)
+    earlier = replace(Head.of(SPEC, BASE, 1), method=Method.PLANES)
     assert Head.parse(earlier.encode(), SPEC) == earlier
     changed = bytearray(Head.of(SPEC).encode())
     changed[9] = Method.SPARSE_PLANES
