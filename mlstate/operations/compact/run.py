@@ -2,8 +2,8 @@
 
 Batch by batch: the encoded forms are written and read back, it is looked whether each can be
 decoded with what is there *then* (see `Chains`), the store's settings say that readers have to know
-them, and the plain objects go to trash/. A process that is killed leaves plain objects, with encoded
-forms beside some, or encoded ones.
+them, and the plain objects go to trash/. A process that is killed leaves plain objects, with
+encoded forms beside some, or encoded ones.
 """
 
 from __future__ import annotations
