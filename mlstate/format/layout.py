@@ -4,6 +4,7 @@ mlstate.toml                                              version and requiremen
 objects/ab/cdef...                                        an object, by its digest
 states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
 encoded/ab/cdef...                                        an object in another form
+encoded/states/ab/cdef...                                 which of a state's objects are encoded
 tmp/ trash/ roots/                temporaries, removed things, what a cache keeps and why
 """
 
@@ -43,6 +44,7 @@ __all__ = [
     "check_settings",
     "digest_of_object_path",
     "digests_in_object_folder",
+    "encoded_index_path",
     "encoded_path",
     "is_no_marker",
     "key_of_state_path",
@@ -108,6 +110,11 @@ def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Dige
 def encoded_path(digest: Digest) -> str:
     """The relative path of the encoded form of an object."""
     return f"{ENCODED}/{digest[:2]}/{digest[2:]}"
+
+
+def encoded_index_path(state: Digest) -> str:
+    """The relative path of what says which objects of a state are encoded."""
+    return f"{ENCODED}/{STATES}/{state[:2]}/{state[2:]}"
 
 
 def state_folder(state_type: StateType) -> str:
