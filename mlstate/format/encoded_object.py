@@ -44,6 +44,8 @@ _VERSION = 1
 _NEXT_METHOD = 2  # reserved: planes grouped by the exponent of the base
 _HEAD = struct.Struct("<8sBBBB4xQ8x32s")
 _NO_BASE = bytes(32)
+_WIDTHS = (1, 2, 4, 8)
+_LENGTH_OF_DATA = 63  # in bits: a tensor has fewer than 2^63 bytes
 _LENGTH_BITS = 30
 _ENTRY = 4
 
@@ -102,12 +104,7 @@ class Head:
     @classmethod
     def of(cls, spec: TensorSpec, base: Digest | None = None, depth: int = 0) -> Head:
         """The head for a tensor; a FormatError if base and depth do not fit each other."""
-        if (base is None) != (depth == 0) or not 0 <= depth <= DEPTH_LIMIT:
-            raise FormatError(
-                "the depth of an encoded object does not fit its base",
-                expected=f"0 without a base, 1 to {DEPTH_LIMIT} with one",
-                found=f"{depth} {'without' if base is None else 'with'} a base",
-            )
+        _check_depth(base, depth)
         return cls(element_width(spec), spec.nbytes, base, depth)
 
     def encode(self) -> bytes:
@@ -121,6 +118,22 @@ class Head:
 
         Raises:
             FormatError: It is the head of something else, or needs a newer mlstate.
+        """
+        head = cls.peek(data)
+        if (head.width, head.nbytes) != (element_width(spec), spec.nbytes):
+            raise FormatError(
+                "an encoded object is not of the tensor that the state object names",
+                expected=f"elements of {element_width(spec)} bytes, {spec.nbytes} bytes",
+                found=f"elements of {head.width} bytes, {head.nbytes} bytes",
+            )
+        return head
+
+    @classmethod
+    def peek(cls, data: Bytes) -> Head:
+        """Read the head of the encoded form of a tensor whose type and shape are not known.
+
+        Raises:
+            FormatError: As of `parse`.
         """
         if len(data) != HEAD_SIZE or bytes(data[: len(_MAGIC)]) != _MAGIC:
             raise FormatError(
@@ -137,13 +150,15 @@ class Head:
                 found=f"version {version}, method {method}",
                 remedy="install a newer mlstate" if newer else None,
             )
-        if (width, nbytes) != (element_width(spec), spec.nbytes):
+        if width not in _WIDTHS or nbytes >> _LENGTH_OF_DATA:
             raise FormatError(
-                "an encoded object is not of the tensor that the state object names",
-                expected=f"elements of {element_width(spec)} bytes, {spec.nbytes} bytes",
+                "the head of an encoded object says what no tensor has",
+                expected=f"elements of {', '.join(map(str, _WIDTHS))} bytes",
                 found=f"elements of {width} bytes, {nbytes} bytes",
             )
-        head = cls.of(spec, None if base == _NO_BASE else Digest(base.hex()), depth)
+        named = None if base == _NO_BASE else Digest(base.hex())
+        _check_depth(named, depth)
+        head = cls(width, nbytes, named, depth)
         if head.encode() != data:
             raise FormatError(
                 "the head of an encoded object has bytes that are not 0 where they must be"
@@ -161,6 +176,15 @@ class Head:
                 expected=f"less than {self.depth}",
                 found=base.depth,
             )
+
+
+def _check_depth(base: Digest | None, depth: int) -> None:
+    if (base is None) != (depth == 0) or not 0 <= depth <= DEPTH_LIMIT:
+        raise FormatError(
+            "the depth of an encoded object does not fit its base",
+            expected=f"0 without a base, 1 to {DEPTH_LIMIT} with one",
+            found=f"{depth} {'without' if base is None else 'with'} a base",
+        )
 
 
 def element_width(spec: TensorSpec) -> int:

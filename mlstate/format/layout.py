@@ -26,11 +26,13 @@ __all__ = [
     "DAMAGED_SUFFIX",
     "DONE_SUFFIX",
     "ENCODED",
+    "ENCODED_OBJECTS",
     "LOCK_SUFFIX",
     "NEW_SETTINGS",
     "OBJECTS",
     "PARTIAL_SUFFIX",
     "PROJECT_KEYS",
+    "REQUIREMENTS",
     "ROOTS",
     "SETTINGS",
     "SIGNATURE_SUFFIX",
@@ -39,9 +41,11 @@ __all__ = [
     "STATE_SUFFIX",
     "TEMPORARIES",
     "TRASH",
+    "TRASHED_ENCODED",
     "TRASHED_OBJECT",
     "TRASHED_STATE",
     "check_settings",
+    "digest_of_encoded_path",
     "digest_of_object_path",
     "digests_in_object_folder",
     "encoded_index_path",
@@ -53,7 +57,9 @@ __all__ = [
     "object_path",
     "state_folder",
     "state_path",
+    "trashed_name",
     "trashed_state_name",
+    "with_requirement",
 ]
 
 SETTINGS = "mlstate.toml"
@@ -73,6 +79,8 @@ DONE_SUFFIX = ".done"
 DAMAGED_SUFFIX = ".damaged"
 TRASHED_OBJECT = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{32}")
 """The name in trash/ of an object that pruning moved there."""
+TRASHED_ENCODED = re.compile(r"([0-9a-f]{64})\.encoded\.[0-9a-f]{32}")
+"""The name in trash/ of the encoded form of an object."""
 TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 """The name in trash/ of the state file of a state that was deleted or replaced."""
 LOCK_SUFFIX = ".lock"
@@ -80,6 +88,11 @@ LOCK_SUFFIX = ".lock"
 VERSION = 1
 NEW_SETTINGS = b"version = 1\nrequires = []\n"
 """What a first save writes into mlstate.toml."""
+
+ENCODED_OBJECTS = "encoded"
+"""What a store requires that may have objects in encoded form only."""
+REQUIREMENTS = frozenset({ENCODED_OBJECTS})
+"""What this version knows of all that a store may require of its readers."""
 
 PROJECT_KEYS = ("store", "manifests")
 """What a project file says, which may have the name of a store's settings."""
@@ -92,11 +105,16 @@ def object_path(digest: Digest) -> str:
 
 def digest_of_object_path(path: str) -> Digest | None:
     """The digest of an object's relative path; None for any other path."""
+    digest = _digest_in(path)
+    return digest if digest is not None and path == object_path(digest) else None
+
+
+def _digest_in(path: str) -> Digest | None:
+    """The digest that the names below the first one make."""
     try:
-        digest = Digest("".join(path.split("/")[1:]))
+        return Digest("".join(path.split("/")[1:]))
     except FormatError:
         return None
-    return digest if path == object_path(digest) else None
 
 
 def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Digest]:
@@ -115,6 +133,17 @@ def encoded_path(digest: Digest) -> str:
 def encoded_index_path(state: Digest) -> str:
     """The relative path of what says which objects of a state are encoded."""
     return f"{ENCODED}/{STATES}/{state[:2]}/{state[2:]}"
+
+
+def digest_of_encoded_path(path: str) -> Digest | None:
+    """The inverse of `encoded_path`; None for any other path."""
+    digest = _digest_in(path)
+    return digest if digest is not None and path == encoded_path(digest) else None
+
+
+def trashed_name(digest: Digest, *, encoded: bool = False) -> str:
+    """A new name in trash/ for an object, or for its encoded form."""
+    return f"{digest}{'.encoded' * encoded}.{uuid.uuid4().hex}"
 
 
 def state_folder(state_type: StateType) -> str:
@@ -193,8 +222,17 @@ def is_no_marker(table: Mapping[str, Any]) -> bool:
     return bool(table) and (not says_version or bool(table.keys() & set(PROJECT_KEYS)))
 
 
-def check_settings(data: bytes, path: str) -> None:
-    """Refuse, by a FormatError, the settings of a store of a newer version."""
+def check_settings(data: bytes, path: str, known: frozenset[str] = REQUIREMENTS) -> frozenset[str]:
+    """Refuse, by a FormatError, the settings of a store of a newer version.
+
+    Args:
+        data: The text.
+        path: Where it is, for errors.
+        known: What a store may require here.
+
+    Returns:
+        What the store requires.
+    """
     try:
         settings = load_toml(data, "a store's settings")
     except FormatError as error:
@@ -216,11 +254,30 @@ def check_settings(data: bytes, path: str) -> None:
         raise FormatError(
             "a store's settings are not valid", path=path, expected="version = 1, requires = []"
         )
-    if version > VERSION or requires:
+    unknown = [word for word in requires if not isinstance(word, str) or word not in known]
+    if version > VERSION or unknown:
+        some = f"no requirements but {', '.join(sorted(known))}" if known else "no requirements"
         raise FormatError(
             "this store was made by a newer mlstate",
             path=path,
-            expected=f"version {VERSION} and no requirements",
+            expected=f"version {VERSION} and {some}",
             found=f"version {version if version < 1000 else 'very high'}, requires {requires}",
             remedy="install a newer mlstate; nothing was changed",
         )
+    return frozenset(requires)
+
+
+def with_requirement(data: bytes, word: str, *, wanted: bool) -> bytes:
+    """The settings of a store, valid ones, changed to require a word or not; all else stays."""
+    import tomlkit
+
+    document = tomlkit.parse(data.decode())
+    if "requires" not in document:
+        document.add("requires", tomlkit.array())
+    requires = document["requires"]
+    assert isinstance(requires, list)
+    if wanted and word not in requires:
+        requires.append(word)
+    while not wanted and word in requires:
+        requires.remove(word)
+    return tomlkit.dumps(document).encode()

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -31,8 +32,9 @@ from mlstate.objects.durable import (
     unlock,
     write_over,
 )
+from mlstate.objects.encoded_forms import size_of_encoded
 from mlstate.objects.folder import FolderObjectStore
-from mlstate.objects.interface import ObjectStore
+from mlstate.objects.interface import EncodedFile, EncodedObjectStore, ObjectStore
 from mlstate.texts import load_toml
 
 __all__ = [
@@ -76,7 +78,41 @@ class ChainObjectStore:
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if no store has it."""
         sizes = (store.size(digest) for store in self._asked(digest))
+        size = next((size for size in sizes if size is not None), None)
+        if size is None and self.encoded_size(digest) is not None:
+            return size_of_encoded(self, digest)  # with what it needs in another store
+        return size
+
+    def plain_size(self, digest: Digest) -> int | None:
+        """See `EncodedObjectStore.plain_size`."""
+        for store in self._asked(digest):
+            size = (
+                store.plain_size(digest)
+                if isinstance(store, EncodedObjectStore)
+                else store.size(digest)
+            )
+            if size is not None:
+                return size
+        return None
+
+    def encoded_size(self, digest: Digest) -> int | None:
+        """See `EncodedObjectStore.encoded_size`."""
+        sizes = (store.encoded_size(digest) for store in self._asked_encoded(digest))
         return next((size for size in sizes if size is not None), None)
+
+    def open_encoded(self, digest: Digest) -> EncodedFile:
+        """See `EncodedObjectStore.open_encoded`."""
+        for store in self._asked_encoded(digest):
+            with suppress(ObjectNotFoundError):
+                return store.open_encoded(digest)
+        raise ObjectNotFoundError(
+            "an encoded object is missing", path=self.stores[-1].locate(digest), expected=digest
+        )
+
+    def encoded_digests(self) -> Iterator[Digest]:
+        """See `EncodedObjectStore.encoded_digests`."""
+        stores = [store for store in self.stores if isinstance(store, EncodedObjectStore)]
+        return iter({digest for store in stores for digest in store.encoded_digests()})
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object in the first store that has it; ObjectNotFoundError if none does."""
@@ -98,7 +134,12 @@ class ChainObjectStore:
     def _holder(self, digest: Digest) -> ObjectStore:
         """The first store that has an object, or the last one."""
         having = (store for store in self._asked(digest) if store.size(digest) is not None)
-        return next(having, self.stores[-1])
+        encoded = (s for s in self._asked_encoded(digest) if s.encoded_size(digest) is not None)
+        return next(chain(having, encoded), self.stores[-1])
+
+    def _asked_encoded(self, digest: Digest) -> list[EncodedObjectStore]:
+        """Those of them that may have encoded objects."""
+        return [store for store in self._asked(digest) if isinstance(store, EncodedObjectStore)]
 
 
 @runtime_checkable
@@ -161,8 +202,12 @@ class Cache(ChainObjectStore):
         trash = self.own.root / layout.TRASH
         make_folders(self.own.root, trash)
         target = trash / f"{digest}{layout.DAMAGED_SUFFIX}.{uuid.uuid4().hex}"
-        # A pruning may have moved it: it is read there, too.
-        for path in (self.own.path(digest), *self.own.trashed_paths(digest)):
+        # In the order of reading. A pruning may have moved it: it is read there, too.
+        for path in (
+            self.own.path(digest),
+            self.own.encoded_path(digest),
+            *self.own.in_trash(digest),
+        ):
             with suppress(FileNotFoundError):
                 os.replace(path, target)
                 return str(target)

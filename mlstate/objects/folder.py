@@ -7,7 +7,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from mlstate.objects.durable import (
     sync_path,
     write_in_store,
 )
+from mlstate.objects.encoded_folder import EncodedFolder
+from mlstate.objects.encoded_forms import bases_of, size_of_encoded
 from mlstate.parallel import Background
 from mlstate.warn import warn
 
@@ -89,8 +91,8 @@ def prepare_folder(root: Path) -> None:
         write_in_store(root, layout.SETTINGS, [layout.NEW_SETTINGS], publish=Publish.CREATE)
 
 
-class FolderObjectStore:
-    """Objects as files of a folder: ``objects/ab/cdef...``.
+class FolderObjectStore(EncodedFolder):
+    """Objects as files of a folder: ``objects/ab/cdef...``, or encoded, ``encoded/ab/cdef...``.
 
     Reading takes no lock, makes no folder and touches no file. The folder may be missing, and is
     then empty.
@@ -117,33 +119,51 @@ class FolderObjectStore:
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not here."""
-        try:
-            found = os.stat(f"{self.root}/{layout.object_path(digest)}")
-        except OSError as error:
-            if error.errno in ABSENT:
-                return None
-            raise
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        size = self.plain_size(digest)
+        if size is None and self._is_encoded(digest):
+            return size_of_encoded(self, digest)
+        return size
+
+    def plain_size(self, digest: Digest) -> int | None:
+        """See `EncodedObjectStore.plain_size`."""
+        return _file_size(f"{self.root}/{layout.object_path(digest)}")
+
+    def encoded_size(self, digest: Digest) -> int | None:
+        """See `EncodedObjectStore.encoded_size`."""
+        return _file_size(f"{self.root}/{layout.encoded_path(digest)}")
+
+    def _is_encoded(self, digest: Digest) -> bool:
+        """Whether there is an encoded form, which is looked for where the object is missing."""
+        return self.encoded_size(digest) is not None
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object's file; ObjectNotFoundError if it is not here.
 
         A pruning that races with a save moves an object to trash/ for a moment, and back; one that
-        is killed leaves it there until the next one. It is read there meanwhile.
+        is killed leaves it there until the next one. It is read there meanwhile, unless there is an
+        encoded form: that is then what the store has.
         """
         path = f"{self.root}/{layout.object_path(digest)}"
+
+        def in_trash() -> list[Path]:
+            return [] if self._is_encoded(digest) else self.in_trash(digest)
+
+        if opened := self.found(path, in_trash):
+            return opened
+        raise missing(self, digest)
+
+    def found(self, path: str | Path, in_trash: Callable[[], list[Path]]) -> BinaryIO | None:
+        """Open a file that prunings may have moved to trash/; None if it is nowhere."""
         for _ in range(_LOOKS):
-            if opened := self._opened(path):
+            if opened := _opened(path):
                 return opened
-            trashed = self.trashed_paths(digest)
+            trashed = in_trash()
             for place in trashed:
-                if opened := self._opened(place):
+                if opened := _opened(place):
                     return opened
             if not trashed:
                 break
-        if opened := self._opened(path):  # it was put back between the two looks
-            return opened
-        raise missing(self, digest)
+        return _opened(path)  # it was put back between the two looks
 
     def trashed(self) -> set[Digest]:
         """The objects that prunings have moved to trash/, by one look."""
@@ -156,7 +176,7 @@ class FolderObjectStore:
 
         It is made young first, so that no pruning takes it again, or deletes it in the trash.
         """
-        for path in self.trashed_paths(digest):
+        for path in self.in_trash(digest):
             with suppress(PermissionError, FileNotFoundError):
                 os.utime(path, follow_symlinks=False)
             if self.put_back(path, digest):
@@ -179,27 +199,24 @@ class FolderObjectStore:
         sync_path(target.parent)
         return True
 
-    def _opened(self, path: str | Path) -> BinaryIO | None:
-        try:
-            descriptor = open_regular(path)
-        except OSError as error:
-            if error.errno in ABSENT or isinstance(error, UnfitFileError):
-                return None
-            raise
-        return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
+    def in_trash(self, digest: Digest, *, encoded: bool = False) -> list[Path]:
+        """The files of an object in trash/, or of its encoded form.
 
-    def trashed_paths(self, digest: Digest) -> list[Path]:
-        """The files of an object in trash/; what was set aside as damaged has another name."""
+        What was set aside as damaged has another name.
+        """
         trash = self.root / layout.TRASH
+        name = layout.TRASHED_ENCODED if encoded else layout.TRASHED_OBJECT
         return [
             trash / entry.name
             for entry in _entries(trash)
-            if entry.name.startswith(digest) and layout.TRASHED_OBJECT.fullmatch(entry.name)
+            if entry.name.startswith(digest) and name.fullmatch(entry.name)
         ]
 
     def locate(self, digest: Digest) -> str:
-        """The path of the object's file."""
-        return str(self.path(digest))
+        """The path of the object's file: that of its encoded form, if it has no other."""
+        path = self.path(digest)
+        is_other = not path.exists() and self._is_encoded(digest)
+        return str(self.encoded_path(digest) if is_other else path)
 
     def digests(self) -> Iterator[Digest]:
         """Every object that is here, in no order; things with other names are passed over."""
@@ -235,20 +252,26 @@ class FolderObjectWriter:
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here, and freshen it; see `ObjectWriter.reuse`."""
-        path = self._path(digest)
+        made_young = _made_young(self._path(digest), size)
+        if made_young is None:
+            is_encoded = self._store.encoded_size(digest) is not None
+            return is_encoded and self._reuse_encoded(digest, size)
+        if made_young:
+            self._touched.add(digest[:2])
+        return made_young
+
+    def _reuse_encoded(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here in encoded form, with all that it needs to be decoded."""
+        if self._store.size(digest) != size:
+            return False
         try:
-            found = os.lstat(path)  # what a link names is elsewhere, and not for pruning to spare
-            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-                return False
-            age = time.time() - found.st_mtime
-            if not (0 <= age < _JUST_NOW or _freshened(path) or 0 <= age < _YOUNG_OF_OTHERS):
-                return False  # it can be replaced by an equal one
-        except OSError as error:
-            if error.errno in ABSENT:
-                return False
-            raise
-        self._touched.add(digest[:2])
-        return True
+            needed = list(bases_of(self._store, digest))
+        except (ObjectNotFoundError, FormatError):  # another process takes it away
+            return False
+        return all(
+            _made_young(self._path(one) if is_plain else str(self._store.encoded_path(one)))
+            for one, is_plain in needed
+        )
 
     def put(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write an object; see `ObjectWriter.put`."""
@@ -306,6 +329,45 @@ class FolderObjectWriter:
 
     def _path(self, digest: Digest) -> str:
         return f"{self._objects}/{digest[:2]}/{digest[2:]}"
+
+
+def _file_size(path: str) -> int | None:
+    """The size of a file in bytes; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _made_young(path: str, size: int | None = None) -> bool | None:
+    """Make a file young that is to be used; None if there is none, False if another is needed.
+
+    Only one of this size is used, if one is given.
+    """
+    try:
+        found = os.lstat(path)  # what a link names is elsewhere, and not for pruning to spare
+        if not stat.S_ISREG(found.st_mode) or (size is not None and found.st_size != size):
+            return False
+        age = time.time() - found.st_mtime
+        # One that stays old can be replaced by an equal one.
+        return 0 <= age < _JUST_NOW or _freshened(path) or 0 <= age < _YOUNG_OF_OTHERS
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+
+
+def _opened(path: str | Path) -> BinaryIO | None:
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        if error.errno in ABSENT or isinstance(error, UnfitFileError):
+            return None
+        raise
+    return os.fdopen(descriptor, "rb", buffering=0)  # readers take the whole, or map it
 
 
 def _freshened(path: str) -> bool:

@@ -13,6 +13,9 @@ from mlstate.digests import Bytes, Digest
 
 __all__ = [
     "AddingWriter",
+    "EncodedFile",
+    "EncodedObjectStore",
+    "EncodingObjectStore",
     "ListedObjectStore",
     "ObjectStore",
     "ObjectWriter",
@@ -117,3 +120,76 @@ class WritableObjectStore(ObjectStore, Protocol):
 
     def writer(self) -> ObjectWriter:
         """Begin an act of saving; for one thread of control, its `put` for several threads."""
+
+
+class EncodedFile(Protocol):
+    """The encoded form of an object, opened: `mlstate.encoded.Source`, to be closed."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    def read(self, start: int, size: int) -> bytes:
+        """Read a range, from any thread; an `MlstateError` if it is not there, whole."""
+
+    def close(self) -> None:
+        """Give it back. What was opened stays readable until then, whatever others do."""
+
+
+@runtime_checkable
+class EncodedObjectStore(ObjectStore, Protocol):
+    """An object store that may have tensor objects in encoded form, too, or only.
+
+    ``size`` then says what the plain object would have, and None if a base is missing; ``open``
+    finds none: `mlstate.objects.verified.open_tensor`, which is told the type and shape, decodes.
+    """
+
+    def plain_size(self, digest: Digest) -> int | None:
+        """The size in bytes of an object that is here as it is; None if it is not."""
+
+    def encoded_size(self, digest: Digest) -> int | None:
+        """The size of the encoded form of an object in bytes; None if there is none."""
+
+    def open_encoded(self, digest: Digest) -> EncodedFile:
+        """Open the encoded form of an object; one in trash/ is read there, as by ``open``.
+
+        Raises:
+            ObjectNotFoundError: There is none.
+        """
+
+    def encoded_digests(self) -> Iterator[Digest]:
+        """Every object that has an encoded form here, in no order."""
+
+
+@runtime_checkable
+class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
+    """An object store that takes encoded forms, in the place of objects or beside them.
+
+    To encode an object: `put_encoded`, decode and verify what was written, `say_encoded`, and only
+    then `retire_plain`. To undo it: write the plain object, `flush`, `drop_encoded`, and when no
+    encoded form is left that is needed, `say_plain`.
+    """
+
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
+        """Write the encoded form of an object, replacing one that is here; then it is durable."""
+
+    def retire_plain(self, digest: Digest) -> bool:
+        """Move an object that has an encoded form to trash/; False if it is not here.
+
+        Raises:
+            FormatError: The store does not say that it has encoded objects, or there is no encoded
+                form of this one. Nothing was moved.
+        """
+
+    def drop_encoded(self, digest: Digest) -> bool:
+        """Move the encoded form of an object that is here plainly to trash/; False without one.
+
+        Raises:
+            FormatError: The object is not here plainly. Nothing was moved.
+        """
+
+    def say_encoded(self) -> None:
+        """Let the store's settings require readers that know encoded objects; durable then."""
+
+    def say_plain(self) -> None:
+        """Let the store's settings not require such readers any more."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from mlstate.digests import Digest, Hasher
-from mlstate.errors import IntegrityError, MlstateError
+from mlstate.errors import IntegrityError, MlstateError, ObjectNotFoundError
 from mlstate.format.state_object import TensorRef
-from mlstate.format.tensor_object import TensorCheck, object_size
+from mlstate.format.tensor_object import TensorCheck, TensorSpec, object_size
+from mlstate.objects.decoded import REMEDY, find_encoded
 from mlstate.objects.interface import ObjectStore
-from mlstate.phrases import flag
 
 __all__ = [
     "REMEDY",
@@ -20,13 +20,11 @@ __all__ = [
     "check_tensor",
     "digest_of",
     "is_disk_error",
+    "open_object",
     "open_tensor",
     "pieces_of",
     "read_verified",
 ]
-
-REMEDY = "restore this object from a backup, or bring the state again with " + flag("verify")
-"""What helps against damage in a store of one's own."""
 
 _TENSOR = "a tensor object"
 _PIECE = 1 << 20
@@ -65,12 +63,33 @@ def read_verified(
     return data
 
 
-def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
-    """The bytes that an object really has, piece by piece, not verified.
+def open_object(store: ObjectStore, digest: Digest, spec: TensorSpec | None = None) -> BinaryIO:
+    """Open an object, of a tensor if a type and shape are given: one that may be encoded.
+
+    What is in encoded form only is a file in memory, which is verified when it is first read:
+    `mlstate.objects.decoded`. All else is not verified.
+
+    Raises:
+        ObjectNotFoundError: It is not here.
+    """
+    try:
+        return store.open(digest)
+    except ObjectNotFoundError:
+        if spec is None:
+            raise
+        found = find_encoded(store, digest, spec)
+        # If it is not encoded either, it may have become plain between the two looks.
+        return store.open(digest) if found is None else found  # type: ignore[return-value]
+
+
+def pieces_of(
+    store: ObjectStore, digest: Digest, spec: TensorSpec | None = None
+) -> Iterator[memoryview]:
+    """The bytes that an object really has, piece by piece, not verified; arguments as above.
 
     All pieces are in the same memory, so each is valid until the next one is asked for.
     """
-    with store.open(digest) as file:
+    with open_object(store, digest, spec) as file:
         buffer = memoryview(bytearray(_FIRST))
         while count := file.readinto(buffer):  # type: ignore[attr-defined]  # all that is opened has it
             yield buffer[:count]
@@ -78,10 +97,13 @@ def pieces_of(store: ObjectStore, digest: Digest) -> Iterator[memoryview]:
                 buffer = memoryview(bytearray(_PIECE))
 
 
-def digest_of(store: ObjectStore, digest: Digest) -> Digest:
-    """The digest of the bytes that an object really has, read piece by piece."""
+def digest_of(store: ObjectStore, digest: Digest, spec: TensorSpec | None = None) -> Digest:
+    """The digest of the bytes that an object really has, read piece by piece.
+
+    Raises an `IntegrityError` if it is in encoded form, as of `open_object`, and damaged.
+    """
     hasher = Hasher()
-    for piece in pieces_of(store, digest):
+    for piece in pieces_of(store, digest, spec):
         hasher.update(piece)
     return hasher.digest()
 
@@ -108,7 +130,7 @@ def open_tensor(store: ObjectStore, ref: TensorRef) -> BinaryIO:
 
     Raises an `ObjectNotFoundError`, or an `IntegrityError` if it is too short or too long.
     """
-    file = store.open(ref.digest)
+    file = open_object(store, ref.digest, ref.spec)
     try:
         size = file.seek(0, 2)
         check_size(store, ref.digest, object_size(ref.spec), size, what=_TENSOR)

@@ -15,6 +15,7 @@ from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
 from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, TensorSpec, object_size
 from mlstate.models import TensorModel
 from mlstate.objects import ObjectStore
+from mlstate.objects.decoded import DecodedObject
 from mlstate.objects.verified import check_tensor, open_tensor
 from mlstate.parallel import begun
 from mlstate.tensors.fit import entries
@@ -61,11 +62,14 @@ class OpenedObject:
         self.size = object_size(ref.spec)
 
     def open(self) -> bool:
-        """Open it, and say whether it is mapped: if not, its file stays open for `verified`.
+        """Open it, and say whether no file stays open for `verified`: it is mapped, or encoded.
 
         A missing object, or one of the wrong length, raises an `IntegrityError`.
         """
         file = open_tensor(self._objects, self._ref)
+        if isinstance(file, DecodedObject):
+            self._file = file  # which opens nothing before it is read
+            return True
         try:
             if self._device is None:
                 self._raw = mapped_tensor(file, self.size, self._local)
@@ -83,6 +87,10 @@ class OpenedObject:
         """
         if self._raw is None and self._file is None:
             self.open()
+        if isinstance(self._file, DecodedObject) and self._device is None:
+            memory = self._file.memory  # verified, and ours
+            data = torch.frombuffer(memory, dtype=torch.uint8, offset=DATA_OFFSET)
+            return as_tensor(data, self._ref.spec)
         seen = TensorCheck(self._ref.spec)
         if self._device is not None:
             assert self._file is not None

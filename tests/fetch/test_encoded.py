@@ -21,7 +21,7 @@ from mlstate.fetch.progress import Progress
 from mlstate.format import layout
 from mlstate.format.encoded_index import EncodedForm, EncodedIndex
 from tests.servers.recording import Record, RecordingServer, Reply
-from tests.support.encoding import (
+from tests.support.encoded_mirrors import (
     encode_object,
     encode_state,
     near,

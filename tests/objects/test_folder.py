@@ -154,7 +154,7 @@ REFUSED = {
     "higher": b"version = 2\n",
     "much higher": b"version = 999\nrequires = []\n",
     "requirement": b'version = 1\nrequires = ["packs"]\n',
-    "encoded objects": b'version = 1\nrequires = ["encoded"]\n',
+    "encoded objects": b'version = 1\nrequires = ["encoded", "packs"]\n',
     "requirements": b'version = 1\nrequires = ["a", "b"]\n',
     "empty": b"",
     "no version": b"requires = []\n",
@@ -334,3 +334,12 @@ def test_an_object_that_a_pruning_holds_in_the_trash_is_read(tmp_path):
     moved.rename(trash / f"{NAME}{layout.DAMAGED_SUFFIX}.{'0' * 32}")
     with pytest.raises(ObjectNotFoundError):  # what was set aside as damaged is not read
         objects.open(NAME)
+
+
+def test_a_store_that_requires_encoded_objects_is_read(tmp_path):
+    assert is_a_store(tmp_path)
+    (tmp_path / "mlstate.toml").unlink()
+    (tmp_path / "mlstate.toml").write_bytes(b'version = 1\nrequires = ["encoded"]\n')
+    read_everything(tmp_path)
+    put(tmp_path, b"more")
+    assert (tmp_path / "mlstate.toml").read_bytes() == b'version = 1\nrequires = ["encoded"]\n'

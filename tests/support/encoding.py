@@ -1,89 +1,88 @@
-"""What tests of encoded objects on their way share: fine-tunes, and folders with these encoded."""
+"""Stores in which every object that can be is in encoded form only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 
+from mlstate import LocalStateStore
 from mlstate.digests import Digest
 from mlstate.encoded import Base, encode
-from mlstate.format import layout, tensor_object
-from mlstate.format.encoded_index import EncodedForm, EncodedIndex
-from mlstate.format.state_object import StateObject, TensorRef
+from mlstate.format.encoded_object import DEPTH_LIMIT
+from mlstate.format.state_object import TensorRef
+from mlstate.format.tensor_object import DATA_OFFSET, TensorSpec, header
+from mlstate.objects.interface import EncodingObjectStore, ObjectStore
+from mlstate.reading import read_state
 
-__all__ = ["encode_object", "encode_state", "near", "read_refs", "weights", "write_index"]
-
-
-def weights(seed: int = 0, *, count: int = 3, size: int = 1 << 20) -> dict[str, torch.Tensor]:
-    """A state of bf16 tensors of so many elements each, as a model has them."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        f"layer.{i}.w": torch.randn(size, generator=generator).mul_(0.02).to(torch.bfloat16)
-        for i in range(count)
-    }
+__all__ = ["encode_all", "encode_one", "encode_store", "near_tensors", "put_tensor", "refs_in"]
 
 
-def near(state: Mapping[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
-    """A fine-tune: all weights are a little other."""
-    generator = torch.Generator().manual_seed(seed)
-    tuned = {}
-    for name, tensor in state.items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        tuned[name] = (tensor.float() * (1 + 0.002 * noise)).to(tensor.dtype)
-    return tuned
+def put_tensor(objects: EncodingObjectStore, spec: TensorSpec, data: bytes) -> TensorRef:
+    """Put a plain tensor object."""
+    writer = objects.writer()
+    digest = Digest.of(header(spec), data)
+    writer.put(digest, [header(spec), data])
+    writer.flush()
+    return TensorRef(spec, digest)
 
 
-def read_refs(folder: Path, state: Digest) -> dict[str, TensorRef]:
-    """The tensor objects of a state in the folder of a store."""
-    return dict(StateObject.parse((folder / layout.object_path(state)).read_bytes()).refs)
+def encode_one(
+    objects: EncodingObjectStore, ref: TensorRef, base: TensorRef | None = None, depth: int = 0
+) -> None:
+    """Write the encoded form of a plain object; ``depth`` is that of its base."""
+    against = None if base is None else Base(base.digest, _data(objects, base), depth)
+    objects.put_encoded(ref.digest, list(encode(_data(objects, ref), ref.spec, against)))
 
 
-def encode_object(
-    folder: Path, ref: TensorRef, base: Digest | None = None, depth: int = 0
-) -> EncodedForm:
-    """Write the encoded form of an object beside it; the depth is that of the base's own form."""
-
-    def data_of(digest: Digest) -> bytes:
-        return (folder / layout.object_path(digest)).read_bytes()[tensor_object.DATA_OFFSET :]
-
-    given = None if base is None else Base(base, data_of(base), depth)
-    file = b"".join(encode(data_of(ref.digest), ref.spec, given))
-    path = folder / layout.encoded_path(ref.digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(file)
-    return EncodedForm(len(file), base, 0 if base is None else depth + 1)
-
-
-def write_index(folder: Path, state: Digest, forms: Mapping[Digest, EncodedForm]) -> Path:
-    """Write the index of a state."""
-    path = folder / layout.encoded_index_path(state)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(EncodedIndex(state, forms).encode())
-    return path
+def encode_all(objects: EncodingObjectStore, refs: Iterable[TensorRef]) -> None:
+    """Encode objects, each against the one before of its type and shape, and retire them all."""
+    by_spec: defaultdict[TensorSpec, dict[Digest, TensorRef]] = defaultdict(dict)
+    for ref in refs:
+        by_spec[ref.spec][ref.digest] = ref
+    objects.say_encoded()
+    for group in by_spec.values():
+        before, depth = None, -1
+        for ref in group.values():
+            if depth == DEPTH_LIMIT:
+                before, depth = None, -1
+            encode_one(objects, ref, before, depth)
+            before, depth = ref, depth + 1
+    for group in by_spec.values():
+        for digest in group:
+            assert objects.retire_plain(digest)
+            assert objects.plain_size(digest) is None
 
 
-def encode_state(
-    folder: Path, state: Digest, base: Digest | None = None, *, gone: Iterable[str] | None = None
-) -> dict[Digest, EncodedForm]:
-    """Encode the objects of a state against those of the same names of another, and index them.
+def refs_in(store: object) -> list[TensorRef]:
+    """All tensor objects that the states of a store name, in the order of their keys."""
+    found: list[TensorRef] = []
+    for key in sorted(store.keys()):  # type: ignore[attr-defined]
+        entry, objects = store.get(key)  # type: ignore[attr-defined]
+        found += read_state(entry, objects).refs.values()
+    return found
 
-    Args:
-        folder: Of the store.
-        state: The digest of the state.
-        base: That of the other; None: each object alone.
-        gone: The names of the tensors whose plain objects are removed then; all by default.
-    """
-    refs = read_refs(folder, state)
-    bases = {} if base is None else read_refs(folder, base)
-    removed = set(refs) if gone is None else set(gone)
-    forms: dict[Digest, EncodedForm] = {}
-    for name, ref in refs.items():
-        form = encode_object(folder, ref, bases[name].digest if name in bases else None)
-        plain = name not in removed
-        forms[ref.digest] = EncodedForm(form.size, form.base, form.depth, plain)
-    for name in removed:
-        (folder / layout.object_path(refs[name].digest)).unlink()
-    write_index(folder, state, forms)
-    return forms
+
+def encode_store(store: LocalStateStore) -> LocalStateStore:
+    """Leave a store no plain tensor object, not even in trash/."""
+    encode_all(store.own, refs_in(store))
+    shutil.rmtree(store.own.root / "trash")
+    return store
+
+
+def near_tensors(seed: int, step: int = 0, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Tensors that differ a little from those of the step before, as training has them."""
+    chance = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, shape in shapes.items():
+        value = torch.randn(shape, generator=chance)
+        noise = torch.randn(shape, generator=chance)
+        found[name] = (value + step * 1e-4 * noise).to(torch.bfloat16)
+    return found
+
+
+def _data(objects: ObjectStore, ref: TensorRef) -> bytes:
+    with objects.open(ref.digest) as file:
+        return file.read()[DATA_OFFSET:]
