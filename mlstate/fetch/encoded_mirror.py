@@ -103,6 +103,7 @@ class EncodedMirror:
                     del left[digest]
         finally:
             self._segments.close()
+            self._context.receiver.claims.give_all()
 
     def _is_ready(self, digest: Digest, form: EncodedForm) -> bool:
         size = tensor_object.object_size(self._specs[digest])
@@ -118,6 +119,8 @@ class EncodedMirror:
     def _bring(self, digest: Digest, form: EncodedForm) -> None:
         """Bring an encoded object from front to back, into a file that nobody else sees."""
         path = self._context.receiver.temporaries / uuid.uuid4().hex
+        if not self._claim(digest, form):
+            return
         resource, reader = self._context.open(self._address_of(digest)), self._context.reader
         with self._unless_wrong(digest), NewFile(path, private=True) as file:
             with resource.read() as stream:
@@ -130,10 +133,17 @@ class EncodedMirror:
             if size != form.size:
                 raise _wrong_size(form.size, f"{size} bytes or more")
             self._decode(digest, _File(file.descriptor, size))
+        self._context.receiver.claims.give(digest)
+
+    def _claim(self, digest: Digest, form: EncodedForm) -> bool:
+        size = tensor_object.object_size(self._specs[digest])
+        return self._context.claim(digest, size, travels=form.size)
 
     def _large(self, digest: Digest, form: EncodedForm) -> Iterator[Callable[[], None]]:
         """The requests for a large one, with which a later run goes on."""
         resource, reader = self._context.open(self._address_of(digest)), self._context.reader
+        if not self._claim(digest, form):
+            return
 
         def complete(whole: Partial) -> None:
             try:
@@ -144,6 +154,7 @@ class EncodedMirror:
                 raise
             finally:
                 whole.discard()
+                self._context.receiver.claims.give(digest)
 
         def fetch(piece: Piece[Take]) -> None:
             with self._lock:

@@ -150,6 +150,7 @@ class ObjectMirror:
         finally:
             if self._segments is not None:
                 self._segments.close()
+            self._context.receiver.claims.give_all()
 
     def address_of(self, digest: Digest) -> str:
         """The address of an object, if the mirror has it."""
@@ -164,16 +165,22 @@ class ObjectMirror:
                 yield partial(self._bring, digest, size)
 
     def _bring(self, digest: Digest, size: int | None) -> None:
+        if not self._context.claim(digest, size):
+            return
         with self._unless_lacking(digest):
             bring_object(self._open(digest), digest, size, self._context)
+        self._context.receiver.claims.give(digest)
 
     def _large(self, digest: Digest, size: int, segments: Segments) -> Iterator[Callable[[], None]]:
         """The requests for a large object: segments, or all of it if the server has no ranges."""
         resource, reader = self._open(digest), self._context.reader
         alone = Lock()
+        if not self._context.claim(digest, size):
+            return
 
         def complete(whole: Partial) -> None:
             segments.publish(whole, digest)
+            self._context.receiver.claims.give(digest)
 
         def fetch(piece: Piece[Take]) -> None:
             if digest in self.lacking:

@@ -25,6 +25,7 @@ from mlstate.objects import ObjectStore
 from mlstate.objects.cache import write_root
 from mlstate.reading import Names, Needs, Only, needs_of, state_object_limit
 from mlstate.transport.hub import parse_hub_address
+from mlstate.units import format_size
 
 if TYPE_CHECKING:
     from mlstate.fetch.encoded_run import EncodedRun
@@ -93,11 +94,29 @@ class Run:
         there = self._named(needs, names, files=files) - _digests(needs, self.entry)
         if first:
             self.spared = needs.present
-        self._bring_tensors(names, self._needs(names))
-        if files:
-            self._bring_files()
+        while True:
+            self._receiver.deferred.clear()
+            self._bring_tensors(names, self._needs(names))
+            if files:
+                self._bring_files()
+            if not self._waited_for_others():
+                break
         self._receiver.flush()
         return there
+
+    def _waited_for_others(self) -> bool:
+        """Wait for what other processes bring of this state, if they do; says whether they did."""
+        deferred = dict(self._receiver.deferred)
+
+        def waiting(left: Collection[Digest]) -> None:
+            size = sum(deferred[digest] or 0 for digest in left)
+            what = f"{len(left)} object{'s'[: len(left) > 1]} ({format_size(size)})"
+            self.meter.wait(f"another process brings {what} of it")
+
+        self._receiver.claims.wait(
+            deferred, lambda digest: self._receiver.has(digest, deferred[digest]), waiting
+        )
+        return bool(deferred)
 
     def _named(self, needs: Needs, names: Names, *, files: bool) -> set[Digest]:
         """The objects that are needed, as far as that is known."""

@@ -23,6 +23,7 @@ from mlstate.states import StateKey, StateType, keys_of
 from mlstate.texts import load_toml
 
 __all__ = [
+    "CLAIMS",
     "DAMAGED_SUFFIX",
     "DONE_SUFFIX",
     "ENCODED",
@@ -84,6 +85,8 @@ TRASHED_ENCODED = re.compile(r"([0-9a-f]{64})\.encoded\.[0-9a-f]{32}")
 TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 """The name in trash/ of the state file of a state that was deleted or replaced."""
 LOCK_SUFFIX = ".lock"
+CLAIMS = "claims.lock"
+"""The name in tmp/ of the file by which several processes share the work of one cache."""
 
 VERSION = 1
 NEW_SETTINGS = b"version = 1\nrequires = []\n"
