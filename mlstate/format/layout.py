@@ -46,6 +46,7 @@ __all__ = [
     "TRASHED_OBJECT",
     "TRASHED_STATE",
     "check_settings",
+    "compacts",
     "digest_of_encoded_path",
     "digest_of_object_path",
     "digests_in_object_folder",
@@ -268,6 +269,22 @@ def check_settings(data: bytes, path: str, known: frozenset[str] = REQUIREMENTS)
             remedy="install a newer mlstate; nothing was changed",
         )
     return frozenset(requires)
+
+
+def compacts(data: bytes, path: str) -> bool:
+    """Whether the settings of a store, valid ones, say that what is saved is encoded at once.
+
+    Raises:
+        FormatError: They say neither ``compact = true`` nor ``compact = false``.
+    """
+    if b"compact" not in data:  # almost always
+        return False
+    value = load_toml(data, "a store's settings").get("compact", False)
+    if not isinstance(value, bool):
+        raise FormatError(
+            "a store's settings are not valid", path=path, expected="compact = true", found=value
+        )
+    return value
 
 
 def with_requirement(data: bytes, word: str, *, wanted: bool) -> bytes:

@@ -193,3 +193,6 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
 
     def say_plain(self) -> None:
         """Let the store's settings not require such readers any more."""
+
+    def compacts(self) -> bool:
+        """Whether the store's settings say that what is saved is encoded at once."""

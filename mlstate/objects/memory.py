@@ -78,6 +78,10 @@ class MemoryObjectStore:
     def say_plain(self) -> None:
         """Do nothing."""
 
+    def compacts(self) -> bool:
+        """See `EncodingObjectStore.compacts`: there are no settings."""
+        return False
+
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object for reading; ObjectNotFoundError if it is not here."""
         try:

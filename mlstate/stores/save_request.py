@@ -57,6 +57,8 @@ class SaveRequest:
         reused: Filled, by some stores, with the objects that were there already, each with the
             bytes of its tensor; of the state object those of the tensors in it.
         written: Filled likewise with those that were not.
+        compact: Whether tensors are encoded, and against the state of which key; None: as the
+            settings of the store say.
     """
 
     files: Mapping[str, Content]
@@ -67,6 +69,7 @@ class SaveRequest:
     reused: dict[Digest, int] | None = None
     written: dict[Digest, int] | None = None
     layout: Layout | None = None
+    compact: bool | StateKey | None = None
 
     def entry(self, key: StateKey) -> StateEntry:
         """The entry of the state, without digest and size, as it will be read back.
