@@ -94,7 +94,11 @@ class DecodedObject(io.RawIOBase):
 
 def find_encoded(store: ObjectStore, digest: Digest, spec: TensorSpec) -> DecodedObject | None:
     """A tensor object that is in encoded form; None if it is not."""
-    if not isinstance(store, EncodedObjectStore) or store.encoded_size(digest) is None:
+    if not isinstance(store, EncodedObjectStore):
+        return None
+    try:
+        store.open_encoded(digest).close()
+    except ObjectNotFoundError:
         return None
     return DecodedObject(store, TensorRef(spec, digest))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,15 +58,6 @@ class EncodedFolder(abc.ABC):
         if found is None:
             raise ObjectNotFoundError("an encoded object is missing", path=path, expected=digest)
         return RangeFile(found, str(path))
-
-    def encoded_digests(self) -> Iterator[Digest]:
-        """See `EncodedObjectStore.encoded_digests`."""
-        with suppress(FileNotFoundError), os.scandir(self.root / layout.ENCODED) as folders:
-            for folder in folders:
-                if folder.is_dir(follow_symlinks=False):
-                    with suppress(FileNotFoundError), os.scandir(folder.path) as files:
-                        names = [one.name for one in files if one.is_file(follow_symlinks=False)]
-                    yield from layout.digests_in_object_folder(folder.name, names)
 
     def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """See `EncodingObjectStore.put_encoded`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 
 from mlstate.digests import Digest
 from mlstate.index import begin_of, number_of
@@ -66,8 +67,11 @@ class ListedObjects:
     def _beginning_with(self, digits: str) -> set[str]:
         """How the digests begin of the objects whose first two digits are these."""
         if digits not in self._beginnings:
-            names = (name for folder in self._folders for name in folder.names_in(digits))
-            self._beginnings[digits] = {digits + name[:14] for name in names}
+            self._beginnings[digits] = {
+                digits + name[:14]
+                for folder in self._folders
+                for name in chain(folder.names_in(digits), folder.names_in(digits, encoded=True))
+            }
         return self._beginnings[digits]
 
     def last_use(self, digest: Digest) -> float | None:
