@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mlstate.digests import Digest
 from mlstate.errors import (
     FetchError,
     FormatError,
@@ -63,6 +64,19 @@ class Context:
     reach: Reach = OWN  # the places that may be opened
     whole: bool = False  # whether nothing is read in parts
     sums: dict[Mirror, str] = field(default_factory=dict)  # the SHA-256 of files that were compared
+
+    def claim(self, digest: Digest, size: int | None, *, travels: int | None = None) -> bool:
+        """Begin to bring an object, unless another process does, or did by now.
+
+        Args:
+            digest: Which.
+            size: Its size in bytes, if that is known.
+            travels: How many bytes come for it; by default so many.
+        """
+        if self.receiver.claim(digest, size):
+            return True
+        self.reader.meter.spare((size or 0) if travels is None else travels)
+        return False
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""

@@ -156,6 +156,7 @@ class Gathering(abc.ABC):
     def close(self) -> None:
         """Close unfinished objects; a later run may go on with them."""
         self._segments.close()
+        self.receiver.claims.give_all()
 
     def _take_checked(self, name: str, tensor: FileTensor, partial: Partial) -> None:
         if tensor.crc is not None:
@@ -201,7 +202,8 @@ class DirectGathering(Gathering):
                         expected=ref.spec,
                         found=specs[name],
                     )
-                wanted[ref.digest] = name
+                if self.receiver.claim(ref.digest, tensor_object.object_size(ref.spec)):
+                    wanted[ref.digest] = name
         return list(wanted.values())
 
     def knows(self, name: str) -> bool:
@@ -229,6 +231,7 @@ class DirectGathering(Gathering):
         return self._refs[name].digest
 
     def _came(self, digest: Digest) -> None:
+        self.receiver.claims.give(digest)
         with self._lock:
             self.missing.discard(digest)
 

@@ -109,9 +109,15 @@ class EncodedBucket(abc.ABC):
 
     def encoded_digests(self) -> Iterator[Digest]:
         """See `EncodedObjectStore.encoded_digests`."""
+        yield from self.encoded_sizes()
+
+    def encoded_sizes(self) -> dict[Digest, int]:
+        """The objects that have an encoded form here, with its size in bytes; one list."""
+        found: dict[Digest, int] = {}
         for item in self.place.client.items(self.place.path(layout.ENCODED)):
             if digest := layout.digest_of_encoded_path(self.place.name(item.path)):
-                yield digest
+                found[digest] = item.size
+        return found
 
     def trashed_forms(self, digest: Digest) -> Iterator[Item]:
         """The encoded forms of an object in trash/."""
@@ -154,6 +160,10 @@ class EncodedBucket(abc.ABC):
     def say_plain(self) -> None:
         """See `EncodingObjectStore.say_plain`."""
         self.place.require(layout.ENCODED_OBJECTS, wanted=False)
+
+    def compacts(self) -> bool:
+        """See `EncodingObjectStore.compacts`; as the settings were when they were first read."""
+        return self.place.compacts()
 
     def restore(self, digest: Digest) -> bool:
         """Put an object back that a pruning has moved to trash/; see `TrashingObjectStore`."""

@@ -116,6 +116,12 @@ class BucketPlace:
             break
         self._read_settings()
 
+    def compacts(self) -> bool:
+        """Whether the store's settings say that what is saved is encoded at once."""
+        self.check()
+        settings = self._settings
+        return settings is not None and layout.compacts(settings, self.locate(layout.SETTINGS))
+
     def honours_conditions(self) -> bool:
         """Whether the server honours conditional writes; tested once, with a warning if not.
 

@@ -90,6 +90,7 @@ class StateSaver:
                 saver = self._encoding_saver(encoded, wanted.key, request)
                 self._put_all(saver, encoded, wanted, request)
                 self._complete(saver, encoded, wanted, request)
+                self._write_index(encoded)
                 return
             saver = self._object_saver(verify=request.verify)
             with saver.settled():
@@ -105,13 +106,24 @@ class StateSaver:
         with concerning(wanted.key):
             if self._is_settled(wanted, request, lambda: encoded):
                 return False
-            if self._encodes(request):
+            encodes = self._encodes(request)
+            if encodes:
                 saver = self._encoding_saver(encoded, wanted.key, request)
             else:
                 saver = self._object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
             self._complete(saver, encoded, wanted, request)
+            if encodes:
+                self._write_index(encoded)
         return True
+
+    def _write_index(self, encoded: EncodedState) -> None:
+        """Say beside a state what its encoded objects cost on the wire."""
+        from mlstate.objects.encoded_indexes import write_encoded_index
+
+        objects = self.objects
+        assert isinstance(objects, EncodingObjectStore)
+        write_encoded_index(objects, encoded.digest, encoded.state, self.threads)
 
     def _encodes(self, request: SaveRequest) -> bool:
         """Whether tensors are encoded at once: the caller says so, or the store's settings."""

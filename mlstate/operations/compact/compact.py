@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from mlstate.digests import Digest
@@ -16,6 +16,7 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import one_at_a_time
 from mlstate.objects.chains import Chains
 from mlstate.objects.durable import make_folders
+from mlstate.objects.encoded_indexes import write_encoded_index
 from mlstate.objects.encoding import sample_of
 from mlstate.objects.interface import EncodingObjectStore, ListedObjectStore
 from mlstate.operations.compact.candidates import ReadStates, groups_of, read_states
@@ -170,7 +171,7 @@ def _compact(
         run.estimate(plan.steps)
     else:
         run.encode(plan.steps)
-        _write_indexes(objects, read, chains, run.sizes)
+        _write_indexes(view, objects, read, run.sizes)
     return _report(read, plan, run, dry_run=dry_run)
 
 
@@ -217,9 +218,7 @@ def _undo(
     else:
         undoing.undo(refs)
         undoing.release()
-        chains = Chains(objects, view.threads)
-        chains.look()
-        _write_indexes(objects, read, chains, undoing.sizes)
+        _write_indexes(view, objects, read, undoing.sizes)
     tally = Tally()
     for digest, size in undoing.sizes.items():
         if digest in owners:
@@ -264,12 +263,15 @@ def _unread(
 
 
 def _write_indexes(
+    view: StateStore,
     objects: EncodingObjectStore,
     read: ReadStates,
-    chains: Chains,
-    changed: Mapping[Digest, int],
+    changed: Collection[Digest],
 ) -> None:
     """Say beside each state whose objects changed what its encoded objects cost on the wire."""
+    for digest, state in zip(read.digests, read.states, strict=True):
+        if any(ref.digest in changed for ref in state.refs.values()):
+            write_encoded_index(objects, digest, state, view.threads)
 
 
 class _Distances:

@@ -201,7 +201,9 @@ def make_plain(objects: EncodingObjectStore, ref: TensorRef) -> None:
     """Have an object in plain form in its place again: from the trash, or written anew."""
     if objects.plain_size(ref.digest) is not None:
         return
-    if not (isinstance(objects, TrashingObjectStore) and objects.restore(ref.digest)):
+    if isinstance(objects, TrashingObjectStore):
+        objects.restore(ref.digest)
+    if objects.plain_size(ref.digest) is None:  # what came back may be its encoded form
         write_plain(objects, ref)
 
 
