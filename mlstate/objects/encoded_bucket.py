@@ -126,14 +126,22 @@ class EncodedBucket(abc.ABC):
             if match and match[1] == digest:
                 yield item
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
-        """See `EncodingObjectStore.put_encoded`."""
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
+        """See `EncodingObjectStore.put_encoded`.
+
+        What is uploaded in parts replaces what another process has uploaded since the last look.
+        """
         self.place.prepare()
         uploads, path, whole = self.place.uploads, self.encoded_path(digest), list(parts)
-        if sum(memoryview(part).nbytes for part in whole) <= PART:
+        if not replace and self.encoded_size(digest) is not None:
+            return False
+        if sum(memoryview(part).nbytes for part in whole) > PART:
+            uploads.put_large(path, lambda: chunks(whole, PART))
+        elif replace or not self.place.honours_conditions():
             uploads.put(path, copied(whole))
         else:
-            uploads.put_large(path, lambda: chunks(whole, PART))
+            return uploads.create(path, bytes(copied(whole)))
+        return True
 
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`."""
