@@ -129,6 +129,19 @@ class EncodedBucket(abc.ABC):
         else:
             uploads.put_large(path, lambda: chunks(whole, PART))
 
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """See `EncodingObjectStore.put_encoded_index`."""
+        path = self.place.path(layout.encoded_index_path(state))
+        if data is not None:
+            self.place.prepare()
+            self.place.uploads.put(path, data)
+        else:
+            self.place.client.delete(path)
+
+    def compacts(self) -> bool:
+        """See `EncodingObjectStore.compacts`."""
+        return self.place.compacts()
+
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`."""
         if not self.place.says_encoded(again=True):

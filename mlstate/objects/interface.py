@@ -173,6 +173,12 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
     def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
         """Write the encoded form of an object, replacing one that is here; then it is durable."""
 
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """Write which objects of a state are encoded (`EncodedIndex`), for who copies it.
+
+        None removes what is there.
+        """
+
     def retire_plain(self, digest: Digest) -> bool:
         """Move an object that has an encoded form to trash/; False if it is not here.
 

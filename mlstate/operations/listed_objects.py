@@ -43,10 +43,12 @@ class ListedObjects:
     @cached_property
     def listed(self) -> dict[int, Digest]:
         """The objects in the list, by their numbers."""
-        plain = {
-            number_of(digest): digest for folder in self._folders for digest in folder.digests()
+        there = {
+            number_of(digest): digest
+            for folder in self._folders
+            for digest in chain(folder.digests(), folder.encoded_digests())
         }
-        return self._encoded | plain
+        return self._encoded | there
 
     @cached_property
     def _numbers(self) -> set[int]:
