@@ -10,7 +10,6 @@ from mlstate.digests import Digest
 from mlstate.index import begin_of, number_of
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import ChainObjectStore, folders_of, last_use
-from mlstate.operations.object_forms import ObjectForms
 
 __all__ = ["ListedObjects"]
 
@@ -24,18 +23,14 @@ class ListedObjects:
         objects: The object store.
         few: Whether a small part of the objects is asked about: then names are compared by how they
             begin, and no list of all objects is made.
-        forms: What is encoded: it is there, too.
 
     Attributes:
         all_listed: Whether all that the object store reads are folders.
     """
 
-    def __init__(
-        self, objects: ObjectStore, *, few: bool = False, forms: ObjectForms | None = None
-    ) -> None:
+    def __init__(self, objects: ObjectStore, *, few: bool = False) -> None:
         self._folders = folders_of(objects)
         self._few = few
-        self._encoded = {} if forms is None else forms.numbers
         self._beginnings: dict[str, set[str]] = {}
         parts = objects.stores if isinstance(objects, ChainObjectStore) else (objects,)
         self.all_listed = len(parts) == len(self._folders)
@@ -43,12 +38,11 @@ class ListedObjects:
     @cached_property
     def listed(self) -> dict[int, Digest]:
         """The objects in the list, by their numbers."""
-        there = {
+        return {
             number_of(digest): digest
             for folder in self._folders
             for digest in chain(folder.digests(), folder.encoded_digests())
         }
-        return self._encoded | there
 
     @cached_property
     def _numbers(self) -> set[int]:
@@ -63,8 +57,7 @@ class ListedObjects:
         """Whether all of some objects are in the folders as they were listed."""
         if not self._few:
             return self._numbers.issuperset(numbers)
-        plain = (number for number in numbers if number not in self._encoded)
-        return all(text in self._beginning_with(text[:2]) for text in map(begin_of, plain))
+        return all(text in self._beginning_with(text[:2]) for text in map(begin_of, numbers))
 
     def _beginning_with(self, digits: str) -> set[str]:
         """How the digests begin of the objects whose first two digits are these."""

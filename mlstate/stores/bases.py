@@ -16,6 +16,7 @@ from mlstate.format.encoded_object import DEPTH_LIMIT
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.format.tensor_object import object_size
 from mlstate.objects.cache import ChainObjectStore
+from mlstate.objects.chains import is_sound
 from mlstate.objects.encoded_forms import head_of
 from mlstate.objects.encoding import (
     Original,
@@ -80,8 +81,7 @@ class StateEncoder:
                 return False
             self._objects.say_encoded()
             written = self._encode(ref, data, base)
-            # It counts only if all that it is built on is there *now*: see `Chains`.
-            return written is not None and self._objects.size(digest) is not None
+            return written is not None and is_sound(self._objects, digest)
         return False
 
     def _encode(

@@ -12,6 +12,7 @@ from mlstate import (
     LocalStateStore,
     ManifestStore,
     StateKey,
+    compact,
     copy,
     manifest_of,
     verify,
@@ -108,3 +109,22 @@ def test_a_release_takes_no_encoded_objects(source: LocalStateStore, github):
         copy(source, GitHubReleaseStore("org", "models"), [BASE], encode=True)
     assert "encode=" in str(caught.value.remedy)
     assert github.api.requests == []
+
+
+def test_compact_writes_indexes_and_takes_them_back(
+    source: LocalStateStore, tmp_path: Path, start_recording: Callable[..., RecordingServer]
+):
+    folder = tmp_path / "source"
+    compact(source)
+    forms = index_in(folder, source.digest(TUNED)).forms
+    assert {path.parent.name + path.name for path in (folder / "encoded").glob("??/*")} == {*forms}
+    assert len(list((folder / "encoded/states").glob("*/*"))) == 1  # of the base nothing is
+    server = start_recording(folder)
+    manifest_of(source, objects=[server.url]).write(tmp_path / "m.toml")
+    store = ManifestStore(tmp_path / "m.toml", cache=tmp_path / "cache")
+    for key, state in STATES.items():
+        store.fetch(key)
+        same(store.load_state_dict(key), state)
+    assert server.bytes_sent < 1.3 * NBYTES
+    compact(source, undo=True)
+    assert list((folder / "encoded/states").glob("*/*")) == []

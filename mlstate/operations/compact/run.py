@@ -1,10 +1,9 @@
 """The run of a plan: what is encoded, verified, and then needed no more in plain form.
 
-Batch by batch: the encoded forms are written and read back, the store's settings say that readers
-have to know them, the plain objects go to trash/, and then it is looked whether each encoded form
-can be decoded with what is there *now*; otherwise the plain object comes back (see `Chains`). A
-process that is killed leaves plain objects, with encoded forms beside some, or in trash/, where
-readers find them.
+Batch by batch: the encoded forms are written and read back, it is looked whether each can be
+decoded with what is there *then* (see `Chains`), the store's settings say that readers have to know
+them, and the plain objects go to trash/. A process that is killed leaves plain objects, with
+encoded forms beside some, or encoded ones.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class Run:
 
     Attributes:
         sizes: What was encoded, with the sizes of the encoded forms in bytes.
-        trash: The bytes of the plain objects that went to trash/.
         unread: What could not be read, with the error.
     """
 
@@ -58,9 +56,15 @@ class Run:
         self._meter = meter
         self._lock = Lock()
         self.sizes: dict[Digest, int] = {}
-        self.trash = 0
+        self._moved: dict[Digest, int] = {}
         self.unread: dict[Digest, MlstateError] = {}
         self._full: list[Exception] = []
+
+    @property
+    def trash(self) -> int:
+        """The bytes of the plain objects that went to trash/."""
+        has_trash = isinstance(self._objects, TrashingObjectStore)
+        return sum(self._moved.values()) if has_trash else 0
 
     def estimate(self, steps: Sequence[Step]) -> None:
         """Say about how large each encoded form would be; nothing is written, nor verified."""
@@ -161,29 +165,32 @@ class Run:
         """Take the plain objects away whose encoded forms were written; those that are gone."""
         if not done:
             return []
+        self._chains.look(done)
+        safe = [digest for digest in done if self._chains.may_go(digest, self._is_plain)]
+        for digest in set(done).difference(safe):  # another process has encoded what it is near to
+            del self.sizes[digest]
+        if not safe:
+            return []
         self._objects.say_encoded()
-        moved: list[Digest] = []
 
         def retire(digest: Digest) -> None:
             try:
                 if self._objects.retire_plain(digest):
-                    moved.append(digest)
+                    self._moved[digest] = tensor_object.object_size(refs[digest].spec)
             except FormatError:  # another process has undone it meanwhile: it stays plain
                 self.sizes.pop(digest, None)
 
-        for_each(retire, done, self._threads)
-        if isinstance(self._objects, TrashingObjectStore):
-            self.trash += sum(tensor_object.object_size(refs[digest].spec) for digest in moved)
+        for_each(retire, safe, self._threads)
         self._chains.look(done)
-        self._put_back(moved, refs)
-        return moved
+        self._put_back(safe, refs)
+        return safe
 
     def _put_back(self, retired: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
         """Put the plain objects back that are needed after all."""
         for digest in retired:
             if digest in self.sizes and self._chains.needs_plain(digest, self._is_plain):
                 make_plain(self._objects, refs[digest])
-                self.trash -= tensor_object.object_size(refs[digest].spec)
+                self._moved.pop(digest, None)
                 del self.sizes[digest]
 
     def _is_plain(self, digest: Digest) -> bool:
