@@ -43,6 +43,8 @@ def index_of(
     wanted = set(objects)
 
     def look(digest: Digest) -> None:
+        if store.encoded_size(digest) is None:  # one in trash/ can be opened, and is not served
+            return
         try:
             with closing(store.open_encoded(digest)) as file:
                 head = Head.peek(file.read(0, min(HEAD_SIZE, file.size)))
