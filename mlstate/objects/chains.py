@@ -67,6 +67,10 @@ class Chains:
         if head.base is not None:
             self._built_on[head.base].discard(digest)
 
+    def head(self, digest: Digest) -> Head | None:
+        """The head of an encoded object; None of one that is not encoded."""
+        return self._heads.get(digest)
+
     def depth(self, digest: Digest) -> int:
         """The depth of the encoded form of an object; 0 of one that has none."""
         head = self._heads.get(digest)

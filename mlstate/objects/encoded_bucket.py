@@ -143,6 +143,19 @@ class EncodedBucket(abc.ABC):
             return uploads.create(path, bytes(copied(whole)))
         return True
 
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """See `EncodingObjectStore.put_encoded_index`."""
+        path = self.place.path(layout.encoded_index_path(state))
+        if data is not None:
+            self.place.prepare()
+            self.place.uploads.put(path, data)
+        else:
+            self.place.client.delete(path)
+
+    def compacts(self) -> bool:
+        """See `EncodingObjectStore.compacts`."""
+        return self.place.compacts()
+
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`."""
         if not self.place.says_encoded(again=True):
@@ -168,10 +181,6 @@ class EncodedBucket(abc.ABC):
     def say_plain(self) -> None:
         """See `EncodingObjectStore.say_plain`."""
         self.place.require(layout.ENCODED_OBJECTS, wanted=False)
-
-    def compacts(self) -> bool:
-        """See `EncodingObjectStore.compacts`; as the settings were when they were first read."""
-        return self.place.compacts()
 
     def restore(self, digest: Digest) -> bool:
         """Put an object back that a pruning has moved to trash/; see `TrashingObjectStore`."""

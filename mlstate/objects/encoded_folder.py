@@ -71,6 +71,14 @@ class EncodedFolder(abc.ABC):
         how = Publish.REPLACE if replace else Publish.CREATE
         return write_in_store(self.root, layout.encoded_path(digest), parts, publish=how)
 
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """See `EncodingObjectStore.put_encoded_index`."""
+        path = layout.encoded_index_path(state)
+        if data is not None:
+            write_in_store(self.root, path, [data])
+        else:
+            (self.root / path).unlink(missing_ok=True)
+
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`."""
         if not self._says_encoded():

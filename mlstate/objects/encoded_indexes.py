@@ -1,80 +1,71 @@
-"""The index beside the encoded objects of a store, for each state: what they cost on the wire.
-
-It is a hint for whoever fetches a state: see `mlstate.format.encoded_index`. It is written after
-the objects have changed their form; one that is missing, or old, is no damage.
-"""
+"""The index of a state's encoded objects, made from what a store has: see `EncodedIndex`."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import closing
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
-from mlstate.format import layout
 from mlstate.format.encoded_index import EncodedForm, EncodedIndex
+from mlstate.format.encoded_object import HEAD_SIZE, Head
 from mlstate.format.state_object import StateObject
-from mlstate.objects.bucket import BucketObjectStore
-from mlstate.objects.durable import write_in_store
-from mlstate.objects.encoded_forms import head_of
-from mlstate.objects.folder import FolderObjectStore
-from mlstate.objects.interface import EncodedObjectStore
+from mlstate.objects.interface import EncodedObjectStore, EncodingObjectStore
 from mlstate.parallel import for_each
 
-__all__ = ["write_encoded_index"]
+__all__ = ["index_of", "write_index"]
 
 
-def write_encoded_index(
-    store: EncodedObjectStore, digest: Digest, state: StateObject, threads: int
+def write_index(
+    store: EncodingObjectStore, digest: Digest, state: StateObject, threads: int
 ) -> None:
-    """Write the index of a state as its objects are now; without an encoded one there is none.
+    """Write which objects of a state are encoded, for whoever copies it; or that none is.
 
     Args:
-        store: The store; one in memory has no indexes.
+        store: Where they are.
         digest: The state digest.
-        state: The state.
-        threads: How many objects are looked at at once.
-
-    Raises:
-        OSError: It cannot be written.
-        TransportError: The bucket cannot be asked.
+        state: Its state object.
+        threads: How many objects are asked for at once.
     """
-    forms = _forms(store, {ref.digest for ref in state.refs.values()}, threads)
+    index = index_of(store, digest, {ref.digest for ref in state.refs.values()}, threads)
     try:
-        data = EncodedIndex(digest, forms).encode() if forms else None
-    except FormatError:  # another process changes their forms at this moment
-        return
-    name = layout.encoded_index_path(digest)
-    if isinstance(store, FolderObjectStore):
-        if data is not None:
-            write_in_store(store.root, name, [data])
-        else:
-            (store.root / name).unlink(missing_ok=True)
-    elif isinstance(store, BucketObjectStore):
-        path = store.place.path(name)
-        if data is not None:
-            store.place.uploads.put(path, data)
-        elif store.place.client.head(path) is not None:
-            store.place.client.delete(path)
+        data = index.encode() if index.forms else None
+    except FormatError:  # it would be longer than anybody reads
+        data = None
+    store.put_encoded_index(digest, data)
 
 
-def _forms(
-    store: EncodedObjectStore, wanted: set[Digest], threads: int
-) -> dict[Digest, EncodedForm]:
-    """The encoded forms of some objects, and of what they are built on."""
+def index_of(
+    store: EncodedObjectStore, state: Digest, objects: Iterable[Digest], threads: int
+) -> EncodedIndex:
+    """The index of a state with these objects; what goes at this moment is left out."""
     forms: dict[Digest, EncodedForm] = {}
+    wanted = set(objects)
 
     def look(digest: Digest) -> None:
-        size = store.encoded_size(digest)
-        if size is not None:
-            with suppress(FormatError, ObjectNotFoundError):  # it is damaged, or goes
-                head = head_of(store, digest)
-                is_plain = store.plain_size(digest) is not None
-                forms[digest] = EncodedForm(size, head.base, head.depth, is_plain)
+        if store.encoded_size(digest) is None:  # one in trash/ can be opened, and is not served
+            return
+        try:
+            with closing(store.open_encoded(digest)) as file:
+                head = Head.peek(file.read(0, min(HEAD_SIZE, file.size)))
+                plain = store.plain_size(digest) is not None
+                forms[digest] = EncodedForm(file.size, head.base, head.depth, plain)
+        except (ObjectNotFoundError, FormatError):
+            pass
 
-    seen: set[Digest] = set()
+    asked: set[Digest] = set()
     while wanted:
         for_each(look, wanted, threads)
-        seen |= wanted
-        bases = {forms[digest].base for digest in wanted if digest in forms}
-        wanted = {base for base in bases if base is not None} - seen
-    return forms
+        asked |= wanted
+        wanted = {form.base for form in forms.values() if form.base is not None} - asked
+    return EncodedIndex(state, _sound(forms))
+
+
+def _sound(forms: dict[Digest, EncodedForm]) -> dict[Digest, EncodedForm]:
+    """The forms that readers take: each base is of a lower depth."""
+
+    def is_sound(form: EncodedForm) -> bool:
+        base = None if form.base is None else forms.get(form.base)
+        return base is None or base.depth < form.depth
+
+    return {digest: form for digest, form in forms.items() if is_sound(form)}

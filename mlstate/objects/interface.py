@@ -177,6 +177,12 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
         another process may rely on it by now.
         """
 
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """Write which objects of a state are encoded (`EncodedIndex`), for who copies it.
+
+        None removes what is there.
+        """
+
     def retire_plain(self, digest: Digest) -> bool:
         """Move an object that has an encoded form to trash/; False if it is not here.
 

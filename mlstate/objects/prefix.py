@@ -96,6 +96,13 @@ class BucketPlace:
             self._read_settings()
         return layout.ENCODED_OBJECTS in self._requires
 
+    def compacts(self) -> bool:
+        """Whether the settings say that what is saved is encoded at once."""
+        if not self._looked:
+            self._read_settings()
+        place = self.locate(layout.SETTINGS)
+        return self._settings is not None and layout.compacts(self._settings, place)
+
     def require(self, word: str, *, wanted: bool) -> None:
         """Let the settings require something of readers, or not; all else in them stays."""
         path = self.path(layout.SETTINGS)
@@ -115,12 +122,6 @@ class BucketPlace:
                 continue
             break
         self._read_settings()
-
-    def compacts(self) -> bool:
-        """Whether the store's settings say that what is saved is encoded at once."""
-        self.check()
-        settings = self._settings
-        return settings is not None and layout.compacts(settings, self.locate(layout.SETTINGS))
 
     def honours_conditions(self) -> bool:
         """Whether the server honours conditional writes; tested once, with a warning if not.

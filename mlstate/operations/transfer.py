@@ -16,6 +16,7 @@ from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore
 from mlstate.objects.decoded import DecodedObject
 from mlstate.objects.mapped import view_of
 from mlstate.objects.verified import check_digest, check_size, digest_of, open_object
@@ -97,6 +98,11 @@ class StateTransfer:
                     found = digest_of(self._objects, digest, self._specs[digest])
                     check_digest(self._objects, digest, found, what=_WHAT)
             raise
+
+    @property
+    def objects(self) -> ObjectStore:
+        """See `Source.objects`."""
+        return self._objects
 
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch what is missing of these objects, many at once; see `Source.bring`."""
