@@ -167,7 +167,7 @@ class EncodedMirror:
 
         name = Digest.of(f"encoded\n{digest}\n{form}".encode())
         left = form.size
-        for piece in self._segments.pieces(name, form.size, complete):
+        for piece in self._segments.pieces(name, form.size, complete, span=reader.span):
             left -= piece.stop - piece.start
             yield partial(fetch, piece)
         reader.meter.spare(left)

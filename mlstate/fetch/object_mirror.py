@@ -194,7 +194,7 @@ class ObjectMirror:
                         self._bring(digest, size)
 
         left = size
-        for piece in segments.pieces(digest, size, complete):
+        for piece in segments.pieces(digest, size, complete, span=reader.span):
             left -= piece.stop - piece.start
             yield partial(fetch, piece)
         reader.meter.spare(left)

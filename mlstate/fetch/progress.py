@@ -166,6 +166,12 @@ class Meter:
                 self._told = now
                 self._tell(now)
 
+    @property
+    def rate(self) -> float:
+        """Bytes a second, since the first came."""
+        passed = time.monotonic() - self._began
+        return (self.done - (self._first or 0)) / passed if passed > 0 else 0.0
+
     def wait(self, reason: str) -> None:
         """Say that nothing comes now, and why; called again and again meanwhile."""
         with self._lock:
@@ -196,8 +202,6 @@ class Meter:
         if self._alive is not None:
             self._alive()
         if self._on_progress is not None:
-            passed = now - self._began
-            rate = (self.done - (self._first or 0)) / passed if passed > 0 else 0.0
             total = self.total and max(self.total, self.done)
             waiting = "" if ended else self._waiting
-            self._on_progress(Progress(self.done, total, rate, self._what, ended, waiting))
+            self._on_progress(Progress(self.done, total, self.rate, self._what, ended, waiting))
