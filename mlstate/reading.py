@@ -75,7 +75,8 @@ def read_bytes_state(state: StateObject, objects: ObjectStore) -> bytes:
         return bytes(state.inline[BYTES_NAME].data)
     ref = state.refs[BYTES_NAME]
     size = object_size(ref.spec)
-    data = read_verified(objects, ref.digest, what="a tensor object", max_size=size)
+    what = "a tensor object"
+    data = read_verified(objects, ref.digest, what=what, max_size=size, spec=ref.spec)
     return data[DATA_OFFSET:]
 
 

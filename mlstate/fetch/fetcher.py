@@ -12,7 +12,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from mlstate.digests import Digest
-from mlstate.errors import ObjectNotFoundError, ReadOnlyStoreError, concerning
+from mlstate.errors import IntegrityError, ObjectNotFoundError, ReadOnlyStoreError, concerning
 from mlstate.fetch.addresses import any_on_hub, settled_on_hub
 from mlstate.fetch.attempts import Attempts, Options
 from mlstate.fetch.download import MAX_SIZE
@@ -22,6 +22,7 @@ from mlstate.fetch.progress import Meter, OnProgress
 from mlstate.fetch.run import Run
 from mlstate.fetch.said import Said
 from mlstate.format import layout
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import Mirror
 from mlstate.log import info
 from mlstate.manifests import StateEntry
@@ -49,20 +50,24 @@ def has_mirrors(entry: StateEntry) -> bool:
 
 def damaged_objects(
     entry: StateEntry, objects: ObjectStore, names: Names, *, files: bool
-) -> list[Digest]:
-    """The objects of a state whose bytes are not those that their digests name.
+) -> dict[Digest, TensorSpec | None]:
+    """The objects of a state whose bytes are not those that their digests name, sorted.
 
-    What is missing is not damaged. If the state object is damaged no tensors are named: it would
-    say what they are. Arguments as of `needs_of`.
+    Those of tensors are given with type and shape. What is missing is not
+    damaged. If the state object is damaged no tensors are named: it would say what they are.
+    Arguments as of `needs_of`.
     """
     damaged: list[Digest] = []
+    specs: dict[Digest, TensorSpec | None] = {}
     lock = Lock()
 
     def look(digest: Digest) -> None:
         try:
-            right = digest_of(objects, digest) == digest
+            right = digest_of(objects, digest, specs.get(digest)) == digest
         except ObjectNotFoundError:
             return
+        except IntegrityError:  # of one in encoded form
+            right = False
         except OSError as error:
             if not is_disk_error(error):
                 raise
@@ -77,9 +82,9 @@ def damaged_objects(
         if not damaged and objects.size(entry.pinned_digest) is not None:
             refs = read_state(entry, objects).refs
             wanted = refs if names is None else () if isinstance(names, Only) else names
-            named |= {refs[name].digest for name in wanted if name in refs}
-    for_each(look, sorted(named))
-    return sorted(damaged)
+            specs |= {refs[name].digest: refs[name].spec for name in wanted if name in refs}
+    for_each(look, sorted(named | specs.keys()))
+    return {digest: specs.get(digest) for digest in sorted(damaged)}
 
 
 CONNECTIONS = 16
@@ -309,9 +314,9 @@ class Fetcher:
         with concerning(entry.key):
             again = True
             while again and (damaged := damaged_objects(entry, self.cache, names, files=files)):
-                for digest in () if has_mirrors(entry) else damaged:
+                for digest, spec in () if has_mirrors(entry) else damaged.items():
                     if self.cache.copies(digest) == 1:
-                        found = digest_of(self.cache, digest)
+                        found = digest_of(self.cache, digest, spec)
                         check_digest(self.cache, digest, found, what="an object of the cache")
                 aside += [self.cache.set_aside(digest) for digest in damaged]
                 # The state object hid what else is damaged; and a second copy may be, too.
@@ -368,8 +373,19 @@ class Fetcher:
                 raise
             raise _takes_nothing(own.root, missing) from error
         lock = own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
-        with one_at_a_time(lock) as alive:
-            meter = Meter(str(entry.key), self.on_progress, alive)
+        meter = Meter(str(entry.key), self.on_progress)
+
+        def wait() -> None:
+            meter.wait("another process brings it")
+            receiver.claims.watch()
+
+        with receiver.claims, one_at_a_time(lock, waiting=wait) as alive:
+
+            def at_work() -> None:
+                alive()
+                receiver.claims.alive()
+
+            meter.begin(at_work)
             try:
                 with self.transports() as transports:
                     options = Options(

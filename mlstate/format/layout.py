@@ -4,6 +4,7 @@ mlstate.toml                                              version and requiremen
 objects/ab/cdef...                                        an object, by its digest
 states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
 encoded/ab/cdef...                                        an object in another form
+encoded/states/ab/cdef...                                 which of a state's objects are encoded
 tmp/ trash/ roots/                temporaries, removed things, what a cache keeps and why
 """
 
@@ -22,6 +23,7 @@ from mlstate.states import StateKey, StateType, keys_of
 from mlstate.texts import load_toml
 
 __all__ = [
+    "CLAIMS",
     "DAMAGED_SUFFIX",
     "DONE_SUFFIX",
     "ENCODED",
@@ -48,6 +50,7 @@ __all__ = [
     "digest_of_encoded_path",
     "digest_of_object_path",
     "digests_in_object_folder",
+    "encoded_index_path",
     "encoded_path",
     "is_no_marker",
     "key_of_state_path",
@@ -83,6 +86,8 @@ TRASHED_ENCODED = re.compile(r"([0-9a-f]{64})\.encoded\.[0-9a-f]{32}")
 TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 """The name in trash/ of the state file of a state that was deleted or replaced."""
 LOCK_SUFFIX = ".lock"
+CLAIMS = "claims.lock"
+"""The name in tmp/ of the file by which several processes share the work of one cache."""
 
 VERSION = 1
 NEW_SETTINGS = b"version = 1\nrequires = []\n"
@@ -127,6 +132,11 @@ def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Dige
 def encoded_path(digest: Digest) -> str:
     """The relative path of the encoded form of an object."""
     return f"{ENCODED}/{digest[:2]}/{digest[2:]}"
+
+
+def encoded_index_path(state: Digest) -> str:
+    """The relative path of what says which objects of a state are encoded."""
+    return f"{ENCODED}/{STATES}/{state[:2]}/{state[2:]}"
 
 
 def digest_of_encoded_path(path: str) -> Digest | None:
@@ -278,16 +288,32 @@ def compacts(data: bytes, path: str) -> bool:
 
 
 def with_requirement(data: bytes, word: str, *, wanted: bool) -> bytes:
-    """The settings of a store, valid ones, changed to require a word or not; all else stays."""
-    import tomlkit
+    """The settings of a store, changed to require a word of readers or not; all else stays.
 
-    document = tomlkit.parse(data.decode())
-    if "requires" not in document:
-        document.add("requires", tomlkit.array())
-    requires = document["requires"]
-    assert isinstance(requires, list)
-    if wanted and word not in requires:
-        requires.append(word)
-    while not wanted and word in requires:
-        requires.remove(word)
-    return tomlkit.dumps(document).encode()
+    Raises:
+        FormatError: They are not valid, or written in a style that cannot be edited.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    before = load_toml(data, "a store's settings")
+    if (word in before.get("requires", [])) == wanted:
+        return data
+    try:
+        document = tomlkit.parse(data.decode())
+        if "requires" not in document:
+            document.add("requires", tomlkit.array())
+        requires = document["requires"]
+        assert isinstance(requires, list)
+        if wanted:
+            requires.append(word)
+        while not wanted and word in requires:
+            requires.remove(word)
+        changed = tomlkit.dumps(document).encode()
+    except (TOMLKitError, RecursionError) as error:
+        raise FormatError(f"a store's settings cannot be edited: {error}") from None
+    others = [one for one in before.get("requires", []) if one != word]
+    meant = {**before, "requires": others + [word] * wanted}
+    if load_toml(changed, "a store's settings") != meant:
+        raise FormatError("a store's settings are written in a style that cannot be edited")
+    return changed

@@ -31,6 +31,7 @@ __all__ = [
     "parse_json",
     "parse_spec",
     "quoted",
+    "spec_in_header",
     "spec_text",
 ]
 
@@ -108,6 +109,15 @@ def header(spec: TensorSpec) -> bytes:
             "a tensor has too many dimensions for its header", found=f"{len(spec.shape)} dimensions"
         )
     return data
+
+
+def spec_in_header(data: Bytes) -> TensorSpec | None:
+    """The type and shape that the first 4096 bytes of a tensor object say; None of other bytes."""
+    try:
+        found = parse_spec("tensor", parse_json(bytes(data[8:DATA_OFFSET]), "it")["tensor"])
+    except (FormatError, KeyError):
+        return None
+    return found if header(found) == data[:DATA_OFFSET] else None
 
 
 def object_size(spec: TensorSpec) -> int:

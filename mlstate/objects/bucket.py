@@ -14,8 +14,16 @@ from mlstate.buckets.client import PART, PARTS_AT_ONCE, BucketClient
 from mlstate.buckets.upload import chunks, copied
 from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest, Hasher
-from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
+from mlstate.errors import (
+    BucketError,
+    FormatError,
+    IntegrityError,
+    NoRangesError,
+    ObjectNotFoundError,
+)
 from mlstate.format import layout
+from mlstate.objects.encoded_bucket import EncodedBucket
+from mlstate.objects.encoded_forms import bases_of, size_of_encoded
 from mlstate.objects.prefix import BucketPlace
 
 __all__ = [
@@ -36,21 +44,42 @@ _ALL = "\U0010ffff"
 class BucketPresence:
     """The presence of the objects of a store; see `Survey`."""
 
-    def __init__(self, place: BucketPlace) -> None:
+    def __init__(self, store: BucketObjectStore) -> None:
+        self._store = store
+        self._plain = _Items(store.place, layout.OBJECTS)
+        self._encoded = _Items(store.place, layout.ENCODED)
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of an object in bytes, or None if it is not here."""
+        item = self.item(digest)
+        if item is not None:
+            return item.size
+        return size_of_encoded(self._store, digest) if self.is_encoded(digest) else None
+
+    def item(self, digest: Digest) -> Item | None:
+        """A plain object, or None if it is not here."""
+        return self._plain.item(self._store.path(digest))
+
+    def is_encoded(self, digest: Digest) -> bool:
+        """Whether an object that is not here plainly is here in encoded form."""
+        if not self._store.place.says_encoded():
+            return False
+        return self._encoded.item(self._store.encoded_path(digest)) is not None
+
+
+class _Items:
+    """The items of a folder of a store, asked for one by one, and listed if they are many."""
+
+    def __init__(self, place: BucketPlace, folder: str) -> None:
         self._place = place
+        self._folder = folder
         self._lock = Lock()
         self._asked = 0
         self._listed: dict[str, Item] | None = None
         self._until = ""
 
-    def size(self, digest: Digest) -> int | None:
-        """The size of an object in bytes, or None if it is not here."""
-        item = self.item(digest)
-        return None if item is None else item.size
-
-    def item(self, digest: Digest) -> Item | None:
-        """An object, or None if it is not here."""
-        path = self._place.path(layout.object_path(digest))
+    def item(self, path: str) -> Item | None:
+        """An item, or None if it is not here."""
         with self._lock:  # other threads wait for the list
             self._asked += 1
             if self._asked > ONE_BY_ONE and self._listed is None:
@@ -60,8 +89,8 @@ class BucketPresence:
         return self._place.client.head(path)
 
     def _list(self) -> dict[str, Item]:
-        """The first page of the objects, by their paths; `_until` is the last of these."""
-        items = self._place.client.items(self._place.path(layout.OBJECTS))
+        """The first page of the items, by their paths; `_until` is the last of these."""
+        items = self._place.client.items(self._place.path(self._folder))
         listed = {item.path: item for item in islice(items, PAGE)}
         if len(listed) < PAGE:
             self._until = _ALL
@@ -83,8 +112,8 @@ PARTS_EACH = PARTS_AT_ONCE + 2
 _BUFFER = 1 << 20
 
 
-class BucketObjectStore:
-    """The objects below a prefix of a bucket: ``objects/ab/cdef...``."""
+class BucketObjectStore(EncodedBucket):
+    """The objects below a prefix of a bucket: ``objects/ab/cdef...``, and encoded ones."""
 
     def __init__(self, place: BucketPlace) -> None:
         self.place = place
@@ -98,8 +127,10 @@ class BucketObjectStore:
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not here."""
-        item = self.place.client.head(self.path(digest))
-        return None if item is None else item.size
+        size = self.plain_size(digest)
+        if size is None and self.place.says_encoded():
+            return size_of_encoded(self, digest)
+        return size
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object for reading; its bytes are requested as they are read."""
@@ -129,14 +160,9 @@ class BucketObjectStore:
                 found.setdefault(Digest(match[1]), []).append(item)
         return found
 
-    def restore(self, digest: Digest) -> bool:
-        """Put an object back that a pruning has moved to trash/; see `TrashingObjectStore`."""
-        copy = self.place.client.control.copy  # which makes it young
-        return any(copy(item, self.path(digest)) for item in self.trashed().get(digest, ()))
-
     def survey(self) -> BucketPresence:
         """See `SurveyedObjectStore.survey`."""
-        return BucketPresence(self.place)
+        return BucketPresence(self)
 
     def writer(self) -> BucketObjectWriter:
         """Begin an act of saving, after making the prefix a store."""
@@ -157,14 +183,31 @@ class BucketObjectWriter:
         """Take an object that is here; see `ObjectWriter.reuse`."""
         if self._written.get(digest) == size:  # the list below may have been made before
             return True
-        client = self._store.place.client
         item = self._present.item(digest)
-        if item is None or item.size != size:
+        if item is None:
+            return self._present.is_encoded(digest) and self._reuse_encoded(digest, size)
+        return item.size == size and self._made_young(item)
+
+    def _reuse_encoded(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here in encoded form, with all that it needs to be decoded."""
+        store, client = self._store, self._store.place.client
+        if store.size(digest) != size:
             return False
+        try:
+            needed = list(bases_of(store, digest))
+        except (ObjectNotFoundError, FormatError):  # another process takes it away
+            return False
+        for one, is_plain in needed:
+            item = client.head(store.path(one) if is_plain else store.encoded_path(one))
+            if item is None or not self._made_young(item):
+                return False
+        return True
+
+    def _made_young(self, item: Item) -> bool:
         if -_SKEW < time.time() - item.modified < _FRESH_SECONDS:
             return True
         try:
-            return client.control.freshen(item)
+            return self._store.place.client.control.freshen(item)
         except BucketError:  # without the right to copy, it can still be written
             return False
 

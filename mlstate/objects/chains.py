@@ -1,10 +1,12 @@
 """What the encoded objects of a store are built on, and whether they can be decoded.
 
-Whoever takes a plain object away that has an encoded form publishes that form first, takes the
-plain one away, and *then* looks (`Chains.needs_plain`): is everything there that the encoded form
-is built on, and is whatever is built on this object at a greater depth? If not, the plain one comes
-back. So of two processes that encode two objects against each other at the same moment, one at
-least sees what the other has done, whatever they had planned.
+Whoever takes a plain object away that has an encoded form publishes that form first, and *then*
+looks (`Chains.may_go`): is everything there that the form is built on, has its base no form that is
+as deep, and is whatever is built on this object deeper? Only if so the plain one goes. So of two
+processes that encode two objects against each other at the same moment, the one that looks last
+sees what the other has published, and keeps its plain object; whatever both had planned, and where
+either is killed. A look afterwards (`Chains.needs_plain`) brings the plain one back if a form was
+replaced meanwhile.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from contextlib import suppress
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, ObjectNotFoundError
-from mlstate.format.encoded_object import HEAD_SIZE, Head
+from mlstate.format.encoded_object import Head
+from mlstate.objects.encoded_forms import head_of
 from mlstate.objects.interface import EncodedObjectStore
 from mlstate.parallel import for_each
 
-__all__ = ["Chains"]
+__all__ = ["Chains", "is_sound"]
 
 IsPlain = Callable[[Digest], bool]
 
@@ -50,9 +53,8 @@ class Chains:
         heads: dict[Digest, Head] = {}
 
         def read(digest: Digest) -> None:
-            head = self.read(digest)
-            if head is not None:
-                heads[digest] = head
+            with suppress(FormatError, ObjectNotFoundError):
+                heads[digest] = head_of(self._store, digest)
 
         for_each(read, there - kept, self._threads)
         for digest, head in heads.items():
@@ -60,23 +62,10 @@ class Chains:
             if head.base is not None:
                 self._built_on.setdefault(head.base, set()).add(digest)
 
-    def read(self, digest: Digest) -> Head | None:
-        """The head of an encoded object now; None without one, or if it cannot be understood."""
-        with suppress(FormatError, ObjectNotFoundError):
-            file = self._store.open_encoded(digest)
-            try:
-                return Head.peek(file.read(0, HEAD_SIZE))
-            finally:
-                file.close()
-        return None
-
     def _forget(self, digest: Digest) -> None:
         head = self._heads.pop(digest)
         if head.base is not None:
             self._built_on[head.base].discard(digest)
-
-    def __contains__(self, digest: Digest) -> bool:
-        return digest in self._heads
 
     def head(self, digest: Digest) -> Head | None:
         """The head of an encoded object; None of one that is not encoded."""
@@ -103,6 +92,17 @@ class Chains:
             head = base
         return head is not None
 
+    def may_go(self, digest: Digest, is_plain: IsPlain) -> bool:
+        """Whether the plain form of an object may be taken away, as far as is known here.
+
+        The base may lose its plain form at this moment if it has another one: that has to do.
+        """
+        head = self._heads.get(digest)
+        if head is None or self.needs_plain(digest, is_plain):
+            return False
+        base = None if head.base is None else self._heads.get(head.base)
+        return base is None or base.depth < head.depth
+
     def needs_plain(self, digest: Digest, is_plain: IsPlain) -> bool:
         """Whether an object has to be there plainly, as far as is known here.
 
@@ -113,3 +113,18 @@ class Chains:
         return not self.is_good(digest, is_plain) or any(
             other <= depth for other in self.dependants(digest)
         )
+
+
+def is_sound(store: EncodedObjectStore, digest: Digest) -> bool:
+    """Whether an object that has just got an encoded form, and no other, can be relied on.
+
+    As of `Chains.may_go`, for an object that nothing is built on.
+    """
+    if store.size(digest) is None:
+        return False
+    with suppress(FormatError, ObjectNotFoundError):
+        head = head_of(store, digest)
+        if head.base is None or store.encoded_size(head.base) is None:
+            return True
+        return head_of(store, head.base).depth < head.depth
+    return False

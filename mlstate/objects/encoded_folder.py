@@ -5,8 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +13,14 @@ from mlstate.digests import Bytes, Digest
 from mlstate.errors import ObjectNotFoundError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
-from mlstate.objects.durable import make_folders, read_small, sync_path, write_in_store, write_over
+from mlstate.objects.durable import (
+    Publish,
+    make_folders,
+    read_small,
+    sync_path,
+    write_in_store,
+    write_over,
+)
 from mlstate.objects.encoded_forms import RangeFile, no_encoded_form, no_plain_form, says_no_encoded
 
 __all__ = ["EncodedFolder"]
@@ -60,18 +66,18 @@ class EncodedFolder(abc.ABC):
             raise ObjectNotFoundError("an encoded object is missing", path=path, expected=digest)
         return RangeFile(found, str(path))
 
-    def encoded_digests(self) -> Iterator[Digest]:
-        """See `EncodedObjectStore.encoded_digests`."""
-        with suppress(FileNotFoundError), os.scandir(self.root / layout.ENCODED) as folders:
-            for folder in folders:
-                if folder.is_dir(follow_symlinks=False):
-                    with suppress(FileNotFoundError), os.scandir(folder.path) as files:
-                        names = [one.name for one in files if one.is_file(follow_symlinks=False)]
-                    yield from layout.digests_in_object_folder(folder.name, names)
-
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
         """See `EncodingObjectStore.put_encoded`."""
-        write_in_store(self.root, layout.encoded_path(digest), parts)
+        how = Publish.REPLACE if replace else Publish.CREATE
+        return write_in_store(self.root, layout.encoded_path(digest), parts, publish=how)
+
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """See `EncodingObjectStore.put_encoded_index`."""
+        path = layout.encoded_index_path(state)
+        if data is not None:
+            write_in_store(self.root, path, [data])
+        else:
+            (self.root / path).unlink(missing_ok=True)
 
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`."""

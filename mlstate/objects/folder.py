@@ -30,7 +30,7 @@ from mlstate.objects.durable import (
     write_in_store,
 )
 from mlstate.objects.encoded_folder import EncodedFolder
-from mlstate.objects.encoded_forms import bases_of, size_of_encoded
+from mlstate.objects.encoded_forms import bases_of, head_of, size_of_encoded
 from mlstate.parallel import Background
 from mlstate.warn import warn
 
@@ -174,14 +174,27 @@ class FolderObjectStore(EncodedFolder):
     def restore(self, digest: Digest) -> bool:
         """Put an object back that a pruning has moved to trash/; False if it is not there.
 
-        It is made young first, so that no pruning takes it again, or deletes it in the trash.
+        It is made young first, so that no pruning takes it again, or deletes it in the trash. If
+        it is there in encoded form only, what it needs to be decoded is put back with it.
         """
         for path in self.in_trash(digest):
-            with suppress(PermissionError, FileNotFoundError):
-                os.utime(path, follow_symlinks=False)
-            if self.put_back(path, digest):
+            if self._put_back_young(path, digest):
+                return True
+        return self._restore_encoded(digest)
+
+    def _restore_encoded(self, digest: Digest) -> bool:
+        for path in self.in_trash(digest, encoded=True):
+            if self._put_back_young(path, digest):
+                base = head_of(self, digest).base
+                if base is not None and self.size(base) is None:
+                    self.restore(base)
                 return True
         return False
+
+    def _put_back_young(self, path: Path, digest: Digest) -> bool:
+        with suppress(PermissionError, FileNotFoundError):
+            os.utime(path, follow_symlinks=False)
+        return self.put_back(path, digest)
 
     def put_back(self, place: Path, digest: Digest) -> bool:
         """Give a file in trash/ the name of an object again, unless there is one by now.
@@ -189,7 +202,8 @@ class FolderObjectStore(EncodedFolder):
         What is there has been written anew, and is not replaced: nobody has looked at the trashed
         one. Returns False if the file is gone.
         """
-        target = self.path(digest)
+        is_encoded = layout.TRASHED_ENCODED.fullmatch(place.name) is not None
+        target = self.encoded_path(digest) if is_encoded else self.path(digest)
         make_folders(self.root, target.parent)
         try:
             create_exclusively(place, target)
@@ -219,15 +233,30 @@ class FolderObjectStore(EncodedFolder):
         return str(self.encoded_path(digest) if is_other else path)
 
     def digests(self) -> Iterator[Digest]:
-        """Every object that is here, in no order; things with other names are passed over."""
-        for folder in _entries(self.root / layout.OBJECTS):
+        """Every object that is here, in no order; things with other names are passed over.
+
+        Not those in encoded form only.
+        """
+        return self._digests(encoded=False)
+
+    def encoded_digests(self) -> Iterator[Digest]:
+        """See `EncodedObjectStore.encoded_digests`."""
+        return self._digests(encoded=True)
+
+    def _digests(self, *, encoded: bool) -> Iterator[Digest]:
+        for folder in _entries(self.root / (layout.ENCODED if encoded else layout.OBJECTS)):
             if not folder.is_dir(follow_symlinks=False):
                 continue  # by a link, an object of another name would be taken for one of this
-            yield from layout.digests_in_object_folder(folder.name, self.names_in(folder.name))
+            names = self.names_in(folder.name, encoded=encoded)
+            yield from layout.digests_in_object_folder(folder.name, names)
 
-    def names_in(self, digits: str) -> Iterator[str]:
-        """The names of the files in the folder of the objects that begin with two digits."""
-        for entry in _entries(self.root / layout.OBJECTS / digits):
+    def names_in(self, digits: str, *, encoded: bool = False) -> Iterator[str]:
+        """The names of the files in the folder of the objects that begin with two digits.
+
+        Or of their encoded forms.
+        """
+        above = layout.ENCODED if encoded else layout.OBJECTS
+        for entry in _entries(self.root / above / digits):
             if entry.is_file(follow_symlinks=False):
                 yield entry.name
 

@@ -22,6 +22,8 @@ class BucketPlace:
         self.base = base
         self._lock = ProcessLock()
         self._settings: bytes | None = None
+        self._requires: frozenset[str] = frozenset()
+        self._looked = False
         self._honours: bool | None = None
         self._verifying = ProcessLock(again=True)
         self._verifies: bool | None = None
@@ -85,6 +87,42 @@ class BucketPlace:
             self.uploads.create(self.path(layout.SETTINGS), layout.NEW_SETTINGS)
             self._read_settings()
 
+    def says_encoded(self, *, again: bool = False) -> bool:
+        """Whether the store says that it has encoded objects, when its settings were last read.
+
+        With ``again`` they are read now.
+        """
+        if again or not self._looked:
+            self._read_settings()
+        return layout.ENCODED_OBJECTS in self._requires
+
+    def compacts(self) -> bool:
+        """Whether the settings say that what is saved is encoded at once."""
+        if not self._looked:
+            self._read_settings()
+        place = self.locate(layout.SETTINGS)
+        return self._settings is not None and layout.compacts(self._settings, place)
+
+    def require(self, word: str, *, wanted: bool) -> None:
+        """Let the settings require something of readers, or not; all else in them stays."""
+        path = self.path(layout.SETTINGS)
+        while True:
+            self.prepare()
+            found = self.read(layout.SETTINGS)
+            if found is None:
+                continue
+            old, etag = found
+            layout.check_settings(old, self.locate(layout.SETTINGS))
+            new = layout.with_requirement(old, word, wanted=wanted)
+            if new == old:
+                break
+            if etag is None:
+                self.uploads.put(path, new)
+            elif not self.uploads.replace(path, new, etag):
+                continue
+            break
+        self._read_settings()
+
     def honours_conditions(self) -> bool:
         """Whether the server honours conditional writes; tested once, with a warning if not.
 
@@ -134,8 +172,9 @@ class BucketPlace:
 
     def _read_settings(self) -> bool:
         found = self.read(layout.SETTINGS)
+        self._looked = True
         if found is None:
             return False
-        layout.check_settings(found[0], self.locate(layout.SETTINGS))
+        self._requires = layout.check_settings(found[0], self.locate(layout.SETTINGS))
         self._settings = found[0]
         return True

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from threading import Lock
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import ObjectNotFoundError
+from mlstate.errors import FormatError, IntegrityError
+from mlstate.format.tensor_object import spec_in_header
 from mlstate.objects.interface import (
     AddingWriter,
+    EncodedObjectStore,
     ObjectStore,
     ObjectWriter,
     SurveyedObjectStore,
@@ -101,7 +103,7 @@ class ObjectSaver:
         if (
             size is not None
             and self._writer.reuse(digest, size)
-            and not (self._verify and self._damaged(digest))
+            and not (self._verify and self._damaged(digest, parts))
         ):
             self.reused[digest] = size
             return False
@@ -154,10 +156,14 @@ class ObjectSaver:
             looked = looked | self._written
         return bool(absent(self._objects, looked, self._threads))
 
-    def _damaged(self, digest: Digest) -> bool:
+    def _damaged(self, digest: Digest, parts: OpenParts) -> bool:
+        spec, objects = None, self._objects
+        if isinstance(objects, EncodedObjectStore) and objects.plain_size(digest) is None:
+            with parts() as found:
+                spec = spec_in_header(found[0])
         try:
-            return digest_of(self._objects, digest) != digest
-        except ObjectNotFoundError:
+            return digest_of(objects, digest, spec) != digest
+        except (IntegrityError, FormatError):  # the latter of one in encoded form
             return True
 
 

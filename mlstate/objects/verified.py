@@ -35,7 +35,12 @@ _FIRST = 1 << 16  # most objects are smaller, and need no more
 
 
 def read_verified(
-    store: ObjectStore, digest: Digest, *, what: str, max_size: int | None = None
+    store: ObjectStore,
+    digest: Digest,
+    *,
+    what: str,
+    max_size: int | None = None,
+    spec: TensorSpec | None = None,
 ) -> bytes:
     """Read a whole object and verify it.
 
@@ -44,11 +49,12 @@ def read_verified(
         digest: Which object.
         what: What it is, for the error: "the state object", say.
         max_size: The most bytes that it may have; checked before memory is spent.
+        spec: Of a tensor object its type and shape: then it may be in encoded form.
 
     Raises:
         IntegrityError: It is missing, too large, or has others bytes than its digest says.
     """
-    with store.open(digest) as file:
+    with open_object(store, digest, spec) as file:
         size = file.seek(0, 2)
         if max_size is not None and size > max_size:
             raise IntegrityError(

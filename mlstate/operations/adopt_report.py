@@ -94,7 +94,7 @@ def wrapper_prefix(names: Collection[str], *, lightning: bool) -> str | None:
 
 def digests_in(folder: FolderObjectStore | None) -> set[Digest]:
     """The objects of a folder, listed before anything is added to it."""
-    return set() if folder is None else set(folder.digests())
+    return set() if folder is None else {*folder.digests(), *folder.encoded_digests()}
 
 
 def spared_of(state: StateObject, digest: Digest, present: Collection[Digest]) -> int:

@@ -24,13 +24,14 @@ from mlstate.fetch.progress import Meter, OnProgress, listener
 from mlstate.files import UnfitFileError, open_input
 from mlstate.foreign import file_kind
 from mlstate.format import layout, tensor_object
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import local_path
 from mlstate.manifests.parse import parse_state_file
 from mlstate.manifests.required import RequiredSignature, places_of, state_signatures
 from mlstate.objects import ObjectStore
 from mlstate.objects.beside import temporary_beside
 from mlstate.objects.durable import sync_path
-from mlstate.objects.verified import check_digest, check_size
+from mlstate.objects.verified import check_digest, check_size, open_object
 from mlstate.operations.bundle_reader import BundleReader
 from mlstate.operations.export import publish, refuse_existing
 from mlstate.operations.tar_reader import PIECE, TarReader, read_fully
@@ -189,6 +190,7 @@ class _Item:
     what: str
     key: StateKey
     tensor: str | None = None
+    spec: TensorSpec | None = None
 
 
 def _contents(
@@ -212,7 +214,7 @@ def _contents(
             heads[digest] = _Item(objects, _size(objects, digest), "a state object", key)
             for name, ref in state.refs.items():
                 size = tensor_object.object_size(ref.spec)
-                others[ref.digest] = _Item(objects, size, "a tensor object", key, name)
+                others[ref.digest] = _Item(objects, size, "a tensor object", key, name, ref.spec)
             for name, file in entry.files.items():
                 size = _size(objects, file.digest)
                 others[file.digest] = _Item(objects, size, f"the file {name!r}", key)
@@ -257,7 +259,8 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _add_object(tar: tarfile.TarFile, digest: Digest, item: _Item, meter: Meter) -> None:
-    with concerning(item.key, tensor=item.tensor), item.objects.open(digest) as file:
+    opened = partial(open_object, item.objects, digest, item.spec)
+    with concerning(item.key, tensor=item.tensor), opened() as file:
         check_size(item.objects, digest, item.size, file.seek(0, 2), what=item.what)
         file.seek(0)
         hashed = _HashedFile(file, meter, item.objects.locate(digest))

@@ -124,7 +124,8 @@ class BundleReader:
         if digest := _object_digest(member.name):
             self._add_object(member, digest)
         elif member.name == layout.SETTINGS:
-            layout.check_settings(self._text(member), self._place(member))
+            # Nothing in a bundle is encoded, and its reader decodes nothing.
+            layout.check_settings(self._text(member), self._place(member), frozenset())
         elif key := layout.key_of_state_path(member.name):
             self._add_state(member, key)
         else:

@@ -17,7 +17,9 @@ from mlstate.errors import (
     UnsupportedStoreError,
     concerning,
 )
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
+from mlstate.objects.verified import open_object
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.reports import iso_time
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
@@ -232,9 +234,11 @@ def _check_free(store: StateStore, entry: StateEntry, *, overwrite: bool) -> Non
 def _check_whole(found: Found) -> None:
     """Raise an ObjectNotFoundError if an object is neither in its place nor in the trash."""
     needs = needs_of(found.entry, found.objects, None, files=True)
-    for digest in (*needs.objects, *(file.digest for file in needs.files.values())):
+    specs: dict[Digest, TensorSpec | None] = {f.digest: None for f in needs.files.values()}
+    specs |= {ref.digest: ref.spec for ref in needs.refs.values()}
+    for digest, spec in specs.items():
         try:
-            found.objects.open(digest).close()
+            open_object(found.objects, digest, spec).close()
         except ObjectNotFoundError as error:
             error.message = "a pruning has deleted an object of this state; nothing was changed"
             error.remedy = "save or fetch these weights again, if they are somewhere else"

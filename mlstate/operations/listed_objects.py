@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 
 from mlstate.digests import Digest
 from mlstate.index import begin_of, number_of
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import ChainObjectStore, folders_of, last_use
-from mlstate.operations.object_forms import ObjectForms
 
 __all__ = ["ListedObjects"]
 
@@ -23,18 +23,14 @@ class ListedObjects:
         objects: The object store.
         few: Whether a small part of the objects is asked about: then names are compared by how they
             begin, and no list of all objects is made.
-        forms: What is encoded: it is there, too.
 
     Attributes:
         all_listed: Whether all that the object store reads are folders.
     """
 
-    def __init__(
-        self, objects: ObjectStore, *, few: bool = False, forms: ObjectForms | None = None
-    ) -> None:
+    def __init__(self, objects: ObjectStore, *, few: bool = False) -> None:
         self._folders = folders_of(objects)
         self._few = few
-        self._encoded = {} if forms is None else forms.numbers
         self._beginnings: dict[str, set[str]] = {}
         parts = objects.stores if isinstance(objects, ChainObjectStore) else (objects,)
         self.all_listed = len(parts) == len(self._folders)
@@ -42,10 +38,11 @@ class ListedObjects:
     @cached_property
     def listed(self) -> dict[int, Digest]:
         """The objects in the list, by their numbers."""
-        plain = {
-            number_of(digest): digest for folder in self._folders for digest in folder.digests()
+        return {
+            number_of(digest): digest
+            for folder in self._folders
+            for digest in chain(folder.digests(), folder.encoded_digests())
         }
-        return self._encoded | plain
 
     @cached_property
     def _numbers(self) -> set[int]:
@@ -60,14 +57,16 @@ class ListedObjects:
         """Whether all of some objects are in the folders as they were listed."""
         if not self._few:
             return self._numbers.issuperset(numbers)
-        plain = (number for number in numbers if number not in self._encoded)
-        return all(text in self._beginning_with(text[:2]) for text in map(begin_of, plain))
+        return all(text in self._beginning_with(text[:2]) for text in map(begin_of, numbers))
 
     def _beginning_with(self, digits: str) -> set[str]:
         """How the digests begin of the objects whose first two digits are these."""
         if digits not in self._beginnings:
-            names = (name for folder in self._folders for name in folder.names_in(digits))
-            self._beginnings[digits] = {digits + name[:14] for name in names}
+            self._beginnings[digits] = {
+                digits + name[:14]
+                for folder in self._folders
+                for name in chain(folder.names_in(digits), folder.names_in(digits, encoded=True))
+            }
         return self._beginnings[digits]
 
     def last_use(self, digest: Digest) -> float | None:

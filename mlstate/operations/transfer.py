@@ -16,8 +16,10 @@ from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore
+from mlstate.objects.decoded import DecodedObject
 from mlstate.objects.mapped import view_of
-from mlstate.objects.verified import check_digest, check_size, digest_of
+from mlstate.objects.verified import check_digest, check_size, digest_of, open_object
 from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Found
@@ -71,6 +73,7 @@ class StateTransfer:
         store.access.bring(self._entry, Only.STATE_OBJECT, files=False)
         state = read_state(self._entry, self._objects)
         self._names = {ref.digest: name for name, ref in state.refs.items()}
+        self._specs = {ref.digest: ref.spec for ref in state.refs.values()}
         sources: dict[Digest, TensorSource] = {
             ref.digest: _StoredTensor(name, ref.spec, ref.digest, self)
             for name, ref in state.refs.items()
@@ -92,9 +95,14 @@ class StateTransfer:
             digest = error.expected
             if isinstance(digest, Digest) and digest in self._names:
                 with concerning(tensor=self._names[digest]):
-                    found = digest_of(self._objects, digest)
+                    found = digest_of(self._objects, digest, self._specs[digest])
                     check_digest(self._objects, digest, found, what=_WHAT)
             raise
+
+    @property
+    def objects(self) -> ObjectStore:
+        """See `Source.objects`."""
+        return self._objects
 
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch what is missing of these objects, many at once; see `Source.bring`."""
@@ -110,22 +118,27 @@ class StateTransfer:
         """Count an object; see `Source.passed`."""
         self._counter.passed(digest, size)
 
-    def view(self, digest: Digest, size: int) -> memoryview:
+    def view(self, digest: Digest) -> memoryview:
         """The bytes of an object: mapped, where that is safe, so that they take no memory."""
+        size = tensor_object.object_size(self._specs[digest])
         with self._open(digest) as file:
+            if isinstance(file, DecodedObject):
+                self._counter.read(digest, size)
+                return file.memory
             check_size(self._objects, digest, size, file.seek(0, 2), what=_WHAT)
             self._counter.read(digest, size)
             return view_of(file, size)
 
     def _open(self, digest: Digest) -> BinaryIO:
+        spec = self._specs[digest]
         try:
-            return self._objects.open(digest)
+            return open_object(self._objects, digest, spec)
         except ObjectNotFoundError:
             with self._lock:
                 if not self._brought:
                     self._store.access.bring(self._entry)
                     self._brought = True
-            return self._objects.open(digest)
+            return open_object(self._objects, digest, spec)
 
 
 @dataclass(frozen=True)
@@ -144,5 +157,4 @@ class _StoredTensor:
     @contextmanager
     def data(self) -> Iterator[Bytes]:
         with concerning(tensor=self.name):
-            view = self.transfer.view(self.digest, tensor_object.object_size(self.spec))
-            yield view[tensor_object.DATA_OFFSET :]
+            yield self.transfer.view(self.digest)[tensor_object.DATA_OFFSET :]

@@ -58,7 +58,7 @@ class Counter:
         self._known = known
         self._is_far = store.place is not None  # then the objects here are a cache
         self._is_view = store.fetcher is not None
-        self.here = ListedObjects(store.objects, few=few, forms=forms)
+        self.here = ListedObjects(store.objects, few=few)
         self.checkpoints = 0  # bytes of states that are no objects
         self._families: list[tuple[StateType, list[StateUsage], FolderSpace]] = []
         self._shared = SharedSpace(elsewhere)

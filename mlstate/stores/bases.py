@@ -15,6 +15,8 @@ from mlstate.format import layout
 from mlstate.format.encoded_object import DEPTH_LIMIT
 from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.format.tensor_object import object_size
+from mlstate.objects.cache import ChainObjectStore
+from mlstate.objects.chains import is_sound
 from mlstate.objects.encoded_forms import head_of
 from mlstate.objects.encoding import (
     Original,
@@ -24,7 +26,7 @@ from mlstate.objects.encoding import (
     stands_alone,
     tensor_data,
 )
-from mlstate.objects.interface import EncodingObjectStore
+from mlstate.objects.interface import EncodingObjectStore, ObjectStore
 from mlstate.objects.saving import ObjectSaver
 from mlstate.reading import read_state
 from mlstate.states import StateKey
@@ -44,6 +46,7 @@ class StateEncoder:
         state: The state.
         bases: The states in which bases are looked for.
         deeper: Whether what is built on others may be a base, as deep as readers take it.
+        near: Another store that may have bases, and is asked first for their bytes.
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class StateEncoder:
         bases: Sequence[StateObject],
         *,
         deeper: bool,
+        near: ObjectStore | None = None,
     ) -> None:
         self._objects = objects
+        self._bytes = objects if near is None else ChainObjectStore([near, objects])
         self._bases = bases
         self._deeper = deeper
         self._names: dict[Digest, list[str]] = {}
@@ -76,8 +81,7 @@ class StateEncoder:
                 return False
             self._objects.say_encoded()
             written = self._encode(ref, data, base)
-            # It counts only if all that it is built on is there *now*: see `Chains`.
-            return written is not None and self._objects.size(digest) is not None
+            return written is not None and is_sound(self._objects, digest)
         return False
 
     def _encode(
@@ -85,7 +89,7 @@ class StateEncoder:
     ) -> int | None:
         if base is None:
             return encode_beside(self._objects, ref, data, None, threads=1)
-        with tensor_data(self._objects, base[0]) as its:
+        with tensor_data(self._bytes, base[0]) as its:
             original = Original(base[0], its, base[1])
             return encode_beside(self._objects, ref, data, original, threads=1)
 
@@ -94,7 +98,7 @@ class StateEncoder:
         near: dict[float, tuple[TensorRef, int]] = {}
         for base, depth in dict(self._candidates(ref)).items():
             with suppress(MlstateError):  # one that cannot be read is none
-                distance = distance_to(self._objects, base, data)
+                distance = distance_to(self._bytes, base, data)
                 if is_near(distance, ref.spec):
                     near.setdefault(distance, (base, depth))
         return near[min(near)] if near else None

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BucketCheckpoints", "BucketStateFiles"]
 
-_OURS = frozenset({layout.OBJECTS, layout.STATES, layout.TEMPORARIES, layout.TRASH, layout.ROOTS})
+_OURS = frozenset(
+    {
+        *(layout.OBJECTS, layout.ENCODED, layout.STATES),
+        *(layout.TEMPORARIES, layout.TRASH, layout.ROOTS),
+    }
+)
 
 
 class BucketStateFiles(StateFiles):

@@ -10,10 +10,13 @@ from contextlib import suppress
 
 from mlstate.buckets.values import Item
 from mlstate.digests import Digest
-from mlstate.errors import IntegrityError, TransportError
+from mlstate.errors import FormatError, IntegrityError, TransportError
+from mlstate.format.state_object import TensorRef
+from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.cache import Cache
+from mlstate.objects.decoded import DecodedObject
 from mlstate.objects.receiving import Receiver
 from mlstate.reading import Names, needs_of
 
@@ -43,16 +46,35 @@ class BucketTrash:
             trashed, there = self._objects.trashed(), self._objects.survey()
             receiver = Receiver(own)
             for _ in range(2):  # the state object names the others
-                for digest in self._missing(entry, names, files=files):
+                for digest, spec in self._missing(entry, names, files=files).items():
                     came = self._bring(trashed.get(digest, []), digest, receiver)
+                    came = came or self._decode(digest, spec, receiver)
                     helped |= came or there.size(digest) is not None
             receiver.flush()
         return helped
 
-    def _missing(self, entry: StateEntry, names: Names, *, files: bool) -> list[Digest]:
+    def _missing(
+        self, entry: StateEntry, names: Names, *, files: bool
+    ) -> dict[Digest, TensorSpec | None]:
+        """What is missing; of tensors with type and shape."""
         needs = needs_of(entry, self._cache, names, files=files)
-        state = [entry.pinned_digest] if needs.lacks_state else []
-        return [*state, *needs.objects, *(file.digest for file in needs.files.values())]
+        missing: dict[Digest, TensorSpec | None] = {}
+        if needs.lacks_state:
+            missing[entry.pinned_digest] = None
+        missing |= {ref.digest: ref.spec for ref in needs.refs.values()}
+        return missing | {file.digest: None for file in needs.files.values()}
+
+    def _decode(self, digest: Digest, spec: TensorSpec | None, receiver: Receiver) -> bool:
+        """Bring a tensor that the bucket has in encoded form, or in such a form in the trash."""
+        if spec is None:
+            return False
+        with suppress(TransportError, IntegrityError, FormatError):
+            memory = DecodedObject(self._objects, TensorRef(spec, digest)).memory
+            with receiver.arriving() as arriving:
+                arriving.fill(iter([memory]))
+                arriving.publish(digest)
+            return True
+        return False
 
     def _bring(self, items: list[Item], digest: Digest, receiver: Receiver) -> bool:
         client = self._objects.place.client

@@ -15,6 +15,10 @@ moved later is put back, for the pruning that has moved it finds the state file.
 that pruning is killed, readers find the object in trash/. If the second reading fails, all that was
 moved is put back before the error is raised.
 
+What is needed is plain or encoded, and so is a base of an encoded object that is needed or young,
+and what that is the difference to. The plain object that was given up for an encoded form lies in
+trash/ like any other, and is not put back from there: it is deleted after the grace period.
+
 Other prunings may do the same at once: what is gone already is no error, and is in the report of
 the one that has taken it away.
 """
@@ -24,17 +28,21 @@ from __future__ import annotations
 import abc
 import contextlib
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, TypeVar
 
 from mlstate.digests import Digest
-from mlstate.errors import MlstateError, ObjectNotFoundError, concerning
+from mlstate.errors import FormatError, MlstateError, ObjectNotFoundError, concerning
 from mlstate.format import layout
+from mlstate.format.encoded_object import Head
 from mlstate.index import open_index
 from mlstate.log import info
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Root
+from mlstate.objects.encoded_forms import size_of_encoded
+from mlstate.objects.interface import EncodedObjectStore
 from mlstate.parallel import THREADS, for_each
 from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
@@ -100,6 +108,8 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     # Fine-tunes share most of their tensors: thousands of states name one digest, kept once.
     _digests: dict[Digest, Digest] = field(default_factory=dict, init=False)
     _of_deleted: set[Digest] = field(default_factory=set, init=False)
+    _forms: Collection[Digest] = field(default=(), init=False)
+    _bases: dict[tuple[str, float | None], Digest | None] = field(default_factory=dict, init=False)
     _begun: float = field(default_factory=time.monotonic, init=False)
 
     def roots(self) -> Iterator[Root]:
@@ -109,6 +119,18 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     @abc.abstractmethod
     def all_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Everything under objects/ that has an object's name; other things are left alone."""
+
+    @abc.abstractmethod
+    def all_encoded(self) -> Iterator[tuple[_Place, Digest]]:
+        """Everything under encoded/ that has an object's name."""
+
+    @abc.abstractmethod
+    def is_encoded(self, place: _Place) -> bool:
+        """Whether something is the encoded form of an object, in its place or in trash/."""
+
+    @abc.abstractmethod
+    def read_head(self, place: _Place) -> bytes:
+        """The first bytes of an encoded form, as many as a head has; fewer of a shorter one."""
 
     @abc.abstractmethod
     def trash(self) -> Iterator[tuple[_Place, str]]:
@@ -182,18 +204,43 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         if errors := self._put_all_back(named):
             raise errors[0]
         for place, digest in earlier:
+            if self._is_given_up(place, digest):
+                self._delete_old(place, digest)
+                continue
             if digest in live or self.comes_back(place):
                 size = self.size(place)
                 if size is not None and (digest not in live or digest in self._of_deleted):
                     self.report.spared[digest] = size
                 self.put_back(place, digest)
-            elif (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
-                self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size
+            else:
+                self._delete(place, digest)
         self.sweep()
         if not self.dry_run:
             moved_now, deleted = len(self.report.trashed), len(self.report.deleted)
             info("pruned: %d objects moved to trash, %d deleted", moved_now, deleted)
         return self.report
+
+    def _is_given_up(self, place: _Place, digest: Digest) -> bool:
+        """Whether an object in trash/ is there since it has another form, which can be read."""
+        objects = self.objects
+        if digest not in self._forms or not isinstance(objects, EncodedObjectStore):
+            return False
+        is_plain = objects.plain_size(digest) is not None
+        if self.is_encoded(place):
+            return is_plain
+        return not is_plain and size_of_encoded(objects, digest) is not None
+
+    def _delete_old(self, place: _Place, digest: Digest) -> None:
+        """Delete an object from trash/ that has been there for the grace period."""
+        if not self.is_fresh(place):
+            self._delete(place, digest)
+        elif (size := self.size(place)) is not None:
+            self.report.waiting[str(place)] = size
+
+    def _delete(self, place: _Place, digest: Digest) -> None:
+        """Delete an object from trash/."""
+        if (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
+            self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size
 
     def sweep(self) -> None:
         """Delete the leftovers that are old."""
@@ -239,13 +286,16 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         for root in self._kept_roots():
             named |= objects_of_root(root, self.objects)
         deleted = self._named_in_trash()
+        forms = self._encoded_forms()
+        named |= self._bases_of((d for d in forms if d in named or self._is_young(forms[d])), forms)
+        deleted |= self._bases_of(deleted, forms)
         self._of_deleted = deleted - named
         return named | deleted
 
     def _live_by_index(self) -> Container[Digest]:
         """The same, for a list that nothing is removed by: not all states are read anew."""
         with open_index() as index:
-            present = (digest for _, digest in self.all_objects())
+            present = (digest for _, digest in chain(self.all_objects(), self.all_encoded()))
             named = NamedObjects(self.states, self.objects, present, index)
             named.add_states(self._named_by_state, self.threads)
             roots = list(self._kept_roots())
@@ -254,10 +304,52 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 named.add((root.digest, *root.files))
                 if not named.add_known(root.digest):
                     named.add(objects_of_root(root, self.objects))
-            deleted = self._named_in_trash()
+            deleted, forms = self._named_in_trash(), self._encoded_forms()
+            needed = [d for d in forms if d in named or self._is_young(forms[d])]
+            named.add(self._bases_of(needed, forms))
+            deleted |= self._bases_of(deleted, forms)
             self._of_deleted = {digest for digest in deleted if digest not in named}
             named.add(deleted)
         return named
+
+    def _encoded_forms(self) -> dict[Digest, list[_Place]]:
+        """The encoded forms of objects, in their places and in trash/."""
+        found: dict[Digest, list[_Place]] = {}
+        trashed = (item for item in self._trashed_objects() if self.is_encoded(item[0]))
+        for place, digest in chain(self.all_encoded(), trashed):
+            found.setdefault(digest, []).append(place)
+        self._forms = found.keys()
+        return found
+
+    def _is_young(self, places: list[_Place]) -> bool:
+        return any(map(self.is_fresh, places))
+
+    def _bases_of(
+        self, digests: Iterable[Digest], forms: Mapping[Digest, list[_Place]]
+    ) -> set[Digest]:
+        """What encoded objects are the difference to, and what that is, to the last."""
+        found: set[Digest] = set()
+        left = [digest for digest in digests if digest in forms]
+        while left:
+            for place in forms[left.pop()]:
+                base = self._base(place)
+                if base is not None and base not in found:
+                    found.add(base)
+                    left += [base] if base in forms else []
+        return found
+
+    def _base(self, place: _Place) -> Digest | None:
+        """What an encoded form is the difference to; of one that says nothing readable, nothing.
+
+        Such a one is damaged, and needs none.
+        """
+        version = (str(place), self.modified(place))
+        if version not in self._bases:
+            base = None
+            with contextlib.suppress(FormatError, FileNotFoundError):
+                base = Head.peek(self.read_head(place)).base
+            self._bases[version] = base
+        return self._bases[version]
 
     def _kept_roots(self) -> Iterator[Root]:
         """The fetched states that are kept, and not to be forgotten now."""
@@ -279,8 +371,9 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     def _trashed_objects(self) -> Iterator[tuple[_Place, Digest]]:
         """Objects that an earlier pruning moved to trash/."""
         for place, name in self.trash():
-            if match := layout.TRASHED_OBJECT.fullmatch(name):
-                yield place, Digest(match[1])
+            for named in (layout.TRASHED_OBJECT, layout.TRASHED_ENCODED):
+                if match := named.fullmatch(name):
+                    yield place, Digest(match[1])
 
     def _named_by_state(self, key: StateKey) -> set[Digest]:
         """The objects that a state names; none if it is deleted by now."""
@@ -309,24 +402,26 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
 
     def _move_unnamed(self, live: Container[Digest]) -> Iterator[tuple[_Place, Digest]]:
         """Move old unnamed objects to trash/."""
-        for place, digest in self.all_objects():
+        for place, digest in chain(self.all_objects(), self.all_encoded()):
             if digest in live and digest not in self._of_deleted:
                 continue
             if digest in live or self.is_fresh(place):
                 if digest not in live:
                     self._note_future(place)
                 if (size := self.size(place)) is not None:
-                    self.report.spared[digest] = size
+                    self.report.spared[digest] = self.report.spared.get(digest, 0) + size
                 continue
             if (size := self.size(place)) is None:
                 continue
-            self.report.trashed[digest] = size
-            if not self.dry_run:
-                target = self.move(place, digest)
-                if target is None:
-                    self.report.trashed.pop(digest, None)
-                else:
-                    yield target, digest
+            if self.dry_run:
+                self._note_trashed(digest, size)
+            elif (target := self.move(place, digest)) is not None:
+                self._note_trashed(digest, size)
+                yield target, digest
+
+    def _note_trashed(self, digest: Digest, size: int) -> None:
+        """Count an object that is moved to trash/, or its encoded form: it may have both."""
+        self.report.trashed[digest] = self.report.trashed.get(digest, 0) + size
 
     def _rescue_state_objects(self) -> None:
         """Put back state objects of live states, which an interrupted pruning left in trash/."""

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from mlstate.buckets.values import Item
 from mlstate.digests import Digest
 from mlstate.format import layout
+from mlstate.format.encoded_object import HEAD_SIZE
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.durable import SMALL
+from mlstate.objects.encoded_bucket import BucketRanges
 from mlstate.objects.folder import GRACE_SECONDS
 from mlstate.objects.prefix import BucketPlace
 from mlstate.stores.bucket_catalog import BucketStateFiles
@@ -83,6 +85,20 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
             if digest := layout.digest_of_object_path(listed.name):
                 yield listed, digest
 
+    def all_encoded(self) -> Iterator[tuple[_Listed, Digest]]:
+        for listed in self._items(layout.ENCODED):
+            if digest := layout.digest_of_encoded_path(listed.name):
+                yield listed, digest
+
+    def is_encoded(self, place: _Listed) -> bool:
+        name = place.name.rpartition("/")[2]
+        is_trashed = layout.TRASHED_ENCODED.fullmatch(name) is not None
+        return is_trashed or layout.digest_of_encoded_path(place.name) is not None
+
+    def read_head(self, place: _Listed) -> bytes:
+        ranges = BucketRanges(self.objects.place.client, place.item)
+        return ranges.read(0, min(HEAD_SIZE, ranges.size))
+
     def trash(self) -> Iterator[tuple[_Listed, str]]:
         for listed in self._items(layout.TRASH):
             yield listed, listed.name.rpartition("/")[2]
@@ -98,7 +114,8 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
         return place.item.size
 
     def move(self, place: _Listed, digest: Digest) -> _Listed | None:
-        name = f"{layout.TRASH}/{digest}.{uuid.uuid4().hex}"
+        trashed = layout.trashed_name(digest, encoded=self.is_encoded(place))
+        name = f"{layout.TRASH}/{trashed}"
         path = self.objects.place.path(name)
         target = self._listed(Item(path, place.item.size, time.time()), name)
         if not self.objects.place.client.control.copy(place.item, target.item.path):
@@ -112,7 +129,9 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
         return target
 
     def move_back(self, place: _Listed, digest: Digest) -> bool:
-        client, path = self.objects.place.client, self.objects.path(digest)
+        client, objects = self.objects.place.client, self.objects
+        is_encoded = self.is_encoded(place)
+        path = objects.encoded_path(digest) if is_encoded else objects.path(digest)
         if client.head(path) is None and not client.control.copy(place.item, path):
             return False
         self.delete(place)
@@ -131,7 +150,8 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
     def sweep(self) -> None:
         super().sweep()
         client, place = self.objects.place.client, self.objects.place
-        for upload in client.control.unfinished(place.path(layout.OBJECTS)):
+        folders = (layout.OBJECTS, layout.ENCODED)
+        for upload in (u for f in folders for u in client.control.unfinished(place.path(f))):
             if upload.begun <= self.now - self.grace_seconds and not self.is_ahead(upload.begun):
                 self.report.swept.append(f"{client.locate(upload.path)} (unfinished)")
                 if not self.dry_run:

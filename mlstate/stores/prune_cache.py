@@ -241,6 +241,7 @@ def _is_mapped(
 
     Of small objects some are read instead: they count where there are no large ones.
     """
+    named = {digest for digest in named if objects.plain_size(digest) is not None}
     there = mapped.keys() & named and [d for d in named if (objects.size(d) or 0) >= MAP_FROM]
     looked = there or mapped.keys() & named
     return bool(looked) and all(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from mlstate.digests import Digest
 from mlstate.errors import AccessError
-from mlstate.files import ABSENT, open_folder, open_folder_of
+from mlstate.files import ABSENT, open_folder, open_folder_of, open_regular
 from mlstate.format import layout
+from mlstate.format.encoded_object import HEAD_SIZE
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import Root, read_roots
 from mlstate.objects.durable import NewFile, check_no_foreign_link, make_folders, read_small
@@ -33,6 +34,10 @@ _TEMPORARY = re.compile(
 )
 
 
+_FOLDERS = (
+    *(layout.STATES, layout.OBJECTS, layout.ENCODED),
+    *(layout.TRASH, layout.TEMPORARIES, layout.ROOTS),
+)
 _UNDER_WAY = 3600.0
 """A temporary that was written on within so many seconds may be in use, however short the grace
 period is: without it a save would fail."""
@@ -55,7 +60,7 @@ def prune_folder(
     check_folder(objects.root)
     if not (objects.root / layout.SETTINGS).exists():
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
-    for name in (layout.STATES, layout.OBJECTS, layout.TRASH, layout.TEMPORARIES, layout.ROOTS):
+    for name in _FOLDERS:
         check_no_foreign_link(objects.root / name)  # another store would be pruned through it
     try:
         now = time.time() if dry_run else file_time(objects.root)
@@ -88,6 +93,19 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
         for digest in self.objects.digests():
             yield self.objects.path(digest), digest
 
+    def all_encoded(self) -> Iterator[tuple[Path, Digest]]:
+        for digest in self.objects.encoded_digests():
+            yield self.objects.encoded_path(digest), digest
+
+    def is_encoded(self, place: Path) -> bool:
+        if place.parent.name == layout.TRASH:
+            return layout.TRASHED_ENCODED.fullmatch(place.name) is not None
+        return place.parent.parent.name == layout.ENCODED
+
+    def read_head(self, place: Path) -> bytes:
+        with os.fdopen(open_regular(place), "rb") as file:
+            return file.read(HEAD_SIZE)
+
     def trash(self) -> Iterator[tuple[Path, str]]:
         return ((path, path.name) for path in _files(self.objects.root / layout.TRASH))
 
@@ -112,11 +130,13 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
     def move(self, place: Path, digest: Digest) -> Path | None:
         trash = self.objects.root / layout.TRASH
         make_folders(self.objects.root, trash)
-        target = trash / f"{digest}.{uuid.uuid4().hex}"
+        is_encoded = self.is_encoded(place)
+        target = trash / layout.trashed_name(digest, encoded=is_encoded)
+        folder_of_objects = layout.ENCODED if is_encoded else layout.OBJECTS
         try:
             # What another member puts in the place of a folder meanwhile is not followed.
             with (
-                open_folder(self.objects.root / layout.OBJECTS) as above,
+                open_folder(self.objects.root / folder_of_objects) as above,
                 open_folder_of(".", f"{digest[:2]}/{digest[2:]}", folder=above) as (folder, name),
             ):
                 os.rename(name, target, src_dir_fd=folder)

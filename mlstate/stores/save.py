@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlstate.errors import (
@@ -12,10 +12,12 @@ from mlstate.errors import (
     concerning,
 )
 from mlstate.format.encode import EncodedState, TensorSource, bytes_source
+from mlstate.lazy import public
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectStore
 from mlstate.objects.interface import EncodingObjectStore
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
@@ -209,9 +211,21 @@ class SavingStore(StateStore):
                 "tensors are not encoded in this store",
                 expected="a folder, or a bucket",
                 found=self,
-                remedy="save without compact=",
+                remedy=Phrase("leave compact= out", ""),
             )
         return chosen
+
+    def compact(self, keys: Iterable[StateKey] | None = None, **options: Any) -> Any:
+        """Keep tensors as differences to near ones, in fewer bytes; see `mlstate.compact`.
+
+        Args:
+            keys: Those of these states; by default of all.
+            options: As of `mlstate.compact`: ``chain=True``, ``dry_run=True`` ...
+
+        Returns:
+            What was done.
+        """
+        return public("compact")(self, keys, **options)
 
     def delete(self, key: StateKey) -> None:
         """Remove a state. Of a folder or a bucket its objects go with the prunings after it.

@@ -14,6 +14,7 @@ from mlstate.files import read_file
 from mlstate.layouts import Layout
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, StateEntry
+from mlstate.objects import ObjectStore
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import format_state_file, parse_state_file
@@ -35,6 +36,10 @@ Content = bytes | str | os.PathLike[str]
 
 class Source(Protocol):
     """The other store from which a state is copied."""
+
+    @property
+    def objects(self) -> ObjectStore:
+        """What it has, and has fetched: bases of what is encoded are nearer there, perhaps."""
 
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch the objects that `missing` returns; it is not called where nothing is fetched."""

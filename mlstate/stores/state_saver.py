@@ -89,7 +89,7 @@ class StateSaver:
                 encoded = encode_state(sources, threads=self.threads)
                 saver = self._encoding_saver(encoded, wanted.key, request)
                 self._put_all(saver, encoded, wanted, request)
-                self._complete(saver, encoded, wanted, request)
+                self._complete(saver, encoded, wanted, request, encodes=True)
                 return
             saver = self._object_saver(verify=request.verify)
             with saver.settled():
@@ -105,12 +105,13 @@ class StateSaver:
         with concerning(wanted.key):
             if self._is_settled(wanted, request, lambda: encoded):
                 return False
-            if self._encodes(request):
+            encodes = self._encodes(request)
+            if encodes:
                 saver = self._encoding_saver(encoded, wanted.key, request)
             else:
                 saver = self._object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
-            self._complete(saver, encoded, wanted, request)
+            self._complete(saver, encoded, wanted, request, encodes=encodes)
         return True
 
     def _encodes(self, request: SaveRequest) -> bool:
@@ -133,7 +134,9 @@ class StateSaver:
         else:
             bases = bases_in_state(objects, self._catalog, named)
         objects.writer()  # which makes it a store
-        encoder = StateEncoder(objects, encoded.state, bases, deeper=named is not None)
+        near = None if request.source is None else request.source.objects
+        deeper = named is not None
+        encoder = StateEncoder(objects, encoded.state, bases, deeper=deeper, near=near)
         return self._object_saver(verify=request.verify, encode=encoder.encode)
 
     def stored(self, key: StateKey) -> tuple[StateEntry | None, bool]:
@@ -175,10 +178,18 @@ class StateSaver:
         return True
 
     def _complete(
-        self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self,
+        saver: ObjectSaver,
+        encoded: EncodedState,
+        wanted: StateEntry,
+        request: SaveRequest,
+        *,
+        encodes: bool = False,
     ) -> None:
         """Write the state file, once all objects have been taken."""
         saver.flush()
+        if encodes:
+            self._write_index(encoded)
         entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
         self._write_state_file(entry, overwrite=request.overwrite)
         info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))
@@ -191,6 +202,13 @@ class StateSaver:
             request.reused.update({d: sizes[d] for d in sizes if d in saver.reused})
         if request.written is not None:
             request.written.update({d: sizes[d] for d in sizes if d not in saver.reused})
+
+    def _write_index(self, encoded: EncodedState) -> None:
+        """Say what the encoded objects of a state cost on the wire."""
+        from mlstate.objects.encoded_indexes import write_index
+
+        assert isinstance(self.objects, EncodingObjectStore)
+        write_index(self.objects, encoded.digest, encoded.state, self.threads)
 
     def _write_state_file(self, entry: StateEntry, *, overwrite: bool) -> None:
         data = self.files.format(entry)

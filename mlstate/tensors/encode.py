@@ -21,8 +21,9 @@ from mlstate.tensors.memory import as_bytes, spec_of
 
 __all__ = ["encode_tensors", "state_digest", "tensor_sources"]
 
-_ONE_COPY = ProcessLock()
-"""Held while a tensor that had to be copied is in use: one such copy at a time, for memory."""
+_ONE_COPY = ProcessLock(again=True)
+"""Held while a tensor that had to be copied is in use: such copies in one thread at a time, for
+memory. A thread that needs two at once has them."""
 
 
 def state_digest(state_dict: Mapping[str, torch.Tensor]) -> str:

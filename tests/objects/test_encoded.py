@@ -10,15 +10,18 @@ import tomllib
 
 import pytest
 
+from mlstate.buckets.control import BucketControl
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, MlstateError, ObjectNotFoundError
 from mlstate.format.encoded_object import DEPTH_LIMIT, HEAD_SIZE, Head
 from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import DATA_OFFSET, TensorSpec, header, object_size
 from mlstate.objects import ChainObjectStore, FolderObjectStore, MemoryObjectStore
+from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.decoded import DecodedObject
 from mlstate.objects.interface import EncodedObjectStore, EncodingObjectStore
 from mlstate.objects.verified import digest_of, open_object, open_tensor, pieces_of
+from tests.support.buckets import bucket_place
 from tests.support.encoding import encode_all, encode_one, put_tensor
 
 SPEC = TensorSpec("BF16", (300, 3000))  # two blocks; 1.8 MB, so that it may be mapped
@@ -34,10 +37,13 @@ def data_of(step: int, spec: TensorSpec = SPEC) -> bytes:
     return bytes(whole)
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "bucket"])
 def store(request, tmp_path):
     if request.param == "memory":
         return MemoryObjectStore()
+    if request.param == "bucket":
+        moto = request.getfixturevalue("moto")
+        return BucketObjectStore(bucket_place(moto, moto.new_bucket(), "a/prefix"))
     return FolderObjectStore(tmp_path / "store")
 
 
@@ -281,16 +287,11 @@ def test_an_object_is_found_whatever_it_changes_into_while_it_is_looked_for(fold
 
 
 def damage(store, digest: Digest, place: int = HEAD_SIZE + 40) -> None:
-    if isinstance(store, MemoryObjectStore):
-        data = bytearray(store._encoded[digest])
-        data[place] ^= 1
-        store._encoded[digest] = bytes(data)
-        return
-    path = store.encoded_path(digest)
-    data = bytearray(path.read_bytes())
+    file = store.open_encoded(digest)
+    data = bytearray(file.read(0, file.size))
+    file.close()
     data[place] ^= 1
-    path.unlink()
-    path.write_bytes(data)
+    store.put_encoded(digest, [data])
 
 
 def test_a_damaged_encoded_object_is_named(store):
@@ -384,6 +385,42 @@ def test_a_bool_that_is_none_is_refused(store):
 
 
 # Writing beside it.
+
+
+def test_a_saver_into_a_bucket_takes_an_encoded_object_and_makes_it_young(moto, monkeypatch):
+    store = BucketObjectStore(bucket_place(moto, moto.new_bucket(), "a/prefix"))
+    base, ref = put_all(store, 2)
+    encode_one(store, ref, base)
+    store.say_encoded()
+    store.retire_plain(ref.digest)
+    paths = [store.encoded_path(ref.digest), store.path(base.digest)]
+    writer = BucketObjectStore(store.place).writer()
+    assert writer.reuse(ref.digest, object_size(SPEC))  # young as they are
+    monkeypatch.setattr("mlstate.objects.bucket._FRESH_SECONDS", 0)
+    freshened: list[str] = []
+    freshen = BucketControl.freshen
+
+    def noted(control, item):
+        freshened.append(item.path)
+        return freshen(control, item)
+
+    monkeypatch.setattr(BucketControl, "freshen", noted)
+    assert not writer.reuse(ref.digest, object_size(SPEC) + 1)
+    assert freshened == []
+    assert writer.reuse(ref.digest, object_size(SPEC))
+    assert freshened == paths
+    store.place.client.delete(paths[1])
+    assert not BucketObjectStore(store.place).writer().reuse(ref.digest, object_size(SPEC))
+
+
+def test_the_presence_of_many_objects_counts_encoded_ones(moto):
+    store = BucketObjectStore(bucket_place(moto, moto.new_bucket(), "a/prefix"))
+    small = TensorSpec("BF16", (90, 100))
+    refs = [put_tensor(store, small, data_of(step, small)) for step in range(20)]
+    encode_all(store, refs[:10])
+    presence = store.survey()
+    assert [presence.size(ref.digest) for ref in refs] == [object_size(small)] * 20
+    assert presence.size(Digest.of(b"absent")) is None
 
 
 def test_a_saver_takes_an_encoded_object_and_makes_all_that_it_needs_young(folder):

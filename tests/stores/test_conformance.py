@@ -7,6 +7,7 @@ import pytest
 from mlstate import AbstractStateStore, LocalStateStore, ManifestStore, MemoryStateStore
 from mlstate.stores.abstract import DeletingStore, DescribedStore
 from tests.conformance.state_stores import StateStoreSuite
+from tests.support.encoding import EncodedStateStore
 from tests.support.signing import Key, needs_ssh_keygen
 
 
@@ -67,3 +68,11 @@ class TestSigned(StateStoreSuite):
     @pytest.fixture
     def store(self, tmp_path, signer):
         return LocalStateStore(tmp_path / "store", **signer)
+
+
+class TestEncoded(StateStoreSuite):
+    """Every tensor object is in encoded form only: all else stays the same."""
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        return EncodedStateStore(tmp_path / "store")

@@ -10,12 +10,14 @@ from mlstate.errors import ArgumentError, MlstateError, ReadOnlyStoreError
 from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import Meter, listener
 from mlstate.format import layout
+from mlstate.format.encoded_object import DEPTH_LIMIT
 from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import object_size
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import one_at_a_time
 from mlstate.objects.chains import Chains
 from mlstate.objects.durable import make_folders
+from mlstate.objects.encoded_indexes import write_index
 from mlstate.objects.encoding import sample_of
 from mlstate.objects.interface import EncodingObjectStore, ListedObjectStore
 from mlstate.operations.compact.candidates import ReadStates, groups_of, read_states
@@ -170,7 +172,7 @@ def _compact(
         run.estimate(plan.steps)
     else:
         run.encode(plan.steps)
-        _write_indexes(objects, read, chains, run.sizes)
+        _write_indexes(objects, read, chains, run.sizes, view.threads)
     return _report(read, plan, run, dry_run=dry_run)
 
 
@@ -219,7 +221,7 @@ def _undo(
         undoing.release()
         chains = Chains(objects, view.threads)
         chains.look()
-        _write_indexes(objects, read, chains, undoing.sizes)
+        _write_indexes(objects, read, chains, undoing.sizes, view.threads)
     tally = Tally()
     for digest, size in undoing.sizes.items():
         if digest in owners:
@@ -268,8 +270,22 @@ def _write_indexes(
     read: ReadStates,
     chains: Chains,
     changed: Mapping[Digest, int],
+    threads: int,
 ) -> None:
     """Say beside each state whose objects changed what its encoded objects cost on the wire."""
+
+    def is_touched(digest: Digest | None) -> bool:
+        """Whether an object changed, or what it is built on."""
+        for _ in range(DEPTH_LIMIT + 1):
+            if digest is None or digest in changed:
+                return digest is not None
+            head = chains.head(digest)
+            digest = None if head is None else head.base
+        return False
+
+    for digest, state in zip(read.digests, read.states, strict=True):
+        if any(is_touched(ref.digest) for ref in state.refs.values()):
+            write_index(objects, digest, state, threads)
 
 
 class _Distances:

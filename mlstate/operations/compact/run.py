@@ -1,17 +1,16 @@
 """The run of a plan: what is encoded, verified, and then needed no more in plain form.
 
-Batch by batch: the encoded forms are written and read back, the store's settings say that readers
-have to know them, the plain objects go to trash/, and then it is looked whether each encoded form
-can be decoded with what is there *now*; otherwise the plain object comes back (see `Chains`). A
-process that is killed leaves plain objects, with encoded forms beside some, or in trash/, where
-readers find them.
+Batch by batch: the encoded forms are written and read back, it is looked whether each can be
+decoded with what is there *then* (see `Chains`), the store's settings say that readers have to know
+them, and the plain objects go to trash/. A process that is killed leaves plain objects, with
+encoded forms beside some, or encoded ones.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Lock
 
 from mlstate.digests import Digest
@@ -45,7 +44,6 @@ class Run:
 
     Attributes:
         sizes: What was encoded, with the sizes of the encoded forms in bytes.
-        trash: The bytes of the plain objects that went to trash/.
         unread: What could not be read, with the error.
     """
 
@@ -58,9 +56,15 @@ class Run:
         self._meter = meter
         self._lock = Lock()
         self.sizes: dict[Digest, int] = {}
-        self.trash = 0
+        self._moved: dict[Digest, int] = {}
         self.unread: dict[Digest, MlstateError] = {}
         self._full: list[Exception] = []
+
+    @property
+    def trash(self) -> int:
+        """The bytes of the plain objects that went to trash/."""
+        has_trash = isinstance(self._objects, TrashingObjectStore)
+        return sum(self._moved.values()) if has_trash else 0
 
     def estimate(self, steps: Sequence[Step]) -> None:
         """Say about how large each encoded form would be; nothing is written, nor verified."""
@@ -82,15 +86,16 @@ class Run:
             OSError: The disk is full, or cannot be written; likewise.
         """
         refs = {step.ref.digest: step.ref for step in steps}
-        retired: list[Digest] = []
+        encoded: list[Digest] = []
         for batch in _batches(steps):
             done = self._encode_all(batch)
-            retired += self._retire(done, refs)
+            self._retire(done, refs)
+            encoded += done
             if self._full:
                 raise self._full[0]
-        if retired:  # once more, for what other processes have replaced meanwhile
+        if encoded:  # once more, for what other processes have replaced meanwhile
             self._chains.look(None)
-            self._put_back(retired, refs)
+            self._put_back(encoded, refs)
 
     def _encode_all(self, batch: Sequence[Step]) -> list[Digest]:
         done: dict[Digest, int] = {}
@@ -157,34 +162,37 @@ class Run:
                 remedy="make room there; mlstate prune empties the trash of what is old",
             )
 
-    def _retire(self, done: Sequence[Digest], refs: dict[Digest, TensorRef]) -> list[Digest]:
-        """Take the plain objects away whose encoded forms were written; those that are gone."""
+    def _retire(self, done: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
+        """Take the plain objects away whose encoded forms were written, where that is safe."""
         if not done:
-            return []
-        self._objects.say_encoded()
-        moved: list[Digest] = []
+            return
+        self._chains.look(done)
+        safe = [digest for digest in done if self._chains.may_go(digest, self._is_plain)]
+        for digest in set(done).difference(safe):  # another process has encoded what it is near to
+            del self.sizes[digest]
+            with suppress(FormatError):  # the plain object is gone: see below
+                self._objects.drop_encoded(digest)
+        if safe:
+            self._objects.say_encoded()
 
         def retire(digest: Digest) -> None:
             try:
                 if self._objects.retire_plain(digest):
-                    moved.append(digest)
+                    self._moved[digest] = tensor_object.object_size(refs[digest].spec)
             except FormatError:  # another process has undone it meanwhile: it stays plain
                 self.sizes.pop(digest, None)
 
-        for_each(retire, done, self._threads)
-        if isinstance(self._objects, TrashingObjectStore):
-            self.trash += sum(tensor_object.object_size(refs[digest].spec) for digest in moved)
+        for_each(retire, safe, self._threads)
         self._chains.look(done)
-        self._put_back(moved, refs)
-        return moved
+        self._put_back(done, refs)
 
-    def _put_back(self, retired: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
-        """Put the plain objects back that are needed after all."""
-        for digest in retired:
-            if digest in self.sizes and self._chains.needs_plain(digest, self._is_plain):
+    def _put_back(self, digests: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
+        """Put the plain objects back that are needed after all, whoever took them away."""
+        for digest in digests:
+            if self._chains.needs_plain(digest, self._is_plain) and not self._is_plain(digest):
                 make_plain(self._objects, refs[digest])
-                self.trash -= tensor_object.object_size(refs[digest].spec)
-                del self.sizes[digest]
+                self._moved.pop(digest, None)
+                self.sizes.pop(digest, None)
 
     def _is_plain(self, digest: Digest) -> bool:
         return self._objects.plain_size(digest) is not None
@@ -194,7 +202,9 @@ def make_plain(objects: EncodingObjectStore, ref: TensorRef) -> None:
     """Have an object in plain form in its place again: from the trash, or written anew."""
     if objects.plain_size(ref.digest) is not None:
         return
-    if not (isinstance(objects, TrashingObjectStore) and objects.restore(ref.digest)):
+    if isinstance(objects, TrashingObjectStore):
+        objects.restore(ref.digest)
+    if objects.plain_size(ref.digest) is None:  # what came back may be its encoded form
         write_plain(objects, ref)
 
 

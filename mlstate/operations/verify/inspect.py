@@ -13,7 +13,7 @@ from sys import maxsize
 from threading import Lock
 
 from mlstate.digests import Digest
-from mlstate.errors import FormatError, MlstateError, ObjectNotFoundError
+from mlstate.errors import FormatError, IntegrityError, MlstateError, ObjectNotFoundError
 from mlstate.fetch.progress import Meter
 from mlstate.format import tensor_object
 from mlstate.format.state_object import StateObject
@@ -107,9 +107,10 @@ class Inspection:
 
     def is_right(self, digest: Digest, place: ObjectStore) -> bool:
         """Whether a place has an object, with the right bytes, now."""
+        spec = next(iter(self._wanted.get(digest, ())), None)
         try:
-            return digest_of(place, digest) == digest
-        except OSError:
+            return digest_of(place, digest, spec) == digest
+        except (OSError, IntegrityError):
             return False
 
     def refs_of(self, digest: Digest) -> Mapping[str, tuple[Digest, TensorSpec]]:
@@ -144,12 +145,21 @@ class Inspection:
     def _read_in(
         self, place: ObjectStore, digest: Digest, specs: _Specs, limit: int | None
     ) -> None:
+        kind: Kind
         try:
             problems = self._problems(place, digest, specs, limit)
+        except IntegrityError as error:  # of one in encoded form, which names what is damaged
+            is_other = isinstance(error, ObjectNotFoundError)
+            if is_other and error.expected == digest:
+                raise
+            kind = "missing" if is_other else "damaged"
+            problems = [_problem(place, kind, error)]
+        except FormatError as error:  # likewise; right bytes that are another tensor
+            problems = [_problem(place, "unreadable", error, specs[0])]
         except OSError as error:
             if isinstance(error, MlstateError):
                 raise
-            kind: Kind = "damaged" if is_disk_error(error) else "unreadable"
+            kind = "damaged" if is_disk_error(error) else "unreadable"
             path = place.locate(digest)
             problems = [Problem(place, kind, path, str(digest), error.strerror or str(error))]
         if problems:
@@ -160,7 +170,8 @@ class Inspection:
         self, place: ObjectStore, digest: Digest, specs: _Specs, limit: int | None
     ) -> list[Problem]:
         if not self._reads_trash and place.size(digest) is None:
-            raise ObjectNotFoundError("an object is missing", path=place.locate(digest))
+            path = place.locate(digest)
+            raise ObjectNotFoundError("an object is missing", path=path, expected=digest)
         is_short = limit is not None and (place.size(digest) or 0) <= limit
         data = bytearray() if is_short else None
         check = _read(place, digest, specs, data, self._meter)
@@ -208,15 +219,42 @@ def _read(
     data: bytearray | None,
     meter: Meter | None = None,
 ) -> TensorCheck:
-    """Read an object to its end; its bytes are added to `data`."""
-    check = TensorCheck(next((spec for spec in specs if spec.dtype == "BOOL"), None))
-    for piece in pieces_of(place, digest):
+    """Read an object to its end; its bytes are added to `data`.
+
+    One in encoded form is decoded as the tensor that a state says it is; of several, as the first
+    that it is.
+    """
+    for spec in specs[:-1]:
+        with suppress(IntegrityError):
+            return _read_as(place, digest, (specs, spec), data, meter)
+    return _read_as(place, digest, (specs, specs[-1] if specs else None), data, meter)
+
+
+def _read_as(
+    place: ObjectStore,
+    digest: Digest,
+    said: tuple[_Specs, TensorSpec | None],
+    data: bytearray | None,
+    meter: Meter | None,
+) -> TensorCheck:
+    specs, spec = said
+    check = TensorCheck(next((one for one in specs if one.dtype == "BOOL"), None))
+    for piece in pieces_of(place, digest, spec):
         check.update(piece)
         if data is not None:
             data += piece
         if meter is not None:
             meter.add(len(piece))
     return check
+
+
+def _problem(
+    place: ObjectStore, kind: Kind, error: MlstateError, spec: TensorSpec | None = None
+) -> Problem:
+    """The problem that an error tells."""
+    expected = None if error.expected is None else str(error.expected)
+    found = error.message if error.found is None else str(error.found)
+    return Problem(place, kind, str(error.path), expected, found, spec)
 
 
 def _other_tensor(

@@ -21,7 +21,7 @@ from mlstate.fetch.object_mirror import ObjectMirror, read_state_object
 from mlstate.format import tensor_object
 from mlstate.format.state_object import StateObject
 from mlstate.manifests import StateEntry
-from mlstate.objects.bucket import BucketPresence
+from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.interface import Survey
 from mlstate.objects.prefix import BucketPlace
 from mlstate.operations.verify.servers import Servers
@@ -166,7 +166,7 @@ class Questions:
             if address not in self._surveys:
                 found = context.transports.open(address, base=context.base, reach=context.reach)
                 place = found.place if isinstance(found, BucketResource) else None
-                survey = None if place is None else BucketPresence(BucketPlace(*place))
+                survey = None if place is None else BucketObjectStore(BucketPlace(*place)).survey()
                 self._surveys[address] = survey
             return self._surveys[address]
 

@@ -18,10 +18,11 @@ from mlstate import LocalStateStore, Manifest, bundle
 from mlstate.digests import Digest
 from mlstate.encoded import Base, encode
 from mlstate.format import tensor_object
+from mlstate.format.encoded_index import EncodedForm, EncodedIndex
 from mlstate.format.plain_file import PlainFile
 from mlstate.format.tensor_object import TensorSpec
 from tests.torture.fuzz.mutate import CORPUS
-from tests.torture.fuzz.targets import ENCODED_BASE, ENCODED_SPECS, KEY, SIGNED
+from tests.torture.fuzz.targets import ENCODED_BASE, ENCODED_SPECS, KEY, SIGNED, STATE
 
 DIGEST = "0" * 63 + "1"
 MANIFEST = f"""version = 1
@@ -127,6 +128,24 @@ def _encoded() -> None:
         for name, given, of in (("alone", alone, None), ("near", bytes(near), base)):
             file = b"".join(encode(given, spec, of))
             _put("encoded_object", f"{name}-{spec.dtype}", bytes([number]) + file)
+    digest = Digest(DIGEST)
+    forms = {digest: EncodedForm(700), STATE: EncodedForm(650, digest, 1, plain=True)}
+    _put("encoded_index", "plain", EncodedIndex(STATE, forms).encode())
+    _put("encoded_index", "empty", EncodedIndex(STATE).encode())
+
+
+def _chains() -> None:
+    """An object that is the difference to one that is encoded alone; and one that needs no base."""
+    for number, spec in enumerate(ENCODED_SPECS):
+        if spec.nbytes > 1 << 20:
+            continue
+        data = (ENCODED_BASE * (spec.nbytes // len(ENCODED_BASE) + 1))[: spec.nbytes]
+        other = bytes(spec.nbytes)
+        base = Base(Digest.of(tensor_object.header(spec), other), other)
+        for name, form in (("near", encode(data, spec, base)), ("alone", encode(data, spec))):
+            first, second = b"".join(form), b"".join(encode(other, spec))
+            length = len(first).to_bytes(3, "little")
+            _put("encoded_chain", f"{name}-{spec.dtype}", bytes([number]) + length + first + second)
 
 
 def _keys() -> None:
@@ -154,4 +173,5 @@ if __name__ == "__main__":
     _texts()
     _tensors()
     _encoded()
+    _chains()
     _keys()
