@@ -57,7 +57,7 @@ torture: $(VENV)/torture
 	$(BIN)/python -m tests.torture --json torture.json
 
 torture-short: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture tests/stores
+	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture tests/stores tests/operations/compact
 
 frameworks:
 	$(PYTHON) -m venv .venv-frameworks
@@ -90,6 +90,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
 	$(BIN)/python -m benchmarks.dcp --json benchmarks/results/dcp.json
 	$(BIN)/python -m benchmarks.encoded --json benchmarks/results/encoded.json
+	$(BIN)/python -m benchmarks.encoded_stores --json benchmarks/results/encoded_stores.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.index --json benchmarks/results/index.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
@@ -156,7 +157,7 @@ $(VENV)/browser: $(VENV)/test
 
 # What only benchmarks are held against.
 $(VENV)/bench: $(VENV)/test
-	$(PIP) pooch py-spy
+	$(PIP) blosc2 pooch py-spy
 	if command -v nvidia-smi > /dev/null; then $(PIP) fastsafetensors; fi
 	touch $@
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlstate.operations.alias import set_alias
     from mlstate.operations.bundle import bundle, unbundle
     from mlstate.operations.check import check_manifests
+    from mlstate.operations.compact.compact import compact
     from mlstate.operations.copy import copy
     from mlstate.operations.describe import describe
     from mlstate.operations.diff import diff
@@ -73,6 +74,7 @@ __all__ = [
     "adopt_all",
     "bundle",
     "check_manifests",
+    "compact",
     "copy",
     "describe",
     "diagnose",
@@ -123,6 +125,7 @@ _HOMES = {
     "adopt_all": "mlstate.operations.adopt_all",
     "bundle": "mlstate.operations.bundle",
     "check_manifests": "mlstate.operations.check",
+    "compact": "mlstate.operations.compact.compact",
     "copy": "mlstate.operations.copy",
     "describe": "mlstate.operations.describe",
     "diagnose": "mlstate.operations.doctor.doctor",

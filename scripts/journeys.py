@@ -38,6 +38,7 @@ from tests.servers.ports import MissingProgramError  # noqa: E402
 
 VALUES = (
     "buckets/values.py",
+    "claims.py",
     "digests.py",
     "errors.py",
     "format/",

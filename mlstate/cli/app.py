@@ -18,6 +18,7 @@ from mlstate import settings
 from mlstate.cli.add_export import add, export, materialize
 from mlstate.cli.bundle_unbundle import bundle, unbundle
 from mlstate.cli.check import check
+from mlstate.cli.compact import compact
 from mlstate.cli.doctor import doctor
 from mlstate.cli.exit_codes import (
     DEFECT,
@@ -184,6 +185,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
         "Bring a removed or replaced state back.",
         "restore pytorch.mlp.run7 --store weights",
     ),
+    (compact, "Keep near tensors in fewer bytes.", "compact weights --dry-run"),
     (prune, "Make room.", "prune --max-size 50GB --dry-run"),
     (check, "Check manifests, for hooks and CI.", "check weights.toml --mirrors"),
     (git_setup, "Let git show and merge manifests by state.", "git-setup --hook"),

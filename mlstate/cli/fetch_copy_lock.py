@@ -173,6 +173,14 @@ def copy(
     ] = None,
     overwrite: Overwrite = False,
     verify: Verify = False,
+    encode: Annotated[
+        bool,
+        typer.Option(
+            "--encode",
+            help="Write tensors as the difference to near ones that the target has, where that "
+            "saves a tenth; a folder or a bucket then needs readers that know it.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
@@ -199,6 +207,7 @@ def copy(
             chosen,
             overwrite=overwrite,
             verify=verify,
+            encode=encode or None,
             progress=progress_of(sending),
             dry_run=dry_run,
         )

@@ -28,6 +28,7 @@ __all__ = [
     "name_of",
     "opened",
     "pinned_now",
+    "store_and_keys",
     "store_option",
     "unreached_servers",
 ]
@@ -90,6 +91,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 def name_of(store: str | None) -> str:
     """The name of a store for people."""
     return store or default_name()
+
+
+def store_and_keys(
+    context: typer.Context, where: str | None, keys: list[str], store: str | None
+) -> tuple[str | None, list[str]]:
+    """The store and the keys: the first word is the store, unless ``--store`` was typed."""
+    source = context.get_parameter_source("store")
+    if where is not None and source is not None and source.name == "COMMANDLINE":
+        return store, [where, *keys]
+    return where or store, keys
 
 
 def opened(

@@ -198,6 +198,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
     from mlstate.operations.adopt_all import AdoptAllReport
     from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.check import CheckReport
+    from mlstate.operations.compact.report import CompactReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
     from mlstate.operations.diff_manifests import ManifestDiff
@@ -249,6 +250,7 @@ def printed() -> dict[str, tuple[type | Mapping[str, Any], ...]]:
         "pins": ({"path": str | None, "pins": list[PinnedByUser], "removed": list[PinnedByUser]},),
         "unbundle": ({"states": keys},),
         "prune": (pruned,),
+        "compact": ({"dry_run": bool, "saved": int}, CompactReport),
         "add": (AdoptReport, {"understood": KeyParts}),
         "add-all": ({"dry_run": bool}, AdoptAllReport),
         "verify": ({"ok": bool, "checked": keys}, VerifyReport),

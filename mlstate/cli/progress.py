@@ -40,6 +40,7 @@ def _lines() -> OnProgress:
         told = now
         of = "" if progress.total is None else f" of {human_size(progress.total)}"
         rate = f"{human_size(int(progress.rate))}/s"
-        note(f"{progress.what}: {human_size(progress.done)}{of}, {rate}")
+        waiting = f", {progress.waiting}" if progress.waiting else ""
+        note(f"{progress.what}: {human_size(progress.done)}{of}, {rate}{waiting}")
 
     return tell

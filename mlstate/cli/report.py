@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlstate.cli.keys import chosen_keys
-from mlstate.cli.options import Json, Keys, Overwrite, StoreArgument, StoreOption, opened
+from mlstate.cli.options import (
+    Json,
+    Keys,
+    Overwrite,
+    StoreArgument,
+    StoreOption,
+    opened,
+    store_and_keys,
+)
 from mlstate.cli.output import from_here, human_count, human_size, note, print_json, put
 
 if TYPE_CHECKING:
@@ -56,7 +64,7 @@ def report(
     from mlstate.cli.progress import progress
     from mlstate.operations.report.report import report as make_report
 
-    name, words = _store_and_keys(context, where, keys or [], store)
+    name, words = store_and_keys(context, where, keys or [], store)
     target = output or (None if as_json else _OUTPUT)
     found = _read(findings)
     view = opened(name, quiet=True)
@@ -75,16 +83,6 @@ def report(
         put(from_here(target))
     used = made.usage
     note(f"{human_count(len(used.states), 'state')}, {human_size(used.total)} of objects")
-
-
-def _store_and_keys(
-    context: typer.Context, where: str | None, keys: list[str], store: str | None
-) -> tuple[str | None, list[str]]:
-    """The store and the keys: the first word is the store, unless ``--store`` was typed."""
-    source = context.get_parameter_source("store")
-    if where is not None and source is not None and source.name == "COMMANDLINE":
-        return store, [where, *keys]
-    return where or store, keys
 
 
 def _read(path: str | None) -> tuple[Finding, ...] | None:

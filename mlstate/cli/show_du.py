@@ -23,7 +23,7 @@ from mlstate.phrases import in_shell
 from mlstate.states import StateType
 
 if TYPE_CHECKING:
-    from mlstate.operations.describe import Description
+    from mlstate.operations.describe import Description, TensorInfo
     from mlstate.operations.usage_report import StateUsage
     from mlstate.stores.read import StateStore
 
@@ -88,19 +88,28 @@ def show(key: Key, store: StoreOption = None, as_json: Json = False) -> None:
         )
         return
     put()
+    encoded = any(tensor.encoded is not None for tensor in described.tensors)
     print_table(
-        ["TENSOR", "TYPE", "SHAPE", ">SIZE", "SHARED WITH"],
+        ["TENSOR", "TYPE", "SHAPE", ">SIZE", *([">ENCODED", "BASE"] * encoded), "SHARED WITH"],
         (
             [
                 tensor.name,
                 tensor.dtype,
                 human_shape(tensor.shape),
                 human_size(tensor.nbytes),
+                *(_form(tensor) * encoded),
                 _with_whom(tensor.same_names, tensor.states),
             ]
             for tensor in described.tensors
         ),
     )
+
+
+def _form(tensor: TensorInfo) -> list[str]:
+    """The size and the base of an encoded tensor; nothing of a plain one."""
+    if tensor.encoded is None:
+        return ["", ""]
+    return [human_size(tensor.encoded), "alone" if tensor.base is None else tensor.base[:12]]
 
 
 def _no_digest(view: StateStore, described: Description) -> str:
@@ -187,7 +196,12 @@ def du(
     if used.disk is not None:
         sizes = [(title, getattr(used.disk, part)) for part, title in _PARTS.items()]
         fields += [(title, human_size(size)) for title, size in sizes if size or title in _ALWAYS]
-    print_fields([*fields, ("without sharing", human_size(apart))])
+    fields.append(("without sharing", human_size(apart)))
+    if used.encoded is not None:
+        many = human_count(used.encoded.objects, "object")
+        fields.append(("encoded", f"{human_size(used.encoded.nbytes)}, {many}"))
+        fields.append(("saved by that", human_size(used.encoded.saved)))
+    print_fields(fields)
     if used.unnamed:
         note("what is in no state goes when it is old enough: mlstate prune, or prune --grace AGE")
     complain_of(used.states)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlstate import settings
+from mlstate.digests import Digest
 from mlstate.errors import (
     FetchError,
     FormatError,
@@ -37,6 +38,8 @@ __all__ = ["Attempts", "Context", "Options", "name_of", "read_at_most", "shown"]
 _BRIEFLY = 1.0
 """The seconds for a connection to be made, as long as another mirror can be asked: enough for a
 round trip to anywhere, and little beside a fetch."""
+_REFUSALS = frozenset({401, 403, 407, 451})
+"""The statuses of a place that gives nothing to this user: it is asked last by what follows."""
 _ROOM = 1 << 30
 """What a file may have beside the state, where all of it must be read: bytes."""
 
@@ -64,6 +67,19 @@ class Context:
     reach: Reach = OWN  # the places that may be opened
     whole: bool = False  # whether nothing is read in parts
     sums: dict[Mirror, str] = field(default_factory=dict)  # the SHA-256 of files that were compared
+
+    def claim(self, digest: Digest, size: int | None, *, travels: int | None = None) -> bool:
+        """Begin to bring an object, unless another process does, or did by now.
+
+        Args:
+            digest: Which.
+            size: Its size in bytes, if that is known.
+            travels: How many bytes come for it; by default so many.
+        """
+        if self.receiver.claim(digest, size):
+            return True
+        self.reader.meter.spare((size or 0) if travels is None else travels)
+        return False
 
     def open(self, address: str) -> Resource:
         """The resource at an address; reading it is tried again after passing failures."""
@@ -157,7 +173,7 @@ class Attempts:
         server, outages = server_of(place), self.options.outages
         if place in self._failed:
             return False
-        if server is not None and not self._patient and outages.is_down(server):
+        if server is not None and not self._patient and outages.comes_last(server, place):
             self.put_off = True
             return False
         try:
@@ -173,12 +189,13 @@ class Attempts:
                 return False
             self._differs |= isinstance(error, IntegrityError)
             self._wrong_bytes |= not isinstance(error, TransportError)
+            self._note_refusal(server, place, error)
             if is_local(place) and getattr(error, "status", None) != 404:
                 self._damaged.append(f"{place}: {reason}")
             self._note_failure(place, reason)
         else:
             if server is not None:
-                outages.remove(server)
+                outages.remove(server, place)
             return True
         return False
 
@@ -189,6 +206,11 @@ class Attempts:
         self.options.outages.add(server, _briefly(error), waited_for=self._patient)
         self.put_off |= not self._patient
         return not self._patient
+
+    def _note_refusal(self, server: str | None, place: str, error: MlstateError) -> None:
+        """Remember a place that gives nothing to this user."""
+        if server is not None and getattr(error, "status", None) in _REFUSALS:
+            self.options.outages.refuse(place)
 
     def _retries(self, place: str) -> Retries:
         """How often a place is tried: once if all attempts at its server were in vain lately."""

@@ -86,7 +86,7 @@ def _by_ranges(
         found.append((receiver.stage_partial(whole, name, name), resumed))
 
     try:
-        pieces = segments.pieces(name, size, complete)
+        pieces = segments.pieces(name, size, complete, span=reader.span)
         reader.all(partial(reader.read_run, resource, (piece,)) for piece in pieces)
     finally:
         if not kept:

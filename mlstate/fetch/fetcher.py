@@ -373,8 +373,19 @@ class Fetcher:
                 raise
             raise _takes_nothing(own.root, missing) from error
         lock = own.root / layout.TEMPORARIES / f"{identity}{layout.LOCK_SUFFIX}"
-        with one_at_a_time(lock) as alive:
-            meter = Meter(str(entry.key), self.on_progress, alive)
+        meter = Meter(str(entry.key), self.on_progress)
+
+        def wait() -> None:
+            meter.wait("another process brings it")
+            receiver.claims.watch()
+
+        with receiver.claims, one_at_a_time(lock, waiting=wait) as alive:
+
+            def at_work() -> None:
+                alive()
+                receiver.claims.alive()
+
+            meter.begin(at_work)
             try:
                 with self.transports() as transports:
                     options = Options(

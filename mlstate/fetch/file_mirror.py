@@ -147,7 +147,7 @@ class FileMirror:
         small: list[plan.Piece[Take]] = []
         for name in sorted(names, key=lambda name: -plain.tensors[name].spec.nbytes):
             tensor = plain.tensors[name]
-            pieces = gathering.pieces(name, tensor)
+            pieces = gathering.pieces(name, tensor, reader.span)
             if tensor.spec.nbytes >= LARGE:
                 left = tensor.spec.nbytes
                 for piece in pieces:

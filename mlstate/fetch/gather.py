@@ -24,7 +24,7 @@ from mlstate.format.state_object import (
     check_name,
 )
 from mlstate.format.tensor_object import TensorSpec
-from mlstate.objects.partial import Partial
+from mlstate.objects.partial import SEGMENT, Partial
 from mlstate.objects.receiving import Receiver, Staged
 from mlstate.parallel import for_each
 from mlstate.units import LARGER
@@ -61,10 +61,13 @@ class Gathering(abc.ABC):
     def knows(self, name: str) -> bool:
         """Whether something of this name may be wanted; other entries may be anything."""
 
-    def pieces(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
+    def pieces(
+        self, name: str, tensor: FileTensor, span: Callable[[], int] = lambda: SEGMENT
+    ) -> Iterator[Piece[Take]]:
         """The pieces of a tensor that are wanted, of a file that can be read in any order.
 
-        A large tensor is opened when the first of its pieces is asked for.
+        A large tensor is opened when the first of its pieces is asked for; ``span`` as of
+        `Segments.pieces`.
         """
         if tensor.spec.nbytes < LARGE:
             yield from self.whole(name, tensor)
@@ -78,6 +81,7 @@ class Gathering(abc.ABC):
             head=tensor_object.header(tensor.spec),
             start=tensor.start,
             convert=lambda chunks: values(tensor.spec, chunks),
+            span=span,
         )
 
     def whole(self, name: str, tensor: FileTensor) -> Iterator[Piece[Take]]:
@@ -156,6 +160,7 @@ class Gathering(abc.ABC):
     def close(self) -> None:
         """Close unfinished objects; a later run may go on with them."""
         self._segments.close()
+        self.receiver.claims.give_all()
 
     def _take_checked(self, name: str, tensor: FileTensor, partial: Partial) -> None:
         if tensor.crc is not None:
@@ -201,7 +206,8 @@ class DirectGathering(Gathering):
                         expected=ref.spec,
                         found=specs[name],
                     )
-                wanted[ref.digest] = name
+                if self.receiver.claim(ref.digest, tensor_object.object_size(ref.spec)):
+                    wanted[ref.digest] = name
         return list(wanted.values())
 
     def knows(self, name: str) -> bool:
@@ -229,6 +235,7 @@ class DirectGathering(Gathering):
         return self._refs[name].digest
 
     def _came(self, digest: Digest) -> None:
+        self.receiver.claims.give(digest)
         with self._lock:
             self.missing.discard(digest)
 

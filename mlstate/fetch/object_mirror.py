@@ -15,18 +15,19 @@ from mlstate.fetch.header import begins_with
 from mlstate.fetch.plan import LARGE, Piece, Segments, Take
 from mlstate.fetch.reader import read_exactly
 from mlstate.format import layout
+from mlstate.format.encoded_index import MAX_INDEX, EncodedIndex
 from mlstate.format.state_object import INLINE_LIMIT, MAX_HEADER
 from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import check_arrived
 from mlstate.transport import Resource
 
-__all__ = ["ObjectMirror", "bring_object", "read_state_object"]
+__all__ = ["GONE", "ObjectMirror", "bring_object", "read_state_object"]
 
 _ENDS = re.compile(rb'"data_offsets":\[\d{1,19},(\d{1,19})\]')
 _UNSAID = 4
 """Of what a file may have, a quarter may come of one whose length the server does not say."""
 
-_GONE = frozenset({404, 410})
+GONE = frozenset({404, 410})
 """The statuses by which a server says that it lacks one thing, which says nothing of others."""
 
 
@@ -121,6 +122,21 @@ class ObjectMirror:
             return read_state_object(self._open(digest), digest, max_size)
         return None
 
+    def encoded_index(self, state: Digest) -> EncodedIndex | None:
+        """Which objects of a state the mirror has encoded; None if it does not say.
+
+        Raises a `FormatError` if it says it in a form that is not known, and a `TransportError` if
+        it cannot be reached.
+        """
+        address = f"{self._address}/{layout.encoded_index_path(state)}"
+        try:
+            with concerning(path=address), self._context.open(address).read() as stream:
+                return EncodedIndex.parse(read_exactly(stream, MAX_INDEX + 1), state)
+        except TransportError as error:
+            if error.unreachable or (error.transient and error.status is None):
+                raise
+            return None  # whatever else it says, it may have objects
+
     def gather(self, wanted: Mapping[Digest, int | None]) -> None:
         """Bring objects, each with its size if that is known; see `lacking` afterwards.
 
@@ -134,6 +150,7 @@ class ObjectMirror:
         finally:
             if self._segments is not None:
                 self._segments.close()
+            self._context.receiver.claims.give_all()
 
     def address_of(self, digest: Digest) -> str:
         """The address of an object, if the mirror has it."""
@@ -148,16 +165,22 @@ class ObjectMirror:
                 yield partial(self._bring, digest, size)
 
     def _bring(self, digest: Digest, size: int | None) -> None:
+        if not self._context.claim(digest, size):
+            return
         with self._unless_lacking(digest):
             bring_object(self._open(digest), digest, size, self._context)
+        self._context.receiver.claims.give(digest)
 
     def _large(self, digest: Digest, size: int, segments: Segments) -> Iterator[Callable[[], None]]:
         """The requests for a large object: segments, or all of it if the server has no ranges."""
         resource, reader = self._open(digest), self._context.reader
         alone = Lock()
+        if not self._context.claim(digest, size):
+            return
 
         def complete(whole: Partial) -> None:
             segments.publish(whole, digest)
+            self._context.receiver.claims.give(digest)
 
         def fetch(piece: Piece[Take]) -> None:
             if digest in self.lacking:
@@ -171,7 +194,7 @@ class ObjectMirror:
                         self._bring(digest, size)
 
         left = size
-        for piece in segments.pieces(digest, size, complete):
+        for piece in segments.pieces(digest, size, complete, span=reader.span):
             left -= piece.stop - piece.start
             yield partial(fetch, piece)
         reader.meter.spare(left)
@@ -185,7 +208,7 @@ class ObjectMirror:
         try:
             yield
         except TransportError as error:
-            if error.status not in _GONE:
+            if error.status not in GONE:
                 raise
             with self._lock:
                 self.lacking.add(digest)

@@ -45,6 +45,7 @@ class Outages:
         self._clock = clock
         self._lock = ProcessLock()
         self._down: dict[str, _Outage] = {}
+        self._refused: dict[str, float] = {}  # until when, by the clock
 
     def is_down(self, server: str) -> bool:
         """Whether a server could not be reached lately."""
@@ -65,10 +66,22 @@ class Outages:
         if not told and self.tell is not None:
             self.tell(server, reason)
 
-    def remove(self, server: str) -> None:
-        """Forget that a server was down: it answers."""
+    def refuse(self, place: str) -> None:
+        """Remember a place that refuses what is asked of it: other places are asked first."""
+        with self._lock:
+            self._refused[place] = self._clock() + self._seconds
+
+    def comes_last(self, server: str, place: str) -> bool:
+        """Whether others are asked before a place: its server is down, or it refused lately."""
+        with self._lock:
+            refused = self._refused.get(place, 0.0) > self._clock()
+        return refused or self.is_down(server)
+
+    def remove(self, server: str, place: str = "") -> None:
+        """Forget that a server was down, and that a place refused: they answer."""
         with self._lock:
             self._down.pop(server, None)
+            self._refused.pop(place, None)
 
     def known(self) -> list[tuple[str, str]]:
         """The servers that are down as far as is known, each with the reason."""

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from mlstate.digests import Bytes, Digest
 from mlstate.errors import IntegrityError
-from mlstate.objects.partial import Partial
+from mlstate.objects.partial import SEGMENT, Partial
 from mlstate.objects.receiving import Receiver, check_arrived
 
 __all__ = [
@@ -84,6 +84,19 @@ def _bridged(ordered: Sequence[Piece[_Want]], waste: float, spent: int) -> set[i
     return bridged
 
 
+def _joined(
+    segments: Sequence[tuple[int, int]], span: Callable[[], int]
+) -> Iterator[tuple[int, int]]:
+    """Segments, joined with those that follow as far as a span goes that is asked for each time."""
+    at = 0
+    while at < len(segments):
+        begin, stop = segments[at]
+        at, most = at + 1, span()
+        while at < len(segments) and segments[at][0] == stop and segments[at][1] - begin <= most:
+            stop, at = segments[at][1], at + 1
+        yield begin, stop
+
+
 class DamagedPartialError(Exception):
     """What an earlier run left was damaged; it is forgotten, and this run may begin anew."""
 
@@ -115,13 +128,15 @@ class Segments:
         head: bytes = b"",
         start: int = 0,
         convert: Callable[[Iterable[Bytes]], Iterable[Bytes]] = iter,
+        span: Callable[[], int] = lambda: SEGMENT,
     ) -> Iterator[Piece[Take]]:
         """The pieces of an object that are not here yet; it is opened for the first of them.
 
         A later run finds it by ``name``, 64 hex digits. ``complete`` is called once, when all of it
         is here: it publishes or stages it. ``head`` is its first bytes, if they need not be read,
         and ``start`` where in the resource the bytes after the head begin. ``convert`` changes the
-        bytes on their way, but not their number.
+        bytes on their way, but not their number. ``span`` is asked for each piece how many bytes it
+        may have; fewer than `SEGMENT` mean as many.
         """
         partial = self._receiver.partial(name, size)
         with self._lock:
@@ -130,7 +145,7 @@ class Segments:
         missing = partial.missing()
         if not missing:  # an earlier run was stopped right before the end
             self._complete(name, complete)
-        for begin, stop in missing:
+        for begin, stop in _joined(missing, span):
             first = max(begin, len(head))
 
             def take(chunks: Iterator[Bytes], begin: int = begin, position: int = first) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from mlstate.log import info
 from mlstate.units import format_size
 
 __all__ = ["Meter", "OnProgress", "Progress", "listener"]
@@ -94,7 +95,8 @@ def _terminal_bar() -> OnProgress | None:
             bars.add_task(progress.what, total=None)
             bars.start()
         for task in bars.task_ids:
-            bars.update(task, completed=progress.done, total=progress.total)
+            what = f"{progress.what}: {progress.waiting}" if progress.waiting else progress.what
+            bars.update(task, description=what, completed=progress.done, total=progress.total)
         if progress.ended:
             bars.stop()
             for task in bars.task_ids:
@@ -117,6 +119,7 @@ class Progress:
             does not count.
         what: What is being fetched: a state's key.
         ended: Whether this is the last time: all came, or it failed.
+        waiting: What it waits for, if nothing comes because another process brings it.
     """
 
     done: int
@@ -124,6 +127,7 @@ class Progress:
     rate: float
     what: str
     ended: bool = False
+    waiting: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -131,31 +135,49 @@ OnProgress = Callable[[Progress], None]
 
 
 class Meter:
-    """Counts bytes and tells of them; ``alive`` is called now and then while bytes come."""
+    """Counts bytes and tells of them."""
 
-    def __init__(
-        self,
-        what: str,
-        on_progress: OnProgress | None = None,
-        alive: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, what: str, on_progress: OnProgress | None = None) -> None:
         self._what = what
         self._on_progress = on_progress
-        self._alive = alive
+        self._alive: Callable[[], object] | None = None
         self._lock = Lock()
         self._began = time.monotonic()
         self._first: int | None = None  # bytes that came at once when the clock began
         self._told = 0.0
+        self._waiting = ""
         self.total: int | None = None
         self.done = 0
+
+    def begin(self, alive: Callable[[], object]) -> None:
+        """Call ``alive`` now and then from now on, while bytes come or are waited for."""
+        self._alive = alive
+        alive()
 
     def add(self, count: int) -> None:
         """Bytes came."""
         with self._lock:
             self.done += count
+            self._waiting = ""
             now = time.monotonic()
             if self._first is None:
                 self._began, self._first = now, count
+            if now - self._told >= _INTERVAL:
+                self._told = now
+                self._tell(now)
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, since the first came."""
+        passed = time.monotonic() - self._began
+        return (self.done - (self._first or 0)) / passed if passed > 0 else 0.0
+
+    def wait(self, reason: str) -> None:
+        """Say that nothing comes now, and why; called again and again meanwhile."""
+        with self._lock:
+            if reason != self._waiting:
+                info("%s: %s", self._what, reason)
+            self._waiting, now = reason, time.monotonic()
             if now - self._told >= _INTERVAL:
                 self._told = now
                 self._tell(now)
@@ -180,7 +202,6 @@ class Meter:
         if self._alive is not None:
             self._alive()
         if self._on_progress is not None:
-            passed = now - self._began
-            rate = (self.done - (self._first or 0)) / passed if passed > 0 else 0.0
             total = self.total and max(self.total, self.done)
-            self._on_progress(Progress(self.done, total, rate, self._what, ended))
+            waiting = "" if ended else self._waiting
+            self._on_progress(Progress(self.done, total, self.rate, self._what, ended, waiting))

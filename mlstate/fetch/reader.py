@@ -12,10 +12,11 @@ from mlstate.digests import Bytes
 from mlstate.errors import IntegrityError, TransportError
 from mlstate.fetch.plan import Piece, Take
 from mlstate.fetch.progress import Meter
+from mlstate.objects.partial import SEGMENT
 from mlstate.parallel import for_each
 from mlstate.transport import Patience, Resource, Retries, Stream, retried, retrying
 
-__all__ = ["CHUNK", "Reader", "StreamLimit", "read_exactly"]
+__all__ = ["CHUNK", "LONGEST", "Reader", "StreamLimit", "read_exactly"]
 
 _FEW = 4
 """So many streams bring all that two cores can hash and write (docs/performance.md)."""
@@ -76,6 +77,13 @@ _T = TypeVar("_T")
 CHUNK = 1 << 20
 """The most bytes of a stream that are in memory at once, for each connection."""
 
+LONGEST = 64 << 20
+"""The most bytes of a large object that one request asks for."""
+_SHARES = 4
+"""A request asks for at most one part of so many of what is left for each stream."""
+_MOMENT = 0.25
+"""The seconds in which all streams together bring what one request asks for: so 64 MiB are asked
+for from 270 MB/s on, and 16 MiB below 70."""
 _PATIENCE = 1.0
 _GATHER = 0.1
 """The seconds after which what has come is passed on, be it ever so little."""
@@ -93,6 +101,16 @@ class Reader:
         self._stopped = threading.Event()
         self._own = threading.local()
         self.meter = meter
+
+    def span(self) -> int:
+        """How many bytes of a large object one request asks for now.
+
+        More where the network is fast, since each request takes its time (and its price), as long
+        as so much is left that all streams have enough to do.
+        """
+        left = (self.meter.total or 0) - self.meter.done
+        share = left // (_SHARES * self._connections)
+        return int(max(SEGMENT, min(LONGEST, share, self.meter.rate * _MOMENT)))
 
     def patient(self, resource: Resource) -> Resource:
         """The resource, reading which is tried again after passing failures."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, TransportError
@@ -24,12 +25,18 @@ from mlstate.objects import ObjectStore
 from mlstate.objects.cache import write_root
 from mlstate.reading import Names, Needs, Only, needs_of, state_object_limit
 from mlstate.transport.hub import parse_hub_address
+from mlstate.units import format_size
+
+if TYPE_CHECKING:
+    from mlstate.fetch.encoded_run import EncodedRun
 
 __all__ = ["Run"]
 
 _EMPTY = Digest.of(b"")
 _EVICTIONS = 3
 """So often what a pruning takes from under a fetch is fetched again."""
+_ENCODED_FROM = 16 << 20
+"""If so many bytes are missing a mirror is asked at once which objects it has encoded."""
 _UNKNOWN_STATE = 64 << 20
 """The longest state object that is fetched of a state whose size nobody gives: bytes."""
 
@@ -47,6 +54,7 @@ class Run:
         self._max_size = attempts.options.max_size
         self._state: StateObject | None = None
         self._beside = 0  # bytes of a state object that came, of which little may be new
+        self._encoded: EncodedRun | None = None
         self._mirrors: list[Mirror] = []
         for mirror in self.entry.mirrors:
             if isinstance(mirror, Mirror):
@@ -86,11 +94,29 @@ class Run:
         there = self._named(needs, names, files=files) - _digests(needs, self.entry)
         if first:
             self.spared = needs.present
-        self._bring_tensors(names, self._needs(names))
-        if files:
-            self._bring_files()
+        while True:
+            self._receiver.deferred.clear()
+            self._bring_tensors(names, self._needs(names))
+            if files:
+                self._bring_files()
+            if not self._waited_for_others():
+                break
         self._receiver.flush()
         return there
+
+    def _waited_for_others(self) -> bool:
+        """Wait for what other processes bring of this state, if they do; says whether they did."""
+        deferred = dict(self._receiver.deferred)
+
+        def waiting(left: Collection[Digest]) -> None:
+            size = sum(deferred[digest] or 0 for digest in left)
+            what = f"{len(left)} object{'s'[: len(left) > 1]} ({format_size(size)})"
+            self.meter.wait(f"another process brings {what} of it")
+
+        self._receiver.claims.wait(
+            deferred, lambda digest: self._receiver.has(digest, deferred[digest]), waiting
+        )
+        return bool(deferred)
 
     def _named(self, needs: Needs, names: Names, *, files: bool) -> set[Digest]:
         """The objects that are needed, as far as that is known."""
@@ -209,8 +235,7 @@ class Run:
     def _bring_tensors(self, names: Names, needs: Needs) -> None:
         for address in self.attempts.objects:
             if needs and needs.state is not None:
-                self._bring_objects(address, dict(needs.objects))
-                needs = self._needs(names)
+                needs = self._bring_from_objects(address, names, needs)
         for mirror in self._mirrors:
             if not needs:
                 return
@@ -230,6 +255,23 @@ class Run:
                 mirror, gathering, header=header, size=size, max_bytes=most, check_sums=False
             )
             needs = self._needs(names)
+
+    def _bring_from_objects(self, address: str, names: Names, needs: Needs) -> Needs:
+        """Bring tensors from a mirror of objects, encoded or plain; what is missing then."""
+        at_once = sum(needs.objects.values()) >= _ENCODED_FROM
+        if at_once:
+            self._encoded_run().bring(address, needs)
+            needs = self._needs(names)
+        if needs.refs and self._bring_objects(address, dict(needs.objects)) and not at_once:
+            self._encoded_run().bring(address, self._needs(names))
+        return self._needs(names)
+
+    def _encoded_run(self) -> EncodedRun:
+        if self._encoded is None:
+            from mlstate.fetch.encoded_run import EncodedRun  # a small fetch needs none
+
+            self._encoded = EncodedRun(self.attempts, self._cache)
+        return self._encoded
 
     def _gather(
         self,
@@ -288,15 +330,20 @@ class Run:
                 if self.attempts.attempt(name_of(mirror), bring):
                     break
 
-    def _bring_objects(self, address: str, wanted: dict[Digest, int | None]) -> None:
+    def _bring_objects(self, address: str, wanted: dict[Digest, int | None]) -> bool:
+        """Bring objects from a mirror of them; says whether it lacks some."""
+        lacking: set[Digest] = set()
+
         def gather(context: Context) -> None:
             mirror = ObjectMirror(address, context)
             mirror.gather(wanted)
+            lacking.update(mirror.lacking)
             if mirror.lacking:  # which says nothing of what else it has
                 lacks = f"it lacks {len(mirror.lacking)} of {len(wanted)} objects"
                 self.attempts.note(address, lacks)
 
         self.attempts.attempt(address, gather)
+        return bool(lacking)
 
 
 def _digests(needs: Needs, entry: StateEntry) -> set[Digest]:

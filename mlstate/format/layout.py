@@ -4,6 +4,7 @@ mlstate.toml                                              version and requiremen
 objects/ab/cdef...                                        an object, by its digest
 states/<backend>/<architecture>/[<extra>.]*<training_id>.toml
 encoded/ab/cdef...                                        an object in another form
+encoded/states/ab/cdef...                                 which of a state's objects are encoded
 tmp/ trash/ roots/                temporaries, removed things, what a cache keeps and why
 """
 
@@ -22,6 +23,7 @@ from mlstate.states import StateKey, StateType, keys_of
 from mlstate.texts import load_toml
 
 __all__ = [
+    "CLAIMS",
     "DAMAGED_SUFFIX",
     "DONE_SUFFIX",
     "ENCODED",
@@ -44,9 +46,11 @@ __all__ = [
     "TRASHED_OBJECT",
     "TRASHED_STATE",
     "check_settings",
+    "compacts",
     "digest_of_encoded_path",
     "digest_of_object_path",
     "digests_in_object_folder",
+    "encoded_index_path",
     "encoded_path",
     "is_no_marker",
     "key_of_state_path",
@@ -82,6 +86,8 @@ TRASHED_ENCODED = re.compile(r"([0-9a-f]{64})\.encoded\.[0-9a-f]{32}")
 TRASHED_STATE = re.compile(r"(.+)\.toml\.[0-9a-f]{32}")
 """The name in trash/ of the state file of a state that was deleted or replaced."""
 LOCK_SUFFIX = ".lock"
+CLAIMS = "claims.lock"
+"""The name in tmp/ of the file by which several processes share the work of one cache."""
 
 VERSION = 1
 NEW_SETTINGS = b"version = 1\nrequires = []\n"
@@ -126,6 +132,11 @@ def digests_in_object_folder(folder: str, names: Iterable[str]) -> Iterator[Dige
 def encoded_path(digest: Digest) -> str:
     """The relative path of the encoded form of an object."""
     return f"{ENCODED}/{digest[:2]}/{digest[2:]}"
+
+
+def encoded_index_path(state: Digest) -> str:
+    """The relative path of what says which objects of a state are encoded."""
+    return f"{ENCODED}/{STATES}/{state[:2]}/{state[2:]}"
 
 
 def digest_of_encoded_path(path: str) -> Digest | None:
@@ -258,6 +269,22 @@ def check_settings(data: bytes, path: str, known: frozenset[str] = REQUIREMENTS)
             remedy="install a newer mlstate; nothing was changed",
         )
     return frozenset(requires)
+
+
+def compacts(data: bytes, path: str) -> bool:
+    """Whether the settings of a store, valid ones, say that what is saved is encoded at once.
+
+    Raises:
+        FormatError: They say neither ``compact = true`` nor ``compact = false``.
+    """
+    if b"compact" not in data:  # almost always
+        return False
+    value = load_toml(data, "a store's settings").get("compact", False)
+    if not isinstance(value, bool):
+        raise FormatError(
+            "a store's settings are not valid", path=path, expected="compact = true", found=value
+        )
+    return value
 
 
 def with_requirement(data: bytes, word: str, *, wanted: bool) -> bytes:

@@ -398,12 +398,15 @@ def _quoted(text: str) -> str:
 
 
 @contextmanager
-def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callable[[], None]]:
+def one_at_a_time(
+    path: Path, *, patience: float = _PATIENCE, waiting: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], None]]:
     """Let one process after the other do a piece of work, as long as each gets on with it.
 
     Whoever comes second waits while the first shows that it is alive, and then most likely finds
     everything done. If nothing is heard of the first for ``patience`` seconds, or locks do not work
     here, the second begins too: work is then done twice, which is all that can go wrong.
+    ``waiting`` is called again and again while it waits.
 
     Yields:
         A call that shows, now and then, that the work goes on.
@@ -414,7 +417,7 @@ def one_at_a_time(path: Path, *, patience: float = _PATIENCE) -> Iterator[Callab
         return
     lock = FileLock(descriptor, path)
     try:
-        _wait(lock, descriptor, patience)
+        _wait(lock, descriptor, patience, waiting)
         last = [0.0]
 
         def alive() -> None:
@@ -465,9 +468,10 @@ def _open_lock(path: Path) -> int | None:
 _NO_LOCK = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.ENOTDIR}
 
 
-def _wait(lock: FileLock, descriptor: int, patience: float) -> None:
+def _wait(lock: FileLock, descriptor: int, patience: float, waiting: Callable[[], None]) -> None:
     heard, sign = time.monotonic(), os.fstat(descriptor).st_mtime_ns
     while lock.take() is False:
+        waiting()
         time.sleep(_POLL)
         now = os.fstat(descriptor).st_mtime_ns
         if now != sign:

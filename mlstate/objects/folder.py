@@ -261,6 +261,14 @@ class FolderObjectStore(EncodedFolder):
             if entry.is_file(follow_symlinks=False):
                 yield entry.name
 
+    def compacts(self) -> bool:
+        """See `EncodingObjectStore.compacts`."""
+        path = self.root / layout.SETTINGS
+        try:
+            return layout.compacts(read_small(path), str(path))
+        except FileNotFoundError:
+            return False
+
     def writer(self) -> FolderObjectWriter:
         """Begin an act of saving; makes the folder a store if it is none yet."""
         prepare_folder(self.root)

@@ -170,8 +170,18 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
     encoded form is left that is needed, `say_plain`.
     """
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
-        """Write the encoded form of an object, replacing one that is here; then it is durable."""
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
+        """Write the encoded form of an object; it is durable then.
+
+        With ``replace`` one that is here is replaced. Otherwise it stays, and the result is False:
+        another process may rely on it by now.
+        """
+
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """Write which objects of a state are encoded (`EncodedIndex`), for who copies it.
+
+        None removes what is there.
+        """
 
     def retire_plain(self, digest: Digest) -> bool:
         """Move an object that has an encoded form to trash/; False if it is not here.
@@ -193,3 +203,6 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
 
     def say_plain(self) -> None:
         """Let the store's settings not require such readers any more."""
+
+    def compacts(self) -> bool:
+        """Whether the store's settings say that what is saved is encoded at once."""

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from mmap import ACCESS_READ, mmap
 from typing import BinaryIO
@@ -14,7 +15,7 @@ from typing import BinaryIO
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.system import LINUX, is_own, write_views
 
-__all__ = ["MAP_FROM", "libc", "may_map", "write_all", "write_hashed"]
+__all__ = ["MAP_FROM", "libc", "may_map", "view_of", "write_all", "write_hashed"]
 
 _BLOCK = 2 << 20
 """Written at once, at multiples of it: the kernel can then keep it in one piece, which makes
@@ -183,6 +184,15 @@ def may_map(file: BinaryIO | int, devices: dict[int, bool] | None = None) -> boo
         if devices is not None:
             devices[found.st_dev] = local
     return local
+
+
+def view_of(file: BinaryIO, size: int) -> memoryview:
+    """All bytes of a file of this size: mapped, where that is safe, so that they take no memory."""
+    if size >= MAP_FROM and may_map(file):
+        with suppress(OSError):  # a file system without maps
+            return memoryview(mmap(file.fileno(), size, access=ACCESS_READ))
+    file.seek(0)
+    return memoryview(file.read())
 
 
 @cache

@@ -25,6 +25,7 @@ class MemoryObjectStore:
     def __init__(self) -> None:
         self._objects: dict[Digest, bytes] = {}
         self._encoded: dict[Digest, bytes] = {}
+        self._indexes: dict[Digest, bytes] = {}
 
     def size(self, digest: Digest) -> int | None:
         """The size of an object in bytes, or None if it is not here."""
@@ -56,9 +57,18 @@ class MemoryObjectStore:
         """See `EncodedObjectStore.encoded_digests`."""
         return iter(list(self._encoded))
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
         """See `EncodingObjectStore.put_encoded`."""
-        self._encoded[digest] = b"".join(parts)
+        data = b"".join(parts)
+        if replace:
+            self._encoded[digest] = data
+        return self._encoded.setdefault(digest, data) is data
+
+    def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
+        """See `EncodingObjectStore.put_encoded_index`."""
+        self._indexes.pop(state, None)
+        if data is not None:
+            self._indexes[state] = data
 
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`; there is no trash."""
@@ -77,6 +87,10 @@ class MemoryObjectStore:
 
     def say_plain(self) -> None:
         """Do nothing."""
+
+    def compacts(self) -> bool:
+        """See `EncodingObjectStore.compacts`: there are no settings."""
+        return False
 
     def open(self, digest: Digest) -> BinaryIO:
         """Open an object for reading; ObjectNotFoundError if it is not here."""

@@ -96,6 +96,13 @@ class BucketPlace:
             self._read_settings()
         return layout.ENCODED_OBJECTS in self._requires
 
+    def compacts(self) -> bool:
+        """Whether the settings say that what is saved is encoded at once."""
+        if not self._looked:
+            self._read_settings()
+        place = self.locate(layout.SETTINGS)
+        return self._settings is not None and layout.compacts(self._settings, place)
+
     def require(self, word: str, *, wanted: bool) -> None:
         """Let the settings require something of readers, or not; all else in them stays."""
         path = self.path(layout.SETTINGS)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mlstate.claims import Claims
 from mlstate.digests import Bytes, Digest, Hasher
 from mlstate.errors import FormatError, IntegrityError
 from mlstate.files import UnfitFileError, open_regular
@@ -57,6 +58,10 @@ class Receiver:
     With ``durable`` every object is flushed to the disk before it gets its name. What is no object
     and has no name may be put into the folder ``temporaries``. ``job`` stands for what is done: a
     later run of the same finds what this one had no use for.
+
+    Attributes:
+        claims: What this run brings, for other runs that need the same; close it at the end.
+        deferred: What others were bringing when this run came to it.
     """
 
     def __init__(
@@ -70,12 +75,32 @@ class Receiver:
         make_folders(store.root, self.temporaries)
         self._touched: set[Path] = set()
         self.published: set[Digest] = set()  # a pruning may have taken some since
+        self.claims = Claims(self.temporaries / layout.CLAIMS)
+        self.deferred: dict[Digest, int | None] = {}
 
     @contextmanager
     def arriving(self) -> Iterator[Arriving]:
         """An object that comes from front to back; what is not finished within is removed."""
         with NewFile(self.temporaries / uuid.uuid4().hex) as file:
             yield Arriving(self, file)
+
+    def claim(self, digest: Digest, size: int | None) -> bool:
+        """Begin to bring an object, of this size if it is known; give the claim back afterwards.
+
+        False if another process is bringing it, which is noted, or has brought it by now.
+        """
+        if not self.claims.take(digest):
+            self.deferred[digest] = size
+            return False
+        if self.has(digest, size):
+            self.claims.give(digest)
+            return False
+        return True
+
+    def has(self, digest: Digest, size: int | None) -> bool:
+        """Whether an object is there, of this size if it is known."""
+        found = self.store.size(digest)
+        return found is not None and size in (None, found)
 
     def partial(self, name: str, size: int) -> Partial:
         """A large object that comes in any order, and is found again by 64 hex digits."""

@@ -21,7 +21,10 @@ from mlstate.objects.interface import (
 from mlstate.objects.verified import digest_of
 from mlstate.parallel import THREADS, for_each
 
-__all__ = ["ObjectSaver", "OpenParts", "absent"]
+__all__ = ["EncodeObject", "ObjectSaver", "OpenParts", "absent"]
+
+EncodeObject = Callable[[Digest, Bytes, "ObjectSaver"], bool]
+"""Writes an object in encoded form, if that is worth it; False: it is written as it is."""
 
 OpenParts = Callable[[], AbstractContextManager[Sequence[Bytes]]]
 """Gives the bytes of an object, for as long as the context lasts."""
@@ -37,17 +40,23 @@ class ObjectSaver:
     """One act of saving: takes each object once, reuses what is there, remembers what it reused.
 
     With ``verify`` what is there is read before it is reused, and written again if it is damaged.
-    ``threads`` objects are looked at at once.
+    ``threads`` objects are looked at at once. ``encode`` is asked first to write what is new.
     """
 
     def __init__(
-        self, objects: WritableObjectStore, *, verify: bool, threads: int = THREADS
+        self,
+        objects: WritableObjectStore,
+        *,
+        verify: bool,
+        threads: int = THREADS,
+        encode: EncodeObject | None = None,
     ) -> None:
         self._objects = objects
         self._threads = threads
         self._writer: ObjectWriter = objects.writer()
         self._adding = self._writer if isinstance(self._writer, AddingWriter) else None
         self._verify = verify
+        self._encode = encode
         self._taken: set[Digest] = set()
         self._lock = Lock()
         self.reused: dict[Digest, int] = {}  # what was there already: digest -> size in bytes
@@ -99,12 +108,21 @@ class ObjectSaver:
             self.reused[digest] = size
             return False
         with parts() as found:
-            if self._adding is None:
+            if self._encode is not None and self._encode(digest, found[-1], self):
+                pass
+            elif self._adding is None:
                 self._writer.put(digest, found)
             else:
                 self._adding.add(found, digest)
             self._written[digest] = _nbytes(found)
         return True
+
+    def reuse(self, digest: Digest, size: int) -> bool:
+        """Take an object that is here and that another is built on; False if it is not."""
+        is_there = self._writer.reuse(digest, size)
+        if is_there:
+            self.reused[digest] = size
+        return is_there
 
     @contextmanager
     def settled(self) -> Iterator[None]:

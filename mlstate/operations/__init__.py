@@ -12,6 +12,7 @@ from mlstate.lazy import exports
 if TYPE_CHECKING:
     from mlstate.operations.adopt_report import AdoptReport
     from mlstate.operations.check import CheckReport
+    from mlstate.operations.compact.report import CompactReport
     from mlstate.operations.copy import CopyReport
     from mlstate.operations.describe import Description
     from mlstate.operations.diff import StateDiff
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdoptReport",
     "CheckReport",
+    "CompactReport",
     "CopyReport",
     "Description",
     "Diagnosis",
@@ -45,6 +47,7 @@ __all__ = [
 _HOMES = {
     "AdoptReport": "mlstate.operations.adopt_report",
     "CheckReport": "mlstate.operations.check",
+    "CompactReport": "mlstate.operations.compact.report",
     "CopyReport": "mlstate.operations.copy",
     "Description": "mlstate.operations.describe",
     "Diagnosis": "mlstate.operations.doctor.doctor",

@@ -13,15 +13,18 @@ from mlstate.errors import (
     FormatError,
     MlstateError,
     TransportError,
+    UnsupportedStoreError,
     concerning,
 )
 from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import listener
 from mlstate.format.encode import bytes_source, encode_state
 from mlstate.manifests import FileEntry, StateEntry
+from mlstate.objects.interface import EncodingObjectStore
 from mlstate.operations.plan import planned_copy
 from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.operations.transfer import ObjectCounter, StateTransfer
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_keys
 from mlstate.stores.abstract import AbstractStateStore, Found
 from mlstate.stores.custom import saver_of, state_store
@@ -60,6 +63,7 @@ def copy(
     *,
     overwrite: bool = False,
     verify: bool = False,
+    encode: bool | StateKey | str | None = None,
     progress: OnProgress | bool | None = None,
     dry_run: bool = False,
 ) -> CopyReport:
@@ -84,6 +88,9 @@ def copy(
         overwrite: Replace other states that have the same keys.
         verify: Read the objects that the target has already, and write anew what is damaged. (A
             release has none to be read.)
+        encode: Write tensors encoded, as `compact=` of `save` does: True, or the key of a state in
+            the target that they are compared with. States that are copied one after the other are
+            bases of the later ones. By default as the target's settings say.
         progress: Told how far each state is; True: a bar on the terminal.
         dry_run: Change nothing, and report what would be copied. State objects are read, no
             tensors; what is damaged is not found.
@@ -98,7 +105,8 @@ def copy(
         CopyError: Of several states some could not be copied, one at least. The error lists them;
             all others were. Of a single state its own error is raised.
         ReadOnlyStoreError: Nothing can be saved into the target.
-        UnsupportedStoreError: A store of one's own lacks a method that this needs.
+        UnsupportedStoreError: A store of one's own lacks a method that this needs, or the target
+            takes no encoded objects (`encode`): a release has one plain file for each state.
         AccessError: A credential is missing, or does not allow this.
         TransportError: A store cannot be reached.
 
@@ -116,7 +124,7 @@ def copy(
     saver = saver_of(target)
     view = state_store(source)
     chosen = view.get_state_keys() if keys is None else list(dict.fromkeys(check_keys(keys)))
-    request = SaveRequest({}, None, overwrite, verify)
+    request = SaveRequest({}, None, overwrite, verify, compact=_encoding(target, encode))
     on_progress = listener(progress)
     copied: list[StateKey] = []
     present: list[StateKey] = []
@@ -152,6 +160,22 @@ def copy(
             nbytes=nbytes,
         )
     return CopyReport(tuple(copied), tuple(present), nbytes)
+
+
+def _encoding(
+    target: AbstractStateStore[Any], encode: bool | StateKey | str | None
+) -> bool | StateKey | None:
+    """How tensors are written; an UnsupportedStoreError where they cannot be encoded."""
+    chosen = StateKey.parse(encode) if isinstance(encode, str) else encode
+    own = target.own if isinstance(target, StateStore) else None
+    if chosen and not isinstance(own, EncodingObjectStore):
+        raise UnsupportedStoreError(
+            "tensors are not encoded in this store",
+            expected="a folder, or a bucket",
+            found=target,
+            remedy="copy without " + Phrase("encode=", "--encode"),
+        )
+    return chosen
 
 
 def copy_one(

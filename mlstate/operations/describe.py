@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from mlstate.digests import Digest
 from mlstate.errors import (
     FetchError,
+    FormatError,
+    ObjectNotFoundError,
     OfflineError,
     UnsupportedStoreError,
     concerning,
@@ -19,6 +21,9 @@ from mlstate.index import number_of, open_index
 from mlstate.locations import Mirror
 from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
+from mlstate.objects.cache import folders_of
+from mlstate.objects.encoded_forms import head_of
+from mlstate.objects.interface import EncodedObjectStore
 from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.operations.usage import known_states
 from mlstate.reading import Only, read_state
@@ -42,6 +47,8 @@ class TensorInfo:
         digest: The digest of its object; None of one so small that it is within the state object.
         same_names: Other names in this state for the same bytes: tied weights.
         states: Other states of this store that have the same object.
+        encoded: The bytes of its object in encoded form, if it has no other here; else None.
+        base: The digest of the object that this is the difference to; None of one encoded alone.
     """
 
     name: str
@@ -51,6 +58,8 @@ class TensorInfo:
     digest: str | None
     same_names: tuple[str, ...]
     states: tuple[str, ...]
+    encoded: int | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,7 @@ def describe(store: AnyStore, key: StateKey) -> Description:
             ),
             tuple(WeightsFileInfo(n, file.prefix) for n, file in sorted(entry.layout.items())),
             entry.meta,
-            None if state is None else tuple(_tensors(state, _others(view, key, state))),
+            None if state is None else tuple(_tensors(view, state, _others(view, key, state))),
         )
 
 
@@ -192,7 +201,9 @@ def _others(store: StateStore, key: StateKey, state: StateObject) -> Mapping[Dig
     return having
 
 
-def _tensors(state: StateObject, others: Mapping[Digest, list[str]]) -> Iterator[TensorInfo]:
+def _tensors(
+    store: StateStore, state: StateObject, others: Mapping[Digest, list[str]]
+) -> Iterator[TensorInfo]:
     names: dict[Digest, list[str]] = {}
     for name, ref in state.refs.items():
         names.setdefault(ref.digest, []).append(name)
@@ -201,7 +212,23 @@ def _tensors(state: StateObject, others: Mapping[Digest, list[str]]) -> Iterator
         digest = None if held is None else held.digest
         same = () if digest is None else tuple(n for n in names[digest] if n != name)
         states = () if digest is None else tuple(others.get(digest, ()))
-        yield TensorInfo(name, spec.dtype, spec.shape, spec.nbytes, digest, same, states)
+        encoded, base = (None, None) if digest is None else _form(store, digest)
+        yield TensorInfo(
+            name, spec.dtype, spec.shape, spec.nbytes, digest, same, states, encoded, base
+        )
+
+
+def _form(store: StateStore, digest: Digest) -> tuple[int | None, Digest | None]:
+    """The size and the base of an object that is encoded only, in a store on this machine."""
+    own = store.objects if store.own is None else store.own
+    places: Sequence[ObjectStore] = folders_of(own) or [own]
+    for place in places:
+        if store.place is None and isinstance(place, EncodedObjectStore):
+            size = place.encoded_size(digest)
+            if size is not None and place.plain_size(digest) is None:
+                with suppress(FormatError, ObjectNotFoundError):  # which `verify` reports
+                    return size, head_of(place, digest).base
+    return None, None
 
 
 def _addresses(mirror: object) -> Iterator[str]:

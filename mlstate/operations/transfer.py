@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -17,8 +16,9 @@ from mlstate.format import tensor_object
 from mlstate.format.encode import EncodedState, TensorSource
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.manifests import StateEntry
+from mlstate.objects import ObjectStore
 from mlstate.objects.decoded import DecodedObject
-from mlstate.objects.mapped import MAP_FROM, may_map
+from mlstate.objects.mapped import view_of
 from mlstate.objects.verified import check_digest, check_size, digest_of, open_object
 from mlstate.reading import Only, read_state
 from mlstate.states import StateKey
@@ -99,6 +99,11 @@ class StateTransfer:
                     check_digest(self._objects, digest, found, what=_WHAT)
             raise
 
+    @property
+    def objects(self) -> ObjectStore:
+        """See `Source.objects`."""
+        return self._objects
+
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch what is missing of these objects, many at once; see `Source.bring`."""
         if self._store.fetcher is None:
@@ -122,11 +127,7 @@ class StateTransfer:
                 return file.memory
             check_size(self._objects, digest, size, file.seek(0, 2), what=_WHAT)
             self._counter.read(digest, size)
-            if size >= MAP_FROM and may_map(file):
-                with suppress(OSError):  # a file system without maps
-                    return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
-            file.seek(0)
-            return memoryview(file.read())
+            return view_of(file, size)
 
     def _open(self, digest: Digest) -> BinaryIO:
         spec = self._specs[digest]

@@ -15,6 +15,9 @@ from mlstate.errors import (
 )
 from mlstate.format import layout
 from mlstate.index import Index, open_index
+from mlstate.objects.cache import folders_of
+from mlstate.objects.interface import EncodedObjectStore
+from mlstate.operations.object_forms import ObjectForms
 from mlstate.operations.usage_counter import Counter, Result
 from mlstate.operations.usage_report import ArchitectureUsage, DiskUsage, StateUsage, Usage
 from mlstate.parallel import for_each
@@ -61,20 +64,23 @@ def usage(store: AnyStore, keys: Iterable[StateKey] | None = None, *, disk: bool
     view = state_store(store)
     with open_index() as index:
         known = known_states(view, index)
-        counter = Counter(view, index, known)
+        forms = _forms(view, disk=disk)
+        counter = Counter(view, index, known, forms=forms)
         counter.add_all(_look_at_all(view, chosen, known, index))
         known.forget_others()
         known.keep()
         states = counter.states()
         total, unnamed, trash = counter.total, None, None
-        others = objects_of_others(view, index) if disk else {}
+        others = objects_of_others(view, index, forms) if disk else {}
     measured = disk_usage(view, counter, others) if disk else None
     if measured is not None:
         unnamed, trash = measured.unnamed, measured.trash
         total += measured.others if view.folder is not None else 0
     if chosen is not None:
         states = [state for state in states if state.key in chosen]
-    return Usage(total, unnamed, trash, tuple(counter.architectures()), tuple(states), measured)
+    encoded = forms.usage() if forms else None
+    families = tuple(counter.architectures())
+    return Usage(total, unnamed, trash, families, tuple(states), measured, encoded)
 
 
 def usage_of_states(
@@ -117,14 +123,28 @@ def _usage_of_states(view: StateStore, state_type: StateType | None) -> list[Sta
             listings |= {key: Listing(key) for key in keys - listings.keys()}  # checkpoints
             found = list(_look_at(view, sorted(listings.values()), known, index))
             elsewhere = known.elsewhere(known.objects_of(path), path)
-            counter = Counter(view, index, known, elsewhere, few=True)
+            forms = _forms(view, disk=False)
+            counter = Counter(view, index, known, elsewhere, few=True, forms=forms)
             counter.add_all(found)
         else:
-            counter = Counter(view, index, known, few=True)
+            counter = Counter(view, index, known, few=True, forms=_forms(view, disk=False))
             counter.add_all(_look_at_all(view, keys, known, index))
             known.forget_others()
         known.keep()
         return [state for state in counter.states() if keys is None or state.key in keys]
+
+
+def _forms(store: StateStore, *, disk: bool) -> ObjectForms:
+    """What is encoded of a store, or in its cache; of a bucket it is asked only for all on disk."""
+    stores: list[EncodedObjectStore] = []
+    if store.place is None:
+        own = store.objects if store.own is None else store.own
+        stores += folders_of(own)
+        if not stores and isinstance(own, EncodedObjectStore):
+            stores.append(own)
+    elif disk and isinstance(store.own, EncodedObjectStore):
+        stores.append(store.own)
+    return ObjectForms(stores, store.threads)
 
 
 def known_states(store: StateStore, index: Index) -> KnownStates:

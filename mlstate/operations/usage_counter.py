@@ -13,6 +13,7 @@ from mlstate.format import layout, tensor_object
 from mlstate.index import FolderSpace, Index, SharedSpace, StateSpace, number_of
 from mlstate.operations.doctor.check import reason_of
 from mlstate.operations.listed_objects import ListedObjects
+from mlstate.operations.object_forms import ObjectForms
 from mlstate.operations.usage_report import ArchitectureUsage, Cached, StateUsage
 from mlstate.reading import read_state
 from mlstate.states import StateType
@@ -37,6 +38,7 @@ class Counter:
         known: What is known of architectures as a whole.
         elsewhere: Objects that states which are not added name, too.
         few: Whether a small part of a store is added.
+        forms: What is encoded, where that is known.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Counter:
         elsewhere: Iterable[int] = (),
         *,
         few: bool = False,
+        forms: ObjectForms | None = None,
     ) -> None:
+        self._forms = forms or None
         self._store = store
         self._index = index
         self._known = known
@@ -107,7 +111,7 @@ class Counter:
         self, path: str, family: list[_Looked]
     ) -> tuple[list[StateUsage], FolderSpace] | None:
         """The states of an architecture of which all is known, and here; else None."""
-        space = self._known.space(path)
+        space = None if self._forms else self._known.space(path)
         if space is None or not self.here.has_all(space.sizes):
             return None
         places = self._known.places(path)
@@ -183,6 +187,8 @@ class Counter:
                 is_whole &= is_here
                 if is_here:
                     counted.add(ref.digest, tensor_object.object_size(ref.spec))
+        if self._forms is not None:
+            counted.count_forms(self._forms)
         counted.add(entry.pinned_digest, said.size)
         return said.nbytes, self._count_files(found, counted) == len(entry.files) and is_whole
 
@@ -219,6 +225,14 @@ class _Counted:
         if number not in self.objects:
             self.objects.append(number)
             self.sizes.append(size)
+
+    def count_forms(self, forms: ObjectForms) -> None:
+        """Count the objects so far in the forms that are there, and what they are built on."""
+        plain = dict(zip(self.objects, self.sizes, strict=True))
+        self.sizes = array("q", [forms.size(number, size) for number, size in plain.items()])
+        for number in plain:
+            for base, size in forms.bases(number):
+                self.add(base, size)
 
 
 def _family(state: _Looked) -> tuple[str, str]:

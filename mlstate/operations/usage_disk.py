@@ -18,6 +18,7 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.cache import folders_of, read_roots
 from mlstate.objects.plain_folders import PLACE, is_folder_name
+from mlstate.operations.object_forms import ObjectForms
 from mlstate.operations.usage_counter import Counter
 from mlstate.operations.usage_report import DiskUsage
 from mlstate.settings import STATISTICS
@@ -28,7 +29,15 @@ from mlstate.stores.statefiles import FolderStateFiles
 
 __all__ = ["disk_usage", "objects_of_others"]
 
-_FOLDERS = (layout.OBJECTS, layout.STATES, layout.ROOTS, layout.TRASH, layout.TEMPORARIES)
+_FOLDERS = (
+    layout.OBJECTS,
+    layout.ENCODED,
+    layout.STATES,
+    layout.ROOTS,
+    layout.TRASH,
+    layout.TEMPORARIES,
+)
+_ENCODED_STATES = f"{layout.ENCODED}/{layout.STATES}/"
 _ROOT = re.compile(rf"{layout.ROOTS}/[0-9a-f]{{64}}")
 _ANY = StateKey.parse("any.state.root")
 """A key for a state that is known by its digest alone."""
@@ -66,15 +75,20 @@ def disk_usage(
     return DiskUsage(sum(counter.sizes.values()), **counter.sizes)
 
 
-def objects_of_others(store: StateStore, index: Index) -> dict[Path, set[int]]:
+def objects_of_others(store: StateStore, index: Index, forms: ObjectForms) -> dict[Path, set[int]]:
     """The objects of states that are not the store's, by number, in each folder that has its bytes.
 
     Args:
         store: The store.
         index: What state objects say.
+        forms: What is encoded.
     """
     saved = store.own is None
-    return {f.root: _of_other_states(f, index, saved=saved) for f in _folders_of(store)}
+    found = {f.root: _of_other_states(f, index, saved=saved) for f in _folders_of(store)}
+    for others in found.values():
+        bases = [number_of(base) for number in others for base, _ in forms.bases(number)]
+        others.update(bases)
+    return found
 
 
 def _folders_of(store: StateStore) -> list[FolderObjectStore]:
@@ -89,6 +103,7 @@ class _Counter:
     def __init__(self, counted: Counter) -> None:
         self._counted = counted
         self._seen: set[bytes] = set()
+        self._encoded: set[bytes] = set()
         self.others: set[int] = set()  # objects of states that are not the store's, by number
         self.sizes = dict.fromkeys(DiskUsage.parts(), 0)
 
@@ -104,20 +119,25 @@ class _Counter:
             return "unfinished"
         if folder == PLACE:
             return "folders" if is_folder_name(name.split("/")[1]) else "foreign"
+        if folder == layout.ENCODED:
+            digest = layout.digest_of_encoded_path(name)
+            if digest is not None:
+                return self._kind_of_object(digest, self._encoded)
+            return "records" if name.startswith(_ENCODED_STATES) else "foreign"
         digest = layout.digest_of_object_path(name) if folder == layout.OBJECTS else None
         if digest is not None:
-            return self._kind_of_object(digest)
+            return self._kind_of_object(digest, self._seen)
         plain = name.removesuffix(layout.SIGNATURE_SUFFIX)
         is_record = plain == layout.SETTINGS or _ROOT.fullmatch(name) or _is_derived(folder)
         return "records" if is_record or layout.key_of_state_path(plain) else "foreign"
 
-    def _kind_of_object(self, digest: Digest) -> str:
+    def _kind_of_object(self, digest: Digest, seen: set[bytes]) -> str:
         is_shared = self._counted.is_shared(digest)
         if is_shared is None:
             return "others" if number_of(digest) in self.others else "unnamed"
-        if (short := bytes.fromhex(digest)) in self._seen:
+        if (short := bytes.fromhex(digest)) in seen:
             return "copies"
-        self._seen.add(short)
+        seen.add(short)
         return "shared" if is_shared else "own"
 
 

@@ -11,7 +11,7 @@ from mlstate.operations.reports import iso_time
 from mlstate.operations.tables import Table, Tabular, size_cell
 from mlstate.states import StateKey, StateType
 
-__all__ = ["ArchitectureUsage", "Cached", "DiskUsage", "StateUsage", "Usage"]
+__all__ = ["ArchitectureUsage", "Cached", "DiskUsage", "EncodedUsage", "StateUsage", "Usage"]
 
 Cached = Literal["yes", "partly", "no"]
 
@@ -26,8 +26,9 @@ class StateUsage:
             that of a release, that of checkpoints of an older layout.
         nbytes: The size of its tensor data, every name counted, as a manifest and `describe` give
             it; of an older checkpoint that of the file; None if unknown.
-        own: The size of its objects that no other state of the store names: of those in the cache,
-            if the store is a view; None if unknown.
+        own: The size of its objects that no other state of the store names, as they are there,
+            encoded or not, with what they are built on: of those in the cache, if the store is a
+            view; None if unknown.
         shared: The size of its other objects.
         cached: Whether it is in the cache, of a store whose states load through one; else None.
         modified: The time when it was saved; of a state of a view, when it was last used; None if
@@ -106,6 +107,21 @@ class DiskUsage:
 
 
 @dataclass(frozen=True)
+class EncodedUsage:
+    """The objects that are in encoded form only; see `mlstate.compact`.
+
+    Attributes:
+        objects: How many there are.
+        nbytes: Their bytes.
+        saved: How many bytes more they would have plainly.
+    """
+
+    objects: int
+    nbytes: int
+    saved: int
+
+
+@dataclass(frozen=True)
 class Usage(Tabular):
     """The space that a store takes, in bytes.
 
@@ -118,6 +134,7 @@ class Usage(Tabular):
         architectures: The states of the whole store by backend and architecture.
         states: The states that were asked for, sorted by key.
         disk: All that lies in the folder, bucket or cache; None where that is not measured.
+        encoded: What of it is in encoded form only; None where nothing is, or it is not measured.
     """
 
     total: int
@@ -126,6 +143,7 @@ class Usage(Tabular):
     architectures: tuple[ArchitectureUsage, ...]
     states: tuple[StateUsage, ...]
     disk: DiskUsage | None = None
+    encoded: EncodedUsage | None = None
 
     def _table(self) -> Table:
         titles = ["KEY", ">SIZE", ">OWN DISK", ">SHARED DISK"]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlstate.errors import IncompatibleStateError, StateNotFoundError, concerning
+from mlstate.errors import (
+    IncompatibleStateError,
+    StateNotFoundError,
+    UnsupportedStoreError,
+    concerning,
+)
 from mlstate.format.encode import EncodedState, TensorSource, bytes_source
+from mlstate.lazy import public
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectStore
+from mlstate.objects.interface import EncodingObjectStore
+from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
 from mlstate.stores.read import StateStore
@@ -65,6 +73,7 @@ class SavingStore(StateStore):
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         verify: bool = False,
+        compact: bool | StateKey | str | None = None,
     ) -> StateKey:
         """Save a model's state under its ``state_type`` and a training id.
 
@@ -80,6 +89,9 @@ class SavingStore(StateStore):
                 stays as it is stored, with a warning.
             overwrite: Replace another state that has this key.
             verify: Read objects that are reused, and write those that are damaged again.
+            compact: Write tensors encoded, as `mlstate.compact` does, where that saves a tenth.
+                True: as the difference to the nearest of some states of this type; a key, or its
+                text: to those of that state. By default as the store's settings say.
 
         Returns:
             The key that it is stored under.
@@ -89,11 +101,16 @@ class SavingStore(StateStore):
             FormatError: An entry of the state dict cannot be stored, or there is none; nothing was
                 written.
             IncompatibleStateError: The model has no state type.
+            StateNotFoundError: There is no state of the key in `compact`; nothing was written.
         """
         key = StateKey(state_type_of(model), training_id)
         with concerning(key):
             sources = sources_of_model(model)
-        self.saver.save(key, sources, SaveRequest(files or {}, meta, overwrite, verify))
+        self.saver.save(
+            key,
+            sources,
+            SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact)),
+        )
         return key
 
     def save_state_dict(
@@ -105,6 +122,7 @@ class SavingStore(StateStore):
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         verify: bool = False,
+        compact: bool | StateKey | str | None = None,
     ) -> StateKey:
         """Save tensors without a model: merged or averaged weights, an adapter, a checkpoint.
 
@@ -115,6 +133,7 @@ class SavingStore(StateStore):
             meta: As for `save`.
             overwrite: As for `save`.
             verify: As for `save`.
+            compact: As for `save`.
 
         Returns:
             The key.
@@ -128,7 +147,11 @@ class SavingStore(StateStore):
         check_key(key)
         with concerning(key):
             sources = tensor_sources(state_dict)
-        self.saver.save(key, sources, SaveRequest(files or {}, meta, overwrite, verify))
+        self.saver.save(
+            key,
+            sources,
+            SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact)),
+        )
         return key
 
     def save_optimizer_state_dict(
@@ -140,6 +163,7 @@ class SavingStore(StateStore):
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         verify: bool = False,
+        compact: bool | StateKey | str | None = None,
     ) -> StateKey:
         """Save the state dict of an optimizer, or of a scheduler or scaler, as a state of its own.
 
@@ -155,6 +179,7 @@ class SavingStore(StateStore):
             meta: As for `save`.
             overwrite: As for `save`.
             verify: As for `save`.
+            compact: As for `save`.
 
         Returns:
             The key.
@@ -169,8 +194,38 @@ class SavingStore(StateStore):
         with concerning(key):
             tensors = flattened(state_dict)
         return self.save_state_dict(
-            tensors, key, files=files, meta=meta, overwrite=overwrite, verify=verify
+            tensors,
+            key,
+            files=files,
+            meta=meta,
+            overwrite=overwrite,
+            verify=verify,
+            compact=compact,
         )
+
+    def _compact(self, compact: bool | StateKey | str | None) -> bool | StateKey | None:
+        """How tensors are saved; a FormatError for a text that is no key."""
+        chosen = StateKey.parse(compact) if isinstance(compact, str) else compact
+        if chosen and not isinstance(self.own, EncodingObjectStore):
+            raise UnsupportedStoreError(
+                "tensors are not encoded in this store",
+                expected="a folder, or a bucket",
+                found=self,
+                remedy=Phrase("leave compact= out", ""),
+            )
+        return chosen
+
+    def compact(self, keys: Iterable[StateKey] | None = None, **options: Any) -> Any:
+        """Keep tensors as differences to near ones, in fewer bytes; see `mlstate.compact`.
+
+        Args:
+            keys: Those of these states; by default of all.
+            options: As of `mlstate.compact`: ``chain=True``, ``dry_run=True`` ...
+
+        Returns:
+            What was done.
+        """
+        return public("compact")(self, keys, **options)
 
     def delete(self, key: StateKey) -> None:
         """Remove a state. Of a folder or a bucket its objects go with the prunings after it.

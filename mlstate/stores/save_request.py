@@ -14,6 +14,7 @@ from mlstate.files import read_file
 from mlstate.layouts import Layout
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, StateEntry
+from mlstate.objects import ObjectStore
 from mlstate.phrases import OVERWRITE
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import format_state_file, parse_state_file
@@ -36,6 +37,10 @@ Content = bytes | str | os.PathLike[str]
 class Source(Protocol):
     """The other store from which a state is copied."""
 
+    @property
+    def objects(self) -> ObjectStore:
+        """What it has, and has fetched: bases of what is encoded are nearer there, perhaps."""
+
     def bring(self, missing: Callable[[], Collection[Digest]]) -> None:
         """Fetch the objects that `missing` returns; it is not called where nothing is fetched."""
 
@@ -57,6 +62,8 @@ class SaveRequest:
         reused: Filled, by some stores, with the objects that were there already, each with the
             bytes of its tensor; of the state object those of the tensors in it.
         written: Filled likewise with those that were not.
+        compact: Whether tensors are encoded, and against the state of which key; None: as the
+            settings of the store say.
     """
 
     files: Mapping[str, Content]
@@ -67,6 +74,7 @@ class SaveRequest:
     reused: dict[Digest, int] | None = None
     written: dict[Digest, int] | None = None
     layout: Layout | None = None
+    compact: bool | StateKey | None = None
 
     def entry(self, key: StateKey) -> StateEntry:
         """The entry of the state, without digest and size, as it will be read back.

@@ -207,3 +207,34 @@ def test_an_outage_is_told_again_only_when_it_was_forgotten():
     outages.remove("https://a")
     add()
     assert told == ["https://a"] * 3
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_mirror_that_refuses_is_asked_once_for_eight_states(
+    status, fetching, folder, start_recording
+):
+    refusing, good = start_recording(before=lambda record: Reply(status)), start_recording(folder)
+    store = fetching(refusing.url, good.url)
+    for key in KEYS:
+        assert store.fetch(key).fetched > 0
+    assert len(refusing.requests) == 1
+    assert store.fetcher.outages.known() == []  # it can be reached
+
+
+def test_a_mirror_that_refuses_is_asked_again_where_nobody_else_has_it(
+    fetching, folder, start_recording
+):
+    """As a bucket that nobody may list, which refuses what is not there."""
+    first = LocalStateStore(folder / STORE).digest(KEYS[0])
+    private = start_recording(
+        folder, before=lambda record: Reply(403) if first[2:] in record.name else None
+    )
+    other = start_recording(
+        folder, before=lambda record: None if first[2:] in record.name else Reply(404)
+    )
+    store = fetching(private.url, other.url)
+    with pytest.raises(FetchError):
+        store.fetch(KEYS[0])  # the tensor's object is at the first alone, which was asked
+    assert store.fetch(KEYS[1]).fetched > 0
+    assert store.fetch(KEYS[2]).fetched > 0
+    assert len([r for r in other.requests if r.status == 404]) <= 3

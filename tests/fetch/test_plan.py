@@ -16,10 +16,15 @@ from safetensors.torch import save, save_file
 
 from mlstate.errors import FormatError, TransportError
 from mlstate.fetch.header import FileHeader, fetch_header, parse_header, read_header
-from mlstate.fetch.plan import MOST, WASTE, Piece, join
+from mlstate.fetch.plan import MOST, WASTE, Piece, Segments, join
+from mlstate.fetch.progress import Meter
+from mlstate.fetch.reader import LONGEST, Reader
 from mlstate.format.tensor_object import BITS, TensorSpec
+from mlstate.objects import FolderObjectStore
+from mlstate.objects.partial import SEGMENT
+from mlstate.objects.receiving import Receiver
 from mlstate.tensors.memory import TORCH_DTYPES
-from mlstate.transport import Transports
+from mlstate.transport import Retries, Transports
 from mlstate.transport.local import LocalResource
 
 HERE = LocalResource(Path("model.safetensors"))
@@ -348,3 +353,55 @@ def test_a_server_that_gives_another_range_is_asked_for_the_size_and_no_more(sta
     with Transports() as transports, pytest.raises(TransportError, match="another range"):
         fetch_header(transports.open(liar.url()), 1000)
     assert len(liar.requests) == 2
+
+
+def pieces_of(receiver, size, span):
+    segments = Segments(receiver)
+    pieces = list(segments.pieces("a" * 64, size, lambda partial: None, span=span))
+    segments.forget()
+    segments.close()
+    return [(piece.start, piece.stop) for piece in pieces]
+
+
+def test_a_request_has_as_much_of_a_large_object_as_its_span_says(tmp_path):
+    receiver = Receiver(FolderObjectStore(tmp_path / "store"))
+    size = 10 * SEGMENT + 5
+    assert pieces_of(receiver, size, lambda: 0) == pieces_of(receiver, size, lambda: SEGMENT)
+    assert len(pieces_of(receiver, size, lambda: SEGMENT)) == 11
+    wide = pieces_of(receiver, size, lambda: 4 * SEGMENT)
+    assert wide == [(0, 4 * SEGMENT), (4 * SEGMENT, 8 * SEGMENT), (8 * SEGMENT, size)]
+    spans = iter([SEGMENT, 3 * SEGMENT, 100 * SEGMENT])
+    grown = pieces_of(receiver, size, lambda: next(spans))
+    assert grown == [(0, SEGMENT), (SEGMENT, 4 * SEGMENT), (4 * SEGMENT, size)]
+
+
+def test_a_request_passes_over_nothing_that_is_here(tmp_path):
+    receiver = Receiver(FolderObjectStore(tmp_path / "store"))
+    partial = receiver.partial("a" * 64, 5 * SEGMENT)
+    partial.mark(2 * SEGMENT, 3 * SEGMENT)
+    partial.close()
+    found = pieces_of(receiver, 5 * SEGMENT, lambda: 64 << 20)
+    assert found == [(0, 2 * SEGMENT), (3 * SEGMENT, 5 * SEGMENT)]
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "seconds", "expected"),
+    [
+        (None, 0, 1.0, SEGMENT),  # nobody knows how much is left
+        (100 << 30, 1 << 30, 1.0, LONGEST),  # a fast network, and enough to do
+        (100 << 30, 1 << 30, 100.0, SEGMENT),  # a slow one
+        (100 << 30, 1 << 30, 8.0, 1 << 25),  # in between: what comes in a quarter of a second
+        (2 << 30, 1 << 30, 1.0, SEGMENT),  # the end: every stream has something left
+    ],
+)
+def test_a_request_asks_for_more_where_the_network_is_fast(
+    monkeypatch, total, done, seconds, expected
+):
+    now = [100.0]
+    monkeypatch.setattr("mlstate.fetch.progress.time.monotonic", lambda: now[0])
+    meter = Meter("test")
+    meter.expect(total)
+    meter.add(0)
+    now[0] += seconds
+    meter.add(done)
+    assert Reader(Retries(), meter, 16).span() == expected

@@ -347,6 +347,8 @@ def test_without_locks_processes_at_once_are_right_all_the_same(scene: Scene, wa
 IMPATIENT = """
 import mlstate.fetch.fetcher as module
 module.one_at_a_time = partial(module.one_at_a_time, patience=1)
+import mlstate.claims
+mlstate.claims.Claims.__init__.__defaults__ = (1.0,)
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from mlstate import (
     ManifestStore,
     StateKey,
     bundle,
+    compact,
     describe,
     manifest_of,
     unbundle,
@@ -230,11 +232,15 @@ STORE_OPERATIONS: Mapping[str, Callable[[LocalStateStore, StateKey], object]] = 
     "age": make_old,
     "prune": prune,
     "prune without grace": lambda store, key: prune(store, key, grace_seconds=0),
+    "compact": lambda store, key: compact(store, alone=True),
+    "undo": lambda store, key: compact(store, [key] if store.exists(key) else None, undo=True),
 }
 
 
 @settings(max_examples=15, deadline=None)
 @example([("save", KEYS[0]), ("save", KEYS[1]), ("delete", KEYS[0]), ("prune", KEYS[0])])
+@example([("save", KEYS[1]), ("compact", KEYS[0]), ("age", KEYS[0]), ("prune", KEYS[0])])
+@example([("compact", KEYS[0]), ("delete", KEYS[2]), ("age", KEYS[0]), ("undo", KEYS[0])])
 @given(
     st.lists(
         st.tuples(st.sampled_from(sorted(STORE_OPERATIONS)), st.sampled_from(KEYS)), max_size=8
@@ -251,6 +257,10 @@ def test_all_reports_of_a_store_agree_with_each_other_and_with_the_disk(operatio
             assert sum(getattr(used.disk, part) for part in DiskUsage.parts()) == used.disk.total
             assert used.disk.own + used.disk.shared == used.total
             assert [state.key for state in used.states] == store.get_state_keys()
+            assert sum(state.own or 0 for state in used.states) == used.disk.own
+            forms = sum(n for name, n in files.items() if re.match("encoded/[0-9a-f]{2}/", name))
+            if what == "compact":  # of which nothing is left over
+                assert (0 if used.encoded is None else used.encoded.nbytes) == forms
             for state in used.states:
                 assert state.nbytes == describe(store, state.key).nbytes
             report = verify(store)

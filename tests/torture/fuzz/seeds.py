@@ -18,10 +18,11 @@ from mlstate import LocalStateStore, Manifest, bundle
 from mlstate.digests import Digest
 from mlstate.encoded import Base, encode
 from mlstate.format import tensor_object
+from mlstate.format.encoded_index import EncodedForm, EncodedIndex
 from mlstate.format.plain_file import PlainFile
 from mlstate.format.tensor_object import TensorSpec
 from tests.torture.fuzz.mutate import CORPUS
-from tests.torture.fuzz.targets import ENCODED_BASE, ENCODED_SPECS, KEY, SIGNED
+from tests.torture.fuzz.targets import ENCODED_BASE, ENCODED_SPECS, KEY, SIGNED, STATE
 
 DIGEST = "0" * 63 + "1"
 MANIFEST = f"""version = 1
@@ -127,6 +128,10 @@ def _encoded() -> None:
         for name, given, of in (("alone", alone, None), ("near", bytes(near), base)):
             file = b"".join(encode(given, spec, of))
             _put("encoded_object", f"{name}-{spec.dtype}", bytes([number]) + file)
+    digest = Digest(DIGEST)
+    forms = {digest: EncodedForm(700), STATE: EncodedForm(650, digest, 1, plain=True)}
+    _put("encoded_index", "plain", EncodedIndex(STATE, forms).encode())
+    _put("encoded_index", "empty", EncodedIndex(STATE).encode())
 
 
 def _chains() -> None:

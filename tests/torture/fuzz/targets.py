@@ -18,6 +18,7 @@ from mlstate.errors import FormatError
 from mlstate.fetch.addresses import parse_index
 from mlstate.fetch.header import parse_header
 from mlstate.format import layout, tensor_object
+from mlstate.format.encoded_index import EncodedIndex
 from mlstate.format.encoded_object import HEAD_SIZE, Head
 from mlstate.format.plain_file import PlainFile
 from mlstate.format.state_object import StateObject, TensorRef
@@ -49,9 +50,11 @@ from mlstate.transport.local import LocalResource
 from mlstate.transport.urls import Url
 from mlstate.units import parse_size
 
-__all__ = ["ENCODED_BASE", "ENCODED_SPECS", "KEY", "SIGNED", "TARGETS"]
+__all__ = ["ENCODED_BASE", "ENCODED_SPECS", "KEY", "SIGNED", "STATE", "TARGETS"]
 
 KEY = StateKey.parse("pytorch.torture.a")
+STATE = Digest("0" * 63 + "2")
+"""The state that encoded indexes of the corpus are of."""
 SIGNED = b"version = 1\n"
 """What the signatures of the corpus are over."""
 ENCODED_SPECS = (
@@ -133,6 +136,10 @@ def encoded_object(data: bytes) -> None:
     if read_head(source, spec).base is not None:
         base = _base_of(spec)
     decode(source, spec, memoryview(bytearray(spec.nbytes)), base)
+
+
+def encoded_index(data: bytes) -> None:
+    assert EncodedIndex.parse(data, STATE).encode() == data, "one index, two texts"
 
 
 def encoded_chain(data: bytes) -> None:
@@ -297,6 +304,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         *(
             state_object,
             encoded_object,
+            encoded_index,
             encoded_chain,
             tensor_header,
             plain_header,

@@ -1,0 +1,1 @@
+"""Compaction: objects of a store become encoded objects, and plain ones again."""
