@@ -84,6 +84,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.profiles --json benchmarks/results/profiles.json
 	$(BIN)/python -m benchmarks.checkpoints --json benchmarks/results/checkpoints.json
 	$(BIN)/python -m benchmarks.encoded --json benchmarks/results/encoded.json
+	$(BIN)/python -m benchmarks.encoded_stores --json benchmarks/results/encoded_stores.json
 	$(BIN)/python -m benchmarks.scale --json benchmarks/results/scale.json
 	$(BIN)/python -m benchmarks.index --json benchmarks/results/index.json
 	$(BIN)/python -m benchmarks.startup --json benchmarks/results/startup.json
@@ -149,7 +150,7 @@ $(VENV)/browser: $(VENV)/test
 
 # What only benchmarks are held against.
 $(VENV)/bench: $(VENV)/test
-	$(PIP) pooch py-spy
+	$(PIP) blosc2 pooch py-spy
 	if command -v nvidia-smi > /dev/null; then $(PIP) fastsafetensors; fi
 	touch $@
 

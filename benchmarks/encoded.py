@@ -1,209 +1,208 @@
 """Encoded tensors: how small, and how fast a thread and two are: ``python -m benchmarks.encoded``.
 
-MiniLM's published weights in fp32 and cast to bf16, alone, with noise, and after training on
-seeds: first without a base, then as differences to the published ones. All tensors of the encoder
-that are large enough to be objects are joined into one, so that a figure is of tens of megabytes.
+The trainings of `benchmarks.training` are done first, if their checkpoints are not there: an hour
+on a core of its own; ``--steps 500`` is content with shorter ones. Sizes are exact, and the same
+anywhere. Speeds are of processor time, the least that each block took, which other work on the
+machine disturbs least. Beside it are zstd, alone and with the base as its prefix
+(``--patch-from``), and blosc2, if it is installed.
 
-Ratios of size are exact, and the same anywhere. Of speed, each round runs every way once, one after
-the other; the medians of a shared machine say what it does when it is shared. Beside it is zstd,
-alone and with the base as its prefix (``--patch-from``).
+`benchmarks.encoded_stores` measures stores: their folders, and what a load takes.
 """
 
 from __future__ import annotations
 
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 
+from benchmarks.encoded_peers import base_of, least, peers
 from benchmarks.harness import Figure, Figures, arguments_parser, report, show
-from benchmarks.states import minilm
-from mlstate.digests import Digest
-from mlstate.encoded import Base, decode, encode
-from mlstate.format import tensor_object
-from mlstate.format.tensor_object import TensorSpec
-from mlstate.pickled.source import BytesSource
+from benchmarks.training import RUNS, add_arguments, checkpoint, done, published, trained
+from mlstate.encoded import encode
+from mlstate.encoded.blocks import BlockDecoder, BlockEncoder
+from mlstate.format.encoded_object import BLOCK, Block
+from mlstate.format.state_object import INLINE_LIMIT
 from mlstate.tensors.memory import as_bytes, spec_of
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+__all__ = ["Case", "cases", "encoded_size"]
 
-__all__ = ["Case", "cases"]
-
-COUNT = 4 << 20
-"""The elements of the joined tensor that are measured."""
-DTYPES = (torch.bfloat16, torch.float32)
+BLOCKS = 8
+"""The blocks whose times are taken, of each case."""
 NOISE = (1e-4, 1e-3, 1e-2)
-STEPS, RATES = 50, (2e-5, 1e-4)
+PEERED = "fine-tuned, 2e-5, 500 steps"
+BF16, FP32 = torch.bfloat16, torch.float32
+GOALS = {
+    (BF16, "fine-tuned, 2e-5"): 0.33,
+    (BF16, "fine-tuned, 5e-5"): 0.33,
+    (BF16, "trained in bf16"): 0.09,
+    (FP32, "fine-tuned, 2e-5"): 0.66,
+    (FP32, "fine-tuned, 5e-5"): 0.66,
+    (BF16, "published, alone"): 0.66,
+}
+"""Type and how a case's name begins -> what the changed tensors are to take at most."""
+SMALL = "conv net from scratch, 150 steps apart"
+"""A case that is too small to say how fast it is."""
+
+State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A tensor to encode, and perhaps its base.
+    """A state to encode, and perhaps its base.
 
     Attributes:
         name: What it is called in the tables.
-        tensor: One dimension.
-        base: Of the same type and shape, or None.
+        state: Its tensors.
+        base: Of the same names, types and shapes, or None.
     """
 
     name: str
-    tensor: torch.Tensor
-    base: torch.Tensor | None
+    state: State
+    base: State | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its tensors."""
+        return next(iter(self.state.values())).dtype
 
-@dataclass(frozen=True)
-class Coder:
-    """A way to encode and decode; it keeps what it made."""
+    @property
+    def layers(self) -> Case:
+        """Without the embeddings, of most of whose rows nothing comes in a short training."""
+        chosen = [name for name in self.state if "embedding" not in name]
+        base = None if self.base is None else {name: self.base[name] for name in chosen}
+        return Case(self.name, {name: self.state[name] for name in chosen}, base)
 
-    name: str
-    encode: Callable[[], bytes]
-    decode: Callable[[bytes], object]
+    def joined(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All that is large enough to be an object as one tensor, and the same of the base."""
+        chosen = [name for name, value in self.state.items() if value.nbytes >= INLINE_LIMIT]
+        first, *others = (
+            torch.cat([state[name].flatten() for name in chosen])
+            for state in (self.state, self.base)
+            if state is not None
+        )
+        return first, others[0] if others else None
 
 
 def main() -> None:
     """Measure every case in turn."""
-    arguments = arguments_parser(__doc__ or "").parse_args()
-    torch.set_num_threads(1)  # for the training, on a machine with other work
+    parser = arguments_parser(__doc__ or "")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    having = list(cases(trained(arguments, *RUNS)))
     results: list[Figures] = []
-    for case in cases():
-        results += measured(case, arguments.rounds)
-        report(results, arguments.json)
+    for dtype in (BF16, FP32):
+        wanted = [case for case in having if case.dtype is dtype]
+        results += sizes(wanted, _name(dtype))
+        results += speeds(wanted, _name(dtype))
+        value, base = next(case for case in wanted if case.name == PEERED).layers.joined()
+        assert base is not None
+        results += peers(f"{PEERED}, {_name(dtype)}", value, base, arguments.rounds)
+    report(results, arguments.json)
 
 
-def cases() -> Iterator[Case]:
-    """The published weights alone, with noise, and trained further."""
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in minilm().state_dict().items():
-        if "encoder" in name and value.dim() == 2 and _count(weights) < COUNT:
-            weights[name] = value.detach()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(_count(weights), generator=generator)
-    published = _joined(weights.values())
-    trained = {rate: _joined(_trained(weights, rate)) for rate in RATES}
-    for dtype in DTYPES:
-        kind = str(dtype).removeprefix("torch.")
-        base = published.to(dtype)[:COUNT]
-        yield Case(f"{kind}, alone", base, None)
-        for level in NOISE:
-            near = (published * (1 + level * noise)).to(dtype)[:COUNT]
-            yield Case(f"{kind}, noise of {level:g}", near, base)
-        for rate, values in trained.items():
-            yield Case(f"{kind}, {STEPS} steps of {rate:g}", values.to(dtype)[:COUNT], base)
-
-
-def _count(tensors: dict[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
-def _joined(tensors: Any) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def _trained(weights: dict[str, torch.Tensor], rate: float) -> list[torch.Tensor]:
-    """Every matrix after steps of Adam: a layer of its own, towards noisy outputs of its own.
-
-    It stands for a fine-tune as far as the sizes of the changes go, with no text and no model.
-    """
-    generator = torch.Generator().manual_seed(1)
-    found = []
-    for value in weights.values():
-        weight = torch.nn.Parameter(value.clone())
-        optimizer = torch.optim.AdamW([weight], lr=rate)
-        for _ in range(STEPS):
-            inputs = torch.randn(16, value.shape[1], generator=generator)
-            wanted = inputs @ value.t()
-            wanted = wanted + 0.1 * torch.randn(wanted.shape, generator=generator)
-            optimizer.zero_grad()
-            torch.nn.functional.mse_loss(inputs @ weight.t(), wanted).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        found.append(weight.detach())
-    return found
-
-
-def measured(case: Case, rounds: int) -> list[Figures]:
-    """The sizes and speeds of a case, by every way."""
-    coders = [*_ours(case), *_zstd(case)]
-    size = case.tensor.nbytes
-    times: dict[str, tuple[list[float], list[float]]] = {c.name: ([], []) for c in coders}
-    sizes = {}
-    for _ in range(rounds):
-        for coder in coders:
-            began = time.perf_counter()
-            data = coder.encode()
-            between = time.perf_counter()
-            coder.decode(data)
-            ended = time.perf_counter()
-            sizes[coder.name] = len(data)
-            times[coder.name][0].append(between - began)
-            times[coder.name][1].append(ended - between)
-    shares = tuple(Figure(name, found / size) for name, found in sizes.items())
-    speeds = [
-        tuple(
-            Figure(name, size / statistics.median(found[way]) / 1e9, note=_best(size, found[way]))
-            for name, found in times.items()
+def cases(folder: Path) -> Iterator[Case]:
+    """The published weights alone, trained further, and with noise; a net from nothing."""
+    weights = published()
+    yield from _in_both("published, alone", weights)
+    for run, name in (("2e-5", "fine-tuned, 2e-5"), ("5e-5", "fine-tuned, 5e-5")):
+        for step in done(run, folder):
+            if step in (100, 500, 1000, 2000):
+                yield from _in_both(f"{name}, {step} steps", checkpoint(run, step, folder), weights)
+    wide = _cast(weights, BF16)
+    for step in done("bf16", folder):
+        yield Case(f"trained in bf16, {step} steps", checkpoint("bf16", step, folder), wide)
+    for step in done("lora", folder):
+        yield from _in_both(
+            f"LoRA, merged, {step} steps", checkpoint("lora", step, folder), weights
         )
-        for way in (0, 1)
-    ]
+    for before, last in list(pairwise(done("conv", folder)))[-1:]:
+        states = (checkpoint("conv", step, folder) for step in (last, before))
+        yield from _in_both(SMALL, *states)
+    generator = torch.Generator().manual_seed(0)
+    shaped = {"layer": 0.02 * torch.randn(2048, 3200, generator=generator)}
+    yield from _in_both("LLM's shape, alone", shaped)
+    for level in NOISE:
+        noise = torch.randn(2048, 3200, generator=generator)
+        near = {"layer": shaped["layer"] * (1 + level * noise)}
+        yield from _in_both(f"LLM's shape, noise of {level:g}", near, shaped)
+
+
+def _in_both(name: str, state: State, base: State | None = None) -> Iterator[Case]:
+    """A case in both types; only floats are cast, and counters are left out."""
+    for dtype in (BF16, FP32):
+        yield Case(name, _cast(state, dtype), None if base is None else _cast(base, dtype))
+
+
+def _cast(state: State, dtype: torch.dtype) -> State:
+    return {name: value.to(dtype) for name, value in state.items() if value.is_floating_point()}
+
+
+def sizes(cases: list[Case], kind: str) -> list[Figures]:
+    """What the layers of each case take, and all of its tensors."""
+    layers, whole = [], []
+    for case in cases:
+        training = case.name.rsplit(", ", 1)[0] if case.name.endswith("steps") else case.name
+        goal = GOALS.get((case.dtype, training))
+        layers.append(Figure(case.name, encoded_size(case.layers), goal))
+        whole.append(Figure(case.name, encoded_size(case)))
     return [
-        show(Figures(f"{case.name}: size", "of the raw data", shares)),
-        show(Figures(f"{case.name}: encode ({rounds} rounds)", "GB/s", speeds[0])),
-        show(Figures(f"{case.name}: decode ({rounds} rounds)", "GB/s", speeds[1])),
+        show(Figures(f"size of the layers, {kind}", "of the raw data", tuple(layers))),
+        show(Figures(f"size of all tensors, {kind}", "of the raw data", tuple(whole))),
     ]
 
 
-def _best(size: int, times: list[float]) -> str:
-    return f"best {size / min(times) / 1e9:.2f}"
+def encoded_size(case: Case) -> float:
+    """The share of its raw data that a case takes: small tensors, which are inline, take all."""
+    taken = raw = 0
+    for name, value in case.state.items():
+        raw += value.nbytes
+        taken += value.nbytes
+        if value.nbytes >= INLINE_LIMIT:
+            base = None if case.base is None else base_of(case.base[name])
+            pieces = encode(as_bytes(value), spec_of(value), base)
+            taken += min(0, sum(map(len, pieces)) - value.nbytes)
+    return taken / raw
 
 
-def _ours(case: Case) -> Iterator[Coder]:
-    spec, data = spec_of(case.tensor), as_bytes(case.tensor)
-    base = None if case.base is None else _base(spec, as_bytes(case.base))
-    out = memoryview(bytearray(len(data)))
-    for threads in (1, 2):
-
-        def encoded(threads: int = threads) -> bytes:
-            return b"".join(encode(data, spec, base, threads=threads))
-
-        def decoded(file: bytes, threads: int = threads) -> None:
-            given = None if base is None else base.data
-            decode(BytesSource(file), spec, out, given, threads=threads)
-
-        decoded(encoded())
-        if Digest.of(out) != Digest.of(data):
-            raise AssertionError("what was decoded is something else")
-        yield Coder(f"mlstate, {threads} thread{'s' * (threads > 1)}", encoded, decoded)
+def speeds(cases: list[Case], kind: str) -> list[Figures]:
+    """The speed of one thread, by the least processor time of each of some blocks."""
+    large = [case for case in cases if case.name != SMALL]
+    found = {case.name: _least_times(case) for case in large}
+    return [
+        show(
+            Figures(
+                f"{what} by a thread, {kind}",
+                "GB/s",
+                tuple(Figure(name, speed[what]) for name, speed in found.items()),
+            )
+        )
+        for what in ("encode", "decode")
+    ]
 
 
-def _base(spec: TensorSpec, data: memoryview) -> Base:
-    return Base(Digest.of(tensor_object.header(spec), data), data)
+def _least_times(case: Case) -> dict[str, float]:
+    value, base = case.layers.joined() if len(case.state) > 1 else case.joined()
+    data, of_base = as_bytes(value), None if base is None else as_bytes(base)
+    encoder, decoder = BlockEncoder(value.itemsize, repeats=False), BlockDecoder(value.itemsize)
+    out = memoryview(bytearray(BLOCK))
+    times = {"encode": 0.0, "decode": 0.0}
+    count = min(BLOCKS, len(data) // BLOCK)
+    for number in range(count):
+        place = slice(number * BLOCK, (number + 1) * BLOCK)
+        plain, near = data[place], None if of_base is None else of_base[place]
+        parts, stored = encoder.encode(plain, near)
+        file, block = b"".join(stored), Block(0, BLOCK // value.itemsize, tuple(parts))
+        times["encode"] += least(partial(encoder.encode, plain, near))
+        times["decode"] += least(partial(decoder.decode, file, block, near, out))
+    return {what: count * BLOCK / took / 1e9 for what, took in times.items()}
 
 
-def _zstd(case: Case) -> Iterator[Coder]:
-    parameter = zstd.CompressionParameter
-    window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 27}
-    data = bytes(as_bytes(case.tensor))
-    base = None if case.base is None else zstd.ZstdDict(bytes(as_bytes(case.base)), is_raw=True)
-    for level in (1, 3):
-        options: dict[int, int] = {parameter.compression_level: level}
-        if base is not None:
-            options |= {parameter.window_log: 27, parameter.enable_long_distance_matching: 1}
-
-        def encoded(options: dict[int, int] = options) -> bytes:
-            prefix = None if base is None else base.as_prefix
-            return zstd.compress(data, options=options, zstd_dict=prefix)
-
-        def decoded(file: bytes) -> None:
-            prefix = None if base is None else base.as_prefix
-            zstd.decompress(file, zstd_dict=prefix, options=window)
-
-        yield Coder(f"zstd -{level}{'' if base is None else ' --patch-from'}", encoded, decoded)
+def _name(dtype: torch.dtype) -> str:
+    return {BF16: "bf16", FP32: "fp32"}[dtype]
 
 
 if __name__ == "__main__":

@@ -99,6 +99,22 @@ def _by_size(file: str, title: str, form: str, head: str) -> str:
     return _markdown([f"{_unit(file, title)}; {head}", *(f"{size:,}" for size in sizes)], lines)
 
 
+def _columns(file: str, columns: Mapping[str, str], form: str, head: str) -> str:
+    """Figures of the same things: title of the results -> head of the column."""
+    results = _results(file)
+    found = [{row["name"]: _valued(row, form) for row in results[title]} for title in columns]
+    names = dict.fromkeys(name for column in found for name in column)
+    lines = [[name, *(column.get(name, "") for column in found)] for name in names]
+    return _markdown([head, *columns.values()], lines)
+
+
+def _valued(row: Mapping[str, Any], form: str) -> str:
+    note = [] if not row["note"] else [row["note"].strip("()")]
+    goal = [] if row["goal"] is None else [f"goal {row['goal']:g}"]
+    more = ", ".join(note + goal)
+    return format(row["value"], form) + (f" ({more})" if more else "")
+
+
 def _profiles() -> str:
     lines = []
     for job, rows in _results("profiles").items():
@@ -163,6 +179,15 @@ def _markdown(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     )
 
 
+def _peered(kind: str) -> dict[str, str]:
+    title = f"fine-tuned, 2e-5, 500 steps, {kind}"
+    return {
+        f"{title}: size": "of the raw data",
+        f"{title}: encode": "encode, GB/s of a processor",
+        f"{title}: decode": "decode",
+    }
+
+
 _UP = "2000 MB in 64 tensors, Ceph"
 TABLES: dict[str, Callable[[], str]] = {
     "load warm": partial(_by_model, "load", "warm"),
@@ -219,6 +244,47 @@ TABLES: dict[str, Callable[[], str]] = {
     "index, first": partial(_by_size, "index", "the first time, without an index", ".2f", "states"),
     "index, second": partial(_by_size, "index", "the second time, by the index", ".2f", "states"),
     "index, one type": partial(_by_size, "index", "one architecture of many", ".2f", "states"),
+    "encoded, sizes": partial(
+        _columns,
+        "encoded",
+        {
+            f"size of {what}, {kind}": f"{kind}, {what}"
+            for kind in ("bf16", "fp32")
+            for what in ("the layers", "all tensors")
+        },
+        ".3f",
+        "of the raw data",
+    ),
+    "encoded, speed": partial(
+        _columns,
+        "encoded",
+        {
+            f"{what} by a thread, {kind}": f"{kind}, {what}"
+            for kind in ("bf16", "fp32")
+            for what in ("encode", "decode")
+        },
+        ".2f",
+        "GB/s",
+    ),
+    "encoded, bf16, peers": partial(_columns, "encoded", _peered("bf16"), ".3g", "way"),
+    "encoded, fp32, peers": partial(_columns, "encoded", _peered("fp32"), ".3g", "way"),
+    "encoded, chain": partial(
+        _columns,
+        "encoded_stores",
+        {f"checkpoints 100 steps apart, {kind}": kind for kind in ("bf16", "fp32")},
+        ".3f",
+        "of the files",
+    ),
+    "encoded, loads": partial(
+        _ways,
+        "encoded_stores",
+        {
+            f"load of BERT-base in {kind}, {how}, {state}": f"{kind}, {how}, {state}"
+            for kind in ("bf16", "fp32")
+            for how in ("assign=True", "into the model")
+            for state in ("warm", "cold")
+        },
+    ),
     "startup": partial(
         _figures,
         "startup",

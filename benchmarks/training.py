@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["FOLDER", "RUNS", "Run", "checkpoint", "published"]
+__all__ = ["FOLDER", "RUNS", "Run", "add_arguments", "checkpoint", "done", "published", "trained"]
 
 FOLDER = Path(tempfile.gettempdir()) / "mlstate-bench-encoded"
 PAIRS, TOKENS = 8, 32
@@ -53,26 +53,49 @@ class Run:
 def main() -> None:
     """Do the runs that are asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"the checkpoints ({FOLDER})")
+    add_arguments(parser)
     parser.add_argument("runs", nargs="*", choices=[*RUNS, []], help="those to do (all)")
     arguments = parser.parse_args()
+    trained(arguments, *(arguments.runs or RUNS))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of what needs checkpoints."""
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"the checkpoints ({FOLDER})")
+    parser.add_argument(
+        "--steps", type=int, help="train so many steps at most; 0: take what is there"
+    )
+
+
+def trained(arguments: argparse.Namespace, *names: str) -> Path:
+    """The folder with the checkpoints, after the runs with these names, as far as is asked for."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the sums of two threads would not be the same each time
-    for name in arguments.runs or RUNS:
-        do(name, arguments.folder)
+    for name in names if arguments.steps != 0 else ():
+        do(name, arguments.folder, arguments.steps)
+    torch.set_num_threads(threads)
+    folder: Path = arguments.folder
+    return folder
 
 
-def do(name: str, folder: Path) -> None:
-    """Do a run, unless its last checkpoint is there."""
+def do(name: str, folder: Path, most: int | None = None) -> None:
+    """Do a run, or its first steps, unless the last of their checkpoints is there."""
     run = RUNS[name]
-    if file_of(name, run.steps[-1], folder).exists():
+    steps = tuple(step for step in run.steps if most is None or step <= most)
+    if file_of(name, steps[-1], folder).exists():
         return
     began = time.perf_counter()
-    for step, state in zip(run.steps, run.states(run.steps), strict=True):
+    for step, state in zip(steps, run.states(steps), strict=True):
         path = file_of(name, step, folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(state), path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
         print(f"{name}: {step} steps, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def done(name: str, folder: Path) -> list[int]:
+    """The steps of a run whose checkpoints are there."""
+    return [step for step in RUNS[name].steps if file_of(name, step, folder).exists()]
 
 
 def file_of(name: str, step: int, folder: Path = FOLDER) -> Path:
@@ -81,9 +104,7 @@ def file_of(name: str, step: int, folder: Path = FOLDER) -> Path:
 
 
 def checkpoint(name: str, step: int, folder: Path = FOLDER) -> dict[str, Tensor]:
-    """The values of a run after so many steps; the run is done if it was not."""
-    if not file_of(name, step, folder).exists():
-        do(name, folder)
+    """The values of a run after so many steps."""
     return load_file(file_of(name, step, folder))
 
 
@@ -210,7 +231,8 @@ def _merged(model: nn.Module) -> State:
     for name, value in _values(model).items():
         path, kind, last = name.partition(".parametrizations.weight.")
         if last == "original":
-            found[f"{path}.weight"] = cast(Tensor, model.get_submodule(path).weight).detach().clone()
+            weight = cast(Tensor, model.get_submodule(path).weight)
+            found[f"{path}.weight"] = weight.detach().clone()
         elif not kind:
             found[name] = value
     return found

@@ -9,10 +9,11 @@ from itertools import cycle
 from random import Random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import growth, regression
+from benchmarks import encoded, encoded_peers, growth, regression, training
 from benchmarks.peers import PEERS, Dvc
 from benchmarks.svg import Series, line_chart
 
@@ -95,6 +96,50 @@ def test_what_grows_evenly_is_a_straight_line():
 def test_what_cannot_be_drawn_is_refused(series):
     with pytest.raises(ValueError, match="one to six lines"):
         line_chart("t", "x", "y", series)
+
+
+# Trainings whose checkpoints are encoded.
+
+
+def test_a_training_is_done_once_and_as_far_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def states(steps):
+        asked.append(steps)
+        return ({"weight": torch.full((3,), float(step))} for step in steps)
+
+    monkeypatch.setitem(training.RUNS, "tiny", training.Run((10, 20, 30), states))
+    assert training.done("tiny", tmp_path) == []
+    for most in (20, 25, None, None, 10):
+        training.do("tiny", tmp_path, most)
+    assert asked == [(10, 20), (10, 20, 30)]
+    assert training.done("tiny", tmp_path) == [10, 20, 30]
+    assert training.checkpoint("tiny", 20, tmp_path)["weight"].tolist() == [20.0] * 3
+
+
+def test_a_training_is_the_same_each_time_and_changes_every_weight(monkeypatch):
+    monkeypatch.setattr(training, "SEQUENCES", 2)
+    monkeypatch.setattr(training, "BYTES", 16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    first, again = ([*training.RUNS["conv"].states((1, 2))] for _ in range(2))
+    torch.set_num_threads(threads)
+    for name, value in first[1].items():
+        assert torch.equal(value, again[1][name])
+        assert not torch.equal(value, first[0][name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_way_to_keep_a_tensor_is_measured(dtype):
+    weights = torch.randn(300_000, generator=torch.Generator().manual_seed(1))
+    near = (weights * 1.001).to(dtype)
+    size, encoding, decoding = encoded_peers.peers("title", near, weights.to(dtype), 1)
+    shares = {row.name: row.value for row in size.rows}
+    assert shares["mlstate, 1 thread"] == shares["mlstate, 2 threads"]
+    assert shares["mlstate, 1 thread"] < shares["zstd -3 --patch-from"] < 1
+    assert all(row.value > 0 for row in (*encoding.rows, *decoding.rows))
+    case = encoded.Case("case", {"layer": near, "embedding": near}, {"layer": weights.to(dtype)})
+    assert encoded.encoded_size(case.layers) == pytest.approx(shares["mlstate, 1 thread"], abs=0.01)
 
 
 # The regression check.
