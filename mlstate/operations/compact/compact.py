@@ -11,19 +11,18 @@ from mlstate.fetch import OnProgress
 from mlstate.fetch.progress import Meter, listener
 from mlstate.format import layout
 from mlstate.format.encoded_object import DEPTH_LIMIT
-from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import object_size
 from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import one_at_a_time
 from mlstate.objects.chains import Chains
 from mlstate.objects.durable import make_folders
 from mlstate.objects.encoded_indexes import write_index
-from mlstate.objects.encoding import sample_of
 from mlstate.objects.interface import EncodingObjectStore, ListedObjectStore
 from mlstate.operations.compact.candidates import ReadStates, groups_of, read_states
 from mlstate.operations.compact.plan import Known, Plan, plan_chains, plan_stars
 from mlstate.operations.compact.report import CompactReport, Tally, UnreadObject
 from mlstate.operations.compact.run import Run
+from mlstate.operations.compact.samples import Distances
 from mlstate.operations.compact.undo import Undoing, refs_in_trash
 from mlstate.phrases import flag
 from mlstate.states import StateKey, check_keys
@@ -161,7 +160,7 @@ def _compact(
     chains = Chains(objects, view.threads)
     chains.look()
     assert isinstance(objects, ListedObjectStore)
-    known = Known(chains, set(objects.digests()), _Distances(objects).distance)
+    known = Known(chains, set(objects.digests()), Distances(objects).distance)
     if order is None:
         plan = plan_stars(groups_of(read), known, alone=alone)
     else:
@@ -286,27 +285,3 @@ def _write_indexes(
     for digest, state in zip(read.digests, read.states, strict=True):
         if any(is_touched(ref.digest) for ref in state.refs.values()):
             write_index(objects, digest, state, threads)
-
-
-class _Distances:
-    """The distances of objects, from a sample of each, which is read once."""
-
-    def __init__(self, objects: EncodingObjectStore) -> None:
-        self._objects = objects
-        self._samples: dict[Digest, bytes] = {}
-
-    def distance(self, ref: TensorRef, other: TensorRef) -> float:
-        from mlstate.encoded import distance
-
-        return distance(self._sample(ref), self._sample(other), ref.spec)
-
-    def _sample(self, ref: TensorRef) -> bytes:
-        if ref.digest not in self._samples:
-            if len(self._samples) >= _SAMPLES:
-                self._samples.pop(next(iter(self._samples)))
-            self._samples[ref.digest] = sample_of(self._objects, ref)
-        return self._samples[ref.digest]
-
-
-_SAMPLES = 20_000
-"""The samples that are kept at a time: 4 KiB each."""
