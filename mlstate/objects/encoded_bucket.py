@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from mlstate.buckets.client import PART, BucketClient
+from mlstate.buckets.listing import spread_items
 from mlstate.buckets.upload import chunks, copied
 from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest
@@ -109,7 +110,7 @@ class EncodedBucket(abc.ABC):
 
     def encoded_digests(self) -> Iterator[Digest]:
         """See `EncodedObjectStore.encoded_digests`."""
-        for item in self.place.client.items(self.place.path(layout.ENCODED)):
+        for item in spread_items(self.place.client, self.place.path(layout.ENCODED)):
             if digest := layout.digest_of_encoded_path(self.place.name(item.path)):
                 yield digest
 
