@@ -52,7 +52,7 @@ torture: $(VENV)/torture
 	$(BIN)/python -m tests.torture --json torture.json
 
 torture-short: $(VENV)/test
-	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture tests/stores
+	$(BIN)/pytest -n $(WORKERS) -m torture tests/torture tests/stores tests/operations/compact
 
 frameworks:
 	$(PYTHON) -m venv .venv-frameworks

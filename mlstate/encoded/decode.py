@@ -91,7 +91,7 @@ def decode(
                 "a tensor's data has the wrong length", expected=spec.nbytes, found=len(what)
             )
     start = source.size - index_size(spec)
-    blocks = parse_index(source.read(start, index_size(spec)), spec, source.size)
+    blocks = parse_index(source.read(start, index_size(spec)), spec, source.size, head.method)
     tools = Tools(lambda: BlockDecoder(element_width(spec)))
 
     def decode_block(number: int) -> None:

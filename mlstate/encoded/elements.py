@@ -6,16 +6,17 @@ The numbers have a sign where they have more than a byte, for which torch has ev
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 
 from mlstate.digests import Bytes
 
-__all__ = ["CHUNK", "INTEGERS", "chunks", "integers", "part_of"]
+__all__ = ["CHUNK", "INTEGERS", "Pieces", "chunks", "integers", "part_of"]
 
 CHUNK = 32_768
 """The elements that torch's operations are given: of more, it would start threads of its own."""
+
+Pieces = tuple[torch.Tensor, ...]
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Width in bytes -> torch's type."""
@@ -36,7 +37,7 @@ def part_of(data: bytes, dtype: torch.dtype, start: int, count: int) -> torch.Te
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=start)
 
 
-def chunks(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-    """A tensor in pieces of at most `CHUNK` elements, which have its memory."""
-    pieces: Sequence[torch.Tensor] = tensor.split(CHUNK)  # type: ignore[no-untyped-call]
+def chunks(tensor: torch.Tensor, size: int = CHUNK) -> Pieces:
+    """A tensor in pieces of at most so many elements, which have its memory."""
+    pieces: Pieces = tensor.split(size)  # type: ignore[no-untyped-call]
     return pieces

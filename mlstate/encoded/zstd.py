@@ -13,7 +13,7 @@ if TYPE_CHECKING or sys.version_info < (3, 14):
 else:
     from compression import zstd
 
-__all__ = ["Compressors", "decompressed"]
+__all__ = ["Compressors", "content_size", "decompressed"]
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _SINGLE_SEGMENT, _NO_CONTENT_SIZE_BITS = 0x20, 0x3F
@@ -41,10 +41,14 @@ class Compressors:
         self._search = zstd.ZstdCompressor(options=_SEARCH)
         self._entropy = _entropy_coder() or self._search
 
-    def compress(self, data: Bytes, *, search: bool) -> bytes:
-        """Bytes as one frame that says how many they are."""
+    def compress(self, *parts: Bytes, search: bool) -> bytes:
+        """Bytes as one frame that says how many they are; each part gets codes of its own."""
         compressor = self._search if search else self._entropy
-        return compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
+        *first, last = parts
+        if first:  # of a single one zstd knows it
+            compressor.set_pledged_input_size(sum(map(len, parts)))
+        frame = [compressor.compress(part, zstd.ZstdCompressor.FLUSH_BLOCK) for part in first]
+        return b"".join((*frame, compressor.compress(last, zstd.ZstdCompressor.FLUSH_FRAME)))
 
 
 def _entropy_coder() -> zstd.ZstdCompressor | None:
@@ -66,34 +70,43 @@ def decompressed(frame: Bytes, size: int) -> bytes:
         FormatError: It is not one frame of a single segment, without dictionary and checksum, that
             gives exactly these bytes.
     """
-    problem = _problem(bytes(frame[:14]), size)
-    if problem is None:
-        reader = zstd.ZstdDecompressor()
-        try:
-            data = reader.decompress(frame, size)
-        except zstd.ZstdError as error:
-            problem = str(error)
-        else:
-            if len(data) == size and reader.eof and not reader.unused_data:
-                return data
-            problem = f"{len(data)} bytes, and {'more' if len(data) == size else 'no more'}"
-    raise FormatError(
-        "a plane of an encoded object is not one zstd frame of its size",
-        expected=f"one segment of {size} bytes, without dictionary and checksum",
-        found=problem,
-    )
+    content = content_size(frame)
+    if content != size:
+        raise _no_frame(f"{size} bytes", f"a frame of {content} bytes")
+    reader = zstd.ZstdDecompressor()
+    try:
+        data = reader.decompress(frame, size)
+    except zstd.ZstdError as error:
+        raise _no_frame(f"{size} bytes", str(error)) from None
+    if len(data) == size and reader.eof and not reader.unused_data:
+        return data
+    more = "more" if len(data) == size else "no more"
+    raise _no_frame(f"{size} bytes", f"{len(data)} bytes, and {more}")
 
 
-def _problem(start: bytes, size: int) -> str | None:
-    """What the header of a frame says other than it should, or None."""
+def content_size(frame: Bytes) -> int:
+    """How many bytes a frame gives by its header.
+
+    Raises:
+        FormatError: It is not the header of a frame of a single segment, without dictionary and
+            checksum.
+    """
+    start = bytes(frame[:14])
     if len(start) < 6 or start[:4] != _MAGIC:
-        return f"bytes that begin with {start[:4].hex()}"
+        raise _no_frame("its size", f"bytes that begin with {start[:4].hex()}")
     descriptor = start[4]
     if descriptor & _NO_CONTENT_SIZE_BITS != _SINGLE_SEGMENT:
-        return f"a frame with descriptor {descriptor:#04x}"
+        raise _no_frame("its size", f"a frame with descriptor {descriptor:#04x}")
     length = _FIELD_SIZES[descriptor >> 6]
     field = start[5 : 5 + length]
-    content = int.from_bytes(field, "little") + (256 if length == 2 else 0)
-    if len(field) < length or content != size:
-        return f"a frame of {content} bytes"
-    return None
+    if len(field) < length:
+        raise _no_frame("its size", "a header that is cut short")
+    return int.from_bytes(field, "little") + (256 if length == 2 else 0)
+
+
+def _no_frame(size: str, found: str) -> FormatError:
+    return FormatError(
+        "a plane of an encoded object is not one zstd frame of its size",
+        expected=f"one segment of {size}, without dictionary and checksum",
+        found=found,
+    )

@@ -20,10 +20,11 @@ __all__ = [
     "BLOCK",
     "DEPTH_LIMIT",
     "HEAD_SIZE",
-    "PLANES",
+    "SPARSE_SHARE",
     "Block",
     "Head",
     "Kind",
+    "Method",
     "Part",
     "element_width",
     "encode_index",
@@ -36,18 +37,24 @@ BLOCK = 1 << 20
 DEPTH_LIMIT = 8
 """The most bases that are decoded one after the other."""
 HEAD_SIZE = 64
-PLANES = 1
-"""The method of this version: planes of bytes."""
+SPARSE_SHARE = 8
+"""At most one of so many bytes of a sparse plane is listed."""
 
 _MAGIC = b"\x89mlsenc\n"
 _VERSION = 1
-_NEXT_METHOD = 2  # reserved: planes grouped by the exponent of the base
 _HEAD = struct.Struct("<8sBBBB4xQ8x32s")
 _NO_BASE = bytes(32)
 _WIDTHS = (1, 2, 4, 8)
 _LENGTH_OF_DATA = 63  # in bits: a tensor has fewer than 2^63 bytes
 _LENGTH_BITS = 30
 _ENTRY = 4
+
+
+class Method(IntEnum):
+    """How an object is encoded; 2 is reserved: planes grouped by the exponent of the base."""
+
+    PLANES = 1
+    SPARSE_PLANES = 3  # of differences, whose two highest planes may be sparse
 
 
 class Kind(IntEnum):
@@ -57,6 +64,7 @@ class Kind(IntEnum):
     CONSTANT = 1
     ZSTD = 2
     PAIR = 3
+    SPARSE = 4  # in the index 3, too: no plane can be both
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +102,26 @@ class Head:
         nbytes: The bytes of the tensor's data.
         base: The object that it is the difference to: of a tensor of the same type and shape.
         depth: How many bases have to be decoded one after the other; 0 without a base.
+        method: How it is encoded.
     """
 
     width: int
     nbytes: int
     base: Digest | None
     depth: int
+    method: Method
 
     @classmethod
     def of(cls, spec: TensorSpec, base: Digest | None = None, depth: int = 0) -> Head:
-        """The head for a tensor; a FormatError if base and depth do not fit each other."""
+        """The head that writers give; a FormatError if base and depth do not fit each other."""
         _check_depth(base, depth)
-        return cls(element_width(spec), spec.nbytes, base, depth)
+        method = Method.PLANES if base is None else Method.SPARSE_PLANES
+        return cls(element_width(spec), spec.nbytes, base, depth, method)
 
     def encode(self) -> bytes:
         """Its bytes."""
         base = _NO_BASE if self.base is None else bytes.fromhex(self.base)
-        return _HEAD.pack(_MAGIC, _VERSION, PLANES, self.width, self.depth, self.nbytes, base)
+        return _HEAD.pack(_MAGIC, _VERSION, self.method, self.width, self.depth, self.nbytes, base)
 
     @classmethod
     def parse(cls, data: Bytes, spec: TensorSpec) -> Head:
@@ -142,11 +153,12 @@ class Head:
                 found=f"{len(data)} bytes: {bytes(data[:16])!r}",
             )
         _, version, method, width, depth, nbytes, base = _HEAD.unpack(data)
-        if version != _VERSION or method != PLANES:
-            newer = version > _VERSION or method >= _NEXT_METHOD
+        methods = [Method.PLANES] if base == _NO_BASE else list(Method)
+        if version != _VERSION or method not in methods:
+            newer = version > _VERSION or method not in {0, *Method}
             raise FormatError(
                 "an encoded object has a form that is not known",
-                expected=f"version {_VERSION}, method {PLANES}",
+                expected=f"version {_VERSION}, method {' or '.join(map(str, map(int, methods)))}",
                 found=f"version {version}, method {method}",
                 remedy="install a newer mlstate" if newer else None,
             )
@@ -158,7 +170,7 @@ class Head:
             )
         named = None if base == _NO_BASE else Digest(base.hex())
         _check_depth(named, depth)
-        head = cls(width, nbytes, named, depth)
+        head = cls(width, nbytes, named, depth, Method(method))
         if head.encode() != data:
             raise FormatError(
                 "the head of an encoded object has bytes that are not 0 where they must be"
@@ -199,17 +211,24 @@ def index_size(spec: TensorSpec) -> int:
 
 def encode_index(blocks: Sequence[Sequence[Part]]) -> bytes:
     """The index of blocks with these planes."""
-    entries = [part.kind << _LENGTH_BITS | part.length for parts in blocks for part in parts]
+    entries = [
+        min(part.kind, Kind.PAIR) << _LENGTH_BITS | part.length
+        for parts in blocks
+        for part in parts
+    ]
     return struct.pack(f"<{len(entries)}I", *entries)
 
 
-def parse_index(data: Bytes, spec: TensorSpec, size: int) -> list[Block]:
+def parse_index(
+    data: Bytes, spec: TensorSpec, size: int, method: Method = Method.PLANES
+) -> list[Block]:
     """Read the index of the encoded form of a tensor.
 
     Args:
         data: The last `index_size` bytes of the file.
         spec: The tensor's type and shape.
         size: The size of the file.
+        method: What the head says.
 
     Raises:
         FormatError: A kind or length that no writer gives, or another sum than the file's size.
@@ -221,13 +240,14 @@ def parse_index(data: Bytes, spec: TensorSpec, size: int) -> list[Block]:
             found=f"{len(data)} bytes",
         )
     width = element_width(spec)
+    sparse = range(max(0, width - 2), width if method is Method.SPARSE_PLANES else 0)
     blocks: list[Block] = []
     position, remaining = HEAD_SIZE, spec.nbytes // width
     for entries in struct.iter_unpack(f"<{width}I", data):
         elements = min(remaining, BLOCK // width)
         parts = tuple(
-            Part(Kind(entry >> _LENGTH_BITS), entry & ((1 << _LENGTH_BITS) - 1))
-            for entry in entries
+            Part(_kind(entry, plane in sparse), entry & ((1 << _LENGTH_BITS) - 1))
+            for plane, entry in enumerate(entries)
         )
         _check_parts(parts, elements, len(blocks))
         blocks.append(Block(position, elements, parts))
@@ -242,6 +262,11 @@ def parse_index(data: Bytes, spec: TensorSpec, size: int) -> list[Block]:
     return blocks
 
 
+def _kind(entry: int, may_be_sparse: bool) -> Kind:
+    kind = Kind(entry >> _LENGTH_BITS)
+    return Kind.SPARSE if may_be_sparse and kind is Kind.PAIR else kind
+
+
 def _check_parts(parts: tuple[Part, ...], elements: int, number: int) -> None:
     allowed: Sequence[int]
     for plane, part in enumerate(parts):
@@ -250,8 +275,10 @@ def _check_parts(parts: tuple[Part, ...], elements: int, number: int) -> None:
             other = parts[plane + 1 if first else plane - 1].kind if len(parts) > 1 else None
             good = plane < len(parts) - 2 and other is Kind.PAIR
             allowed = [2 * elements if first else 0] if good else []
-        elif part.kind is Kind.ZSTD:
+        elif part.kind in (Kind.ZSTD, Kind.SPARSE):
             allowed = range(1, elements)
+            if part.kind is Kind.SPARSE and elements < SPARSE_SHARE:
+                allowed = []
         else:
             allowed = [1 if part.kind is Kind.CONSTANT else elements]
         if part.length not in allowed:

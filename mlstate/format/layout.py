@@ -288,16 +288,32 @@ def compacts(data: bytes, path: str) -> bool:
 
 
 def with_requirement(data: bytes, word: str, *, wanted: bool) -> bytes:
-    """The settings of a store, valid ones, changed to require a word or not; all else stays."""
-    import tomlkit
+    """The settings of a store, changed to require a word of readers or not; all else stays.
 
-    document = tomlkit.parse(data.decode())
-    if "requires" not in document:
-        document.add("requires", tomlkit.array())
-    requires = document["requires"]
-    assert isinstance(requires, list)
-    if wanted and word not in requires:
-        requires.append(word)
-    while not wanted and word in requires:
-        requires.remove(word)
-    return tomlkit.dumps(document).encode()
+    Raises:
+        FormatError: They are not valid, or written in a style that cannot be edited.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    before = load_toml(data, "a store's settings")
+    if (word in before.get("requires", [])) == wanted:
+        return data
+    try:
+        document = tomlkit.parse(data.decode())
+        if "requires" not in document:
+            document.add("requires", tomlkit.array())
+        requires = document["requires"]
+        assert isinstance(requires, list)
+        if wanted:
+            requires.append(word)
+        while not wanted and word in requires:
+            requires.remove(word)
+        changed = tomlkit.dumps(document).encode()
+    except (TOMLKitError, RecursionError) as error:
+        raise FormatError(f"a store's settings cannot be edited: {error}") from None
+    others = [one for one in before.get("requires", []) if one != word]
+    meant = {**before, "requires": others + [word] * wanted}
+    if load_toml(changed, "a store's settings") != meant:
+        raise FormatError("a store's settings are written in a style that cannot be edited")
+    return changed

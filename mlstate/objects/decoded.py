@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import mmap
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import FormatError, IntegrityError, ObjectNotFoundError
+from mlstate.errors import FormatError, IntegrityError, MlstateError, ObjectNotFoundError
 from mlstate.format.encoded_object import Head
 from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import (
@@ -58,7 +58,11 @@ class DecodedObject(io.RawIOBase):
             FormatError: It is not the tensor of the reference, or needs a newer mlstate.
         """
         if self._memory is None:
-            self._memory = _object_in_memory(self._store, self._ref)
+            try:
+                self._memory = _object_in_memory(self._store, self._ref)
+            except MlstateError as error:
+                _free(error)
+                raise
         return self._memory
 
     def readable(self) -> bool:
@@ -90,6 +94,16 @@ class DecodedObject(io.RawIOBase):
         rest = self.memory[self._position :]
         self._position += len(rest)
         return bytes(rest)
+
+
+def _free(error: BaseException | None) -> None:
+    """Let go of what the calls held that an error went through: a tensor, perhaps two.
+
+    An error and these calls refer to each other, and would wait for the garbage collector.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def find_encoded(store: ObjectStore, digest: Digest, spec: TensorSpec) -> DecodedObject | None:
@@ -158,18 +172,17 @@ def _open_either(
 ) -> tuple[BinaryIO, None] | tuple[None, EncodedFile]:
     """Open an object plainly, or its encoded form."""
     for _ in range(_LOOKS):
-        try:
+        with suppress(ObjectNotFoundError):
             return store.open(digest), None
-        except ObjectNotFoundError as error:
-            missing = error
-        try:
+        with suppress(ObjectNotFoundError):
             return None, store.open_encoded(digest)
-        except ObjectNotFoundError:
-            pass
-    if needed_by is not None:
-        missing.message = "the base of an encoded object is missing"
-        missing.found = f"an object that needs it: {needed_by}"
-    raise missing
+    try:
+        return store.open(digest), None
+    except ObjectNotFoundError as error:
+        if needed_by is not None:
+            error.message = "the base of an encoded object is missing"
+            error.found = f"an object that needs it: {needed_by}"
+        raise
 
 
 @contextmanager

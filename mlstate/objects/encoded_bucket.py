@@ -110,9 +110,15 @@ class EncodedBucket(abc.ABC):
 
     def encoded_digests(self) -> Iterator[Digest]:
         """See `EncodedObjectStore.encoded_digests`."""
+        yield from self.encoded_sizes()
+
+    def encoded_sizes(self) -> dict[Digest, int]:
+        """The objects that have an encoded form here, with its size in bytes; one list."""
+        found: dict[Digest, int] = {}
         for item in spread_items(self.place.client, self.place.path(layout.ENCODED)):
             if digest := layout.digest_of_encoded_path(self.place.name(item.path)):
-                yield digest
+                found[digest] = item.size
+        return found
 
     def trashed_forms(self, digest: Digest) -> Iterator[Item]:
         """The encoded forms of an object in trash/."""
@@ -121,14 +127,22 @@ class EncodedBucket(abc.ABC):
             if match and match[1] == digest:
                 yield item
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
-        """See `EncodingObjectStore.put_encoded`."""
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
+        """See `EncodingObjectStore.put_encoded`.
+
+        What is uploaded in parts replaces what another process has uploaded since the last look.
+        """
         self.place.prepare()
         uploads, path, whole = self.place.uploads, self.encoded_path(digest), list(parts)
-        if sum(memoryview(part).nbytes for part in whole) <= PART:
+        if not replace and self.encoded_size(digest) is not None:
+            return False
+        if sum(memoryview(part).nbytes for part in whole) > PART:
+            uploads.put_large(path, lambda: chunks(whole, PART))
+        elif replace or not self.place.honours_conditions():
             uploads.put(path, copied(whole))
         else:
-            uploads.put_large(path, lambda: chunks(whole, PART))
+            return uploads.create(path, bytes(copied(whole)))
+        return True
 
     def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
         """See `EncodingObjectStore.put_encoded_index`."""

@@ -13,7 +13,14 @@ from mlstate.digests import Bytes, Digest
 from mlstate.errors import ObjectNotFoundError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
-from mlstate.objects.durable import make_folders, read_small, sync_path, write_in_store, write_over
+from mlstate.objects.durable import (
+    Publish,
+    make_folders,
+    read_small,
+    sync_path,
+    write_in_store,
+    write_over,
+)
 from mlstate.objects.encoded_forms import RangeFile, no_encoded_form, no_plain_form, says_no_encoded
 
 __all__ = ["EncodedFolder"]
@@ -59,9 +66,10 @@ class EncodedFolder(abc.ABC):
             raise ObjectNotFoundError("an encoded object is missing", path=path, expected=digest)
         return RangeFile(found, str(path))
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
         """See `EncodingObjectStore.put_encoded`."""
-        write_in_store(self.root, layout.encoded_path(digest), parts)
+        how = Publish.REPLACE if replace else Publish.CREATE
+        return write_in_store(self.root, layout.encoded_path(digest), parts, publish=how)
 
     def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
         """See `EncodingObjectStore.put_encoded_index`."""

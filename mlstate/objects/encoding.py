@@ -6,13 +6,15 @@ Imports torch when something is encoded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 from mlstate.digests import Bytes
+from mlstate.errors import FormatError, IntegrityError
 from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, TensorSpec, object_size
 from mlstate.objects.decoded import DecodedObject
+from mlstate.objects.encoded_forms import head_of
 from mlstate.objects.interface import EncodingObjectStore, ObjectStore
 from mlstate.objects.mapped import view_of
 from mlstate.objects.verified import check_tensor, open_tensor
@@ -126,7 +128,8 @@ def encode_beside(
 ) -> int | None:
     """Write the encoded form of an object, read it back, decode it, and hold it against the digest.
 
-    The plain object, if there is one, stays.
+    The plain object, if there is one, stays; so does a form that is there already and is good,
+    whatever its base.
 
     Args:
         store: The store.
@@ -144,14 +147,35 @@ def encode_beside(
     """
     from mlstate.encoded import Base, encode
 
+    if store.encoded_size(ref.digest) is not None:
+        return _taken_over(store, ref, threads)
     if encoded_estimate(data, ref.spec, base) is None:
         return None
     its = None if base is None else Base(base.ref.digest, base.data, base.depth)
+    parts = _limited(encode(data, ref.spec, its, threads=threads), ref)
     try:
-        store.put_encoded(ref.digest, _limited(encode(data, ref.spec, its, threads=threads), ref))
+        if not store.put_encoded(ref.digest, parts, replace=False):
+            return _taken_over(store, ref, threads)
     except _TooLargeError:
         return None
-    _check(store, ref, base, threads)
+    _check(store, ref, None if base is None else base.data, threads)
+    return store.encoded_size(ref.digest)
+
+
+def _taken_over(store: EncodingObjectStore, ref: TensorRef, threads: int) -> int | None:
+    """The size of the form that an object has already, of one who was killed say; None if bad.
+
+    It is never replaced: another process may have given up the plain object for it just now.
+    """
+    try:
+        base = head_of(store, ref.digest).base
+        if base is None:
+            _check(store, ref, None, threads)
+        else:
+            with tensor_data(store, TensorRef(ref.spec, base)) as its:
+                _check(store, ref, its, threads)
+    except (IntegrityError, FormatError):
+        return None
     return store.encoded_size(ref.digest)
 
 
@@ -171,16 +195,15 @@ def _limited(parts: Iterable[bytes], ref: TensorRef) -> Iterator[bytes]:
         yield part
 
 
-def _check(store: EncodingObjectStore, ref: TensorRef, base: Original | None, threads: int) -> None:
-    """Decode what was written, from where it was written to."""
+def _check(store: EncodingObjectStore, ref: TensorRef, base: Bytes | None, threads: int) -> None:
+    """Decode what was written, from where it was written to; what is bad is dropped."""
     from mlstate.encoded import decode_verified
 
     out = memoryview(bytearray(ref.spec.nbytes))
     try:
         with closing(store.open_encoded(ref.digest)) as source:
-            its = None if base is None else base.data
-            decode_verified(source, ref, out, its, threads=threads)
-    except BaseException:
-        if store.plain_size(ref.digest) is not None:
+            decode_verified(source, ref, out, base, threads=threads)
+    except (IntegrityError, FormatError):
+        with suppress(FormatError):  # there is no plain object
             store.drop_encoded(ref.digest)
         raise

@@ -170,8 +170,12 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
     encoded form is left that is needed, `say_plain`.
     """
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
-        """Write the encoded form of an object, replacing one that is here; then it is durable."""
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
+        """Write the encoded form of an object; it is durable then.
+
+        With ``replace`` one that is here is replaced. Otherwise it stays, and the result is False:
+        another process may rely on it by now.
+        """
 
     def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
         """Write which objects of a state are encoded (`EncodedIndex`), for who copies it.

@@ -57,9 +57,12 @@ class MemoryObjectStore:
         """See `EncodedObjectStore.encoded_digests`."""
         return iter(list(self._encoded))
 
-    def put_encoded(self, digest: Digest, parts: Iterable[Bytes]) -> None:
+    def put_encoded(self, digest: Digest, parts: Iterable[Bytes], *, replace: bool = True) -> bool:
         """See `EncodingObjectStore.put_encoded`."""
-        self._encoded[digest] = b"".join(parts)
+        data = b"".join(parts)
+        if replace:
+            self._encoded[digest] = data
+        return self._encoded.setdefault(digest, data) is data
 
     def put_encoded_index(self, state: Digest, data: bytes | None) -> None:
         """See `EncodingObjectStore.put_encoded_index`."""

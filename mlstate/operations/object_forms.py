@@ -11,6 +11,7 @@ from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.format.encoded_object import Head
 from mlstate.format.tensor_object import DATA_OFFSET
 from mlstate.index import number_of
+from mlstate.objects.bucket import BucketObjectStore
 from mlstate.objects.encoded_forms import head_of
 from mlstate.objects.interface import EncodedObjectStore
 from mlstate.operations.usage_report import EncodedUsage
@@ -33,8 +34,13 @@ class ObjectForms:
     def __init__(self, stores: Iterable[EncodedObjectStore], threads: int) -> None:
         self._threads = threads
         self.encoded: dict[Digest, EncodedObjectStore] = {}
+        self._listed: dict[Digest, int] = {}  # of buckets, which give sizes with a list
+        self._plain: set[Digest] = set()
         for store in stores:
-            for digest in store.encoded_digests():
+            if isinstance(store, BucketObjectStore):
+                self._listed = store.encoded_sizes()
+                self._plain = set(store.digests()) if self._listed else set()
+            for digest in self._listed or store.encoded_digests():
                 self.encoded.setdefault(digest, store)
 
     def __bool__(self) -> bool:
@@ -62,14 +68,20 @@ class ObjectForms:
 
     def is_plain(self, digest: Digest) -> bool:
         """Whether an encoded object is there plainly, too."""
+        if digest in self._listed:
+            return digest in self._plain
         return self.encoded[digest].plain_size(digest) is not None
+
+    def _encoded_size(self, digest: Digest) -> int:
+        size = self._listed.get(digest)
+        return (self.encoded[digest].encoded_size(digest) if size is None else size) or 0
 
     def size(self, number: int, plain: int) -> int:
         """The bytes that an object takes in all of its forms, if it has so many in plain form."""
         digest = self.numbers.get(number)
         if digest is None:
             return plain
-        encoded = self.encoded[digest].encoded_size(digest) or 0
+        encoded = self._encoded_size(digest)
         return encoded + plain if self.is_plain(digest) else encoded
 
     def bases(self, number: int) -> Iterator[tuple[Digest, int]]:
@@ -85,7 +97,7 @@ class ObjectForms:
     def usage(self) -> EncodedUsage:
         """What is in encoded form only, and what that saves."""
         only = [digest for digest in self.encoded if not self.is_plain(digest)]
-        nbytes = sum(self.encoded[digest].encoded_size(digest) or 0 for digest in only)
+        nbytes = sum(map(self._encoded_size, only))
         heads = [self._heads[digest] for digest in only if digest in self._heads]
         plain = sum(DATA_OFFSET + head.nbytes for head in heads)
         return EncodedUsage(len(only), nbytes, plain - nbytes)

@@ -14,7 +14,7 @@ from mlstate.pickled.source import BytesSource
 
 __all__ = ["KINDS", "base_of", "decoded", "digest_of", "encoded", "file_of", "pair_of", "spec_of"]
 
-KINDS = ("none", "equal", "near", "far", "zeros")
+KINDS = ("none", "equal", "near", "sparse", "far", "zeros")
 
 
 def spec_of(dtype: str, size: int) -> TensorSpec:
@@ -25,7 +25,7 @@ def spec_of(dtype: str, size: int) -> TensorSpec:
 
 
 def pair_of(spec: TensorSpec, kind: str, seed: int) -> tuple[bytes, bytes | None]:
-    """Data of a tensor, and of a base: equal, near, far from it, or none."""
+    """Data of a tensor, and of a base: equal, near, equal but for a few, far from it, or none."""
     chance = random.Random(seed)
     data = bytes(spec.nbytes) if kind == "zeros" else chance.randbytes(spec.nbytes)
     if kind in ("none", "zeros"):
@@ -33,10 +33,15 @@ def pair_of(spec: TensorSpec, kind: str, seed: int) -> tuple[bytes, bytes | None
     if kind == "far":
         return data, chance.randbytes(spec.nbytes)
     other = bytearray(data)
-    if kind == "near":  # small differences of either sign, which borrow and carry
+    if kind in ("near", "sparse"):  # differences of either sign, which borrow and carry
         width = element_width(spec)
+        every = 1 if kind == "near" else chance.choice([10, 100, 1000])
+        most = 9 if kind == "near" else 1 << (8 * width - 2)
         for start in range(0, spec.nbytes, width):
-            number = int.from_bytes(data[start : start + width], "little") + chance.randint(-9, 9)
+            if chance.randrange(every):
+                continue
+            step = chance.randint(-most, most)
+            number = int.from_bytes(data[start : start + width], "little") + step
             other[start : start + width] = (number % (1 << 8 * width)).to_bytes(width, "little")
     return data, bytes(other)
 
@@ -63,11 +68,11 @@ def decoded(spec: TensorSpec, file: bytes, base: bytes | None = None, threads: i
     return bytes(out)
 
 
-def file_of(spec: TensorSpec, *parts: tuple[Kind, bytes]) -> bytes:
+def file_of(spec: TensorSpec, *parts: tuple[Kind, bytes], base: Digest | None = None) -> bytes:
     """A file of one block with these parts, whatever they are."""
     assert spec.nbytes <= BLOCK
     blocks = b"".join(content for _, content in parts)
-    index = [kind << 30 | len(content) for kind, content in parts]
-    head = Head.of(spec).encode()
+    index = [min(kind, 3) << 30 | len(content) for kind, content in parts]
+    head = Head.of(spec, base, 0 if base is None else 1).encode()
     assert len(head) == HEAD_SIZE
     return head + blocks + struct.pack(f"<{len(index)}I", *index)

@@ -14,21 +14,24 @@ import os
 import torch
 from mlstate.digests import Digest
 from mlstate.encoded import Base, decode, encode
-from mlstate.format.tensor_object import TensorSpec
 from mlstate.pickled.source import FileSource
-from mlstate.tensors.memory import as_bytes
+from mlstate.tensors.memory import as_bytes, spec_of
 
-def tensors(size):
-    base = torch.randn(size // 4) * 0.02
-    return TensorSpec("F32", (size // 4,)), base, base * (1 + 1e-3 * torch.randn(size // 4))
+def tensors(size, dtype):
+    count = size // dtype.itemsize
+    base = (torch.randn(count) * 0.02).to(dtype)
+    near = base * (1 + 1e-3 * torch.randn(count).to(dtype))
+    near[count // 2 :] = base[count // 2 :]
+    near[count // 2 :: 10] *= 1.01  # half of it is sparse
+    return spec_of(base), base, near
 
 def write(path, data, spec, base, threads):
     with open(path, "wb") as file:
         for piece in encode(data, spec, base, threads=threads):
             file.write(piece)
 
-def once(path, size, threads, watch):
-    spec, base, near = tensors(size)
+def once(path, size, threads, watch, dtype):
+    spec, base, near = tensors(size, dtype)
     data, given = as_bytes(near), Base(Digest("1" * 64), as_bytes(base))
     out = memoryview(bytearray(size))
     with watch("encode"):
@@ -48,13 +51,15 @@ def run(code: str, *arguments: object) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_torch_starts_no_threads_of_its_own(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_starts_no_threads_of_its_own(tmp_path, dtype):
     run(
         """
         import sys
         from contextlib import contextmanager
         torch.set_num_threads(1)
-        made = tensors(3 << 20)  # whatever starts threads for that: before they are counted
+        dtype = getattr(torch, sys.argv[2])
+        made = tensors(3 << 20, dtype)  # whatever starts threads for that: before they are counted
         torch.set_num_threads(6)
 
         def count():
@@ -66,20 +71,21 @@ def test_torch_starts_no_threads_of_its_own(tmp_path):
             yield
             assert count() == before, what
 
-        globals()["tensors"] = lambda size: made
+        globals()["tensors"] = lambda size, dtype: made
         given = made[1], made[2]
-        once(sys.argv[1], 3 << 20, 1, watch)
+        once(sys.argv[1], 3 << 20, 1, watch, dtype)
         before = count()
         torch.add(*given)
         assert count() > before, "torch has no threads: this test would notice nothing"
         """,
         tmp_path / "file",
+        dtype,
     )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the peak of memory")
-@pytest.mark.parametrize("threads", [1, 3])
-def test_each_thread_takes_at_most_8_mib_beside_the_tensors(tmp_path, threads):
+@pytest.mark.parametrize(("threads", "dtype"), [(1, "float32"), (3, "float32"), (1, "bfloat16")])
+def test_each_thread_takes_at_most_8_mib_beside_the_tensors(tmp_path, threads, dtype):
     run(
         """
         import sys
@@ -98,12 +104,14 @@ def test_each_thread_takes_at_most_8_mib_beside_the_tensors(tmp_path, threads):
             taken.append((what, status("VmHWM:") - before))
 
         threads, taken = int(sys.argv[2]), []
-        once(sys.argv[1], 4 << 20, threads, watch)  # what the first time needs stays for the next
-        taken.clear()
-        once(sys.argv[1], int(sys.argv[3]), threads, watch)
+        dtype = getattr(torch, sys.argv[4])
+        once(sys.argv[1], 4 << 20, threads, watch, dtype)
+        taken.clear()  # what the first time needs stays for the next
+        once(sys.argv[1], int(sys.argv[3]), threads, watch, dtype)
         assert max(most for _, most in taken) <= threads * (8 << 20), taken
         """,
         tmp_path / "file",
         threads,
         SIZE,
+        dtype,
     )

@@ -79,6 +79,39 @@ def test_a_frame_is_exactly_one_of_the_plane_s_size(name):
         decoded(SPEC, file)
 
 
+ZEROS = bytes(20_000)
+MOST = 20_000 // 8
+LISTS = {
+    "a good one": bytes([255, 0, 3, 0, 9, 9]),
+    "of the most entries": bytes(MOST) + b"x" * MOST,
+    "of as far as the plane": bytes([255] * 78 + [31] + [0] * 79),
+    "of no entries": b"",
+    "of half an entry": bytes(3),
+    "of more entries than an eighth": bytes(2 * MOST + 2),
+    "of a place after the plane": bytes([255] * 78 + [32] + [0] * 79),
+    "of far places": bytes([255] * MOST + [1] * MOST),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_sparse_plane_lists_an_eighth_of_its_bytes_at_most(name):
+    file = file_of(SPEC, (Kind.SPARSE, zstd.compress(LISTS[name])), base=digest_of(SPEC, ZEROS))
+    if list(LISTS).index(name) < 3:
+        found = decoded(SPEC, file, ZEROS)
+        assert found[256] == (9 if name == "a good one" else found[256])
+        assert sum(map(bool, found)) == {"a good one": 2, "of the most entries": MOST}.get(name, 0)
+        return
+    with pytest.raises(FormatError, match="sparse plane"):
+        decoded(SPEC, file, ZEROS)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_list_of_a_sparse_plane_is_one_frame(name):
+    base = digest_of(SPEC, ZEROS)
+    with pytest.raises(FormatError, match=r"sparse plane|not one zstd frame"):
+        decoded(SPEC, file_of(SPEC, (Kind.SPARSE, FRAMES[name]), base=base), ZEROS)
+
+
 def test_a_frame_s_size_in_one_byte_is_read():
     spec = TensorSpec("U8", (200,))
     frame = zstd.compress(bytes(200))
@@ -112,7 +145,7 @@ def test_every_length_of_a_cut_file_is_refused():
 @settings(deadline=None, max_examples=150)
 @given(
     dtype=st.sampled_from(["U8", "BF16", "F32", "F64"]),
-    kind=st.sampled_from(["none", "near"]),
+    kind=st.sampled_from(["none", "near", "sparse"]),
     changes=st.lists(
         st.tuples(st.integers(0, 1 << 20), st.integers(1, 255)), min_size=1, max_size=3
     ),

@@ -71,6 +71,9 @@ def test_both_sides_of_a_block_s_end_come_back(kind, width, size):
     base = data.clone()
     if kind == "near":
         base[::width] += 3
+    elif kind == "sparse":
+        base[:: 100 * width] += 3
+        base[width - 1 :: 700 * width] += 90
     elif kind == "far":
         base = base.roll(1)
     elif kind == "zeros":
@@ -150,6 +153,18 @@ def test_weights_near_their_base_take_a_part_of_their_size():
             assert size < limit * spec.nbytes
             assert saves_enough(size, spec)
             assert abs(estimated_size(data, spec, given_base) - size) < 0.05 * spec.nbytes
+
+
+@pytest.mark.parametrize(("every", "most"), [(10, 0.045), (100, 0.008), (5000, 0.001)])
+def test_what_changed_in_few_places_takes_little_more_than_these(every, most):
+    generator = torch.Generator().manual_seed(0)
+    spec = TensorSpec("BF16", (600_000,))
+    weights = torch.randn(600_000, generator=generator).to(torch.bfloat16).view(torch.int16)
+    changed = torch.randint(every, (600_000,), generator=generator) == 0
+    data, base = (bytes(as_bytes(one)) for one in (weights + changed.short(), weights))
+    file = encoded(spec, data, base)
+    assert len(file) < most * spec.nbytes
+    assert Digest.of(decoded(spec, file, base)) == Digest.of(data)
 
 
 def test_whole_numbers_that_repeat_are_found_to_do_so():

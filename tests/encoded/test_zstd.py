@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mlstate.encoded import zstd
-from mlstate.encoded.zstd import Compressors, decompressed
+from mlstate.encoded.zstd import Compressors, content_size, decompressed
 
 SIZE = 200_000
 
@@ -37,6 +37,18 @@ def test_runs_are_smaller_with_a_search():
     compressors = Compressors()
     found = {search: len(compressors.compress(data, search=search)) for search in (0, 1)}
     assert found[1] < found[0]
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_parts_of_one_frame_have_codes_of_their_own(search):
+    chance = random.Random(1)
+    parts = [bytes(chance.choices(range(200), k=50_000)), bytes(chance.choices([0, 255], k=50_000))]
+    compressors = Compressors()
+    for given in (parts, parts[:1], [*parts, b""], parts[::-1]):
+        frame = compressors.compress(*given, search=search)
+        assert decompressed(frame, content_size(frame)) == b"".join(given)
+    together = compressors.compress(b"".join(parts), search=search)
+    assert len(compressors.compress(*parts, search=search)) < 0.99 * len(together)
 
 
 def test_a_zstd_without_the_parameter_searches(monkeypatch):

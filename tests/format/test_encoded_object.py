@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from mlstate.format.encoded_object import (
     HEAD_SIZE,
     Head,
     Kind,
+    Method,
     Part,
     element_width,
     encode_index,
@@ -53,7 +55,7 @@ def test_a_head_with_any_other_bit_is_refused_or_says_something_else(place, bit,
     except FormatError:
         return
     assert depth
-    assert place == 11 or place >= 32
+    assert place in (9, 11) or place >= 32
     assert read != head
     assert read.encode() == changed
 
@@ -64,6 +66,7 @@ def test_a_head_with_any_other_bit_is_refused_or_says_something_else(place, bit,
         (8, 2, "version 2", "newer"),
         (8, 0, "version 0", None),
         (9, 2, "method 2", "newer"),
+        (9, 4, "method 4", "newer"),
         (9, 0, "method 0", None),
         (10, 2, "elements of 2 bytes", None),
         (11, 9, "9 with a base", None),
@@ -82,6 +85,18 @@ def test_what_a_head_must_not_say_is_named(place, value, found, remedy):
     assert (found or "") in str(caught.value.found or "")
     assert (caught.value.remedy is None) == (remedy is None)
     assert (remedy or "") in (caught.value.remedy or "")
+
+
+def test_only_differences_may_be_sparse():
+    assert Head.of(SPEC).method is Method.PLANES
+    assert Head.of(SPEC, BASE, 1).method is Method.SPARSE_PLANES
+    earlier = replace(Head.of(SPEC, BASE, 1), method=Method.PLANES)
+    assert Head.parse(earlier.encode(), SPEC) == earlier
+    changed = bytearray(Head.of(SPEC).encode())
+    changed[9] = Method.SPARSE_PLANES
+    with pytest.raises(FormatError, match="not known") as caught:
+        Head.parse(changed, SPEC)
+    assert caught.value.remedy is None
 
 
 @pytest.mark.parametrize("size", [0, 8, HEAD_SIZE - 1, HEAD_SIZE + 1])
@@ -130,6 +145,7 @@ def layouts(draw):
             )
         )
     )
+    method = draw(st.sampled_from(Method))
     width, blocks, remaining = element_width(spec), [], spec.nbytes
     while remaining:
         elements = min(remaining, BLOCK) // width
@@ -139,23 +155,25 @@ def layouts(draw):
             kinds = [Part(Kind.RAW, elements), Part(Kind.CONSTANT, 1)]
             if elements > 1:
                 kinds.append(Part(Kind.ZSTD, draw(st.integers(1, elements - 1))))
+            if method is Method.SPARSE_PLANES and elements >= 8 and len(parts) >= width - 2:
+                kinds.append(Part(Kind.SPARSE, draw(st.integers(1, elements - 1))))
             if len(parts) % 2 == 0 and len(parts) + 1 < width - 2:
                 kinds.append(Part(Kind.PAIR, 2 * elements))
             parts.append(draw(st.sampled_from(kinds)))
             if parts[-1].kind is Kind.PAIR:
                 parts.append(Part(Kind.PAIR, 0))
         blocks.append(tuple(parts))
-    return spec, blocks
+    return spec, blocks, method
 
 
 @settings(deadline=None)
 @given(layouts())
 def test_an_index_is_read_as_it_was_written(layout):
-    spec, written = layout
+    spec, written, method = layout
     data = encode_index(written)
     size = HEAD_SIZE + len(data) + sum(part.length for parts in written for part in parts)
     assert len(data) == index_size(spec)
-    blocks = parse_index(data, spec, size)
+    blocks = parse_index(data, spec, size, method)
     assert [block.parts for block in blocks] == written
     assert sum(block.elements for block in blocks) * element_width(spec) == spec.nbytes
     position = HEAD_SIZE
@@ -164,7 +182,7 @@ def test_an_index_is_read_as_it_was_written(layout):
         position += block.length
     for other in (size - 1, size + 1):
         with pytest.raises(FormatError, match="size"):
-            parse_index(data, spec, other)
+            parse_index(data, spec, other, method)
 
 
 PAIR = [(Kind.PAIR, 10_000), (Kind.PAIR, 0)]
@@ -204,6 +222,35 @@ def test_narrow_elements_have_no_pairs(dtype, size):
     words = [Kind.PAIR << 30 | 2 * size, Kind.PAIR << 30][: element_width(spec)]
     with pytest.raises(FormatError, match="not possible"):
         parse_index(struct.pack(f"<{len(words)}I", *words), spec, HEAD_SIZE + 2 * size + 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "planes"), [("U8", [0]), ("BF16", [0, 1]), ("F32", [2, 3]), ("F64", [6, 7])]
+)
+def test_the_two_highest_planes_of_differences_may_be_sparse(dtype, planes):
+    spec = TensorSpec(dtype, (5000,))
+    width = element_width(spec)
+    for plane in range(width):
+        words = [Kind.CONSTANT << 30 | 1] * width
+        words[plane] = 3 << 30 | 700
+        data = struct.pack(f"<{width}I", *words)
+        size = HEAD_SIZE + len(data) + 700 + width - 1
+        if plane in planes:
+            (block,) = parse_index(data, spec, size, Method.SPARSE_PLANES)
+            assert block.parts[plane] == Part(Kind.SPARSE, 700)
+        else:
+            with pytest.raises(FormatError, match="not possible"):
+                parse_index(data, spec, size, Method.SPARSE_PLANES)
+        with pytest.raises(FormatError, match="not possible"):
+            parse_index(data, spec, size, Method.PLANES)
+
+
+@pytest.mark.parametrize(("elements", "length"), [(5000, 0), (5000, 5000), (7, 6), (1, 1)])
+def test_a_sparse_plane_has_a_length_below_its_own(elements, length):
+    spec = TensorSpec("U8", (elements,))
+    data = struct.pack("<I", 3 << 30 | length)
+    with pytest.raises(FormatError, match="not possible"):
+        parse_index(data, spec, HEAD_SIZE + 4 + length, Method.SPARSE_PLANES)
 
 
 @pytest.mark.parametrize("size", [0, 12, 20, 32])

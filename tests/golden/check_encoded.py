@@ -22,7 +22,7 @@ else:
     from backports import zstd
 
 BLOCK = 1_048_576  # bytes of data: what is encoded together
-RAW, CONSTANT, ZSTD, PAIR = range(4)
+RAW, CONSTANT, ZSTD, PAIR, SPARSE = range(5)  # in the index a sparse plane is a 3, as a pair is
 DTYPES = {
     8: "F64 I64 U64",
     4: "F32 I32 U32 C64",  # a complex number is two floats
@@ -47,7 +47,8 @@ def decode(
     width, size = WIDTHS[dtype], size_of(dtype, shape)
     head = struct.unpack("<8sBBBB4sQ8s32s", file[:64])
     expect("magic", head[0], b"\x89mlsenc\n")
-    expect("version, method, width", head[1:4], (1, 1, width))
+    expect("version, width", (head[1], head[3]), (1, width))
+    expect("method", head[2] in ((1, 3) if base_digest else (1,)), True)
     expect("depth", head[4] in (range(1, 9) if base_digest else [0]), True)
     expect("reserved", (head[5], head[7]), (bytes(4), bytes(8)))
     expect("size of the data", head[6], size)
@@ -59,6 +60,8 @@ def decode(
         planes: list[bytes] = []
         for plane, (word,) in enumerate(struct.iter_unpack("<I", file[entry : entry + 4 * width])):
             kind, length = word >> 30, word & 0x3FFFFFFF
+            if kind == PAIR and plane >= width - 2 and head[2] == 3:
+                kind = SPARSE
             expect("end of the part", place + length <= index, True)
             planes += read_plane(kind, file[place : place + length], count)
             if kind == PAIR:
@@ -82,16 +85,34 @@ def read_plane(kind: int, part: bytes, count: int) -> list[bytes]:
         return [part * count]
     if kind == ZSTD:
         part = decompress(part, count)
+    if kind == SPARSE:
+        part = sparse(part, count)
     expect("length of a plane", len(part), count)
     return [part]
 
 
-def decompress(frame: bytes, count: int) -> bytes:
-    """Return the bytes of the one frame, after a look at its header."""
+def sparse(frame: bytes, count: int) -> bytes:
+    """Return the bytes of a plane that are 0 but for those that a frame lists."""
+    size = content_size(frame)
+    expect("even size of a list", size in range(2, count // 8 * 2 + 1, 2), True)
+    listed, plane, place = decompress(frame, size), bytearray(count), -1
+    for distance, value in zip(listed[: size // 2], listed[size // 2 :], strict=True):
+        place += distance + 1
+        expect("a place in the plane", place < count, True)
+        plane[place] = value
+    return bytes(plane)
+
+
+def content_size(frame: bytes) -> int:
+    """Return how many bytes a frame gives, after a look at its header."""
     expect("frame", (frame[:4], frame[4] & 0x3F), (b"\x28\xb5\x2f\xfd", 0x20))
     length = 1 << (frame[4] >> 6)
-    size = int.from_bytes(frame[5 : 5 + length], "little") + (256 if length == 2 else 0)
-    expect("content size of a frame", size, count)
+    return int.from_bytes(frame[5 : 5 + length], "little") + (256 if length == 2 else 0)
+
+
+def decompress(frame: bytes, count: int) -> bytes:
+    """Return the bytes of the one frame."""
+    expect("content size of a frame", content_size(frame), count)
     reader = zstd.ZstdDecompressor()
     data = reader.decompress(frame)
     expect("end of a frame", (reader.eof, reader.unused_data), (True, b""))

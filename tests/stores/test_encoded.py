@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +20,11 @@ import mlstate
 from mlstate import LocalStateStore, ManifestStore, MemoryStateStore, StateKey, with_state_type
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError
-from mlstate.format.tensor_object import DATA_OFFSET, object_size
+from mlstate.format.tensor_object import DATA_OFFSET, TensorSpec, object_size
+from mlstate.objects import FolderObjectStore
 from mlstate.reading import read_state
 from mlstate.tensors import tensor_sources
-from tests.support.encoding import encode_all, encode_store, near_tensors, refs_in
+from tests.support.encoding import encode_all, encode_store, near_tensors, put_tensor, refs_in
 from tests.support.models import LINEAR, BytesModel, NoModule, same
 
 SHAPES = {"embedding": (700, 900), "head": (40, 300), "again": (40, 300), "bias": (7,)}
@@ -457,3 +460,95 @@ def test_a_thread_may_have_two_copied_tensors_at_once():
     thread.start()
     thread.join(30)
     assert done == [16_000]
+
+
+# Other readers.
+
+FIRST_READER = Path(__file__).parents[1] / "golden" / "first_reader.py"
+
+
+def first_reader(folder: Path, key: StateKey) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", str(FIRST_READER), str(folder), str(key)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_formats_first_reader_refuses_an_encoded_store_and_reads_one_that_was_undone(tmp_path):
+    store = save_all(LocalStateStore(tmp_path / "store"))
+    before = first_reader(store.folder, KEYS[1])
+    lines = [
+        f"{name} BF16 {list(tensor.shape)} {Digest.of(tensor.view(torch.uint8).numpy().tobytes())}"
+        for name, tensor in sorted(tensors(1).items())
+    ]
+    assert (before.returncode, before.stdout.splitlines(), before.stderr) == (0, lines, "")
+    refs = refs_in(store)
+    encode_all(store.own, refs)
+    refused = first_reader(store.folder, KEYS[1])
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "refused: requires ['encoded']\n"
+    for ref in refs:
+        if store.own.restore(ref.digest):
+            store.own.drop_encoded(ref.digest)
+    store.own.say_plain()
+    assert first_reader(store.folder, KEYS[1]).stdout == before.stdout
+
+
+# Hostile encoded objects.
+
+HOSTILE = """
+import os, random, sys
+from mlstate.digests import Digest
+from mlstate.errors import MlstateError
+from mlstate.format.state_object import TensorRef
+from mlstate.format.tensor_object import TensorSpec
+from mlstate.objects import FolderObjectStore
+from mlstate.objects.verified import open_tensor
+from mlstate.parallel import THREADS
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+def read(digest, shape):
+    with open_tensor(store, TensorRef(TensorSpec("F32", shape), Digest(digest))) as file:
+        file.seek(0)
+        file.read(1)
+
+store = FolderObjectStore(sys.argv[1])
+small, *large = sys.argv[2:]
+chance, shape, refused = random.Random(3), (4 << 20,), 0
+read(small, (1 << 20,))  # what is imported and made once, by each thread
+before = peak()
+for turn in range(12):
+    path = store.encoded_path(Digest(large[turn % 2]))
+    os.chmod(path, 0o644)
+    with open(path, "r+b", buffering=0) as file:
+        size = file.seek(0, 2)
+        where = chance.choice(((0, 64), (64, size), (size - 256, size)))
+        place = chance.randrange(*where)
+        byte = os.pread(file.fileno(), 1, place)
+        os.pwrite(file.fileno(), bytes([byte[0] ^ 1 << chance.randrange(8)]), place)
+        try:
+            read(large[turn % 2], shape)
+        except MlstateError:
+            refused += 1
+        os.pwrite(file.fileno(), byte, place)
+print((peak() - before - (16 << 20)) / (1 << 20) <= THREADS * 8, refused == 12)
+"""
+
+
+def test_hostile_encoded_objects_take_no_more_memory_than_the_tensor(tmp_path):
+    """And 8 MiB for each thread; each is refused by an error of ours."""
+    store = FolderObjectStore(tmp_path / "store")
+    chance, mib = random.Random(3), 1 << 20
+    mixed = b"".join(chance.randbytes(mib // 2) + bytes(mib // 2) for _ in range(16))
+    refs = [
+        put_tensor(store, TensorSpec("F32", (len(data) // 4,)), data)
+        for data in (mixed[: 4 * mib], mixed, bytes(16 * mib))
+    ]
+    encode_all(store, refs)
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE, str(store.root), *(ref.digest for ref in refs)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("True True\n", "")

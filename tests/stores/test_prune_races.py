@@ -19,12 +19,19 @@ import pytest
 import torch
 
 from mlstate import LocalStateStore, StateKey, bundle, unbundle
+from mlstate.digests import Digest
 from mlstate.errors import IntegrityError, ManifestError
 from mlstate.format import layout
+from mlstate.format.state_object import TensorRef
+from mlstate.format.tensor_object import header
+from mlstate.objects import FolderObjectStore
 from mlstate.objects.folder import FolderObjectWriter
 from mlstate.reading import read_state
 from mlstate.stores.prune import Pruning
 from mlstate.stores.prune_folder import _FolderPruning
+from mlstate.tensors import tensor_sources
+from mlstate.tensors.memory import as_bytes
+from tests.support.encoding import encode_all
 from tests.support.models import same
 from tests.support.turns import Work, turns
 
@@ -111,6 +118,29 @@ class Scene:
         return Counter([*objects, *(f"{digest} trash" for digest in trash)])
 
 
+class EncodedScene(Scene):
+    """The same, each object in encoded form; what is kept is built on what is not."""
+
+    def __init__(self, folder: Path, hours: float) -> None:
+        super().__init__(folder, hours)
+        names = [(OLD, "old"), (KEPT, "a"), (OLD, "b"), (KEPT, "kept")]
+        sources = {key: tensor_sources(TENSORS[key]) for key in (OLD, KEPT)}
+        refs = [
+            TensorRef(source.spec, Digest.of(header(source.spec), as_bytes(TENSORS[key][name])))
+            for key, name in names
+            for source in sources[key]
+            if source.name == name
+        ]
+        objects = FolderObjectStore(folder)
+        encode_all(objects, refs)
+        assert objects.plain_size(refs[1].digest) is None
+        self.age(hours)
+
+
+FORMS = pytest.mark.parametrize(
+    "scenes", [Scene, EncodedScene], indirect=True, ids=["plain", "encoded"]
+)
+
 # Old objects, and a grace period that is shorter than their age. With none at all, only the order
 # of looks keeps the saver safe.
 CASES = pytest.mark.parametrize(("age", "grace"), [(13, 12), (13, 0), (0.5, 0)])
@@ -129,12 +159,12 @@ def stops_of(work: Work) -> list[int]:
 
 
 @pytest.fixture
-def scenes(tmp_path):
+def scenes(request, tmp_path):
     """Makes one scene after the other."""
-    made = []
+    made, kind = [], getattr(request, "param", Scene)
 
     def make(hours: float) -> Scene:
-        made.append(Scene(tmp_path / str(len(made)), hours))
+        made.append(kind(tmp_path / str(len(made)), hours))
         return made[-1]
 
     make(1.0).save()  # all that is needed is imported now
@@ -144,6 +174,7 @@ def scenes(tmp_path):
 
 
 @pytest.mark.torture
+@FORMS
 @CASES
 @pytest.mark.usefixtures("no_fsync")
 def test_a_save_between_any_two_steps_of_a_pruning(scenes, age, grace):
@@ -167,6 +198,7 @@ def test_a_save_between_any_two_steps_of_a_pruning(scenes, age, grace):
 
 
 @pytest.mark.torture
+@FORMS
 @CASES
 @pytest.mark.usefixtures("no_fsync")
 def test_a_pruning_that_is_killed_between_any_two_steps(scenes, age, grace):
@@ -190,6 +222,7 @@ def test_a_pruning_that_is_killed_between_any_two_steps(scenes, age, grace):
 
 
 @pytest.mark.torture
+@FORMS
 @CASES
 @pytest.mark.usefixtures("no_fsync")
 def test_prunings_between_any_two_steps_of_a_save(scenes, age, grace):
@@ -265,6 +298,7 @@ def explore(scene: Scene, rng: random.Random) -> None:
 
 @pytest.mark.torture
 @pytest.mark.usefixtures("no_fsync")
+@FORMS
 @pytest.mark.parametrize("seed", range(200 if TORTURE else 2))
 def test_a_save_and_two_prunings_in_any_order(scenes, seed):
     rng = random.Random(seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Lock
 
 from mlstate.digests import Digest
@@ -86,15 +86,16 @@ class Run:
             OSError: The disk is full, or cannot be written; likewise.
         """
         refs = {step.ref.digest: step.ref for step in steps}
-        retired: list[Digest] = []
+        encoded: list[Digest] = []
         for batch in _batches(steps):
             done = self._encode_all(batch)
-            retired += self._retire(done, refs)
+            self._retire(done, refs)
+            encoded += done
             if self._full:
                 raise self._full[0]
-        if retired:  # once more, for what other processes have replaced meanwhile
+        if encoded:  # once more, for what other processes have replaced meanwhile
             self._chains.look(None)
-            self._put_back(retired, refs)
+            self._put_back(encoded, refs)
 
     def _encode_all(self, batch: Sequence[Step]) -> list[Digest]:
         done: dict[Digest, int] = {}
@@ -161,17 +162,18 @@ class Run:
                 remedy="make room there; mlstate prune empties the trash of what is old",
             )
 
-    def _retire(self, done: Sequence[Digest], refs: dict[Digest, TensorRef]) -> list[Digest]:
-        """Take the plain objects away whose encoded forms were written; those that are gone."""
+    def _retire(self, done: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
+        """Take the plain objects away whose encoded forms were written, where that is safe."""
         if not done:
-            return []
+            return
         self._chains.look(done)
         safe = [digest for digest in done if self._chains.may_go(digest, self._is_plain)]
         for digest in set(done).difference(safe):  # another process has encoded what it is near to
             del self.sizes[digest]
-        if not safe:
-            return []
-        self._objects.say_encoded()
+            with suppress(FormatError):  # the plain object is gone: see below
+                self._objects.drop_encoded(digest)
+        if safe:
+            self._objects.say_encoded()
 
         def retire(digest: Digest) -> None:
             try:
@@ -182,16 +184,15 @@ class Run:
 
         for_each(retire, safe, self._threads)
         self._chains.look(done)
-        self._put_back(safe, refs)
-        return safe
+        self._put_back(done, refs)
 
-    def _put_back(self, retired: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
-        """Put the plain objects back that are needed after all."""
-        for digest in retired:
-            if digest in self.sizes and self._chains.needs_plain(digest, self._is_plain):
+    def _put_back(self, digests: Sequence[Digest], refs: dict[Digest, TensorRef]) -> None:
+        """Put the plain objects back that are needed after all, whoever took them away."""
+        for digest in digests:
+            if self._chains.needs_plain(digest, self._is_plain) and not self._is_plain(digest):
                 make_plain(self._objects, refs[digest])
                 self._moved.pop(digest, None)
-                del self.sizes[digest]
+                self.sizes.pop(digest, None)
 
     def _is_plain(self, digest: Digest) -> bool:
         return self._objects.plain_size(digest) is not None
@@ -201,7 +202,9 @@ def make_plain(objects: EncodingObjectStore, ref: TensorRef) -> None:
     """Have an object in plain form in its place again: from the trash, or written anew."""
     if objects.plain_size(ref.digest) is not None:
         return
-    if not (isinstance(objects, TrashingObjectStore) and objects.restore(ref.digest)):
+    if isinstance(objects, TrashingObjectStore):
+        objects.restore(ref.digest)
+    if objects.plain_size(ref.digest) is None:  # what came back may be its encoded form
         write_plain(objects, ref)
 
 

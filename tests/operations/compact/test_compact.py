@@ -353,10 +353,10 @@ def test_what_does_not_come_back_from_the_disk_is_not_relied_on(store, monkeypat
     there = files(store.folder)
     put = type(store.own).put_encoded
 
-    def put_damaged(self, digest, parts):
+    def put_damaged(self, digest, parts, **options):
         data = bytearray(b"".join(parts))
         data[100] ^= 1
-        put(self, digest, [bytes(data)])
+        return put(self, digest, [bytes(data)], **options)
 
     monkeypatch.setattr(type(store.own), "put_encoded", put_damaged)
     report = compact(store)
@@ -389,11 +389,11 @@ def test_what_was_done_before_the_disk_was_full_stays_done(store, monkeypatch):
     before = digests(store)
     put, left = type(store.own).put_encoded, [2]
 
-    def put_encoded(self, digest, parts):
+    def put_encoded(self, digest, parts, **options):
         if not left[0]:
             raise OSError(28, "No space left on device")
         left[0] -= 1
-        put(self, digest, parts)
+        return put(self, digest, parts, **options)
 
     monkeypatch.setattr(type(store.own), "put_encoded", put_encoded)
     with pytest.raises(OSError, match="No space left"):
@@ -449,6 +449,24 @@ def test_an_object_is_not_encoded_against_one_that_it_is_the_base_of(store):
         assert report.objects == 0
         assert is_plain(store, KEYS[0])
     assert second.digest not in {first.digest}
+
+
+def test_what_a_killed_compaction_has_encoded_is_verified_and_used(store):
+    """It is not encoded once more, and a damaged form is no loss."""
+    save_all(store, {key: weights(step, layers=1) for step, key in enumerate(KEYS[:3])})
+    before = digests(store)
+    compact(store)
+    for ref_ in [refs(store, key)["layers.0.weight"] for key in KEYS[1:3]]:
+        assert store.own.restore(ref_.digest)  # as before it was moved
+    forms = files(store.folder, layout.ENCODED)
+    damaged = store.own.encoded_path(refs(store, KEYS[2])["layers.0.weight"].digest)
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-4] + bytes(4))
+    assert compact(store).objects == 1
+    assert digests(store) == before
+    assert compact(store).objects == 1
+    assert files(store.folder, layout.ENCODED) == forms
+    assert digests(store) == before
 
 
 # Laws, for any related states.

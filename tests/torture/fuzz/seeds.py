@@ -134,6 +134,20 @@ def _encoded() -> None:
     _put("encoded_index", "empty", EncodedIndex(STATE).encode())
 
 
+def _chains() -> None:
+    """An object that is the difference to one that is encoded alone; and one that needs no base."""
+    for number, spec in enumerate(ENCODED_SPECS):
+        if spec.nbytes > 1 << 20:
+            continue
+        data = (ENCODED_BASE * (spec.nbytes // len(ENCODED_BASE) + 1))[: spec.nbytes]
+        other = bytes(spec.nbytes)
+        base = Base(Digest.of(tensor_object.header(spec), other), other)
+        for name, form in (("near", encode(data, spec, base)), ("alone", encode(data, spec))):
+            first, second = b"".join(form), b"".join(encode(other, spec))
+            length = len(first).to_bytes(3, "little")
+            _put("encoded_chain", f"{name}-{spec.dtype}", bytes([number]) + length + first + second)
+
+
 def _keys() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -159,4 +173,5 @@ if __name__ == "__main__":
     _texts()
     _tensors()
     _encoded()
+    _chains()
     _keys()

@@ -6,23 +6,28 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
 from mlstate import LocalStateStore, Manifest, StateKey, file_digest, unbundle
 from mlstate.buckets.open import parse_bucket_address
 from mlstate.digests import Digest
+from mlstate.encoded import decode, read_head  # torch comes with it, in more than one input's time
 from mlstate.errors import FormatError
 from mlstate.fetch.addresses import parse_index
 from mlstate.fetch.header import parse_header
 from mlstate.format import layout, tensor_object
 from mlstate.format.encoded_index import EncodedIndex
+from mlstate.format.encoded_object import HEAD_SIZE, Head
 from mlstate.format.plain_file import PlainFile
-from mlstate.format.state_object import StateObject
+from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.locations import check_file_names, check_url, parse_mirror
 from mlstate.manifests.write import format_manifest
+from mlstate.objects import MemoryObjectStore
 from mlstate.objects.cache import read_roots
+from mlstate.objects.verified import open_tensor
 from mlstate.pickled.distributed import read_distributed
 from mlstate.pickled.read import read_checkpoint
 from mlstate.pickled.select import select_tensors
@@ -107,6 +112,10 @@ def pointer(data: bytes) -> None:
 
 def settings_of_store(data: bytes) -> None:
     layout.check_settings(data, "mlstate.toml")
+    for wanted in (True, False):
+        changed = layout.with_requirement(data, layout.ENCODED_OBJECTS, wanted=wanted)
+        required = layout.check_settings(changed, "mlstate.toml")
+        assert (layout.ENCODED_OBJECTS in required) is wanted
 
 
 def root_of_cache(data: bytes) -> None:
@@ -121,18 +130,37 @@ def state_object(data: bytes) -> None:
 
 
 def encoded_object(data: bytes) -> None:
-    from mlstate.encoded import decode, read_head
-
     spec = ENCODED_SPECS[data[0] % len(ENCODED_SPECS)] if data else ENCODED_SPECS[0]
     source = BytesSource(data[1:])
     base = None
     if read_head(source, spec).base is not None:
-        base = (ENCODED_BASE * (spec.nbytes // len(ENCODED_BASE) + 1))[: spec.nbytes]
+        base = _base_of(spec)
     decode(source, spec, memoryview(bytearray(spec.nbytes)), base)
 
 
 def encoded_index(data: bytes) -> None:
     assert EncodedIndex.parse(data, STATE).encode() == data, "one index, two texts"
+
+
+def encoded_chain(data: bytes) -> None:
+    """An object and its base, both encoded: whatever base the first names is the second."""
+    spec = ENCODED_SPECS[data[0] % len(ENCODED_SPECS)] if data else ENCODED_SPECS[0]
+    length = int.from_bytes(data[1:4], "little")
+    forms = [data[4 : 4 + length], data[4 + length :]]
+    store, digest = MemoryObjectStore(), Digest.of(tensor_object.header(spec), _base_of(spec))
+    store.put_encoded(digest, [forms[0]])
+    with suppress(FormatError):
+        base = Head.peek(forms[0][:HEAD_SIZE]).base
+        if base not in (None, digest):
+            store.put_encoded(base, [forms[1]])
+    size = store.size(digest)
+    with open_tensor(store, TensorRef(spec, digest)) as file:
+        file.seek(0)
+        assert len(file.read()) == size == tensor_object.object_size(spec)
+
+
+def _base_of(spec: TensorSpec) -> bytes:
+    return (ENCODED_BASE * (spec.nbytes // len(ENCODED_BASE) + 1))[: spec.nbytes]
 
 
 def tensor_header(data: bytes) -> None:
@@ -277,6 +305,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
             state_object,
             encoded_object,
             encoded_index,
+            encoded_chain,
             tensor_header,
             plain_header,
             remote_header,
