@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+
 from mlstate.digests import Digest
-from mlstate.errors import FormatError
+from mlstate.errors import FormatError, MlstateError
 from mlstate.fetch.attempts import Attempts, Context
 from mlstate.fetch.encoded_choice import EncodedChoice, choose
-from mlstate.fetch.object_mirror import ObjectMirror
+from mlstate.fetch.object_mirror import (
+    ENCODED_FROM,
+    ObjectMirror,
+    read_encoded_index,
+    read_state_object,
+)
+from mlstate.format import layout
 from mlstate.format.encoded_index import EncodedIndex
+from mlstate.format.state_object import StateObject
 from mlstate.format.tensor_object import TensorSpec
+from mlstate.manifests import StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.reading import Needs
+from mlstate.reading import Needs, needs_of, state_object_limit
+from mlstate.transport import Resource
 
-__all__ = ["EncodedRun"]
+__all__ = ["EncodedRun", "estimated_bytes"]
 
 _TWICE = 2
 """What comes encoded, with the bases for it, is at most so many times as much as without: who made
@@ -63,11 +75,47 @@ class EncodedRun:
                 self._indexes[address] = ObjectMirror(address, context).encoded_index(state)
             except FormatError as error:
                 self._attempts.note(address, f"{error.message}; where: {error.path}")
-        index, wanted = self._indexes[address], needs.objects
-        if index is None:
-            return EncodedChoice()
-        choice = choose(wanted, index.forms, lambda one, size: self._cache.size(one) == size)
-        return choice if choice.nbytes <= _TWICE * sum(wanted.values()) else EncodedChoice()
+        return _choice(self._indexes[address], needs, self._cache)
+
+
+def estimated_bytes(
+    entry: StateEntry, cache: ObjectStore, open_at: Callable[[str], Resource]
+) -> int | None:
+    """The bytes that a fetch would bring of tensors from the first mirror of objects that answers.
+
+    It is asked for the state object, if that is not in the cache, and for the index. None if no
+    mirror says, or so little is missing that none would be asked at once.
+
+    Args:
+        entry: What a manifest says of the state.
+        cache: What is there.
+        open_at: Opens an address.
+    """
+    digest = entry.pinned_digest
+    for address in entry.objects if (entry.size or ENCODED_FROM) >= ENCODED_FROM else ():
+        place = address.rstrip("/")
+        with suppress(MlstateError):
+            needs = needs_of(entry, cache, None, files=False)
+            if needs.state is None:
+                resource = open_at(f"{place}/{layout.object_path(digest)}")
+                data = read_state_object(resource, digest, state_object_limit(entry))
+                state = StateObject.parse(data)
+                needs = needs_of(entry, cache, None, files=False, state=state)
+            plain = sum(needs.objects.values())
+            if plain < ENCODED_FROM:
+                return plain
+            resource = open_at(f"{place}/{layout.encoded_index_path(digest)}")
+            choice = _choice(read_encoded_index(resource, digest), needs, cache)
+            return choice.nbytes if choice.encoded else plain
+    return None
+
+
+def _choice(index: EncodedIndex | None, needs: Needs, cache: ObjectStore) -> EncodedChoice:
+    if index is None:
+        return EncodedChoice()
+    wanted = needs.objects
+    choice = choose(wanted, index.forms, lambda one, size: cache.size(one) == size)
+    return choice if choice.nbytes <= _TWICE * sum(wanted.values()) else EncodedChoice()
 
 
 def _specs(choice: EncodedChoice, needs: Needs) -> dict[Digest, TensorSpec]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from mlstate.parallel import for_each
 from mlstate.phrases import Phrase
 from mlstate.reading import Names, Needs, Only, needs_of, read_state
 from mlstate.transport import Retries, Transports
+from mlstate.transport.reach import Reach
 from mlstate.warn import warn
 
 __all__ = ["MAX_SIZE", "FetchReport", "Fetcher", "damaged_objects", "has_mirrors"]
@@ -210,6 +212,21 @@ class Fetcher:
                 run.attempts.warn_of_damage()
             info("%s: %d bytes fetched, %d spared", entry.key, run.meter.done, run.spared)
             return FetchReport(digest, run.meter.done, run.spared)
+
+    def estimated_bytes(self, entry: StateEntry) -> int | None:
+        """The bytes that a fetch would bring of tensors, encoded ones as such; nothing is written.
+
+        None if no mirror says, or little is missing; see `encoded_run.estimated_bytes`.
+        """
+        from mlstate.fetch.encoded_run import estimated_bytes
+
+        base = Path(entry.origin).parent if entry.origin else None
+        if base is not None and self._folder is not None:
+            base = self._folder / base
+        with self.transports() as transports:
+            reach = Reach(entry.source)
+            opened = partial(transports.open, base=base, reach=reach)
+            return estimated_bytes(entry, self.cache, opened)
 
     def pin(
         self,

@@ -21,9 +21,18 @@ from mlstate.objects.partial import Partial
 from mlstate.objects.receiving import check_arrived
 from mlstate.transport import Resource
 
-__all__ = ["GONE", "ObjectMirror", "bring_object", "read_state_object"]
+__all__ = [
+    "ENCODED_FROM",
+    "GONE",
+    "ObjectMirror",
+    "bring_object",
+    "read_encoded_index",
+    "read_state_object",
+]
 
 _ENDS = re.compile(rb'"data_offsets":\[\d{1,19},(\d{1,19})\]')
+ENCODED_FROM = 16 << 20
+"""If so many bytes are missing a mirror is asked at once which objects it has encoded."""
 _UNSAID = 4
 """Of what a file may have, a quarter may come of one whose length the server does not say."""
 
@@ -80,6 +89,17 @@ def read_state_object(resource: Resource, digest: Digest, max_size: int) -> byte
     return data
 
 
+def read_encoded_index(resource: Resource, state: Digest) -> EncodedIndex | None:
+    """Read which objects of a state a mirror has encoded; see `ObjectMirror.encoded_index`."""
+    try:
+        with concerning(path=resource.address), resource.read() as stream:
+            return EncodedIndex.parse(read_exactly(stream, MAX_INDEX + 1), state)
+    except TransportError as error:
+        if error.unreachable or (error.transient and error.status is None):
+            raise
+        return None  # whatever else it says, it may have objects
+
+
 def _length_of(front: bytes, max_size: int) -> int:
     length = int.from_bytes(front, "little")
     if len(front) < 8 or length > MAX_HEADER:
@@ -129,13 +149,7 @@ class ObjectMirror:
         it cannot be reached.
         """
         address = f"{self._address}/{layout.encoded_index_path(state)}"
-        try:
-            with concerning(path=address), self._context.open(address).read() as stream:
-                return EncodedIndex.parse(read_exactly(stream, MAX_INDEX + 1), state)
-        except TransportError as error:
-            if error.unreachable or (error.transient and error.status is None):
-                raise
-            return None  # whatever else it says, it may have objects
+        return read_encoded_index(self._context.open(address), state)
 
     def gather(self, wanted: Mapping[Digest, int | None]) -> None:
         """Bring objects, each with its size if that is known; see `lacking` afterwards.

@@ -16,7 +16,12 @@ from mlstate.fetch.attempts import Attempts, Context, name_of, read_at_most, sho
 from mlstate.fetch.file_mirror import FileMirror
 from mlstate.fetch.gather import DirectGathering, Gathering, StagedGathering
 from mlstate.fetch.names import Naming, translate_all
-from mlstate.fetch.object_mirror import ObjectMirror, bring_object, read_state_object
+from mlstate.fetch.object_mirror import (
+    ENCODED_FROM,
+    ObjectMirror,
+    bring_object,
+    read_state_object,
+)
 from mlstate.fetch.said import Said
 from mlstate.format.state_object import StateObject
 from mlstate.locations import Mirror, UnusableMirror
@@ -35,8 +40,6 @@ __all__ = ["Run"]
 _EMPTY = Digest.of(b"")
 _EVICTIONS = 3
 """So often what a pruning takes from under a fetch is fetched again."""
-_ENCODED_FROM = 16 << 20
-"""If so many bytes are missing a mirror is asked at once which objects it has encoded."""
 _UNKNOWN_STATE = 64 << 20
 """The longest state object that is fetched of a state whose size nobody gives: bytes."""
 
@@ -258,7 +261,7 @@ class Run:
 
     def _bring_from_objects(self, address: str, names: Names, needs: Needs) -> Needs:
         """Bring tensors from a mirror of objects, encoded or plain; what is missing then."""
-        at_once = sum(needs.objects.values()) >= _ENCODED_FROM
+        at_once = sum(needs.objects.values()) >= ENCODED_FROM
         if at_once:
             self._encoded_run().bring(address, needs)
             needs = self._needs(names)

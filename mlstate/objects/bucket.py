@@ -11,6 +11,7 @@ from threading import BoundedSemaphore, Lock
 from typing import Any, BinaryIO
 
 from mlstate.buckets.client import PART, PARTS_AT_ONCE, BucketClient
+from mlstate.buckets.listing import spread_items
 from mlstate.buckets.upload import chunks, copied
 from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest, Hasher
@@ -148,7 +149,7 @@ class BucketObjectStore(EncodedBucket):
 
     def digests(self) -> Iterator[Digest]:
         """Every object that is here, in no order; things with other names are passed over."""
-        for item in self.place.client.items(self.place.path(layout.OBJECTS)):
+        for item in spread_items(self.place.client, self.place.path(layout.OBJECTS)):
             if digest := layout.digest_of_object_path(self.place.name(item.path)):
                 yield digest
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from mlstate.buckets.client import PART, BucketClient
+from mlstate.buckets.listing import spread_items
 from mlstate.buckets.upload import chunks, copied
 from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest
@@ -114,7 +115,7 @@ class EncodedBucket(abc.ABC):
     def encoded_sizes(self) -> dict[Digest, int]:
         """The objects that have an encoded form here, with its size in bytes; one list."""
         found: dict[Digest, int] = {}
-        for item in self.place.client.items(self.place.path(layout.ENCODED)):
+        for item in spread_items(self.place.client, self.place.path(layout.ENCODED)):
             if digest := layout.digest_of_encoded_path(self.place.name(item.path)):
                 found[digest] = item.size
         return found

@@ -25,9 +25,10 @@ class FetchPlan:
     Attributes:
         digest: The state digest; None if the first use is to pin it.
         missing: Whether something is missing in the cache.
-        nbytes: The bytes of the tensor objects that are missing; of a state whose state object is
-            not here, the size that its manifest gives, of which some may be here; None if nobody
-            says. Files have no sizes before they are here, and are not counted.
+        nbytes: The bytes that travel for the tensor objects that are missing; of a state whose
+            state object is not to be had, the size that its manifest gives, of which some may be
+            here; None if nobody says. Files have no sizes before they are here, and are not
+            counted.
         spared: The bytes of its tensors that are in the cache.
     """
 
@@ -38,7 +39,10 @@ class FetchPlan:
 
 
 def planned_fetch(store: StateStore, key: StateKey) -> FetchPlan:
-    """What `store.fetch` would bring of a state; nothing is asked of a mirror.
+    """What `store.fetch` would bring of a state.
+
+    If 16 MiB or more are missing a mirror of objects is asked what it has encoded; if none answers,
+    it is said what the plain objects have.
 
     Raises:
         StateNotFoundError: There is no such state.
@@ -50,6 +54,9 @@ def planned_fetch(store: StateStore, key: StateKey) -> FetchPlan:
         return FetchPlan(None, True, entry.size, 0)
     needs = needs_of(entry, objects, None, files=True)
     nbytes = entry.size if needs.lacks_state else sum(needs.objects.values())
+    if needs and store.fetcher is not None:
+        estimate = store.fetcher.estimated_bytes(entry)
+        nbytes = nbytes if estimate is None else estimate
     return FetchPlan(entry.pinned_digest, bool(needs), nbytes, needs.present)
 
 

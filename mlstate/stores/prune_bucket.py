@@ -17,7 +17,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from mlstate.buckets.listing import spread_items
 from mlstate.buckets.values import Item
 from mlstate.digests import Digest
 from mlstate.format import layout
@@ -160,7 +162,9 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
 
     def _items(self, folder: str) -> Iterator[_Listed]:
         place = self.objects.place
-        for item in place.client.items(place.path(folder)):
+        is_large = folder in (layout.OBJECTS, layout.ENCODED)
+        list_items = partial(spread_items, place.client) if is_large else place.client.items
+        for item in list_items(place.path(folder)):
             yield self._listed(item, place.name(item.path))
 
     def _listed(self, item: Item, name: str) -> _Listed:

@@ -20,6 +20,7 @@ from mlstate.fetch.plan import LARGE
 from mlstate.fetch.progress import Progress
 from mlstate.format import layout
 from mlstate.format.encoded_index import EncodedForm, EncodedIndex
+from mlstate.operations.plan import planned_fetch
 from tests.servers.recording import Record, RecordingServer, Reply
 from tests.support.encoded_mirrors import (
     encode_object,
@@ -395,3 +396,23 @@ def test_a_large_one_comes_in_ranges_or_else_plain(scene: Scene, ranges: bool):
     plain = 2 * len(next(iter(RESUMED.values())))
     assert form.size <= report.fetched < form.size + 10_000 if ranges else report.fetched >= plain
     assert leftovers(scene.cache) == {}
+
+
+def test_a_plan_says_what_would_travel_and_changes_nothing(scene: Scene):
+    forms = encode_state(scene.web, scene.digest(TUNED), scene.digest(BASE))
+    scene.fetch(BASE)
+    before = sorted(scene.cache.rglob("*"))
+    plan = planned_fetch(scene.view(TUNED), TUNED)
+    assert (plan.missing, plan.nbytes) == (True, sum(form.size for form in forms.values()))
+    assert sorted(scene.cache.rglob("*")) == before
+    scene.fetch(TUNED)
+    assert planned_fetch(scene.view(TUNED), TUNED).missing is False
+
+
+def test_a_plan_without_mirrors_that_answer_is_that_of_the_manifest(scene: Scene):
+    scene.server.before = lambda record: Reply(503)
+    plan = planned_fetch(scene.view(BASE), BASE)
+    assert (plan.missing, plan.nbytes) == (True, NBYTES)
+    scene.server.before = None
+    plan = planned_fetch(scene.view(BASE), BASE)  # of a mirror that has nothing encoded
+    assert (plan.missing, plan.nbytes) == (True, NBYTES + COUNT * 4096)
