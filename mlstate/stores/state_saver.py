@@ -84,11 +84,10 @@ class StateSaver:
             check_sources(sources)
             if self._is_settled(wanted, request, lambda: encode_state(sources)):
                 return
-            saver = self._object_saver(verify=request.verify)
+            saver = self.object_saver(verify=request.verify)
             with saver.settled():
                 encoded = encode_state(sources, threads=self.threads, store=saver.store)
-                for name, entry in wanted.files.items():
-                    saver.take(entry.digest, [content_of(request.files[name])])
+                self.take_files(saver, wanted, request)
             with saver.settled():
                 saver.take(encoded.digest, [encoded.data])
                 self._complete(saver, encoded, wanted, request)
@@ -98,7 +97,7 @@ class StateSaver:
         with concerning(wanted.key):
             if self._is_settled(wanted, request, lambda: encoded):
                 return False
-            saver = self._object_saver(verify=request.verify)
+            saver = self.object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
             self._complete(saver, encoded, wanted, request)
         return True
@@ -111,13 +110,11 @@ class StateSaver:
         found = self._catalog.checkpoint(key)
         return (None if found is None else found.entry), False
 
-    def _is_settled(
-        self, wanted: StateEntry, request: SaveRequest, encode: Callable[[], EncodedState]
-    ) -> bool:
-        """Whether the state is stored already, and stays; then objects that it lacks are put again.
+    def existing(self, wanted: StateEntry, request: SaveRequest) -> tuple[StateEntry | None, bool]:
+        """The entry that has the key already, and whether it was saved; see `stored`.
 
         Raises:
-            StateExistsError: Another state has the key, or one that differs from it in case only.
+            StateExistsError: A state has a key that differs from it in case only.
             ManifestError: The state file cannot be read, and is not to be overwritten.
         """
         try:
@@ -127,16 +124,28 @@ class StateSaver:
                 error.remedy = "save with " + OVERWRITE + " to replace it"
                 raise
             existing, is_saved = None, False
+        if existing is None and (variant := self.files.case_variant(wanted.key)):
+            raise case_variant_exists(variant)
+        return existing, is_saved
+
+    def _is_settled(
+        self, wanted: StateEntry, request: SaveRequest, encode: Callable[[], EncodedState]
+    ) -> bool:
+        """Whether the state is stored already, and stays; then objects that it lacks are put again.
+
+        Raises:
+            StateExistsError: Another state has the key, or one that differs from it in case only.
+            ManifestError: The state file cannot be read, and is not to be overwritten.
+        """
+        existing, is_saved = self.existing(wanted, request)
         if existing is None:
-            if variant := self.files.case_variant(wanted.key):
-                raise case_variant_exists(variant)
             return False
         encoded = encode()
         if not request.stays(existing, encoded.digest, wanted, is_saved=is_saved):
             return False
         needed = _sizes(encoded, wanted)
         if is_saved and (request.verify or absent(self.objects, needed, self.threads)):
-            saver = self._object_saver(verify=request.verify)
+            saver = self.object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
         request.warn_of_other_meta(existing, wanted)
         return True
@@ -145,19 +154,34 @@ class StateSaver:
         self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
     ) -> None:
         """Write the state file, once all objects have been taken."""
-        saver.flush()
-        entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
-        self._write_state_file(entry, overwrite=request.overwrite)
-        info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))
+        self.publish(saver, encoded, wanted, request)
         # Pruning may have taken a reused object before the state file named it: put it again.
         if saver.lost():
-            self._put_all(self._object_saver(verify=False), encoded, wanted, request)
+            self._put_all(self.object_saver(verify=False), encoded, wanted, request)
         sizes = {digest: source.spec.nbytes for digest, source in encoded.sources.items()}
         sizes[encoded.digest] = encoded.state.inline_nbytes
         if request.reused is not None:
             request.reused.update({d: sizes[d] for d in sizes if d in saver.reused})
         if request.written is not None:
             request.written.update({d: sizes[d] for d in sizes if d not in saver.reused})
+
+    def publish(
+        self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+    ) -> None:
+        """Make durable what this saver took, the last of a state's objects; write the state file.
+
+        Raises:
+            StateExistsError: Another state has got the key meanwhile.
+        """
+        saver.flush()
+        entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
+        self._write_state_file(entry, overwrite=request.overwrite)
+        info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))
+
+    def take_files(self, saver: ObjectSaver, wanted: StateEntry, request: SaveRequest) -> None:
+        """Store the files that are kept with a state."""
+        for name, entry in wanted.files.items():
+            saver.take(entry.digest, [content_of(request.files[name])])
 
     def _write_state_file(self, entry: StateEntry, *, overwrite: bool) -> None:
         data = self.files.format(entry)
@@ -171,7 +195,8 @@ class StateSaver:
             check_same(winner, entry.pinned_digest, entry)
             return
 
-    def _object_saver(self, *, verify: bool) -> ObjectSaver:
+    def object_saver(self, *, verify: bool) -> ObjectSaver:
+        """Begin to save objects."""
         return ObjectSaver(self.objects, verify=verify, threads=self.threads)
 
     def _put_all(
