@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlstate.errors import IncompatibleStateError, StateNotFoundError, concerning
@@ -12,7 +13,7 @@ from mlstate.models import BytesModel, TensorModel, state_type_of
 from mlstate.objects import ObjectStore
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.read import StateStore
+from mlstate.stores.read import StateStore, is_sharded
 from mlstate.stores.save_request import Content, SaveRequest
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class SavingStore(StateStore):
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         verify: bool = False,
+        group: Any = None,
+        check_replicas: bool = False,
     ) -> StateKey:
         """Save a model's state under its ``state_type`` and a training id.
 
@@ -80,6 +83,11 @@ class SavingStore(StateStore):
                 stays as it is stored, with a warning.
             overwrite: Replace another state that has this key.
             verify: Read objects that are reused, and write those that are damaged again.
+            group: The process group whose ranks save together: all of them call this, each with
+                what it holds. A model with DTensors (FSDP2, tensor parallel) is always saved so, by
+                all ranks if no group is given; any other one by this process alone.
+            check_replicas: Compare the values that several ranks hold, and refuse to save
+                different ones. Otherwise those of the lowest rank are saved.
 
         Returns:
             The key that it is stored under.
@@ -89,11 +97,18 @@ class SavingStore(StateStore):
             FormatError: An entry of the state dict cannot be stored, or there is none; nothing was
                 written.
             IncompatibleStateError: The model has no state type.
+            PeerError: Another rank failed, was killed or stopped; no state was saved.
         """
         key = StateKey(state_type_of(model), training_id)
+        request = SaveRequest(files or {}, meta, overwrite, verify)
+        if group is not None or is_sharded(model):
+            from mlstate.tensors import saved_entries
+
+            self._save_together(lambda: saved_entries(model), key, request, group, check_replicas)
+            return key
         with concerning(key):
             sources = sources_of_model(model)
-        self.saver.save(key, sources, SaveRequest(files or {}, meta, overwrite, verify))
+        self.saver.save(key, sources, request)
         return key
 
     def save_state_dict(
@@ -105,6 +120,8 @@ class SavingStore(StateStore):
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         verify: bool = False,
+        group: Any = None,
+        check_replicas: bool = False,
     ) -> StateKey:
         """Save tensors without a model: merged or averaged weights, an adapter, a checkpoint.
 
@@ -115,6 +132,8 @@ class SavingStore(StateStore):
             meta: As for `save`.
             overwrite: As for `save`.
             verify: As for `save`.
+            group: As for `save`.
+            check_replicas: As for `save`.
 
         Returns:
             The key.
@@ -122,13 +141,18 @@ class SavingStore(StateStore):
         Raises:
             StateExistsError: Other weights or files have this key; nothing was written.
             FormatError: An entry cannot be stored, or there is none; nothing was written.
+            PeerError: Another rank failed, was killed or stopped; no state was saved.
         """
-        from mlstate.tensors import tensor_sources
+        from mlstate.tensors import any_sharded, tensor_sources
 
         check_key(key)
+        request = SaveRequest(files or {}, meta, overwrite, verify)
+        if group is not None or any_sharded(state_dict):
+            self._save_together(lambda: state_dict, key, request, group, check_replicas)
+            return key
         with concerning(key):
             sources = tensor_sources(state_dict)
-        self.saver.save(key, sources, SaveRequest(files or {}, meta, overwrite, verify))
+        self.saver.save(key, sources, request)
         return key
 
     def save_optimizer_state_dict(
@@ -171,6 +195,18 @@ class SavingStore(StateStore):
         return self.save_state_dict(
             tensors, key, files=files, meta=meta, overwrite=overwrite, verify=verify
         )
+
+    def _save_together(
+        self,
+        state: Callable[[], Mapping[str, Any]],
+        key: StateKey,
+        request: SaveRequest,
+        group: Any,
+        check_replicas: bool,
+    ) -> None:
+        """Save by all ranks of a group, by `mlstate.distributed`, which is above the stores."""
+        together = importlib.import_module("mlstate.distributed.save")
+        together.save_sharded(self, state, key, request, group=group, check_replicas=check_replicas)
 
     def delete(self, key: StateKey) -> None:
         """Remove a state. Of a folder or a bucket its objects go with the prunings after it.
