@@ -42,6 +42,8 @@ _PART = 1 << 20
 """Bytes in a value: a store takes no more than some megabytes."""
 _counts: dict[str, int] = {}
 """How often each group has been used here: each time its keys have another name."""
+_processes: dict[str, dict[int, Process]] = {}
+"""The processes of each group, as they were the last time: for ranks that end before they come."""
 _to_delete: dict[str, list[str]] = {}
 """The keys of each group that this rank has set the last time; by now nobody reads them."""
 
@@ -96,6 +98,7 @@ class Coordinator:
             first=max(settings.patience(), settings.peer_patience()),
             is_over=lambda store: bool(store.check([self._last])),
         )
+        self._watch.know(_processes.get(name, {}))
         threading.Thread(target=self._work, name="mlstate-ranks", daemon=True).start()
         self._watch.start()
         try:
@@ -130,7 +133,9 @@ class Coordinator:
         self.agree("all are here")
         keys = [f"info/{rank}" for rank in range(self.world)]
         found = self.run(lambda: [self._store.get(key) for key in keys])
-        self._watch.know({rank: Process(*json.loads(text)) for rank, text in enumerate(found)})
+        known = {rank: Process(*json.loads(text)) for rank, text in enumerate(found)}
+        _processes[str(self.group.group_name)] = known
+        self._watch.know(known)
 
     def _fail(self, error: BaseException) -> None:
         """Tell all ranks, and raise what all raise; of an error of this rank, itself."""

@@ -141,7 +141,9 @@ def _state(job: Coordinator, store: StateStore, found: Found, options: LoadOptio
     group = cpu_group(job)
     job.agree("state object")
     job.exchange(lambda: broadcast(buffer, job.global_ranks[0], group))
-    state = StateObject.parse(bytes(as_bytes(buffer)))
+    data = bytes(as_bytes(buffer))
+    _keep(store, found, data)
+    state = StateObject.parse(data)
     if options.component is not None:
         prefix = component_prefix(options.component)
         names = component_names(state.specs, options.component)
@@ -149,6 +151,16 @@ def _state(job: Coordinator, store: StateStore, found: Found, options: LoadOptio
     if not state.specs:
         raise IncompatibleStateError("this state has no tensors; nothing was loaded")
     return state
+
+
+def _keep(store: StateStore, found: Found, data: bytes) -> None:
+    """Put the state object into a cache that lacks it: on another node it is not fetched again."""
+    own = store.fetcher.cache.own if store.fetcher is not None else None
+    digest = found.entry.pinned_digest
+    if own is not None and found.objects.size(digest) is None:
+        writer = own.writer()
+        writer.put(digest, [data])
+        writer.flush()
 
 
 class _Loading:
