@@ -2,6 +2,7 @@
 # make test         all tests
 # make programs     the tests of the commands, each in a process of its own
 # make machines     the tests on real mounts, as other users, and on file systems that lack calls
+# make distributed  jobs of several ranks that save and load together
 # make browser      the page of a report in a real Chromium
 # make coverage     the same, and which lines and branches they reach: takes nearly twice as long
 # make torture      kills, power cuts, races, rot and fuzz for an hour, or TORTURE_MINUTES=N
@@ -21,13 +22,13 @@ BIN := $(VENV)/bin
 # Tests wait for servers and disks: one worker more than processors takes a seventh less time.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # What needs many minutes, rights of root or other packages has a target of its own.
-FAST := -m "not programs and not machines and not torture and not frameworks and not browser"
+FAST := -m "not programs and not machines and not torture and not frameworks and not browser and not distributed"
 PYTHONS ?= 3.12 3.13
 # Tests of what moves and verifies bytes: those of them that import torch are skipped without it.
 TORCH_FREE := $(addprefix tests/,buckets format manifests objects pickled signatures transport values)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test programs machines browser torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
+.PHONY: quickstart test programs machines browser distributed torture torture-short frameworks coverage test-oldest test-pythons bench bench-check check docs format clean
 
 quickstart: $(VENV)/quickstart
 	$(BIN)/python scripts/quickstart.py
@@ -42,6 +43,10 @@ programs: $(VENV)/test
 # Real mounts, other users, and a shim that refuses system calls: as root, or most are skipped.
 machines: $(VENV)/test
 	$(BIN)/pytest -n $(WORKERS) -m machines tests/machines
+
+# Jobs of 1 to 4 ranks over gloo; they use all processors, so one test runs at a time.
+distributed: $(VENV)/test
+	$(BIN)/pytest -m distributed tests/distributed
 
 # A real Chromium with its driver, and a check of accessibility: skipped without.
 browser: $(VENV)/browser

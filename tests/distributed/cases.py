@@ -369,10 +369,11 @@ def failing(rank: Rank, phase: str, how: str, who: int) -> bool:
             store.objects = _Wrapped(store.objects, {"open": fault})
             store.load(model, StateKey(NET, "whole"))
         else:
-            method = {"store": "add", "flush": "flush", "publish": "create"}[phase]
+            methods = {"store": ("add", "reuse"), "flush": ("flush",), "publish": ("create",)}
+            before_each = dict.fromkeys(methods[phase], fault)
             saver = store.saver
-            saver.objects = _Wrapped(saver.objects, {method: fault})
-            saver.files = _Wrapped(saver.files, {method: fault})
+            saver.objects = _Wrapped(saver.objects, before_each)
+            saver.files = _Wrapped(saver.files, before_each)
             store.save(model, key.training_id)
     finally:
         if phase == "verify" and how != "slow" and not _equal(before, local(model)):

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from mlstate import LocalStateStore, StateKey, verify
 from mlstate.errors import PeerError
@@ -81,7 +82,8 @@ def _killed(folder, phase, who):
     with Job(WORLD, folder, ENV) as job:
         job.values("save_twice", training_id="whole", seed=0)
         job.tell("failing", phase=phase, how="kill", who=who)
-        job.processes[who].join()
+        job.processes[who].join(60)
+        assert not job.processes[who].is_alive()
         begun = time.monotonic()
         answers = job.answers(others)
         took = time.monotonic() - begun
@@ -90,8 +92,11 @@ def _killed(folder, phase, who):
             assert answer.error.rank == who
         assert took < 30, took  # at once, and not after a timeout of minutes
     check(folder, f"{phase}-kill-{who}")
-    with Job(2, folder) as job:
-        job.values("save_twice", training_id=f"new-{phase}-{who}", seed=who)
+    # The next save works, and uses what is there already.
+    state = {"weight": torch.full((90, 90), float(who))}
+    store, key = LocalStateStore(folder / "store"), StateKey(NET, f"after-{phase}-kill-{who}")
+    store.save_state_dict(state, key)
+    assert torch.equal(store.load_state_dict(key)["weight"], state["weight"])
 
 
 @pytest.mark.parametrize("who", [0, WORLD - 1])
