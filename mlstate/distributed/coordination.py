@@ -37,6 +37,7 @@ __all__ = ["Coordinator"]
 _Result = TypeVar("_Result")
 _LOOK = 0.05
 _MOMENT = 0.5
+_NO_STEP = "none"
 _SOON, _LATER = 0.001, 0.02
 _PART = 1 << 20
 """Bytes in a value: a store takes no more than some megabytes."""
@@ -80,7 +81,7 @@ class Coordinator:
         self.world: int = dist.get_world_size(self.group)
         self.global_ranks: list[int] = dist.get_process_group_ranks(self.group)
         self._after = after
-        self._last = "none"
+        self._last = _NO_STEP  # the step that is waited for: once it is on, others may be gone
         self._set: list[str] = []
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
@@ -234,6 +235,12 @@ class Coordinator:
         self.run(come)
         # Not left for a failure of a rank that has come: if all have, all go on with this step.
         self._done(lambda: self._poll(go), _MOMENT)
+        self._last = _NO_STEP
+
+    def finish(self, step: str) -> None:
+        """Wait for the last step: after it no rank waits for another, and each may be gone."""
+        self.agree(step)
+        self._watch.stop()
 
     def set(self, key: str, value: bytes) -> None:
         """Set a key; its value is in parts if it is long."""

@@ -206,7 +206,7 @@ class _Loading:
         direct = not options.assign and _is_direct(fit)
         given = {} if direct else {name: self._given(fit, name, loaded[name]) for name in loaded}
         pairs = list(self._pairs(fit, loaded)) if direct else []
-        self._job.agree("all is verified")
+        self._job.finish("all is verified")
         if direct:
             copy_pairs(pairs, apart=fit.apart)
             result = LoadResult(

@@ -165,7 +165,7 @@ class _Saving:
         found = self._collected(digests)
         self._job.told("published", lambda: self._publish(objects, found, inline, wanted[0]))
         self._put_lost(objects, digests)
-        self._job.agree("saved")
+        self._job.finish("saved")
 
     def _stays(self, wanted: list[StateEntry], inline: Mapping[str, InlineTensor]) -> bool:
         """Whether the state is stored already, and stays; then what it lacks is put again."""
@@ -210,7 +210,7 @@ class _Saving:
             with objects.settled():
                 objects.take(encoded.digest, [encoded.data])
         objects.flush()
-        self._job.agree("put again")
+        self._job.finish("put again")
 
     def _put_lost(self, objects: ObjectSaver, digests: Mapping[str, Digest]) -> None:
         """Put objects again that a pruning took before the state named them."""

@@ -7,6 +7,7 @@ its agent, or in rank 0, as without it.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -63,6 +64,7 @@ class Job:
         world: How many.
         folder: A folder that all of them know.
         env: Variables of each; ``{rank}`` in a value is the number of the rank.
+        cases: The module of the functions that the ranks are told to call.
         own_store: Rank 0 holds the rendezvous store, and takes it along when it is killed.
     """
 
@@ -73,9 +75,10 @@ class Job:
         env: Mapping[str, str] | None = None,
         *,
         own_store: bool = False,
+        cases: str = "tests.distributed.cases",
     ) -> None:
         self.world, self._folder, self._env = world, str(folder), dict(env or {})
-        self._own_store = own_store
+        self._own_store, self._cases = own_store, cases
 
     def __enter__(self) -> Job:
         self._store = None if self._own_store else _store(0, True)
@@ -92,7 +95,7 @@ class Job:
                     Rank(rank, self.world, self._folder),
                     port,
                     self._own_store,
-                    environment,
+                    (self._cases, environment),
                     theirs,
                 ),
                 daemon=True,
@@ -157,13 +160,12 @@ def _main(
     own: Rank,
     port: int,
     own_store: bool,
-    environment: dict[str, str],
+    settings: tuple[str, dict[str, str]],
     pipe: Connection,
 ) -> None:
-    from tests.distributed import cases
-
+    cases = importlib.import_module(settings[0])
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(settings[1])
     torch.set_num_threads(1)
     store: Any = dist.PrefixStore("job", _store(port, own_store and own.rank == 0))
     dist.init_process_group("gloo", store=store, rank=own.rank, world_size=own.world)
