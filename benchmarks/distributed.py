@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -55,7 +55,9 @@ def model_of(rank: Rank, layout: str) -> nn.Module:
         mesh = init_device_mesh("cpu", (rank.world // size, size), mesh_dim_names=("dp", "tp"))
         if size > 1:
             styles = (ColwiseParallel, RowwiseParallel)
-            plan = {str(i): styles[(i + (layout == "columns")) % 2]() for i in range(LAYERS)}
+            plan: dict[str, Any] = {
+                str(i): styles[(i + (layout == "columns")) % 2]() for i in range(LAYERS)
+            }
             parallelize_module(model, mesh["tp"], plan)
         if size < rank.world:
             for layer in model:
@@ -68,7 +70,7 @@ def model_of(rank: Rank, layout: str) -> nn.Module:
 def save_full(rank: Rank, layout: str) -> None:
     """Gather all on rank 0, and write one file there."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model_of(rank, layout), options=options)
+    state: dict[str, Any] = get_model_state_dict(model_of(rank, layout), options=options)
     if rank.rank == 0:
         save_file({name: t.contiguous() for name, t in state.items()}, f"{rank.folder}/out/full")
     dist.barrier()
@@ -78,7 +80,9 @@ def save_dcp(rank: Rank, layout: str) -> None:
     """Save by torch, a file for each rank."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(model_of(rank, layout).state_dict(), checkpoint_id=f"{rank.folder}/out/dcp")
+        state_dict_saver.save(
+            model_of(rank, layout).state_dict(), checkpoint_id=f"{rank.folder}/out/dcp"
+        )
 
 
 def save_ours(rank: Rank, layout: str, store: str = "out/store") -> None:
@@ -91,7 +95,9 @@ def prepare(rank: Rank, layout: str) -> None:
     save_ours(rank, layout, "kept/store")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(model_of(rank, layout).state_dict(), checkpoint_id=f"{rank.folder}/kept/dcp")
+        state_dict_saver.save(
+            model_of(rank, layout).state_dict(), checkpoint_id=f"{rank.folder}/kept/dcp"
+        )
 
 
 def load_dcp(rank: Rank, layout: str) -> None:
@@ -99,7 +105,7 @@ def load_dcp(rank: Rank, layout: str) -> None:
     state = model_of(rank, layout).state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(state, checkpoint_id=f"{rank.folder}/kept/dcp")
+        state_dict_loader.load(state, checkpoint_id=f"{rank.folder}/kept/dcp")
 
 
 def load_ours(rank: Rank, layout: str) -> None:

@@ -301,6 +301,22 @@ def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+def save_while_pruned(rank: Rank, training_id: str) -> str:
+    """Save, while a pruning takes all objects just before the state is published."""
+    store = store_of(rank, "pruned")
+
+    class Pruned(_Wrapped):
+        def create(self, key: Any, data: bytes) -> bool:
+            for path in (store.folder / "objects").rglob("*"):
+                if path.is_file() and path.stat().st_size > 16_384:
+                    path.unlink()
+            created: bool = self._inner.create(key, data)
+            return created
+
+    store.saver.files = Pruned(store.saver.files, {})
+    return store.digest(store.save(make(rank, "fsdp"), training_id))
+
+
 class Fault:
     """Something that happens to this rank at the n-th call: to the test's own wrappers."""
 

@@ -117,6 +117,25 @@ def damage(path):
     path.write_bytes(data)
 
 
+def test_what_a_pruning_takes_before_the_state_is_named_is_put_again(pair):
+    pair.values("save_while_pruned", training_id="a")
+    store = LocalStateStore(pair.folder / "pruned")
+    assert verify(store).ok
+    assert store.load_state_dict(StateKey(NET, "a"))
+
+
+def test_of_two_jobs_that_save_under_one_key_one_wins(pair, tmp_path):
+    with Job(2, pair.folder) as other:
+        pair.tell("save_twice", training_id="raced", seed=11)
+        other.tell("save_twice", training_id="raced", seed=12)
+        answers = [pair.answers(), other.answers()]
+    digest = LocalStateStore(pair.folder / "store").digest(StateKey(NET, "raced"))
+    won = [[one.value == digest for one in both] for both in answers]
+    assert sorted(won) == [[False, False], [True, True]]
+    (lost,) = [both for both in answers if both[0].value is None]
+    assert errors(lost) == [StateExistsError] * 2
+
+
 def test_copies_that_differ_are_refused_on_demand(pair):
     for answer in pair.run("save_other_replicas"):
         assert type(answer.error) is IntegrityError
