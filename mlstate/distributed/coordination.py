@@ -31,6 +31,7 @@ from mlstate.digests import Digest
 from mlstate.distributed.failures import ERROR, LOST, Failure, failure_of
 from mlstate.distributed.watch import Process, Watch
 from mlstate.errors import FormatError, MlstateError
+from mlstate.phrases import Phrase
 
 __all__ = ["Coordinator"]
 
@@ -72,7 +73,9 @@ class Coordinator:
         if not dist.is_available() or not dist.is_initialized():
             raise FormatError(
                 "there is no process group",
-                remedy="call torch.distributed.init_process_group() first, or leave out group=",
+                remedy=Phrase(
+                    "call torch.distributed.init_process_group() first, or leave out group=", ""
+                ),
             )
         self.group: Any = dist.group.WORLD if group is None else group
         self.rank: int = dist.get_rank(self.group)

@@ -16,6 +16,7 @@ from typing import Any
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from mlstate.errors import FormatError
+from mlstate.phrases import Phrase
 
 __all__ = [
     "Layout",
@@ -89,7 +90,9 @@ def layout_of(tensor: DTensor, ranks: Sequence[int]) -> Layout:
         raise FormatError(
             "it lies on ranks that take no part in this",
             found=f"global rank {missing}",
-            remedy="give group= a process group that has all ranks of the tensor's mesh",
+            remedy=Phrase(
+                "give group= a process group that has all ranks of the tensor's mesh", ""
+            ),
         ) from None
     splits = []
     for mesh_dim, placement in enumerate(tensor.placements):
@@ -99,7 +102,7 @@ def layout_of(tensor: DTensor, ranks: Sequence[int]) -> Layout:
             raise FormatError(
                 "it is a sum of which each rank has a part, and has no value yet",
                 found=placement,
-                remedy="sum it first: tensor.redistribute(placements=[Replicate(), ...])",
+                remedy="redistribute it to Replicate on all ranks first, which sums it",
             )
         factor = getattr(placement, "split_factor", 1)
         if not isinstance(placement, Shard) and not hasattr(placement, "split_factor"):
@@ -107,7 +110,7 @@ def layout_of(tensor: DTensor, ranks: Sequence[int]) -> Layout:
                 "it is placed in a way that is not known here",
                 expected="Shard, _StridedShard or Replicate",
                 found=placement,
-                remedy="redistribute it first: tensor.redistribute(placements=[...])",
+                remedy="redistribute it to one of these first, on all ranks",
             )
         dim: Any = placement.dim  # type: ignore[attr-defined]  # both have it
         splits.append(Split(mesh_dim, int(dim) % max(1, tensor.dim()), int(factor)))

@@ -330,7 +330,7 @@ class Fault:
         if self._how == "error":
             raise OSError(28, "No space left on device")
         if self._how == "slow":
-            time.sleep(4)
+            time.sleep(5)
         elif self._how in ("kill", "stop"):
             os.kill(os.getpid(), signal.SIGKILL if self._how == "kill" else signal.SIGSTOP)
 

@@ -16,8 +16,8 @@ from tests.support.ranks import Job
 
 pytestmark = pytest.mark.distributed
 
-PATIENCE = 2.0
-ENV = {"MLSTATE_PEER_PATIENCE": f"{PATIENCE}", "MLSTATE_PATIENCE": "3"}
+PATIENCE = 3.0
+ENV = {"MLSTATE_PEER_PATIENCE": f"{PATIENCE}", "MLSTATE_PATIENCE": "30"}
 WORLD = 3
 SAVING = ["describe", "store", "flush"]
 
