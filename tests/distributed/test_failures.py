@@ -9,12 +9,13 @@ import time
 import pytest
 import torch
 
-from mlstate import LocalStateStore, StateKey, verify
+from mlstate import LocalStateStore, StateKey, StateType, verify
 from mlstate.errors import PeerError
-from tests.distributed.cases import NET
 from tests.support.ranks import Job
 
 pytestmark = pytest.mark.distributed
+
+NET = StateType("pytorch", "net")
 
 PATIENCE = 3.0
 ENV = {"MLSTATE_PEER_PATIENCE": f"{PATIENCE}", "MLSTATE_PATIENCE": "30"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlstate import LocalStateStore, StateKey, manifest_of, verify
+from mlstate import LocalStateStore, StateKey, StateType, manifest_of, verify
 from mlstate.errors import (
     FormatError,
     IntegrityError,
@@ -18,10 +18,11 @@ from mlstate.errors import (
     UnsupportedStoreError,
 )
 from mlstate.format import layout
-from tests.distributed.cases import NET
 from tests.support.ranks import Job
 
 pytestmark = pytest.mark.distributed
+
+NET = StateType("pytorch", "net")
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
