@@ -98,6 +98,7 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.growth --measure
 	$(BIN)/python -m benchmarks.s3 --rounds 3 --json benchmarks/results/s3.json
 	$(BIN)/python -m benchmarks.fleet --measure
+	$(BIN)/python -m benchmarks.distributed --json benchmarks/results/distributed.json
 	$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json
 	$(BIN)/python -m benchmarks.page
 

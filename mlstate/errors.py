@@ -33,6 +33,7 @@ __all__ = [
     "NoRangesError",
     "ObjectNotFoundError",
     "OfflineError",
+    "PeerError",
     "PinMismatchError",
     "RateLimitError",
     "ReadOnlyStoreError",
@@ -321,6 +322,16 @@ class FetchError(_Detailed, ConnectionError):
         """The error with all that it knows; see `MlstateError.text`."""
         tried = [f"  tried: {_said(place, say)}: {_said(why, say)}" for place, why in self.attempts]
         return "\n".join([super().text(say), *tried])
+
+
+class PeerError(_Detailed, RuntimeError):
+    """Another rank of a distributed job failed, was killed or stopped; all ranks raise this.
+
+    Attributes:
+        rank: The rank, within the process group that saved or loaded; None if nobody can tell.
+    """
+
+    rank: int | None = None
 
 
 class CopyError(_Detailed):

@@ -30,6 +30,7 @@ __all__ = [
     "low_speed",
     "offline",
     "patience",
+    "peer_patience",
     "peers",
     "pins",
     "readonly_caches",
@@ -85,6 +86,11 @@ SETTINGS = (
     ),
     Setting("MLSTATE_OFFLINE", "1: open no socket", "online"),
     Setting("MLSTATE_PATIENCE", "seconds that a server is waited for, if little comes", "600"),
+    Setting(
+        "MLSTATE_PEER_PATIENCE",
+        "seconds without a heartbeat after which another rank of a job is given up",
+        "60",
+    ),
     Setting("MLSTATE_LOW_SPEED", "bytes a second that a server must give", "1024"),
     Setting(
         "MLSTATE_ALLOWED_HOSTS",
@@ -250,6 +256,11 @@ def offline() -> bool:
 def patience() -> float:
     """MLSTATE_PATIENCE: the seconds that a server is waited for in all, if little comes."""
     return _number("MLSTATE_PATIENCE", 600.0, least=0.001)
+
+
+def peer_patience() -> float:
+    """MLSTATE_PEER_PATIENCE: the seconds after which a silent rank of a job is given up."""
+    return _number("MLSTATE_PEER_PATIENCE", 60.0, least=0.1)
 
 
 def low_speed() -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from mlstate.stores.first_use import FirstUse
     from mlstate.tensors import Tensor
 
-__all__ = ["StateStore"]
+__all__ = ["StateStore", "is_sharded"]
 
 _Result = TypeVar("_Result")
 
@@ -264,6 +266,7 @@ class StateStore(AbstractStateStore[Any]):
         ignore_mismatched_sizes: bool = False,
         digest: str | None = None,
         component: str | None = None,
+        group: Any = None,
     ) -> LoadResult:
         """Load a state into a model: all of it verified before the first value changes.
 
@@ -284,6 +287,10 @@ class StateStore(AbstractStateStore[Any]):
             component: Load a part of the state alone, a folder of a pipeline: the tensors whose
                 names begin with ``component/``, by what follows. No others are read, and the model
                 needs no state type.
+            group: The process group whose ranks load together: all of them call this, each object
+                is read and verified once, and the models of all change, or none. A model with
+                DTensors (FSDP2, tensor parallel) is always loaded so, by all ranks if no group is
+                given; any other one by this process alone.
 
         Returns:
             Torch's pair ``(missing_keys, unexpected_keys)``, with ``mismatched_keys``,
@@ -297,11 +304,19 @@ class StateStore(AbstractStateStore[Any]):
             StateNotFoundError: There is no such state.
             UnpinnedStateError: The manifest gives no digest, and its first use cannot pin it.
             PinMismatchError: It gives other weights than those that were pinned.
+            PeerError: Another rank failed, was killed or stopped; no model was changed.
         """
         if component is None:
             check_compatible(model, state_key)
         else:
             check_key(state_key)
+        if group is not None or is_sharded(model):
+            together = importlib.import_module("mlstate.distributed.load")  # above the stores
+            options = together.LoadOptions(
+                strict, assign, ignore_mismatched_sizes, digest, component
+            )
+            result: LoadResult = together.load_sharded(self, model, state_key, options, group=group)
+            return result
 
         def load(found: Found) -> LoadResult:
             check_pin(found.entry.pinned_digest, digest)
@@ -318,7 +333,7 @@ class StateStore(AbstractStateStore[Any]):
             result.pinned_now = found.entry.pinned_now
             return result
 
-        if digest is not None and (cached := self._cached(state_key, Digest(digest))):
+        if digest is not None and (cached := self.cached(state_key, Digest(digest))):
             # To replace damaged objects takes the mirrors that the entry names.
             with suppress(IntegrityError), concerning(state_key):
                 return load(cached)
@@ -550,7 +565,7 @@ class StateStore(AbstractStateStore[Any]):
         self.access.bring(found.entry, Only.STATE_OBJECT, files=False)
         return component_names(read_state(*found).specs, component)
 
-    def _cached(self, key: StateKey, digest: Digest) -> Found | None:
+    def cached(self, key: StateKey, digest: Digest) -> Found | None:
         """A state of a remote store that is in the cache, found by its digest alone."""
         # Where a signature is needed, a digest alone is none.
         if self.catalog.remote and not self.catalog.requires_signature:
@@ -559,3 +574,12 @@ class StateStore(AbstractStateStore[Any]):
                 if not needs_of(entry, self.objects, None, files=False):
                     return Found(entry, self.objects)
         return None
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether a model has DTensors in it, without which torch is not imported here."""
+    if not isinstance(model, TensorModel) or "torch.distributed.tensor" not in sys.modules:
+        return False
+    from mlstate.tensors import has_shards
+
+    return has_shards(model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlstate.errors import (
@@ -20,7 +21,7 @@ from mlstate.objects.interface import EncodingObjectStore
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.read import StateStore
+from mlstate.stores.read import StateStore, is_sharded
 from mlstate.stores.save_request import Content, SaveRequest
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class SavingStore(StateStore):
         overwrite: bool = False,
         verify: bool = False,
         compact: bool | StateKey | str | None = None,
+        group: Any = None,
+        check_replicas: bool = False,
     ) -> StateKey:
         """Save a model's state under its ``state_type`` and a training id.
 
@@ -92,6 +95,11 @@ class SavingStore(StateStore):
             compact: Write tensors encoded, as `mlstate.compact` does, where that saves a tenth.
                 True: as the difference to the nearest of some states of this type; a key, or its
                 text: to those of that state. By default as the store's settings say.
+            group: The process group whose ranks save together: all of them call this, each with
+                what it holds. A model with DTensors (FSDP2, tensor parallel) is always saved so, by
+                all ranks if no group is given; any other one by this process alone.
+            check_replicas: Compare the values that several ranks hold, and refuse to save
+                different ones. Otherwise those of the lowest rank are saved.
 
         Returns:
             The key that it is stored under.
@@ -102,15 +110,18 @@ class SavingStore(StateStore):
                 written.
             IncompatibleStateError: The model has no state type.
             StateNotFoundError: There is no state of the key in `compact`; nothing was written.
+            PeerError: Another rank failed, was killed or stopped; no state was saved.
         """
         key = StateKey(state_type_of(model), training_id)
+        request = SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact))
+        if group is not None or is_sharded(model):
+            from mlstate.tensors import saved_entries
+
+            self._save_together(lambda: saved_entries(model), key, request, group, check_replicas)
+            return key
         with concerning(key):
             sources = sources_of_model(model)
-        self.saver.save(
-            key,
-            sources,
-            SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact)),
-        )
+        self.saver.save(key, sources, request)
         return key
 
     def save_state_dict(
@@ -123,6 +134,8 @@ class SavingStore(StateStore):
         overwrite: bool = False,
         verify: bool = False,
         compact: bool | StateKey | str | None = None,
+        group: Any = None,
+        check_replicas: bool = False,
     ) -> StateKey:
         """Save tensors without a model: merged or averaged weights, an adapter, a checkpoint.
 
@@ -134,6 +147,8 @@ class SavingStore(StateStore):
             overwrite: As for `save`.
             verify: As for `save`.
             compact: As for `save`.
+            group: As for `save`.
+            check_replicas: As for `save`.
 
         Returns:
             The key.
@@ -141,17 +156,18 @@ class SavingStore(StateStore):
         Raises:
             StateExistsError: Other weights or files have this key; nothing was written.
             FormatError: An entry cannot be stored, or there is none; nothing was written.
+            PeerError: Another rank failed, was killed or stopped; no state was saved.
         """
-        from mlstate.tensors import tensor_sources
+        from mlstate.tensors import any_sharded, tensor_sources
 
         check_key(key)
+        request = SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact))
+        if group is not None or any_sharded(state_dict):
+            self._save_together(lambda: state_dict, key, request, group, check_replicas)
+            return key
         with concerning(key):
             sources = tensor_sources(state_dict)
-        self.saver.save(
-            key,
-            sources,
-            SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact)),
-        )
+        self.saver.save(key, sources, request)
         return key
 
     def save_optimizer_state_dict(
@@ -226,6 +242,23 @@ class SavingStore(StateStore):
             What was done.
         """
         return public("compact")(self, keys, **options)
+
+    def _save_together(
+        self,
+        state: Callable[[], Mapping[str, Any]],
+        key: StateKey,
+        request: SaveRequest,
+        group: Any,
+        check_replicas: bool,
+    ) -> None:
+        """Save by all ranks of a group, by `mlstate.distributed`, which is above the stores."""
+        if request.compact:
+            raise UnsupportedStoreError(
+                "ranks that save together encode no tensors",
+                remedy=Phrase("leave compact= out, and compact the store later", ""),
+            )
+        together = importlib.import_module("mlstate.distributed.save")
+        together.save_sharded(self, state, key, request, group=group, check_replicas=check_replicas)
 
     def delete(self, key: StateKey) -> None:
         """Remove a state. Of a folder or a bucket its objects go with the prunings after it.

@@ -91,11 +91,10 @@ class StateSaver:
                 self._put_all(saver, encoded, wanted, request)
                 self._complete(saver, encoded, wanted, request, encodes=True)
                 return
-            saver = self._object_saver(verify=request.verify)
+            saver = self.object_saver(verify=request.verify)
             with saver.settled():
                 encoded = encode_state(sources, threads=self.threads, store=saver.store)
-                for name, entry in wanted.files.items():
-                    saver.take(entry.digest, [content_of(request.files[name])])
+                self.take_files(saver, wanted, request)
             with saver.settled():
                 saver.take(encoded.digest, [encoded.data])
                 self._complete(saver, encoded, wanted, request)
@@ -109,7 +108,7 @@ class StateSaver:
             if encodes:
                 saver = self._encoding_saver(encoded, wanted.key, request)
             else:
-                saver = self._object_saver(verify=request.verify)
+                saver = self.object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
             self._complete(saver, encoded, wanted, request, encodes=encodes)
         return True
@@ -137,7 +136,7 @@ class StateSaver:
         near = None if request.source is None else request.source.objects
         deeper = named is not None
         encoder = StateEncoder(objects, encoded.state, bases, deeper=deeper, near=near)
-        return self._object_saver(verify=request.verify, encode=encoder.encode)
+        return self.object_saver(verify=request.verify, encode=encoder.encode)
 
     def stored(self, key: StateKey) -> tuple[StateEntry | None, bool]:
         """The entry of a key, and whether it was saved: otherwise it is that of a checkpoint."""
@@ -146,6 +145,24 @@ class StateSaver:
             return entry, True
         found = self._catalog.checkpoint(key)
         return (None if found is None else found.entry), False
+
+    def existing(self, wanted: StateEntry, request: SaveRequest) -> tuple[StateEntry | None, bool]:
+        """The entry that has the key already, and whether it was saved; see `stored`.
+
+        Raises:
+            StateExistsError: A state has a key that differs from it in case only.
+            ManifestError: The state file cannot be read, and is not to be overwritten.
+        """
+        try:
+            existing, is_saved = self.stored(wanted.key)
+        except (ManifestError, SignatureError) as error:
+            if not request.overwrite:
+                error.remedy = "save with " + OVERWRITE + " to replace it"
+                raise
+            existing, is_saved = None, False
+        if existing is None and (variant := self.files.case_variant(wanted.key)):
+            raise case_variant_exists(variant)
+        return existing, is_saved
 
     def _is_settled(
         self, wanted: StateEntry, request: SaveRequest, encode: Callable[[], EncodedState]
@@ -156,23 +173,15 @@ class StateSaver:
             StateExistsError: Another state has the key, or one that differs from it in case only.
             ManifestError: The state file cannot be read, and is not to be overwritten.
         """
-        try:
-            existing, is_saved = self.stored(wanted.key)
-        except (ManifestError, SignatureError) as error:
-            if not request.overwrite:
-                error.remedy = "save with " + OVERWRITE + " to replace it"
-                raise
-            existing, is_saved = None, False
+        existing, is_saved = self.existing(wanted, request)
         if existing is None:
-            if variant := self.files.case_variant(wanted.key):
-                raise case_variant_exists(variant)
             return False
         encoded = encode()
         if not request.stays(existing, encoded.digest, wanted, is_saved=is_saved):
             return False
         needed = _sizes(encoded, wanted)
         if is_saved and (request.verify or absent(self.objects, needed, self.threads)):
-            saver = self._object_saver(verify=request.verify)
+            saver = self.object_saver(verify=request.verify)
             self._put_all(saver, encoded, wanted, request)
         request.warn_of_other_meta(existing, wanted)
         return True
@@ -187,15 +196,13 @@ class StateSaver:
         encodes: bool = False,
     ) -> None:
         """Write the state file, once all objects have been taken."""
-        saver.flush()
         if encodes:
+            saver.flush()
             self._write_index(encoded)
-        entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
-        self._write_state_file(entry, overwrite=request.overwrite)
-        info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))
+        self.publish(saver, encoded, wanted, request)
         # Pruning may have taken a reused object before the state file named it: put it again.
         if saver.lost():
-            self._put_all(self._object_saver(verify=False), encoded, wanted, request)
+            self._put_all(self.object_saver(verify=False), encoded, wanted, request)
         sizes = {digest: source.spec.nbytes for digest, source in encoded.sources.items()}
         sizes[encoded.digest] = encoded.state.inline_nbytes
         if request.reused is not None:
@@ -210,6 +217,24 @@ class StateSaver:
         assert isinstance(self.objects, EncodingObjectStore)
         write_index(self.objects, encoded.digest, encoded.state, self.threads)
 
+    def publish(
+        self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+    ) -> None:
+        """Make durable what this saver took, the last of a state's objects; write the state file.
+
+        Raises:
+            StateExistsError: Another state has got the key meanwhile.
+        """
+        saver.flush()
+        entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
+        self._write_state_file(entry, overwrite=request.overwrite)
+        info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))
+
+    def take_files(self, saver: ObjectSaver, wanted: StateEntry, request: SaveRequest) -> None:
+        """Store the files that are kept with a state."""
+        for name, entry in wanted.files.items():
+            saver.take(entry.digest, [content_of(request.files[name])])
+
     def _write_state_file(self, entry: StateEntry, *, overwrite: bool) -> None:
         data = self.files.format(entry)
         if overwrite:
@@ -222,7 +247,8 @@ class StateSaver:
             check_same(winner, entry.pinned_digest, entry)
             return
 
-    def _object_saver(self, *, verify: bool, encode: EncodeObject | None = None) -> ObjectSaver:
+    def object_saver(self, *, verify: bool, encode: EncodeObject | None = None) -> ObjectSaver:
+        """Begin to save objects; ``encode`` is as of `ObjectSaver`."""
         return ObjectSaver(self.objects, verify=verify, threads=self.threads, encode=encode)
 
     def _put_all(

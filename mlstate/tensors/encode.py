@@ -17,9 +17,15 @@ from mlstate.format.state_object import check_name
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import ProcessLock
 from mlstate.tensors.fit import EXTRA_STATE, UNINITIALIZED
-from mlstate.tensors.memory import as_bytes, spec_of
+from mlstate.tensors.memory import as_bytes, is_shard, may_be_sharded, spec_of
 
-__all__ = ["encode_tensors", "state_digest", "tensor_sources"]
+__all__ = [
+    "any_sharded",
+    "encode_tensors",
+    "state_digest",
+    "stored_form",
+    "tensor_sources",
+]
 
 _ONE_COPY = ProcessLock(again=True)
 """Held while a tensor that had to be copied is in use: such copies in one thread at a time, for
@@ -71,6 +77,13 @@ def tensor_sources(state_dict: Mapping[str, Any]) -> list[TensorSource]:
     return [_source(name, value) for name, value in state_dict.items()]
 
 
+def any_sharded(state_dict: Mapping[str, Any]) -> bool:
+    """Whether an entry is a DTensor; see `is_shard`."""
+    if not may_be_sharded() or not isinstance(state_dict, Mapping):
+        return False
+    return any(map(is_shard, state_dict.values()))
+
+
 @dataclass(frozen=True)
 class _Source:
     """A tensor of a state dict; see `TensorSource`."""
@@ -96,7 +109,7 @@ class _Source:
             yield as_bytes(self.tensor)
         else:
             with _ONE_COPY:
-                yield as_bytes(_stored_form(self.tensor))
+                yield as_bytes(stored_form(self.tensor))
 
 
 def _lies_as_stored(tensor: torch.Tensor) -> bool:
@@ -109,8 +122,10 @@ def _lies_as_stored(tensor: torch.Tensor) -> bool:
     )
 
 
-def _stored_form(tensor: torch.Tensor) -> torch.Tensor:
+def stored_form(tensor: torch.Tensor) -> torch.Tensor:
     """The value as it is stored: on the CPU, resolved, contiguous, BOOL as 0 and 1."""
+    if _lies_as_stored(tensor):
+        return tensor
     plain = tensor.cpu().resolve_conj().resolve_neg()
     if plain.dtype is torch.bool:
         # The memory of a bool can hold other bytes, seen through a view; they all mean true.

@@ -221,14 +221,21 @@ def _has_own_rules(modules: list[torch.nn.Module]) -> bool:
         return True
     known = (torch.nn.Module._load_from_state_dict, _NormBase._load_from_state_dict)
     return any(
-        module._load_state_dict_pre_hooks
-        or module._load_state_dict_post_hooks
+        any(map(_is_own_rule, module._load_state_dict_pre_hooks.values()))
+        or any(map(_is_own_rule, module._load_state_dict_post_hooks.values()))
         or module._state_dict_hooks
-        or module._state_dict_pre_hooks
+        or any(map(_is_own_rule, module._state_dict_pre_hooks.values()))
         or type(module)._load_from_state_dict not in known
         or type(module).state_dict is not torch.nn.Module.state_dict
         for module in modules
     )
+
+
+def _is_own_rule(hook: Any) -> bool:
+    """Whether a hook may rename what is loaded; those of FSDP2 only put its shards in place."""
+    function = getattr(hook, "hook", hook)
+    module: str = getattr(function, "__module__", "")
+    return not module.startswith("torch.distributed.fsdp._fully_shard.")
 
 
 def entries(model: TensorModel) -> Mapping[str, Any]:

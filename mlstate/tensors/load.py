@@ -16,11 +16,12 @@ from mlstate.models import LoadResult, TensorModel
 from mlstate.parallel import for_each
 from mlstate.tensors.assign import assignable, tie_again
 from mlstate.tensors.fit import EXTRA_STATE, UNINITIALIZED, Fit, compare, some
+from mlstate.tensors.memory import is_shard
 from mlstate.tensors.remake import Remade, remake
 from mlstate.tensors.restore import restoring, tensors_of
 from mlstate.tensors.ties import contradicted, covered
 
-__all__ = ["load_tensors"]
+__all__ = ["apply_tensors", "check_fit", "check_ties", "copy_pairs", "load_tensors"]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _USUAL = (*_PLAIN, *UNINITIALIZED)
@@ -47,6 +48,38 @@ def load_tensors(
     model is as it was.
     """
     fit = compare(model, specs)
+    check_fit(
+        model,
+        fit,
+        specs,
+        strict=strict,
+        assign=assign,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    module = model if isinstance(model, torch.nn.Module) else None
+    remade = remake(fit) if assign else Remade([], [])
+    tensors = read()
+    if strict:
+        check_ties(fit, tensors)
+    if module is None:
+        result = _give(model, tensors, fit)
+    else:
+        with remade.placed(module):
+            result = apply_tensors(module, tensors, fit, strict=strict, assign=assign)
+    result.digest = digest
+    return result
+
+
+def check_fit(
+    model: TensorModel,
+    fit: Fit,
+    specs: Mapping[str, TensorSpec],
+    *,
+    strict: bool,
+    assign: bool,
+    ignore_mismatched_sizes: bool,
+) -> None:
+    """Refuse, by an `IncompatibleStateError`, a state that does not fit, before it is read."""
     problems = fit.problems(
         specs, strict=strict, assign=assign, ignore_mismatched_sizes=ignore_mismatched_sizes
     )
@@ -56,35 +89,26 @@ def load_tensors(
             found="; ".join(problems),
             remedy=fit.remedy(strict=strict),
         )
-    module = model if isinstance(model, torch.nn.Module) else None
-    if module is None and assign:
+    is_module = isinstance(model, torch.nn.Module)
+    if assign and not is_module:
         raise IncompatibleStateError("assign=True needs a torch.nn.Module", found=type(model))
-    if module is not None and not assign and _any_meta(fit):
+    if is_module and not assign and _any_meta(fit):
         raise IncompatibleStateError(
             "the model is on the meta device, so there is nothing to copy into",
             remedy="load with assign=True",
         )
-    remade = remake(fit) if assign else Remade([], [])
-    tensors = read()
-    if strict and not fit.apart and (torn := _torn(fit, tensors)):
+
+
+def check_ties(fit: Fit, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse, by an `IncompatibleStateError`, different values for names that are one tensor."""
+    given = {name: tensors[name] for name in tensors if name not in fit.mismatched}
+    if not fit.apart and (torn := contradicted(fit.own, fit.ties, given)):
         raise IncompatibleStateError(
             "names that are one tensor in the model have different values in the state; nothing "
             "was loaded",
             found="; ".join(" and ".join(group) for group in torn),
             remedy="untie them in the model; with strict=False the last of them wins, as in torch",
         )
-    if module is None:
-        result = _give(model, tensors, fit)
-    else:
-        with remade.placed(module):
-            result = _apply(module, tensors, fit, strict=strict, assign=assign)
-    result.digest = digest
-    return result
-
-
-def _torn(fit: Fit, tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    given = {name: tensors[name] for name in tensors if name not in fit.mismatched}
-    return contradicted(fit.own, fit.ties, given)
 
 
 def _any_meta(fit: Fit) -> bool:
@@ -101,7 +125,7 @@ def _give(model: TensorModel, tensors: Mapping[str, torch.Tensor], fit: Fit) -> 
     )
 
 
-def _apply(
+def apply_tensors(
     model: torch.nn.Module,
     tensors: Mapping[str, torch.Tensor],
     fit: Fit,
@@ -126,7 +150,9 @@ def _apply(
         # names of today the version is today's; any other state is for the modules to judge.
         given = OrderedDict(given)
         given._metadata = getattr(fit.own, "_metadata", None)  # type: ignore[attr-defined]
-    restore = fit.own_rules or any(type(t) not in _USUAL for t in tensors_of(fit.modules))
+    restore = fit.own_rules or any(
+        type(t) not in _USUAL and not is_shard(t) for t in tensors_of(fit.modules)
+    )
     with restoring(fit.modules, restore=restore, assign=assign):
         if not restore and not tied and can_set_entries(fit, given, assign=assign):
             set_entries(fit, given, assign=assign)
@@ -196,15 +222,20 @@ def set_entries(fit: Fit, given: Mapping[str, Any], *, assign: bool) -> None:
         return
     # In the model's order: of names that are one tensor the last wins.
     pairs = {(id(own), id(given[name])): (own, given[name]) for name, own in fit.own.items()}
+    copy_pairs(list(pairs.values()), apart=fit.apart)
+
+
+def copy_pairs(pairs: list[_Pair], *, apart: bool = True) -> None:
+    """Copy the second of each pair into the first; ``apart`` says that no two of these overlap."""
     plain: list[_Pair] = []
     other: list[_Pair] = []
-    for pair in pairs.values():
-        (plain if fit.apart and _is_copy_of_bytes(*pair) else other).append(pair)
+    for pair in pairs:
+        (plain if apart and _is_copy_of_bytes(*pair) else other).append(pair)
     try:
         _copy_by_torch(other)
         _copy_bytes(plain)
     except BaseException:  # Ctrl-C, say: the model is not to be left half loaded
-        _copy_by_torch(list(pairs.values()))
+        _copy_by_torch(pairs)
         raise
 
 

@@ -23,7 +23,9 @@ __all__ = [
     "TORCH_DTYPES",
     "as_bytes",
     "as_tensor",
+    "is_shard",
     "mapped_tensor",
+    "may_be_sharded",
     "read_into",
     "read_tensor",
     "spec_of",
@@ -62,6 +64,20 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 """Element type of the format -> torch dtype, for those that this torch has."""
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def may_be_sharded() -> bool:
+    """Whether this process can have DTensors at all: whether their module has been imported."""
+    return "torch.distributed.tensor" in sys.modules
+
+
+def is_shard(value: object) -> bool:
+    """Whether a value is a DTensor, of which each rank of a job has a part."""
+    if not may_be_sharded():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
 
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:

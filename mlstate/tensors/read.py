@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mlstate.errors import FormatError, concerning
-from mlstate.format.state_object import InlineTensor, StateObject, TensorRef
+from mlstate.format.state_object import StateObject, TensorRef
 from mlstate.format.tensor_object import DATA_OFFSET, TensorCheck, TensorSpec, object_size
 from mlstate.models import TensorModel
 from mlstate.objects import ObjectStore
@@ -29,7 +29,15 @@ from mlstate.tensors.memory import (
     torch_shape,
 )
 
-__all__ = ["OpenedObject", "Places", "places_of", "places_on", "read_tensors", "reading"]
+__all__ = [
+    "OpenedObject",
+    "Places",
+    "inline_tensors",
+    "places_of",
+    "places_on",
+    "read_tensors",
+    "reading",
+]
 
 Places = Mapping[str, torch.device]
 """The tensors that are wanted on another device than the CPU, and where."""
@@ -199,7 +207,7 @@ def _reading(
                 if refused is not None:
                     raise refused
                 for device, listed in small.items():
-                    found.update(_inline(state.inline, listed, device))
+                    found.update(inline_tensors(state, listed, device))
                 finish()
                 settle()  # only then can tensors be copied
                 for first, *others in groups.values():
@@ -247,10 +255,11 @@ def _enqueue(
         queue.put(one)
 
 
-def _inline(
-    tensors: Mapping[str, InlineTensor], names: Iterable[str], device: torch.device | None
+def inline_tensors(
+    state: StateObject, names: Iterable[str], device: torch.device | None = None
 ) -> dict[str, torch.Tensor]:
     """The small tensors: those of a type are copied by one call, for a model can have thousands."""
+    tensors = state.inline
     by_dtype: dict[str, list[str]] = {}
     for name in names:
         by_dtype.setdefault(tensors[name].spec.dtype, []).append(name)

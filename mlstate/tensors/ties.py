@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from mlstate.tensors.memory import as_bytes
+from mlstate.tensors.memory import as_bytes, is_shard
 
 __all__ = [
     "contradicted",
@@ -226,6 +226,7 @@ def _has_place(entry: Any) -> bool:
     return (
         isinstance(entry, torch.Tensor)
         and not is_lazy(entry)
+        and not is_shard(entry)  # its memory is elsewhere: those that are tied are one object
         and entry.layout is torch.strided
         and entry.numel() > 0
         and (entry.data_ptr() != 0 or entry.is_meta)

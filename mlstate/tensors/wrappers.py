@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from mlstate.models import TensorModel
+from mlstate.tensors.encode import any_sharded
+from mlstate.tensors.fit import entries
+from mlstate.tensors.memory import may_be_sharded
 from mlstate.warn import warn
 
-__all__ = ["inner_model", "unwrapped"]
+__all__ = ["has_shards", "inner_model", "saved_entries", "unwrapped"]
 
 _COMPILED = "_orig_mod"
 
@@ -40,6 +43,17 @@ def unwrapped(model: TensorModel) -> TensorModel:
                 f"{word[0] if word else ''}. in them, and load into such a model alone"
             )
     return model
+
+
+def has_shards(model: TensorModel) -> bool:
+    """Whether a model has DTensors, of which each rank of a job holds a part."""
+    # By its state dict: FSDP2 may hold whole tensors until that is asked for.
+    return may_be_sharded() and any_sharded(entries(model))
+
+
+def saved_entries(model: TensorModel) -> Mapping[str, Any]:
+    """The entries of a model as they are saved; names that are one tensor give the same object."""
+    return entries(unwrapped(model))
 
 
 def inner_model(model: TensorModel, names: Iterable[str]) -> TensorModel:
