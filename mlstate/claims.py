@@ -22,6 +22,8 @@ from threading import Lock
 from types import TracebackType
 from typing import TypeVar
 
+from mlstate.system import NONBLOCK, open_at, pread, pwrite
+
 __all__ = ["PATIENCE", "Claims"]
 
 PATIENCE = 60.0
@@ -97,7 +99,7 @@ class Claims:
         if self._file is not None and now - self._signed > self._patience / 20:
             self._signed = now
             with suppress(OSError):
-                os.pwrite(self._file, struct.pack("<d", now), self._slot * _SIGN)
+                pwrite(self._file, struct.pack("<d", now), self._slot * _SIGN)
 
     def wait(
         self,
@@ -132,7 +134,7 @@ class Claims:
             self._begin()
             if self._file is None:
                 return
-            signs = os.pread(self._file, _SLOTS * _SIGN, 0).ljust(_SLOTS * _SIGN, b"\0")
+            signs = pread(self._file, _SLOTS * _SIGN, 0).ljust(_SLOTS * _SIGN, b"\0")
         now = time.monotonic()
         for slot in range(_SLOTS):
             sign = signs[slot * _SIGN : (slot + 1) * _SIGN]
@@ -160,11 +162,10 @@ class Claims:
 
     def _open(self) -> int | None:
         """Open the file and find a slot; None if that cannot be."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        flags |= getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT | NONBLOCK
         with suppress(OSError):
             while _COMMANDS:
-                file = os.open(self._path, flags, 0o666)
+                file = open_at(self._path, flags, follow=False)
                 found = os.fstat(file)
                 good = stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
                 slot = next(_free_slots(file), None) if good else None

@@ -7,7 +7,6 @@ Whatever is wrong with an encoded object leaves it to come as it is.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from mlstate.objects.mapped import write_all
 from mlstate.objects.partial import Partial
 from mlstate.objects.verified import digest_of, open_tensor
 from mlstate.parallel import THREADS
+from mlstate.system import pread
 
 __all__ = ["EncodedMirror"]
 
@@ -46,7 +46,7 @@ class _File:
 
     def read(self, start: int, size: int) -> bytes:
         parts = []
-        while size and (piece := os.pread(self.descriptor, size, start)):
+        while size and (piece := pread(self.descriptor, size, start)):
             parts.append(piece)
             start, size = start + len(piece), size - len(piece)
         if size:
