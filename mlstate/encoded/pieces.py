@@ -39,7 +39,7 @@ def decoded_pieces(
             found="no base" if base is None else "a base",
         )
     start, width = source.size - index_size(spec), element_width(spec)
-    blocks = parse_index(source.read(start, index_size(spec)), spec, source.size)
+    blocks = parse_index(source.read(start, index_size(spec)), spec, source.size, head.method)
     decoder, memory = BlockDecoder(width), memoryview(bytearray(min(BLOCK, spec.nbytes)))
     for block in blocks:
         out = memory[: block.elements * width]
