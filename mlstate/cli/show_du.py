@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OWN_TITLE", "SHARED_TITLE", "complain_of", "du", "show", "where_to"]
 
-OWN_TITLE, SHARED_TITLE = ">OWN DISK", ">SHARED DISK"
-"""Of objects, with their headers; a size is that of the tensors."""
+OWN_TITLE, SHARED_TITLE = ">OWN DISK", ">SHARED"
+"""What objects take of the disk, with their headers; a size is that of the tensors. Shorter titles
+than "SHARED DISK" leave a narrow terminal its lines."""
 
 
 def where_to(context: typer.Context, where: str | None, store: str | None) -> str | None:

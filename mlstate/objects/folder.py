@@ -229,9 +229,10 @@ class FolderObjectStore(EncodedFolder):
 
     def locate(self, digest: Digest) -> str:
         """The path of the object's file: that of its encoded form, if it has no other."""
-        path = self.path(digest)
-        is_other = not path.exists() and self._is_encoded(digest)
-        return str(self.encoded_path(digest) if is_other else path)
+        plain, other = self.path(digest), self.encoded_path(digest)
+        # Of a folder that may not be looked into nothing is known, which is no error here.
+        is_other = not os.path.exists(plain) and os.path.exists(other)
+        return str(other if is_other else plain)
 
     def digests(self) -> Iterator[Digest]:
         """Every object that is here, in no order; things with other names are passed over.

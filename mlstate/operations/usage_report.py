@@ -146,7 +146,7 @@ class Usage(Tabular):
     encoded: EncodedUsage | None = None
 
     def _table(self) -> Table:
-        titles = ["KEY", ">SIZE", ">OWN DISK", ">SHARED DISK"]
+        titles = ["KEY", ">SIZE", ">OWN DISK", ">SHARED"]
         rows = [
             [str(one.key), *map(size_cell, (one.nbytes, one.own, one.shared))]
             for one in self.states

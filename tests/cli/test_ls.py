@@ -78,7 +78,7 @@ def test_notes_are_read_only_where_they_are_asked_for(shell):
 def test_aliases_have_a_column_where_there_are_some(shell):
     shell.lines("alias", "best", B, "--store", "weights.toml")
     lines = shell.lines("ls", "weights.toml")
-    titles = ["KEY", "ALIAS", "SIZE", "OWN DISK", "SHARED DISK", "CACHED", "USED"]
+    titles = ["KEY", "ALIAS", "SIZE", "OWN DISK", "SHARED", "CACHED", "USED"]
     assert re.split("  +", lines[0]) == titles
     (line,) = [line for line in lines if str(B) in line]
     assert line.split()[1] == "best"

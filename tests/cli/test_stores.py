@@ -61,7 +61,7 @@ def test_ls_says_what_is_own_and_what_is_shared(shell):
     for state in (shell.folder / "weights" / "states").rglob("*.toml"):
         os.utime(state, (saved, saved))
     lines = shell.lines("ls", "weights")
-    assert re.split("  +", lines[0]) == ["KEY", "SIZE", "OWN DISK", "SHARED DISK", "AGE"]
+    assert re.split("  +", lines[0]) == ["KEY", "SIZE", "OWN DISK", "SHARED", "AGE"]
     assert [line.split()[0] for line in lines[1:]] == [str(BASE), str(TUNED), str(OTHER)]
     assert all(line.endswith("just now") for line in lines[1:])
     data = shell.json("ls", "weights")

@@ -55,6 +55,8 @@ WORKS = {
     "mv": f"mv {OTHER} pytorch.mlp.three -s weights",
     "meta": f"meta {KEY} set acc=0.5 -s weights",
     "alias": f"alias best {KEY} -s weights.toml",
+    "compact": "compact weights --undo",
+    "peers": "peers --origin https://weights.example.org --nodes a,b -o peers",
     "log": "log -s weights",
     "restore": f"restore {KEY} -s weights",
     "check": "check weights.toml --mirrors",
@@ -63,6 +65,7 @@ WORKS = {
     "git-merge": "git-merge weights.toml weights.toml weights.toml 7 weights.toml",
 }
 NEEDS = [
+    "compact weights",
     f"export {KEY} x.pt -s weights",
     f"export {KEY} x.bin --torch -s weights --json",
     f"diff {KEY} {OTHER} -s weights",

@@ -158,7 +158,9 @@ class Own:
     """An object that only a pickle could hold."""
 
 
-@pytest.mark.parametrize("value", [Own(), np.arange(3), Own, [Own()]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [Own(), np.arange(3), Own, [Own()]], ids=["object", "array", "type", "list"]
+)
 def test_an_object_that_is_not_plain_is_refused_and_named(store, value):
     saved = {"weight": torch.ones(100, 100), "app": {"thing": value}}
     with pytest.raises(CheckpointException) as caught:
