@@ -162,7 +162,8 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
 
     def leftovers(self) -> Iterator[Path]:
         for path in _things(self.objects.root / layout.TEMPORARIES):
-            if _TEMPORARY.fullmatch(path.name):
+            # Whoever claims something writes on that file, too, as long as they work.
+            if _TEMPORARY.fullmatch(path.name) or path.name == layout.CLAIMS:
                 yield path
         for path in _things(self.objects.root / layout.TRASH):
             if layout.TRASHED_STATE.fullmatch(path.name) or _DAMAGED.fullmatch(path.name):
