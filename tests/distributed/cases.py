@@ -317,6 +317,50 @@ def save_while_pruned(rank: Rank, training_id: str) -> str:
     return store.digest(store.save(make(rank, "fsdp"), training_id))
 
 
+def save_anew(rank: Rank, worlds: list[list[int]], port: int) -> list[str | None]:
+    """Save by groups that are made one after the other, of these ranks, and leave each."""
+    found: list[str | None] = []
+    for number, ranks in enumerate(worlds):
+        digest = None
+        if rank.rank in ranks:
+            own = dist.PrefixStore(f"anew-{number}", _client(port))
+            dist.destroy_process_group()
+            place = ranks.index(rank.rank)
+            dist.init_process_group("gloo", store=own, rank=place, world_size=len(ranks))
+            weight = torch.full((90, 90), float(number))
+            key = StateKey.parse(f"pytorch.anew.group-{number}-of-{min(ranks)}")
+            store = store_of(rank)
+            store.save_state_dict({"weight": weight}, key, group=dist.group.WORLD)
+            digest = store.digest(key)
+        found.append(digest)
+    return found
+
+
+def _client(port: int) -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False)
+
+
+class OwnState(nn.Linear):
+    """A model whose state is not what its parameters hold."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: 2 * value for name, value in super().state_dict(*args, **kwargs).items()}
+
+
+def save_own_state(rank: Rank) -> bool:
+    """Save a model that says itself what its state is; whether that is what is stored."""
+    torch.manual_seed(0)
+    model = with_state_type(OwnState(90, 90), StateType("pytorch", "own"))
+    store = store_of(rank)
+    key = store.save(model, "group", group=dist.group.WORLD)
+    return store.digest(key) == state_digest(model.state_dict())
+
+
+def save_copies_alone(rank: Rank) -> None:
+    """Copies are to be compared, and no other rank takes part."""
+    store_of(rank).save(make(rank, "whole"), "alone", check_replicas=True)
+
+
 class Fault:
     """Something that happens to this rank at the n-th call: to the test's own wrappers."""
 

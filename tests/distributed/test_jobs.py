@@ -145,9 +145,23 @@ def test_copies_that_differ_are_refused_on_demand(pair):
     assert not LocalStateStore(pair.folder / "store").exists(StateKey.parse("pytorch.copies.b"))
 
 
+def test_groups_that_are_made_anew_of_other_processes_save(tmp_path):
+    """Each has the name of the one before, and a rank that another number of saves."""
+    with Job(3, tmp_path, {"MLSTATE_PEER_PATIENCE": "3", "MLSTATE_PATIENCE": "3"}) as job:
+        worlds = [[0, 1], [0], [0], [1, 0], [2, 0]]
+        found = job.values("save_anew", worlds=worlds, port=job._store.port)
+    assert [sum(one[i] is not None for one in found) for i in range(5)] == [2, 1, 1, 2, 2]
+    assert verify(LocalStateStore(tmp_path / "store")).ok
+
+
+def test_a_model_says_itself_what_its_state_is(pair):
+    assert all(pair.values("save_own_state"))
+
+
 @pytest.mark.parametrize(
     ("case", "kind", "said"),
     [
+        ("save_copies_alone", FormatError, "group="),
         ("save_other_keys", FormatError, "one thing together"),
         ("save_own_folders", FormatError, "same folder"),
         ("save_memory", UnsupportedStoreError, "copy the state"),
