@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -338,6 +339,41 @@ def save_anew(rank: Rank, worlds: list[list[int]], port: int) -> list[str | None
 
 def _client(port: int) -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False)
+
+
+def save_by_groups_at_once(rank: Rank) -> bool:
+    """Save by all ranks, while each saves by a group of its own, too: whether all is right."""
+    groups = [dist.new_group([one]) for one in range(rank.world)]
+    store = store_of(rank)
+
+    def work(name: str, group: Any) -> bool:
+        right = []
+        for number in range(3):
+            state = {"weight": torch.full((300, 300), float(number)), "small": torch.ones(3)}
+            key = StateKey.parse(f"pytorch.groups.{name}-{number}")
+            store.save_state_dict(state, key, group=group)
+            model = with_state_type(nn.Linear(300, 300), key.state_type)
+            store.load(model, key, group=group, strict=False)
+            right.append(
+                store.digest(key) == state_digest(state)
+                and torch.equal(model.weight, state["weight"])
+            )
+        return all(right)
+
+    with ThreadPoolExecutor(1) as threads:
+        own = threads.submit(work, f"own-{rank.rank}", groups[rank.rank])
+        return work("all", dist.group.WORLD) and own.result()
+
+
+def run_page(rank: Rank, code: str) -> tuple[str, str, str]:
+    """Run the code of the page with a model: the key, its digest, and that of one process."""
+    torch.manual_seed(0)
+    model = with_state_type(nn.Linear(90, 90), StateType("pytorch", "page"))
+    digest = state_digest(model.state_dict())
+    names: dict[str, Any] = {"model": model, "store": store_of(rank)}
+    exec(code, names)
+    assert state_digest(whole(model)) == digest
+    return str(names["key"]), names["store"].digest(names["key"]), digest
 
 
 class OwnState(nn.Linear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -152,6 +153,18 @@ def test_groups_that_are_made_anew_of_other_processes_save(tmp_path):
         found = job.values("save_anew", worlds=worlds, port=job._store.port)
     assert [sum(one[i] is not None for one in found) for i in range(5)] == [2, 1, 1, 2, 2]
     assert verify(LocalStateStore(tmp_path / "store")).ok
+
+
+def test_groups_of_one_program_save_and_load_at_once(pair):
+    assert all(pair.values("save_by_groups_at_once"))
+
+
+def test_the_code_of_the_page_saves_and_loads(pair):
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert blocks
+    for key, stored, own in pair.values("run_page", code="\n".join(blocks)):
+        assert (key, stored) == ("pytorch.page.step-1000", own)
 
 
 def test_a_model_says_itself_what_its_state_is(pair):
