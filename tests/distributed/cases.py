@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -296,6 +297,18 @@ def load_manifest(rank: Rank, manifest: str, caches: str) -> dict[str, Any]:
     finally:
         owned.check_tensor = check
     return {"right": state_digest(whole(model)) == expected(rank), "hashed": dict(hashed)}
+
+
+def load_while_one_fails(rank: Rank, manifest: str, caches: str) -> None:
+    """Load from a slow mirror, while rank 1 meets an exception."""
+    store = ManifestStore(manifest, cache=caches.format(rank=rank.rank))
+    if rank.rank == 1:
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        store.access.watched = lambda check: SimpleNamespace(bring=full)
+    store.load(make(rank, "fsdp", 1), StateKey(NET, "whole"))
 
 
 def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

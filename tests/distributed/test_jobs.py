@@ -15,6 +15,7 @@ from mlstate import LocalStateStore, StateKey, StateType, manifest_of, verify
 from mlstate.errors import (
     FormatError,
     IntegrityError,
+    PeerError,
     StateExistsError,
     UnsupportedStoreError,
 )
@@ -225,6 +226,22 @@ def test_each_object_is_fetched_and_hashed_once_per_job(pair, caches, start_reco
     again = Counter(r.path for r in server.requests if layout.OBJECTS in r.path) - asked
     assert len(again) == damaged > 0
     assert set(again.values()) == {1}, again
+
+
+def test_a_rank_that_fetches_stops_when_another_fails(pair, start_nginx, tmp_path):
+    store = LocalStateStore(pair.folder / "store")
+    slow = start_nginx(store.folder, limit_rate=4096)
+    manifest = tmp_path / "models.toml"
+    manifest_of(store, [StateKey(NET, "whole")], objects=[slow.url("", "slow")]).write(manifest)
+    answers = pair.run(
+        "load_while_one_fails", manifest=str(manifest), caches=f"{tmp_path}/{{rank}}"
+    )
+    for answer in answers:
+        assert type(answer.error) is PeerError, answer.text
+        assert answer.error.rank == 1
+    # The largest takes half a minute to come.
+    found = [path for path in (tmp_path / "0" / layout.OBJECTS).rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in found) < 100_000
 
 
 def test_a_bucket_takes_a_state_from_all_ranks(pair, moto):
