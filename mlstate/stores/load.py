@@ -11,6 +11,7 @@ from mlstate.format.state_object import BYTES_NAME
 from mlstate.layouts import component_names, component_prefix
 from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
+from mlstate.phrases import Phrase
 from mlstate.reading import read_bytes_state, read_state
 from mlstate.stores.abstract import Found
 
@@ -71,8 +72,9 @@ def advising(entry: StateEntry) -> Iterator[None]:
         from mlstate.tensors.dcp_index import INDEX_NAME
 
         if INDEX_NAME in entry.files:
-            error.remedy = (
-                "this is a checkpoint of torch.distributed.checkpoint: read it with dcp.load(..., "
-                f'storage_reader=mlstate.integrations.dcp.MlstateReader(store, "{entry.key}"))'
+            error.remedy = Phrase(
+                "this is a checkpoint of torch.distributed.checkpoint: read it with its load, and "
+                f'MlstateReader(store, "{entry.key}") as the storage reader',
+                "",
             )
         raise
