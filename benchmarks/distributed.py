@@ -33,6 +33,7 @@ from torch.distributed.tensor.parallel import (
 
 from benchmarks.harness import Figure, Figures, Table, Way, compare, main_arguments, report, show
 from mlstate import LocalStateStore, StateKey, StateType, with_state_type
+from mlstate.errors import PeerError
 from tests.support.ranks import Job, Rank
 
 FULL = "full_state_dict + save_file on rank 0"
@@ -181,10 +182,55 @@ def tables(world: int, layout: str, rounds: int) -> list[Table | Figures]:
             return [*found, show(peaks)]
 
 
+_FAILING = {"MLSTATE_PEER_PATIENCE": "3", "MLSTATE_PATIENCE": "30"}
+_ROUNDS = 3
+
+
+def failures(world: int = 3) -> Figures:
+    """How long the other ranks take to end with the error of one, the slowest of several times.
+
+    It is counted from when that rank has raised, or its process has ended; of one that is stopped
+    from when it was told to begin.
+    """
+    rows = []
+    for phase in ("store", "verify"):
+        for how, goal in (("error", 2.0), ("kill", 2.0), ("stop", 5.0)):
+            slowest = max(
+                _until_all_know(world, phase, how, who)
+                for who in (0, world - 1)
+                for _ in range(_ROUNDS)
+            )
+            name = f"{how}, {'save' if phase == 'store' else 'load'}"
+            rows.append(Figure(name, slowest, goal, note="with a patience of 3 s"))
+    return show(Figures(f"{world} ranks, until all raise what one met", "s", tuple(rows)))
+
+
+def _until_all_know(world: int, phase: str, how: str, who: int) -> float:
+    others = [rank for rank in range(world) if rank != who]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Job(world, folder, _FAILING, cases="tests.distributed.cases") as job,
+    ):
+        job.values("save_twice", training_id="whole", seed=0)
+        begun = time.monotonic()
+        job.tell("failing", phase=phase, how=how, who=who)
+        if how == "kill":
+            job.processes[who].join()
+            begun = time.monotonic()
+        elif how == "error":
+            job.answers([who])
+            begun = time.monotonic()
+        told = [answer.error for answer in job.answers(others)]
+        took = time.monotonic() - begun
+        if not all(isinstance(error, PeerError) for error in told):
+            raise RuntimeError(f"ranks do not know of a failure: {told}")
+        return took
+
+
 def main() -> None:
     """Measure, print, and write the results."""
     arguments = main_arguments((__doc__ or "").splitlines()[0])
-    found: list[Table | Figures] = []
+    found: list[Table | Figures] = [failures()]
     for world, layout in ((2, "rows"), (4, "rows"), (4, "2d")):
         found += tables(world, layout, arguments.rounds)
     report(found, arguments.json)

@@ -18,10 +18,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
@@ -39,15 +40,30 @@ _Result = TypeVar("_Result")
 _LOOK = 0.05
 _MOMENT = 0.5
 _NO_STEP = "none"
+_NUMBER = "number"
 _SOON, _LATER = 0.001, 0.02
 _PART = 1 << 20
 """Bytes in a value: a store takes no more than some megabytes."""
-_counts: dict[str, int] = {}
-"""How often each group has been used here: each time its keys have another name."""
-_processes: dict[str, dict[int, Process]] = {}
-"""The processes of each group, as they were the last time: for ranks that end before they come."""
-_to_delete: dict[str, list[str]] = {}
-"""The keys of each group that this rank has set the last time; by now nobody reads them."""
+_FIRST = "all are here"
+
+
+@dataclass
+class _Past:
+    """What this rank knows of a group from the last time.
+
+    Attributes:
+        number: How often the ranks have met: each time their keys have another name.
+        processes: Those of the ranks: for ranks that end before they come.
+        keys: What this rank has set; by now nobody reads it.
+    """
+
+    number: int
+    processes: dict[int, Process] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+
+
+_past: WeakKeyDictionary[Any, _Past] = WeakKeyDictionary()
+"""By the group itself: groups that are made anew, of other processes perhaps, have old names."""
 
 
 class _Ended(Exception):  # noqa: N818  # a signal within this file; `Coordinator` raises the error
@@ -89,20 +105,24 @@ class Coordinator:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Coordinator:
-        name = str(self.group.group_name)
-        number = _counts[name] = _counts.get(name, 0) + 1
-        self._prefix = f"mlstate/{name}"
-        whole = _connection()
-        self._store: Any = PrefixStore(f"{self._prefix}/{number}", whole)
+        self._all: Any = PrefixStore(f"mlstate/{self.group.group_name}", _connection())
+        if self.group not in _past:
+            # A rendezvous store may have been used before, by a group of this name.
+            met = int(self._all.get(_NUMBER)) if self._all.check([_NUMBER]) else 0
+            _past[self.group] = _Past(met)
+        self._past = _past[self.group]
+        self._past.number += 1
+        prefix = str(self._past.number)
+        self._store: Any = PrefixStore(prefix, self._all)
         self._watch = Watch(
-            PrefixStore(f"{self._prefix}/{number}", _connection()),
+            PrefixStore(f"mlstate/{self.group.group_name}/{prefix}", _connection()),
             self.rank,
             self.world,
             patience=settings.peer_patience(),
             first=max(settings.patience(), settings.peer_patience()),
             is_over=lambda store: bool(store.check([self._last])),
         )
-        self._watch.know(_processes.get(name, {}))
+        self._watch.know(self._past.processes)
         threading.Thread(target=self._work, name="mlstate-ranks", daemon=True).start()
         self._watch.start()
         try:
@@ -111,8 +131,8 @@ class Coordinator:
             self.__exit__(type(error), error, None)
             raise
         # All are here, so nobody reads the keys of the last time any more.
-        last = _to_delete.pop(name, [])
-        self.run(lambda: [whole.delete_key(key) for key in last])
+        last, self._past.keys = self._past.keys, []
+        self.run(lambda: [self._all.delete_key(key) for key in last])
         return self
 
     def __exit__(
@@ -127,18 +147,17 @@ class Coordinator:
         finally:
             self._watch.stop()
             self._queue.put(None)
-            number = _counts[str(self.group.group_name)]
             keys = [*self._set, f"beat/{self.rank}", f"info/{self.rank}"]
-            _to_delete[str(self.group.group_name)] = [f"{self._prefix}/{number}/{k}" for k in keys]
+            self._past.keys = [f"{self._past.number}/{key}" for key in keys]
 
     def _arrive(self) -> None:
         own = Process.own()
         self.set(f"info/{self.rank}", json.dumps(astuple(own)).encode())
-        self.agree("all are here")
+        self.agree(_FIRST)
         keys = [f"info/{rank}" for rank in range(self.world)]
         found = self.run(lambda: [self._store.get(key) for key in keys])
         known = {rank: Process(*json.loads(text)) for rank, text in enumerate(found)}
-        _processes[str(self.group.group_name)] = known
+        self._past.processes = known
         self._watch.know(known)
 
     def _fail(self, error: BaseException) -> None:
@@ -230,6 +249,8 @@ class Coordinator:
 
         def come() -> None:
             if self._store.add(f"arrived/{step}", 1) == self.world:
+                if step == _FIRST:
+                    self._all.set(_NUMBER, str(self._past.number))
                 self._store.set(go, "1")
 
         self._last = go

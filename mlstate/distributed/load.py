@@ -32,6 +32,7 @@ from mlstate.reading import Only, check_state_size, state_object_limit
 from mlstate.states import StateKey
 from mlstate.stores.abstract import Found
 from mlstate.stores.arguments import check_pin
+from mlstate.stores.load import advising
 from mlstate.stores.read import StateStore
 from mlstate.tensors import Tensor, inner_model
 from mlstate.tensors.fit import EXTRA_STATE, Fit, compare
@@ -83,7 +84,9 @@ def load_sharded(
             )
         found, pinned_now = _found(job, store, key, options)
         state = _state(job, store, found, options)
-        result = _Loading(job, store, found=found, state=state, model=model, options=options).load()
+        with advising(found.entry):
+            loading = _Loading(job, store, found=found, state=state, model=model, options=options)
+            result = loading.load()
         result.pinned_now = pinned_now
         return result
 

@@ -101,7 +101,7 @@ class _Bringing:
         wanted: Wanted,
         prefix: str,
     ) -> None:
-        self._job, self._found, self._access = job, found, access
+        self._job, self._found, self._access = job, found, access.watched(job.check)
         self._state, self._wanted, self._prefix = state, wanted, prefix
         self._refs: dict[Digest, TensorRef] = {}
         self._names: dict[Digest, list[str]] = {}  # of each object, those that somebody wants

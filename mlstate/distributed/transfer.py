@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,8 @@ __all__ = ["Part", "copy_part", "cpu_group", "fill", "move"]
 _SLAB = 2 << 20
 _SLABS = 4
 """Slabs under way at once."""
-_groups: dict[str, Any] = {}
+_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""By the group of the job itself: one that is made anew has the name of the old one."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,12 @@ def cpu_group(job: Coordinator) -> Any:
     group = job.group
     if "gloo" in str(dist.get_backend_config(group)):
         return group
-    name = str(group.group_name)
-    if name not in _groups:
+    if group not in _groups:
         made = job.exchange(
             lambda: dist.new_group(job.global_ranks, backend="gloo", use_local_synchronization=True)
         )
-        _groups[name] = made
-    return _groups[name]
+        _groups[group] = made
+    return _groups[group]
 
 
 def fill(whole: Tensor, region: Region, part: Tensor) -> None:

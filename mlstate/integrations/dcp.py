@@ -191,7 +191,11 @@ class MlstateWriter(StorageWriter):
             try:
                 self._saver.receive(encoded, request.entry(key), request)
             except ObjectNotFoundError as error:
-                if not there and self.store.exists(key):
+                if (
+                    not there
+                    and self.store.exists(key)
+                    and self.store.digest(key) == encoded.digest
+                ):
                     self.store.delete(key)  # a pruning took a chunk as it was published
                 error.remedy = (
                     "give all ranks a store that all of them see, a shared folder or a bucket; and "

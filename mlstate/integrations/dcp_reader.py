@@ -73,6 +73,7 @@ class MlstateReader(StorageReader):
         self._digest = None if digest is None else Digest(digest)
         self._group = process_group
         self._opened: _Opened | None = None
+        self._begun = False  # by `dcp.load`, which takes no error before it plans
 
     @property
     def checkpoint_id(self) -> str:
@@ -90,16 +91,29 @@ class MlstateReader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin to read another checkpoint; without an id, that of the reader's own key."""
         self._key = checkpoint_key(self._given, checkpoint_id)
-        self._opened = None
+        self._opened, self._begun = None, True
 
     def read_metadata(self) -> Metadata:
         """What the checkpoint holds: its index, verified, and compared with its tensors.
+
+        After `reset`, as in ``dcp.load``, an error is raised by what uses it: of one that is
+        raised here torch keeps nothing but the text.
 
         Raises:
             StateNotFoundError: There is no such state.
             FormatError: Its index is not one, or does not fit its tensors.
             IntegrityError: Bytes are damaged or missing, or the digest is another.
         """
+        begun, self._begun = self._begun, False
+        try:
+            self._opened = self._read()
+        except Exception as error:
+            if not begun:
+                raise
+            return _Unread(error)
+        return metadata_of(self._opened.index)
+
+    def _read(self) -> _Opened:
         key = self._key
         if not isinstance(key, StateKey):
             raise FormatError(
@@ -115,13 +129,18 @@ class MlstateReader(StorageReader):
             file = found.entry.files.get(INDEX_NAME)
             return _Opened(found, state, index, f"{found.entry.digest} {file and file.digest}")
 
-        self._opened = self.store.reading(key, look, Only.STATE_OBJECT)
-        return metadata_of(self._opened.index)
+        return self.store.reading(key, look, Only.STATE_OBJECT)
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        """Look where the chunks are."""
+        """Look where the chunks are.
+
+        Raises:
+            MlstateError: As `read_metadata`.
+        """
+        if isinstance(metadata, _Unread):
+            raise metadata.error
         self._places = chunks_by_place(self._open().index)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
@@ -223,9 +242,20 @@ class MlstateReader(StorageReader):
 
     def _open(self) -> _Opened:
         if self._opened is None:
-            self.read_metadata()
-        assert self._opened is not None
+            self._opened = self._read()
         return self._opened
+
+
+class _Unread(Metadata):
+    """Of a checkpoint that could not be read: who looks for anything in it gets the error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "state_dict_metadata":
+            raise self.error
+        raise AttributeError(name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mlstate.errors import FetchError, IntegrityError, ObjectNotFoundError, OfflineError
@@ -12,6 +13,7 @@ from mlstate.warn import warn
 
 if TYPE_CHECKING:
     from mlstate.fetch import Fetcher, FetchReport
+    from mlstate.fetch.progress import Progress
 
 __all__ = ["Access", "Trash"]
 
@@ -37,6 +39,22 @@ class Access:
     def __init__(self, fetcher: Fetcher | None, trash: Trash | None = None) -> None:
         self._fetcher = fetcher
         self._trash = trash
+
+    def watched(self, check: Callable[[], object]) -> Access:
+        """The same, whose fetches end with what ``check`` raises: it is called as bytes come."""
+        if self._fetcher is None:
+            return self
+        fetcher = copy(self._fetcher)
+        tell = fetcher.on_progress
+
+        def told(progress: Progress) -> None:
+            if not progress.ended:
+                check()
+            if tell is not None:
+                tell(progress)
+
+        fetcher.on_progress = told
+        return Access(fetcher, self._trash)
 
     def bring(
         self, entry: StateEntry, names: Names = None, *, files: bool = True

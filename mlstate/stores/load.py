@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlstate.errors import IncompatibleStateError
 from mlstate.format.state_object import BYTES_NAME
 from mlstate.layouts import component_names, component_prefix
+from mlstate.manifests import StateEntry
 from mlstate.models import BytesModel, LoadResult, TensorModel
+from mlstate.phrases import Phrase
 from mlstate.reading import read_bytes_state, read_state
 from mlstate.stores.abstract import Found
 
-__all__ = ["load_into"]
+__all__ = ["advising", "load_into"]
 
 
 def load_into(
@@ -44,7 +48,10 @@ def load_into(
 
     model = inner_model(model, state.specs)
     places = places_of(model, state.specs)
-    with reading(found.objects, state, shared=True, places=places) as read:
+    with (
+        advising(found.entry),
+        reading(found.objects, state, shared=True, places=places) as read,
+    ):
         return load_tensors(
             model,
             state.specs,
@@ -54,3 +61,20 @@ def load_into(
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             digest=digest,
         )
+
+
+@contextmanager
+def advising(entry: StateEntry) -> Iterator[None]:
+    """Say of a checkpoint of DCP, if it does not fit a model, how it is read."""
+    try:
+        yield
+    except IncompatibleStateError as error:
+        from mlstate.tensors.dcp_index import INDEX_NAME
+
+        if INDEX_NAME in entry.files:
+            error.remedy = Phrase(
+                "this is a checkpoint of torch.distributed.checkpoint: read it with its load, and "
+                f'MlstateReader(store, "{entry.key}") as the storage reader',
+                "",
+            )
+        raise

@@ -21,8 +21,8 @@ from mlstate.objects.interface import EncodingObjectStore
 from mlstate.phrases import Phrase
 from mlstate.states import StateKey, check_key
 from mlstate.stores.catalog import Catalog
-from mlstate.stores.read import StateStore, is_sharded
-from mlstate.stores.save_request import Content, SaveRequest
+from mlstate.stores.read import StateStore
+from mlstate.stores.save_request import Content, SaveRequest, check_alone
 
 if TYPE_CHECKING:
     from mlstate.fetch import Fetcher
@@ -99,7 +99,8 @@ class SavingStore(StateStore):
                 what it holds. A model with DTensors (FSDP2, tensor parallel) is always saved so, by
                 all ranks if no group is given; any other one by this process alone.
             check_replicas: Compare the values that several ranks hold, and refuse to save
-                different ones. Otherwise those of the lowest rank are saved.
+                different ones. Otherwise those of the lowest rank are saved. Of a model without
+                DTensors it needs ``group``.
 
         Returns:
             The key that it is stored under.
@@ -114,13 +115,18 @@ class SavingStore(StateStore):
         """
         key = StateKey(state_type_of(model), training_id)
         request = SaveRequest(files or {}, meta, overwrite, verify, compact=self._compact(compact))
-        if group is not None or is_sharded(model):
+        state = None
+        if group is None and isinstance(model, TensorModel):
+            with concerning(key):
+                state = _state_of(model)
+        if group is not None or (state is not None and _any_sharded(state)):
             from mlstate.tensors import saved_entries
 
             self._save_together(lambda: saved_entries(model), key, request, group, check_replicas)
             return key
+        check_alone(check_replicas)
         with concerning(key):
-            sources = sources_of_model(model)
+            sources = sources_of_model(model, state)
         self.saver.save(key, sources, request)
         return key
 
@@ -165,6 +171,7 @@ class SavingStore(StateStore):
         if group is not None or any_sharded(state_dict):
             self._save_together(lambda: state_dict, key, request, group, check_replicas)
             return key
+        check_alone(check_replicas)
         with concerning(key):
             sources = tensor_sources(state_dict)
         self.saver.save(key, sources, request)
@@ -278,17 +285,32 @@ class SavingStore(StateStore):
             raise StateNotFoundError("another process deleted this state first", key=key)
 
 
-def sources_of_model(model: Any) -> list[TensorSource]:
+def _state_of(model: TensorModel) -> Mapping[str, Any]:
+    """The state dict of a model as it is saved: without the names of wrappers."""
+    from mlstate.tensors import unwrapped
+
+    return unwrapped(model).state_dict()
+
+
+def _any_sharded(state: Mapping[str, Any]) -> bool:
+    from mlstate.tensors import any_sharded
+
+    return any_sharded(state)
+
+
+def sources_of_model(model: Any, state: Mapping[str, Any] | None = None) -> list[TensorSource]:
     """The tensors of a model as they are saved: without the names of wrappers.
+
+    ``state`` is its state dict as it is saved, if that is known.
 
     Raises:
         IncompatibleStateError: It has no state.
         FormatError: An entry of its state dict cannot be stored.
     """
     if isinstance(model, TensorModel):
-        from mlstate.tensors import tensor_sources, unwrapped
+        from mlstate.tensors import tensor_sources
 
-        return tensor_sources(unwrapped(model).state_dict())
+        return tensor_sources(_state_of(model) if state is None else state)
     if isinstance(model, BytesModel):
         return [bytes_source(model.get_state())]
     raise IncompatibleStateError(

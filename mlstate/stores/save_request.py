@@ -15,7 +15,7 @@ from mlstate.layouts import Layout
 from mlstate.locations import check_file_names
 from mlstate.manifests import FileEntry, StateEntry
 from mlstate.objects import ObjectStore
-from mlstate.phrases import OVERWRITE
+from mlstate.phrases import OVERWRITE, Phrase
 from mlstate.states import StateKey
 from mlstate.stores.statefiles import format_state_file, parse_state_file
 from mlstate.warn import warn
@@ -25,6 +25,7 @@ __all__ = [
     "SaveRequest",
     "Source",
     "case_variant_exists",
+    "check_alone",
     "check_same",
     "content_of",
     "is_same",
@@ -167,6 +168,18 @@ def case_variant_exists(variant: StateKey) -> StateExistsError:
         found=variant,
         remedy="choose another training id",
     )
+
+
+def check_alone(check_replicas: bool) -> None:
+    """Refuse to compare copies where no other rank takes part, by a FormatError."""
+    torch: Any = sys.modules.get("torch")
+    if check_replicas and torch is not None and torch.distributed.is_available():
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks > 1:
+            raise FormatError(
+                "this state is saved by this process alone, so no copies are compared",
+                remedy=Phrase("give group=torch.distributed.group.WORLD, on all ranks", ""),
+            )
 
 
 def _digests(entry: StateEntry) -> dict[str, Digest]:

@@ -52,8 +52,13 @@ def has_shards(model: TensorModel) -> bool:
 
 
 def saved_entries(model: TensorModel) -> Mapping[str, Any]:
-    """The entries of a model as they are saved; names that are one tensor give the same object."""
-    return entries(unwrapped(model))
+    """The entries of a model as they are saved; names that are one tensor give the same object.
+
+    Not so those of a model with a ``state_dict`` of its own, which gives what it likes.
+    """
+    inside = unwrapped(model)
+    own_rules = type(inside).state_dict is not torch.nn.Module.state_dict
+    return inside.state_dict() if own_rules else entries(inside)
 
 
 def inner_model(model: TensorModel, names: Iterable[str]) -> TensorModel:

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -297,6 +299,18 @@ def load_manifest(rank: Rank, manifest: str, caches: str) -> dict[str, Any]:
     return {"right": state_digest(whole(model)) == expected(rank), "hashed": dict(hashed)}
 
 
+def load_while_one_fails(rank: Rank, manifest: str, caches: str) -> None:
+    """Load from a slow mirror, while rank 1 meets an exception."""
+    store = ManifestStore(manifest, cache=caches.format(rank=rank.rank))
+    if rank.rank == 1:
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        store.access.watched = lambda check: SimpleNamespace(bring=full)
+    store.load(make(rank, "fsdp", 1), StateKey(NET, "whole"))
+
+
 def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
@@ -315,6 +329,85 @@ def save_while_pruned(rank: Rank, training_id: str) -> str:
 
     store.saver.files = Pruned(store.saver.files, {})
     return store.digest(store.save(make(rank, "fsdp"), training_id))
+
+
+def save_anew(rank: Rank, worlds: list[list[int]], port: int) -> list[str | None]:
+    """Save by groups that are made one after the other, of these ranks, and leave each."""
+    found: list[str | None] = []
+    for number, ranks in enumerate(worlds):
+        digest = None
+        if rank.rank in ranks:
+            own = dist.PrefixStore(f"anew-{number}", _client(port))
+            dist.destroy_process_group()
+            place = ranks.index(rank.rank)
+            dist.init_process_group("gloo", store=own, rank=place, world_size=len(ranks))
+            weight = torch.full((90, 90), float(number))
+            key = StateKey.parse(f"pytorch.anew.group-{number}-of-{min(ranks)}")
+            store = store_of(rank)
+            store.save_state_dict({"weight": weight}, key, group=dist.group.WORLD)
+            digest = store.digest(key)
+        found.append(digest)
+    return found
+
+
+def _client(port: int) -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False)
+
+
+def save_by_groups_at_once(rank: Rank) -> bool:
+    """Save by all ranks, while each saves by a group of its own, too: whether all is right."""
+    groups = [dist.new_group([one]) for one in range(rank.world)]
+    store = store_of(rank)
+
+    def work(name: str, group: Any) -> bool:
+        right = []
+        for number in range(3):
+            state = {"weight": torch.full((300, 300), float(number)), "small": torch.ones(3)}
+            key = StateKey.parse(f"pytorch.groups.{name}-{number}")
+            store.save_state_dict(state, key, group=group)
+            model = with_state_type(nn.Linear(300, 300), key.state_type)
+            store.load(model, key, group=group, strict=False)
+            right.append(
+                store.digest(key) == state_digest(state)
+                and torch.equal(model.weight, state["weight"])
+            )
+        return all(right)
+
+    with ThreadPoolExecutor(1) as threads:
+        own = threads.submit(work, f"own-{rank.rank}", groups[rank.rank])
+        return work("all", dist.group.WORLD) and own.result()
+
+
+def run_page(rank: Rank, code: str) -> tuple[str, str, str]:
+    """Run the code of the page with a model: the key, its digest, and that of one process."""
+    torch.manual_seed(0)
+    model = with_state_type(nn.Linear(90, 90), StateType("pytorch", "page"))
+    digest = state_digest(model.state_dict())
+    names: dict[str, Any] = {"model": model, "store": store_of(rank)}
+    exec(code, names)
+    assert state_digest(whole(model)) == digest
+    return str(names["key"]), names["store"].digest(names["key"]), digest
+
+
+class OwnState(nn.Linear):
+    """A model whose state is not what its parameters hold."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: 2 * value for name, value in super().state_dict(*args, **kwargs).items()}
+
+
+def save_own_state(rank: Rank) -> bool:
+    """Save a model that says itself what its state is; whether that is what is stored."""
+    torch.manual_seed(0)
+    model = with_state_type(OwnState(90, 90), StateType("pytorch", "own"))
+    store = store_of(rank)
+    key = store.save(model, "group", group=dist.group.WORLD)
+    return store.digest(key) == state_digest(model.state_dict())
+
+
+def save_copies_alone(rank: Rank) -> None:
+    """Copies are to be compared, and no other rank takes part."""
+    store_of(rank).save(make(rank, "whole"), "alone", check_replicas=True)
 
 
 class Fault:

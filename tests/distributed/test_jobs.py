@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ from mlstate import LocalStateStore, StateKey, StateType, manifest_of, verify
 from mlstate.errors import (
     FormatError,
     IntegrityError,
+    PeerError,
     StateExistsError,
     UnsupportedStoreError,
 )
@@ -145,9 +147,35 @@ def test_copies_that_differ_are_refused_on_demand(pair):
     assert not LocalStateStore(pair.folder / "store").exists(StateKey.parse("pytorch.copies.b"))
 
 
+def test_groups_that_are_made_anew_of_other_processes_save(tmp_path):
+    """Each has the name of the one before, and a rank that another number of saves."""
+    with Job(3, tmp_path, {"MLSTATE_PEER_PATIENCE": "3", "MLSTATE_PATIENCE": "3"}) as job:
+        worlds = [[0, 1], [0], [0], [1, 0], [2, 0]]
+        found = job.values("save_anew", worlds=worlds, port=job._store.port)
+    assert [sum(one[i] is not None for one in found) for i in range(5)] == [2, 1, 1, 2, 2]
+    assert verify(LocalStateStore(tmp_path / "store")).ok
+
+
+def test_groups_of_one_program_save_and_load_at_once(pair):
+    assert all(pair.values("save_by_groups_at_once"))
+
+
+def test_the_code_of_the_page_saves_and_loads(pair):
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert blocks
+    for key, stored, own in pair.values("run_page", code="\n".join(blocks)):
+        assert (key, stored) == ("pytorch.page.step-1000", own)
+
+
+def test_a_model_says_itself_what_its_state_is(pair):
+    assert all(pair.values("save_own_state"))
+
+
 @pytest.mark.parametrize(
     ("case", "kind", "said"),
     [
+        ("save_copies_alone", FormatError, "group="),
         ("save_other_keys", FormatError, "one thing together"),
         ("save_own_folders", FormatError, "same folder"),
         ("save_memory", UnsupportedStoreError, "copy the state"),
@@ -198,6 +226,22 @@ def test_each_object_is_fetched_and_hashed_once_per_job(pair, caches, start_reco
     again = Counter(r.path for r in server.requests if layout.OBJECTS in r.path) - asked
     assert len(again) == damaged > 0
     assert set(again.values()) == {1}, again
+
+
+def test_a_rank_that_fetches_stops_when_another_fails(pair, start_nginx, tmp_path):
+    store = LocalStateStore(pair.folder / "store")
+    slow = start_nginx(store.folder, limit_rate=4096)
+    manifest = tmp_path / "models.toml"
+    manifest_of(store, [StateKey(NET, "whole")], objects=[slow.url("", "slow")]).write(manifest)
+    answers = pair.run(
+        "load_while_one_fails", manifest=str(manifest), caches=f"{tmp_path}/{{rank}}"
+    )
+    for answer in answers:
+        assert type(answer.error) is PeerError, answer.text
+        assert answer.error.rank == 1
+    # The largest takes half a minute to come.
+    found = [path for path in (tmp_path / "0" / layout.OBJECTS).rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in found) < 100_000
 
 
 def test_a_bucket_takes_a_state_from_all_ranks(pair, moto):

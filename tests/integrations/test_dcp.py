@@ -23,9 +23,11 @@ from mlstate import (
     copy,
     unbundle,
     verify,
+    with_state_type,
 )
 from mlstate.errors import (
     FormatError,
+    IncompatibleStateError,
     IntegrityError,
     ObjectNotFoundError,
     ReadOnlyStoreError,
@@ -233,6 +235,61 @@ def test_without_a_training_id_there_is_no_key(store):
     for work, end in ((save, MlstateWriter), (load_into, MlstateReader)):
         with pytest.raises(CheckpointException, match="no training id"):
             work({"a": torch.ones(3)}, end(store, NET))
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error_that_says_so(store):
+    save({"a": torch.ones(3)}, MlstateWriter(store, NET), "step-1")
+    reader = MlstateReader(store, NET)
+    values = torch.zeros(3)
+    with pytest.raises(CheckpointException) as caught:
+        load_into({"a": values}, reader, "step-2")
+    error = cause(caught.value)
+    assert isinstance(error, StateNotFoundError)
+    assert error.key == StateKey(NET, "step-2")
+    assert "step-1" in (error.remedy or "")
+    assert not values.any()
+    with pytest.raises(CheckpointException) as caught:
+        load_all(reader, "step-2")
+    assert isinstance(cause(caught.value), StateNotFoundError)
+    # Whoever reads without dcp.load gets it at once, or from what dcp.load would be given.
+    with pytest.raises(StateNotFoundError):
+        MlstateReader(store, StateKey(NET, "step-2")).read_metadata()
+    reader.reset("step-2")
+    with pytest.raises(StateNotFoundError):
+        reader.read_metadata().state_dict_metadata  # noqa: B018  # what is looked at raises it
+    load_into({"a": values}, reader, "step-1")
+    assert values.all()
+
+
+def test_a_model_that_a_checkpoint_does_not_fit_is_told_how_it_is_read(store):
+    model = with_state_type(torch.nn.Linear(100, 100), NET)
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    save({"model": saved}, MlstateWriter(store, STEP))
+    torch.nn.init.zeros_(model.weight)
+    with pytest.raises(IncompatibleStateError) as caught:
+        store.load(model, STEP)
+    assert f'MlstateReader(store, "{STEP}")' in (caught.value.remedy or "")
+    load_into({"model": model.state_dict()}, MlstateReader(store, f"{STEP}"))
+    assert torch.equal(model.weight, saved["weight"])
+
+
+def test_a_state_that_another_job_has_saved_meanwhile_stays(store):
+    """Even if this one finds that its own shards are gone."""
+    other = LocalStateStore(store.folder)
+
+    class Late(MlstateWriter):
+        def finish(self, metadata, results):
+            def receive(encoded, wanted, request):
+                save({"b": torch.ones(3)}, MlstateWriter(other, STEP))
+                raise ObjectNotFoundError("a shard is gone", key=wanted.key)
+
+            self._saver.receive = receive
+            super().finish(metadata, results)
+
+    with pytest.raises(CheckpointException) as caught:
+        save({"a": torch.ones(100, 100)}, Late(store, STEP))
+    assert isinstance(cause(caught.value), ObjectNotFoundError)
+    assert load_all(MlstateReader(store, STEP))["b"].sum() == 3
 
 
 def test_another_state_of_the_key_stays_unless_it_is_overwritten(store):

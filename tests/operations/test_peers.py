@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlstate.cli.app import run
 from mlstate.errors import FormatError, MlstateError, StateExistsError
 from mlstate.operations.peers.configuration import Peers
 from mlstate.operations.peers.write import write_peers
@@ -127,3 +129,15 @@ def test_the_daemonset_is_yaml_that_mounts_what_nginx_uses() -> None:
     assert {PEERS.cache, PEERS.run} <= mounts
     ports = {port["containerPort"] for port in container["ports"]}
     assert ports == {PEERS.port, PEERS.port + 1}
+
+
+def test_the_command_of_the_page_writes_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+    (block,) = re.findall(r"^```console\n(.*?)^```", page, re.M | re.S)
+    command, _, shown = block.partition("\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(shlex.split(command)[2:]) == 0
+    assert "".join(capsys.readouterr()) == shown
+    assert sorted(path.name for path in (tmp_path / "peers").iterdir()) == FILES
