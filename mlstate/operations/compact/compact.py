@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from mlstate.digests import Digest
 from mlstate.errors import ArgumentError, MlstateError, ReadOnlyStoreError
@@ -174,8 +174,11 @@ def _compact(
     else:
         try:
             run.encode(plan.steps)
-        finally:  # of what was done before the disk was full, too
-            _write_indexes(objects, read, chains, run.sizes, view.threads)
+        except (OSError, MlstateError):
+            with suppress(OSError, MlstateError):  # the disk is full, say; the next run does it
+                _write_indexes(objects, read, chains, run.sizes, view.threads)
+            raise
+        _write_indexes(objects, read, chains, run.sizes, view.threads)
     return _report(read, plan, run, dry_run=dry_run)
 
 
