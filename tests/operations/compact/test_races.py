@@ -52,9 +52,10 @@ class Scene:
         self.age()
 
     def age(self) -> None:
+        """Make all old, but for what somebody is just writing: an hour old, that is given up."""
         then = time.time() - 1000 * HOUR
         for path in self.folder.rglob("*"):
-            if path.is_file():
+            if path.is_file() and path.parent.name != layout.TEMPORARIES:
                 os.utime(path, (then, then))
 
     def compact(self, **options):
