@@ -44,7 +44,8 @@ def compact(
         typer.Option(
             "--chain",
             help="These are checkpoints of one run: each becomes the difference to the next newer "
-            "one, and the newest stays plain.",
+            "one, and the newest stays plain. What was chained before stays so, and its newest "
+            "plain: to join later checkpoints, --undo first.",
         ),
     ] = False,
     alone: Annotated[
@@ -120,6 +121,12 @@ def _print(report: CompactReport, *, dry_run: bool) -> None:
     put(f"{report.objects} of {human_count(report.looked_at, 'object')} {done}: {sizes}")
     if report.trash:
         note(f"{human_size(report.trash)} went to the trash: mlstate prune, or prune --grace AGE")
+    if report.left:
+        note(
+            f"{human_count(report.left, 'object')} still encoded, and older versions refuse the "
+            "store: of other states, or of none, which mlstate prune removes after the grace "
+            "period; then give this command again"
+        )
     for one in report.unread:
         what = str(one.key) if one.tensor is None else f"{one.key}, object {one.tensor}"
         note(f"{what} cannot be read, and stays as it is: {one.error}")

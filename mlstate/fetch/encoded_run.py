@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, MlstateError
@@ -44,12 +45,20 @@ class EncodedRun:
         self._cache = cache
         self._indexes: dict[str, EncodedIndex | None] = {}  # what mirrors say, each asked once
 
-    def bring(self, address: str, needs: Needs) -> None:
-        """Bring what is missing from a mirror, as far as it is better had encoded."""
-        self._attempts.attempt(address, lambda context: self._bring(address, context, needs))
+    def bring(self, address: str, needs: Needs, *, lacking: bool = False) -> None:
+        """Bring what is missing from a mirror, as far as it is better had encoded.
 
-    def _bring(self, address: str, context: Context, needs: Needs) -> None:
-        choice = self._chosen(address, context, needs)
+        With ``lacking`` the mirror turned out not to have it plainly, whatever its index says: that
+        is older than a compaction which is under way.
+        """
+        if lacking and self._indexes.get(address) is None:
+            return
+        self._attempts.attempt(
+            address, lambda context: self._bring(address, context, needs, lacking)
+        )
+
+    def _bring(self, address: str, context: Context, needs: Needs, lacking: bool) -> None:
+        choice = self._chosen(address, context, needs, lacking)
         if not choice.encoded:
             return
         try:
@@ -67,7 +76,7 @@ class EncodedRun:
             for place, reason in mirror.damaged.items():
                 self._attempts.note_damage(place, reason)
 
-    def _chosen(self, address: str, context: Context, needs: Needs) -> EncodedChoice:
+    def _chosen(self, address: str, context: Context, needs: Needs, lacking: bool) -> EncodedChoice:
         if address not in self._indexes:
             self._indexes[address] = None
             try:
@@ -75,7 +84,14 @@ class EncodedRun:
                 self._indexes[address] = ObjectMirror(address, context).encoded_index(state)
             except FormatError as error:
                 self._attempts.note(address, f"{error.message}; where: {error.path}")
-        return _choice(self._indexes[address], needs, self._cache)
+        index = self._indexes[address]
+        if index is not None and lacking:
+            missing = needs.objects.keys()
+            forms = {
+                d: replace(f, plain=f.plain and d not in missing) for d, f in index.forms.items()
+            }
+            index = EncodedIndex(index.state, forms)
+        return _choice(index, needs, self._cache)
 
 
 def estimated_bytes(

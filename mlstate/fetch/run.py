@@ -265,8 +265,8 @@ class Run:
         if at_once:
             self._encoded_run().bring(address, needs)
             needs = self._needs(names)
-        if needs.refs and self._bring_objects(address, dict(needs.objects)) and not at_once:
-            self._encoded_run().bring(address, self._needs(names))
+        if needs.refs and self._bring_objects(address, dict(needs.objects)):
+            self._encoded_run().bring(address, self._needs(names), lacking=at_once)
         return self._needs(names)
 
     def _encoded_run(self) -> EncodedRun:

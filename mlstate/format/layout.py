@@ -58,6 +58,7 @@ __all__ = [
     "keys_in_state_folder",
     "object_path",
     "state_folder",
+    "state_of_encoded_index",
     "state_path",
     "trashed_name",
     "trashed_state_name",
@@ -137,6 +138,12 @@ def encoded_path(digest: Digest) -> str:
 def encoded_index_path(state: Digest) -> str:
     """The relative path of what says which objects of a state are encoded."""
     return f"{ENCODED}/{STATES}/{state[:2]}/{state[2:]}"
+
+
+def state_of_encoded_index(path: str) -> Digest | None:
+    """The inverse of `encoded_index_path`; None for any other path."""
+    digest = _digest_in(path.removeprefix(f"{ENCODED}/"))
+    return digest if digest is not None and path == encoded_index_path(digest) else None
 
 
 def digest_of_encoded_path(path: str) -> Digest | None:

@@ -172,13 +172,17 @@ class BucketObjectStore(EncodedBucket):
 
 
 class BucketObjectWriter:
-    """Saves objects into a bucket. What `put` has written is durable when it returns."""
+    """Saves objects into a bucket. What `put` has written is durable when it returns.
+
+    Also an `EncodedReuser`.
+    """
 
     def __init__(self, store: BucketObjectStore) -> None:
         self._store = store
         self._present = store.survey()
         self._large = BoundedSemaphore(LARGE_AT_ONCE)
         self._written: dict[Digest, int] = {}
+        self.took_encoded = False
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here; see `ObjectWriter.reuse`."""
@@ -202,6 +206,7 @@ class BucketObjectWriter:
             item = client.head(store.path(one) if is_plain else store.encoded_path(one))
             if item is None or not self._made_young(item):
                 return False
+        self.took_encoded = True
         return True
 
     def _made_young(self, item: Item) -> bool:

@@ -209,6 +209,7 @@ class Cache(ChainObjectStore):
             self.own.path(digest),
             self.own.encoded_path(digest),
             *self.own.in_trash(digest),
+            *self.own.in_trash(digest, encoded=True),
         ):
             with suppress(FileNotFoundError):
                 replace(path, target)

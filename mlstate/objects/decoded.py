@@ -25,7 +25,7 @@ from mlstate.format.tensor_object import (
     object_size,
 )
 from mlstate.objects.interface import EncodedFile, EncodedObjectStore, ObjectStore
-from mlstate.objects.mapped import MAP_FROM, may_map
+from mlstate.objects.mapped import MAP_FROM, view_of
 from mlstate.phrases import flag
 
 __all__ = ["REMEDY", "DecodedObject", "find_encoded"]
@@ -201,18 +201,10 @@ def _plain_data(
                 found=f"{found} bytes",
                 remedy=REMEDY,
             )
-        if size >= MAP_FROM and may_map(file):
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-            yield memoryview(mapped)[DATA_OFFSET:]
-            return
-        data = _new_memory(size)
-        position = file.seek(0)
-        while position < size:
-            count = file.readinto(data[position:])  # type: ignore[attr-defined]
-            if not count:
-                raise IntegrityError("a file became shorter while it was read", path=digest)
-            position += count
-    yield data[DATA_OFFSET:]
+        view = view_of(file, size)
+        if len(view) != size:
+            raise IntegrityError("a file became shorter while it was read", path=digest)
+    yield view[DATA_OFFSET:]
 
 
 def _decode_chain(

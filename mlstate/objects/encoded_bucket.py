@@ -11,9 +11,20 @@ from mlstate.buckets.listing import spread_items
 from mlstate.buckets.upload import chunks, copied
 from mlstate.buckets.values import ChunkReader, Item
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import BucketError, IntegrityError, NoRangesError, ObjectNotFoundError
+from mlstate.errors import (
+    BucketError,
+    FormatError,
+    IntegrityError,
+    NoRangesError,
+    ObjectNotFoundError,
+)
 from mlstate.format import layout
-from mlstate.objects.encoded_forms import no_encoded_form, no_plain_form, says_no_encoded
+from mlstate.objects.encoded_forms import (
+    no_encoded_form,
+    no_plain_form,
+    restore_chain,
+    says_no_encoded,
+)
 from mlstate.objects.prefix import BucketPlace
 
 __all__ = ["BucketRanges", "EncodedBucket"]
@@ -153,6 +164,14 @@ class EncodedBucket(abc.ABC):
         else:
             self.place.client.delete(path)
 
+    def encoded_index(self, state: Digest) -> bytes | None:
+        """See `EncodingObjectStore.encoded_index`."""
+        try:
+            found = self.place.read(layout.encoded_index_path(state))
+        except FormatError:
+            return None
+        return None if found is None else found[0]
+
     def compacts(self) -> bool:
         """See `EncodingObjectStore.compacts`."""
         return self.place.compacts()
@@ -184,7 +203,13 @@ class EncodedBucket(abc.ABC):
         self.place.require(layout.ENCODED_OBJECTS, wanted=False)
 
     def restore(self, digest: Digest) -> bool:
-        """Put an object back that a pruning has moved to trash/; see `TrashingObjectStore`."""
+        """Put an object back that a pruning has moved to trash/; see `TrashingObjectStore`.
+
+        If it is there in encoded form only, what it needs to be decoded is put back with it.
+        """
+        return restore_chain(self, digest, self._put_back)  # type: ignore[arg-type]
+
+    def _put_back(self, digest: Digest) -> bool:
         copy = self.place.client.control.copy  # which makes it young
         plain = self.trashed().get(digest, ())
         moves = chain(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlstate.digests import Bytes, Digest
-from mlstate.errors import ObjectNotFoundError
+from mlstate.errors import FormatError, ObjectNotFoundError
 from mlstate.files import ABSENT, LACKING
 from mlstate.format import layout
 from mlstate.objects.durable import (
@@ -79,6 +79,13 @@ class EncodedFolder(abc.ABC):
             write_in_store(self.root, path, [data])
         else:
             (self.root / path).unlink(missing_ok=True)
+
+    def encoded_index(self, state: Digest) -> bytes | None:
+        """See `EncodingObjectStore.encoded_index`."""
+        try:
+            return read_small(self.root / layout.encoded_index_path(state))
+        except (FileNotFoundError, NotADirectoryError, FormatError):
+            return None
 
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`."""

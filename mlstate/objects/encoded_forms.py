@@ -6,12 +6,12 @@ Nothing is decoded here, and no torch is needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from mlstate.digests import Digest
 from mlstate.errors import FormatError, IntegrityError, ObjectNotFoundError
-from mlstate.format.encoded_object import HEAD_SIZE, Head
+from mlstate.format.encoded_object import DEPTH_LIMIT, HEAD_SIZE, Head
 from mlstate.format.layout import ENCODED_OBJECTS
 from mlstate.format.tensor_object import DATA_OFFSET
 from mlstate.objects.interface import EncodedObjectStore
@@ -24,6 +24,7 @@ __all__ = [
     "head_of",
     "no_encoded_form",
     "no_plain_form",
+    "restore_chain",
     "says_no_encoded",
     "size_of_encoded",
 ]
@@ -123,6 +124,35 @@ def bases_of(store: EncodedObjectStore, digest: Digest) -> Iterator[tuple[Digest
             above.check_base(head)
         yield wanted, False
         above, wanted = head, head.base
+
+
+def restore_chain(
+    store: EncodedObjectStore, digest: Digest, put_back: Callable[[Digest], bool]
+) -> bool:
+    """Put an object back from the trash, and what its encoded form needs, down to the last base.
+
+    A pruning that was killed may have moved some of this only.
+
+    Args:
+        store: The store.
+        digest: The object.
+        put_back: Puts one object back, in the form that the trash has; False if it is not there.
+
+    Returns:
+        Whether something was put back.
+    """
+    restored = put_back(digest)
+    for _ in range(DEPTH_LIMIT):
+        try:
+            base = None if store.plain_size(digest) is not None else head_of(store, digest).base
+        except (ObjectNotFoundError, FormatError):
+            break
+        if base is None:
+            break
+        if store.plain_size(base) is None and store.encoded_size(base) is None:
+            restored |= put_back(base)
+        digest = base
+    return restored
 
 
 def no_encoded_form(path: object, digest: Digest) -> FormatError:

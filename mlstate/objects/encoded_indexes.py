@@ -13,12 +13,12 @@ from mlstate.format.state_object import StateObject
 from mlstate.objects.interface import EncodedObjectStore, EncodingObjectStore
 from mlstate.parallel import for_each
 
-__all__ = ["index_of", "write_index"]
+__all__ = ["index_of", "is_said", "write_index"]
 
 
 def write_index(
     store: EncodingObjectStore, digest: Digest, state: StateObject, threads: int
-) -> None:
+) -> bool:
     """Write which objects of a state are encoded, for whoever copies it; or that none is.
 
     Args:
@@ -26,6 +26,9 @@ def write_index(
         digest: The state digest.
         state: Its state object.
         threads: How many objects are asked for at once.
+
+    Returns:
+        Whether some are there in encoded form only.
     """
     index = index_of(store, digest, {ref.digest for ref in state.refs.values()}, threads)
     try:
@@ -33,6 +36,20 @@ def write_index(
     except FormatError:  # it would be longer than anybody reads
         data = None
     store.put_encoded_index(digest, data)
+    return not all(form.plain for form in index.forms.values())
+
+
+def is_said(store: EncodingObjectStore, digest: Digest, needed: Iterable[Digest]) -> bool:
+    """Whether the index of a state says of these objects that they are there encoded, and only so.
+
+    Not so, for one, if a compaction was killed before it wrote that.
+    """
+    try:
+        data = store.encoded_index(digest)
+        forms = {} if data is None else EncodedIndex.parse(data, digest).forms
+    except FormatError:
+        return False
+    return all(one in forms and not forms[one].plain for one in needed)
 
 
 def index_of(

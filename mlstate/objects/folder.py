@@ -30,7 +30,7 @@ from mlstate.objects.durable import (
     write_in_store,
 )
 from mlstate.objects.encoded_folder import EncodedFolder
-from mlstate.objects.encoded_forms import bases_of, head_of, size_of_encoded
+from mlstate.objects.encoded_forms import bases_of, restore_chain, size_of_encoded
 from mlstate.parallel import Background
 from mlstate.system import set_time
 from mlstate.warn import warn
@@ -178,19 +178,11 @@ class FolderObjectStore(EncodedFolder):
         It is made young first, so that no pruning takes it again, or deletes it in the trash. If
         it is there in encoded form only, what it needs to be decoded is put back with it.
         """
-        for path in self.in_trash(digest):
-            if self._put_back_young(path, digest):
-                return True
-        return self._restore_encoded(digest)
+        return restore_chain(self, digest, self._put_back_one)
 
-    def _restore_encoded(self, digest: Digest) -> bool:
-        for path in self.in_trash(digest, encoded=True):
-            if self._put_back_young(path, digest):
-                base = head_of(self, digest).base
-                if base is not None and self.size(base) is None:
-                    self.restore(base)
-                return True
-        return False
+    def _put_back_one(self, digest: Digest) -> bool:
+        trashed = (*self.in_trash(digest), *self.in_trash(digest, encoded=True))
+        return any(self._put_back_young(path, digest) for path in trashed)
 
     def _put_back_young(self, path: Path, digest: Digest) -> bool:
         with suppress(PermissionError, FileNotFoundError):
@@ -277,7 +269,7 @@ class FolderObjectStore(EncodedFolder):
 
 
 class FolderObjectWriter:
-    """One act of saving into a folder."""
+    """One act of saving into a folder; also an `EncodedReuser`."""
 
     def __init__(self, store: FolderObjectStore) -> None:
         self._store = store
@@ -288,6 +280,7 @@ class FolderObjectWriter:
         self._touched: set[str] = set()  # folders of objects, by the first two digits
         self._flushing = Background(_FLUSHING_THREADS, most=_WAITING)
         self._devices: dict[int, bool] = {}
+        self.took_encoded = False
 
     def reuse(self, digest: Digest, size: int) -> bool:
         """Take an object that is here, and freshen it; see `ObjectWriter.reuse`."""
@@ -307,6 +300,9 @@ class FolderObjectWriter:
             needed = list(bases_of(self._store, digest))
         except (ObjectNotFoundError, FormatError):  # another process takes it away
             return False
+        if not self.took_encoded:  # who wrote it may have been killed beside an undoing
+            self._store.say_encoded()
+            self.took_encoded = True
         return all(
             _made_young(self._path(one) if is_plain else str(self._store.encoded_path(one)))
             for one, is_plain in needed

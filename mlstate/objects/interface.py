@@ -15,6 +15,7 @@ __all__ = [
     "AddingWriter",
     "EncodedFile",
     "EncodedObjectStore",
+    "EncodedReuser",
     "EncodingObjectStore",
     "ListedObjectStore",
     "ObjectStore",
@@ -122,6 +123,17 @@ class WritableObjectStore(ObjectStore, Protocol):
         """Begin an act of saving; for one thread of control, its `put` for several threads."""
 
 
+@runtime_checkable
+class EncodedReuser(Protocol):
+    """A writer whose ``reuse`` takes objects in encoded form, too.
+
+    Attributes:
+        took_encoded: Whether it has taken one that is in no other form.
+    """
+
+    took_encoded: bool
+
+
 class EncodedFile(Protocol):
     """The encoded form of an object, opened: `mlstate.encoded.Source`, to be closed."""
 
@@ -182,6 +194,9 @@ class EncodingObjectStore(EncodedObjectStore, WritableObjectStore, Protocol):
 
         None removes what is there.
         """
+
+    def encoded_index(self, state: Digest) -> bytes | None:
+        """What `put_encoded_index` wrote; None if there is nothing, or more than anybody reads."""
 
     def retire_plain(self, digest: Digest) -> bool:
         """Move an object that has an encoded form to trash/; False if it is not here.

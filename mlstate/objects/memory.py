@@ -70,6 +70,10 @@ class MemoryObjectStore:
         if data is not None:
             self._indexes[state] = data
 
+    def encoded_index(self, state: Digest) -> bytes | None:
+        """See `EncodingObjectStore.encoded_index`."""
+        return self._indexes.get(state)
+
     def retire_plain(self, digest: Digest) -> bool:
         """See `EncodingObjectStore.retire_plain`; there is no trash."""
         if digest not in self._encoded:

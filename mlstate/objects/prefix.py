@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from contextlib import suppress
+
 from mlstate.buckets.client import BucketClient
 from mlstate.buckets.upload import BucketUploads
 from mlstate.errors import BucketError, FormatError
@@ -60,14 +63,16 @@ class BucketPlace:
             )
         return found
 
-    def check(self) -> bool:
+    def check(self, *, again: bool = False) -> bool:
         """Whether the prefix is a store already; once it is, no request is made.
+
+        With ``again`` one is: settings may have changed to what this version must not touch.
 
         Raises:
             FormatError: The prefix has other contents, or is a store of a newer version.
             BucketError: The bucket cannot be asked.
         """
-        if self._settings is not None or self._read_settings():
+        if (self._settings is not None and not again) or self._read_settings():
             return True
         folders, _ = self.client.children(self.base)
         having = [name for name in (layout.STATES, layout.OBJECTS) if name in folders]
@@ -127,11 +132,13 @@ class BucketPlace:
         """Whether the server honours conditional writes; tested once, with a warning if not.
 
         For the test, the settings are written again, unchanged, on the condition that they are not
-        there.
+        there. They are read just before: another process may have changed what was read once, and
+        a server that ignores the condition writes what it is given.
         """
         with self._lock:
             if self._honours is None:
                 self.prepare()
+                self._read_settings()
                 assert self._settings is not None
                 written = self.uploads.create(self.path(layout.SETTINGS), self._settings)
                 self._honours = not written
@@ -146,8 +153,8 @@ class BucketPlace:
     def verifies_uploads(self) -> bool:
         """Whether the server refuses data that was damaged on its way; tested once.
 
-        For the test, the settings are written again, unchanged, in a request that is signed over
-        other bytes. A server that compares the two refuses it.
+        For the test, a file in tmp/ is written in a request that is signed over other bytes. A
+        server that compares the two refuses it; what another one has written is deleted.
         """
         with self._verifying:
             if self._verifies is None:
@@ -157,17 +164,15 @@ class BucketPlace:
             return self._verifies
 
     def _refuses_damage(self) -> bool:
-        path, settings = self.path(layout.SETTINGS), self._settings
-        assert settings is not None
         try:
             control = self.client.control
         except BucketError:
             return False  # no boto3, or not S3
-        if control.refuses_damage(path, settings):
+        path = self.path(f"{layout.TEMPORARIES}/{uuid.uuid4().hex}")
+        if control.refuses_damage(path, layout.NEW_SETTINGS):
             return True
-        found = self.client.read_small(path, SMALL)
-        if found is not None and found[0] != settings:  # the request of the test was damaged
-            self.uploads.put(path, settings)
+        with suppress(BucketError):  # without the right to write there, none has been written
+            self.client.delete(path)
         return False
 
     def _read_settings(self) -> bool:

@@ -13,6 +13,7 @@ from mlstate.format.tensor_object import spec_in_header
 from mlstate.objects.interface import (
     AddingWriter,
     EncodedObjectStore,
+    EncodedReuser,
     ObjectStore,
     ObjectWriter,
     SurveyedObjectStore,
@@ -123,6 +124,11 @@ class ObjectSaver:
         if is_there:
             self.reused[digest] = size
         return is_there
+
+    @property
+    def took_encoded(self) -> bool:
+        """Whether something that is here in encoded form only was taken."""
+        return isinstance(self._writer, EncodedReuser) and self._writer.took_encoded
 
     @contextmanager
     def settled(self) -> Iterator[None]:

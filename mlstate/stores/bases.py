@@ -62,6 +62,7 @@ class StateEncoder:
         self._bytes = objects if near is None else ChainObjectStore([near, objects])
         self._bases = bases
         self._deeper = deeper
+        self._has_said = False
         self._names: dict[Digest, list[str]] = {}
         self._refs = {ref.digest: ref for ref in state.refs.values()}
         for name, ref in state.refs.items():
@@ -79,7 +80,9 @@ class StateEncoder:
         with suppress(IntegrityError, FormatError):  # the base is damaged, or goes at this moment
             if base is not None and not saver.reuse(base[0].digest, object_size(ref.spec)):
                 return False
-            self._objects.say_encoded()
+            if not self._has_said:
+                self._objects.say_encoded()
+                self._has_said = True
             written = self._encode(ref, data, base)
             return written is not None and is_sound(self._objects, digest)
         return False

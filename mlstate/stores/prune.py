@@ -42,7 +42,7 @@ from mlstate.log import info
 from mlstate.objects import ObjectStore
 from mlstate.objects.cache import Root
 from mlstate.objects.encoded_forms import size_of_encoded
-from mlstate.objects.interface import EncodedObjectStore
+from mlstate.objects.interface import EncodedObjectStore, TrashingObjectStore
 from mlstate.parallel import THREADS, for_each
 from mlstate.reading import read_state, read_state_object
 from mlstate.states import StateKey
@@ -80,7 +80,8 @@ class PruneReport:
         deleted: Objects deleted from trash/, with the bytes that it took; one may have been there
             several times.
         swept: Other leftovers deleted: temporaries, old deleted state files, damaged objects that
-            a fetch set aside, uploads that were never finished; by path.
+            a fetch set aside, uploads that were never finished, indexes of what is encoded of
+            states that are gone; by path.
         future: What would have gone, but for a time that is yet to come; by path. A clock was
             wrong when it was written, or is wrong now: its age is unknown, and it stays.
         spared: Objects that no state needs and that stay for the grace period, with their sizes in
@@ -133,6 +134,10 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
     @abc.abstractmethod
     def all_encoded(self) -> Iterator[tuple[_Place, Digest]]:
         """Everything under encoded/ that has an object's name."""
+
+    @abc.abstractmethod
+    def indexes(self) -> Iterator[tuple[_Place, Digest]]:
+        """What says of states which of their objects are encoded, with the state digests."""
 
     @abc.abstractmethod
     def is_encoded(self, place: _Place) -> bool:
@@ -224,7 +229,7 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 self.put_back(place, digest)
             else:
                 self._delete(place, digest)
-        self.sweep()
+        self.sweep(live)
         if not self.dry_run:
             moved_now, deleted = len(self.report.trashed), len(self.report.deleted)
             info("pruned: %d objects moved to trash, %d deleted", moved_now, deleted)
@@ -252,9 +257,10 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
         if (size := self.size(place)) is not None and (self.dry_run or self.delete(place)):
             self.report.deleted[digest] = self.report.deleted.get(digest, 0) + size
 
-    def sweep(self) -> None:
-        """Delete the leftovers that are old."""
-        for place in list(self.leftovers()):
+    def sweep(self, live: Container[Digest]) -> None:
+        """Delete the leftovers that are old, and indexes of states that are not needed."""
+        unneeded = (place for place, state in self.indexes() if state not in live)
+        for place in [*self.leftovers(), *unneeded]:
             if self.is_fresh(place) or self.is_under_way(place):
                 self._note_future(place)
                 if (size := self.size(place)) is not None:
@@ -395,11 +401,20 @@ class Pruning(abc.ABC, Generic[_Objects, _Place]):
                 with concerning(key):
                     return self._named_by(data, key, self.states.locate(key))
             except ObjectNotFoundError:
-                # It is being deleted, or its save is just about to write the object again.
+                # It is being deleted, or its save is just about to write the object again; or it
+                # was saved when this pruning had looked, which has moved the object.
                 if wait is None:
                     raise
-                time.sleep(wait)
+                if not self._brought_back(parse_state_file(data, key, "").pinned_digest):
+                    time.sleep(wait)
         return set()
+
+    def _brought_back(self, digest: Digest) -> bool:
+        """Put the state object of a state that is there back from the trash."""
+        objects: ObjectStore = self.objects
+        if self.dry_run or not isinstance(objects, TrashingObjectStore):
+            return False
+        return objects.restore(digest)
 
     def _named_by(self, data: bytes, key: StateKey, origin: str) -> set[Digest]:
         """The objects that a state file names, and those that its state object names."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,7 +53,7 @@ def prune_bucket(
             state cannot be read, so that its objects are unknown. Nothing was removed.
     """
     check_seconds(grace_seconds)
-    if not objects.place.check():
+    if not objects.place.check(again=True):
         return PruneReport()  # no store yet: whatever is there belongs to somebody else
     now = time.time() if dry_run else _server_time(objects.place)
     return _BucketPruning(states, objects, now, grace_seconds, dry_run, threads=threads).run()
@@ -92,6 +92,11 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
         for listed in self._items(layout.ENCODED):
             if digest := layout.digest_of_encoded_path(listed.name):
                 yield listed, digest
+
+    def indexes(self) -> Iterator[tuple[_Listed, Digest]]:
+        for listed in self._items(f"{layout.ENCODED}/{layout.STATES}"):
+            if state := layout.state_of_encoded_index(listed.name):
+                yield listed, state
 
     def is_encoded(self, place: _Listed) -> bool:
         name = place.name.rpartition("/")[2]
@@ -150,8 +155,8 @@ class _BucketPruning(Pruning[BucketObjectStore, _Listed]):
                 yield listed
         yield from super().leftovers()
 
-    def sweep(self) -> None:
-        super().sweep()
+    def sweep(self, live: Container[Digest]) -> None:
+        super().sweep(live)
         client, place = self.objects.place.client, self.objects.place
         folders = (layout.OBJECTS, layout.ENCODED)
         for upload in (u for f in folders for u in client.control.unfinished(place.path(f))):

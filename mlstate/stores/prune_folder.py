@@ -99,6 +99,15 @@ class _FolderPruning(Pruning[FolderObjectStore, Path]):
         for digest in self.objects.encoded_digests():
             yield self.objects.encoded_path(digest), digest
 
+    def indexes(self) -> Iterator[tuple[Path, Digest]]:
+        root = self.objects.root
+        states = root / layout.ENCODED / layout.STATES
+        for folder in () if states.is_symlink() else _entries(states):
+            for path in () if folder.is_symlink() else _files(folder):
+                state = layout.state_of_encoded_index(path.relative_to(root).as_posix())
+                if state is not None:
+                    yield path, state
+
     def is_encoded(self, place: Path) -> bool:
         if place.parent.name == layout.TRASH:
             return layout.TRASHED_ENCODED.fullmatch(place.name) is not None

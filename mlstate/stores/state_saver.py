@@ -196,10 +196,7 @@ class StateSaver:
         encodes: bool = False,
     ) -> None:
         """Write the state file, once all objects have been taken."""
-        if encodes:
-            saver.flush()
-            self._write_index(encoded)
-        self.publish(saver, encoded, wanted, request)
+        self.publish(saver, encoded, wanted, request, encodes=encodes)
         # Pruning may have taken a reused object before the state file named it: put it again.
         if saver.lost():
             self._put_all(self.object_saver(verify=False), encoded, wanted, request)
@@ -210,15 +207,27 @@ class StateSaver:
         if request.written is not None:
             request.written.update({d: sizes[d] for d in sizes if d not in saver.reused})
 
-    def _write_index(self, encoded: EncodedState) -> None:
-        """Say what the encoded objects of a state cost on the wire."""
+    def _say_encoded(self, encoded: EncodedState) -> None:
+        """Say what is encoded: in the settings, and in an index what it costs on the wire.
+
+        In the settings once more: an undoing that saw nothing encoded yet may have taken it away.
+        One that comes later sees what is there now.
+        """
         from mlstate.objects.encoded_indexes import write_index
 
-        assert isinstance(self.objects, EncodingObjectStore)
-        write_index(self.objects, encoded.digest, encoded.state, self.threads)
+        objects = self.objects
+        assert isinstance(objects, EncodingObjectStore)
+        if write_index(objects, encoded.digest, encoded.state, self.threads):
+            objects.say_encoded()
 
     def publish(
-        self, saver: ObjectSaver, encoded: EncodedState, wanted: StateEntry, request: SaveRequest
+        self,
+        saver: ObjectSaver,
+        encoded: EncodedState,
+        wanted: StateEntry,
+        request: SaveRequest,
+        *,
+        encodes: bool = False,
     ) -> None:
         """Make durable what this saver took, the last of a state's objects; write the state file.
 
@@ -226,6 +235,8 @@ class StateSaver:
             StateExistsError: Another state has got the key meanwhile.
         """
         saver.flush()
+        if encodes or saver.took_encoded:
+            self._say_encoded(encoded)
         entry = replace(wanted, digest=encoded.digest, size=encoded.state.nbytes)
         self._write_state_file(entry, overwrite=request.overwrite)
         info("%s saved: %s, %d objects reused", entry.key, encoded.digest, len(saver.reused))

@@ -76,6 +76,13 @@ def test_what_cannot_be_read_is_named_and_ends_with_the_code_of_damage(shell, st
     assert "cannot be read, and stays as it is" in done.stderr
 
 
+def test_undo_says_why_older_versions_still_refuse_the_store(shell, store):
+    shell.json("compact", "weights")
+    undone = shell("compact", "weights", KEYS[1], "--undo")
+    assert "2 objects still encoded, and older versions refuse the store" in undone.stderr
+    assert "still encoded" not in shell("compact", "weights", "--undo").stderr
+
+
 def test_wrong_words_are_refused(shell, store):
     assert "--chain" in shell.complaint("compact", "weights", "--undo", "--chain", code=2)
     shell.complaint("compact", "nowhere", code=3)

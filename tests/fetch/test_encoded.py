@@ -136,6 +136,16 @@ def test_without_the_base_the_smaller_of_both_ways_is_taken(scene: Scene):
     assert [layout.ENCODED in record.name for record in asked].count(True) == 1  # the index
 
 
+def test_what_was_encoded_since_the_index_was_written_comes_all_the_same(scene: Scene):
+    """A compaction is under way, or was killed: the index says that all is there plainly, too."""
+    encode_state(scene.web, scene.digest(TUNED), scene.digest(BASE), gone=())
+    for ref in scene.refs(TUNED).values():
+        (scene.web / layout.object_path(ref.digest)).unlink()
+    _, asked = scene.fetch(TUNED)
+    assert len([r for r in of_kind(asked, layout.ENCODED) if "/states/" not in r.name]) == COUNT
+    assert len([r for r in asked if "/states/" in r.name]) == 1
+
+
 def test_a_base_is_brought_if_that_is_less(scene: Scene):
     """Of eight fine-tunes of one tensor, in one state."""
     base = TENSORS["layer.0.w"]

@@ -19,9 +19,12 @@ from safetensors.torch import load_file
 import mlstate
 from mlstate import LocalStateStore, ManifestStore, MemoryStateStore, StateKey, with_state_type
 from mlstate.digests import Digest
-from mlstate.errors import FormatError, IntegrityError
+from mlstate.errors import FormatError, IntegrityError, ObjectNotFoundError
+from mlstate.format import layout
 from mlstate.format.tensor_object import DATA_OFFSET, TensorSpec, object_size
 from mlstate.objects import FolderObjectStore
+from mlstate.objects.cache import Cache
+from mlstate.objects.encoded_indexes import write_index
 from mlstate.operations.doctor.doctor import diagnose
 from mlstate.reading import read_state
 from mlstate.tensors import tensor_sources
@@ -424,6 +427,50 @@ def test_an_encoded_object_is_restored_with_its_base(store):
     assert store.own.size(refs[2].digest) == object_size(refs[2].spec)
 
 
+def test_what_an_encoded_object_needs_is_restored_where_that_alone_is_in_the_trash(store):
+    """A pruning was killed when it had moved the bases."""
+    refs = [read_state(*store.get(key)).refs["embedding"] for key in KEYS]
+    trash = store.folder / "trash"
+    trash.mkdir()
+    store.own.encoded_path(refs[0].digest).rename(
+        trash / f"{refs[0].digest}.encoded.{0:032x}",
+    )
+    assert store.own.restore(refs[2].digest)
+    assert store.own.encoded_size(refs[0].digest) is not None
+    assert not list(trash.iterdir())
+    assert not store.own.restore(refs[2].digest)
+
+
+def test_a_damaged_form_in_the_trash_is_set_aside(store):
+    digest = read_state(*store.get(KEYS[0])).refs["embedding"].digest
+    trash = store.folder / "trash"
+    trash.mkdir()
+    store.own.encoded_path(digest).rename(trash / f"{digest}.encoded.{0:032x}")
+    Cache([store.own]).set_aside(digest)
+    (path,) = trash.iterdir()
+    assert ".damaged." in path.name
+    with pytest.raises(ObjectNotFoundError):
+        store.own.open_encoded(digest)
+
+
+def test_indexes_of_states_that_are_gone_are_swept(store):
+    for key in KEYS[:2]:
+        write_index(store.own, store.digest(key), read_state(*store.get(key)), 1)
+    gone, stays = (store.folder / layout.encoded_index_path(store.digest(key)) for key in KEYS[:2])
+    other = gone.with_name("notes.txt")
+    other.write_text("of somebody else")
+    ages(store, 90 * 24 * 3600)
+    assert store.prune().swept == []
+    store.delete(KEYS[0])
+    assert store.prune().swept == []  # it can be restored yet
+    ages(store, 90 * 24 * 3600)
+    planned = store.prune(dry_run=True).swept
+    assert gone.exists()
+    assert store.prune().swept == planned
+    assert str(gone) in planned
+    assert (gone.exists(), stays.exists(), other.exists()) == (False, True, True)
+
+
 def test_the_plain_object_that_was_given_up_goes_after_the_grace_period(tmp_path):
     store = save_all(LocalStateStore(tmp_path / "store"))
     ages(store, 90 * 24 * 3600)
@@ -539,6 +586,8 @@ from mlstate.errors import MlstateError
 from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.objects import FolderObjectStore
+from mlstate.objects.cache import Cache
+from mlstate.objects.encoded_indexes import write_index
 from mlstate.objects.verified import open_tensor
 from mlstate.parallel import THREADS
 

@@ -6,7 +6,9 @@ import pytest
 
 import mlstate
 from mlstate import LocalStateStore, StateKey
+from mlstate.errors import FormatError
 from mlstate.format.tensor_object import object_size
+from mlstate.objects.encoded_indexes import write_index
 from mlstate.reading import read_state
 from tests.support.buckets import bucket_store, contents
 from tests.support.encoding import encode_all, near_tensors
@@ -130,3 +132,72 @@ def test_a_bucket_says_that_it_has_encoded_objects(scene, tmp_path):
     store.own.say_plain()
     assert store.own.place.read("mlstate.toml")[0] == b"version = 1\nrequires = []\n"
     assert not store.own.place.says_encoded()
+
+
+def test_who_opened_the_store_before_does_not_take_back_what_its_settings_say(moto, tmp_path):
+    """This server writes what was damaged, and is tested before the first large upload."""
+    bucket = moto.new_bucket()
+    stores = [bucket_store(moto, bucket, cache=tmp_path / str(number)) for number in range(2)]
+    stores[0].save_state_dict(tensors(0), KEYS[0])
+    assert stores[1].exists(KEYS[0])
+    stores[0].own.say_encoded()
+    stores[1].save_state_dict({"large": near_tensors(2, 0, large=(1000, 1000))["large"]}, KEYS[1])
+    assert stores[1].own.place.verifies_uploads() is False
+    settings = {n: d for n, d in contents(moto, bucket).items() if n.endswith("mlstate.toml")}
+    assert list(settings.values()) == [b'version = 1\nrequires = ["encoded"]\n']
+    assert [n for n in contents(moto, bucket) if "/tmp/" in n] == []
+
+
+def test_a_test_for_conditions_takes_back_no_settings(moto, tmp_path, monkeypatch):
+    bucket = moto.new_bucket()
+    stores = [bucket_store(moto, bucket, cache=tmp_path / str(number)) for number in range(2)]
+    stores[0].save_state_dict(tensors(0), KEYS[0])
+    place = stores[1].own.place
+    assert place.check()
+    stores[0].own.say_encoded()
+    monkeypatch.setattr(place.client, "create", place.client.put)  # as of a server without them
+    with pytest.warns(UserWarning, match="ignores conditional writes"):
+        assert not place.honours_conditions()
+    assert place.read("mlstate.toml")[0] == b'version = 1\nrequires = ["encoded"]\n'
+
+
+def test_a_store_that_is_open_is_not_pruned_once_it_needs_a_newer_version(moto, tmp_path):
+    bucket = moto.new_bucket()
+    store = bucket_store(moto, bucket, cache=tmp_path)
+    store.save_state_dict(tensors(0), KEYS[0])
+    path = store.own.place.path("mlstate.toml")
+    moto.boto.put_object(Bucket=bucket, Key=path, Body=b'version = 1\nrequires = ["packs"]\n')
+    with pytest.raises(FormatError, match="newer mlstate"):
+        store.prune(grace_seconds=ALL_OLD)
+
+
+def test_indexes_of_states_that_are_gone_are_swept(scene):
+    store = scene.store()
+    state = read_state(store.get(KEYS[1]).entry, store.own)
+    digest = store.digest(KEYS[1])
+    assert write_index(store.own, digest, state, 1)
+    (name,) = scene.names("encoded/states")
+    assert store.prune(grace_seconds=ALL_OLD).swept == []
+    store.delete(KEYS[1])
+    assert store.prune().swept == []
+    assert scene.names("encoded/states") == [name]
+    assert [path.endswith(name) for path in store.prune(grace_seconds=ALL_OLD).swept].count(True)
+    assert scene.names("encoded/states") == []
+
+
+def test_an_object_is_restored_with_what_its_encoded_form_needs(scene):
+    store = scene.store()
+    ref = read_state(store.get(KEYS[2]).entry, store.own).refs["embedding"]
+    for key in KEYS[:2]:  # the forms that it is built on
+        base = read_state(store.get(key).entry, store.own).refs["embedding"].digest
+        source = store.own.place.client.head(store.own.encoded_path(base))
+        target = store.own.place.path(f"trash/{base}.encoded.{'0' * 32}")
+        assert store.own.place.client.control.copy(source, target)
+        store.own.place.client.delete(source.path)
+    for name in scene.names("trash"):
+        if ".encoded." not in name:
+            scene._server.boto.delete_object(Bucket=scene._bucket, Key=name)
+    assert len(scene.names("encoded")) == len(scene.refs) - 2
+    assert store.own.restore(ref.digest)
+    assert len(scene.names("encoded")) == len(scene.refs)
+    assert same(scene.store().load_state_dict(KEYS[2]), tensors(2))

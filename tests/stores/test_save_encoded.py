@@ -184,3 +184,35 @@ def test_a_release_refuses():
     github = GitHubReleaseStore("owner", "repository")
     with pytest.raises(UnsupportedStoreError, match="not encoded"):
         github.save_state_dict(weights(0), KEYS[0], compact=True)
+
+
+def requires(store) -> list[str]:
+    return load_toml((store.folder / layout.SETTINGS).read_bytes(), "settings")["requires"]
+
+
+def test_an_undoing_beside_a_save_does_not_take_back_what_the_settings_say(store, monkeypatch):
+    """It looks when the save has said it, and has written nothing yet."""
+    store.save_state_dict(weights(0), KEYS[0])
+    put, undone = type(store.own).put_encoded, []
+
+    def undo_before(self, *args, **options):
+        if not undone:
+            undone.append(compact(LocalStateStore(store.folder), undo=True))
+            assert requires(store) == []
+        return put(self, *args, **options)
+
+    monkeypatch.setattr(type(store.own), "put_encoded", undo_before)
+    store.save_state_dict(weights(1), KEYS[1], compact=True)
+    assert undone
+    assert not is_plain(store, KEYS[1])
+    assert requires(store) == ["encoded"]
+
+
+def test_who_uses_what_a_killed_save_has_encoded_says_so(store):
+    store.save_state_dict(weights(0), KEYS[0])
+    store.save_state_dict(weights(1), KEYS[1], compact=True)
+    store.delete(KEYS[1])
+    store.own.say_plain()  # as an undoing did, before the form was there
+    store.save_state_dict(weights(1), KEYS[2])
+    assert not is_plain(store, KEYS[2])
+    assert requires(store) == ["encoded"]

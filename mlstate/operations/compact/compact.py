@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from mlstate.digests import Digest
 from mlstate.errors import ArgumentError, MlstateError, ReadOnlyStoreError
@@ -16,7 +16,7 @@ from mlstate.objects import FolderObjectStore
 from mlstate.objects.cache import one_at_a_time
 from mlstate.objects.chains import Chains
 from mlstate.objects.durable import make_folders
-from mlstate.objects.encoded_indexes import write_index
+from mlstate.objects.encoded_indexes import is_said, write_index
 from mlstate.objects.interface import EncodingObjectStore, ListedObjectStore
 from mlstate.operations.compact.candidates import ReadStates, groups_of, read_states
 from mlstate.operations.compact.plan import Known, Plan, plan_chains, plan_stars
@@ -60,10 +60,12 @@ def compact(
         keys: Whose tensors; by default those of all states. Bases are looked for in all.
         chain: These are checkpoints of one run: the newest stays plain, and each older one becomes
             the difference to the next newer one, at most 8 deep. They are in the order of ``keys``,
-            the oldest first, or by default in that in which they were saved.
+            the oldest first, or by default in that in which they were saved. What is built on
+            another already, or another on it, stays as it is: later checkpoints make a chain of
+            their own beside the one of an earlier call. To join them ``undo`` first.
         alone: Encode tensors of every type alone that are near to none, not of bfloat16 only.
         undo: The other way: plain objects come back, verified, and their encoded forms go. Once no
-            encoded object is needed, older readers read the store again.
+            object is in encoded form only, older readers read the store again: see ``left``.
         dry_run: Change nothing, and report what would be done; sizes are estimates then.
         progress: Told how many bytes are done; True: a bar on the terminal.
 
@@ -170,7 +172,12 @@ def _compact(
     if dry_run:
         run.estimate(plan.steps)
     else:
-        run.encode(plan.steps)
+        try:
+            run.encode(plan.steps)
+        except (OSError, MlstateError):
+            with suppress(OSError, MlstateError):  # the disk is full, say; the next run does it
+                _write_indexes(objects, read, chains, run.sizes, view.threads)
+            raise
         _write_indexes(objects, read, chains, run.sizes, view.threads)
     return _report(read, plan, run, dry_run=dry_run)
 
@@ -213,11 +220,12 @@ def _undo(
     owners = _owners(read)
     meter.expect(sum(object_size(ref.spec) for ref in refs.values()))
     undoing = Undoing(objects, view.threads, meter)
+    left = 0
     if dry_run:
         undoing.sizes = {digest: objects.encoded_size(digest) or 0 for digest in refs}
     else:
         undoing.undo(refs)
-        undoing.release()
+        left = undoing.release()
         chains = Chains(objects, view.threads)
         chains.look()
         _write_indexes(objects, read, chains, undoing.sizes, view.threads)
@@ -236,6 +244,7 @@ def _undo(
         _unread(read, undoing.unread, owners),
         undone=True,
         estimated=dry_run,
+        left=left,
     )
 
 
@@ -271,7 +280,10 @@ def _write_indexes(
     changed: Mapping[Digest, int],
     threads: int,
 ) -> None:
-    """Say beside each state whose objects changed what its encoded objects cost on the wire."""
+    """Say beside each state what its encoded objects cost on the wire, if that is not said.
+
+    So it is of a state whose objects changed, now or in a run that was killed before it said it.
+    """
 
     def is_touched(digest: Digest | None) -> bool:
         """Whether an object changed, or what it is built on."""
@@ -283,5 +295,7 @@ def _write_indexes(
         return False
 
     for digest, state in zip(read.digests, read.states, strict=True):
-        if any(is_touched(ref.digest) for ref in state.refs.values()):
+        refs = {ref.digest for ref in state.refs.values()}
+        only = [d for d in refs if chains.head(d) and objects.plain_size(d) is None]
+        if any(map(is_touched, refs)) or (only and not is_said(objects, digest, only)):
             write_index(objects, digest, state, threads)

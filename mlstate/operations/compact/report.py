@@ -58,6 +58,8 @@ class CompactReport(Tabular):
         unread: What could not be read, and stays as it is.
         undone: Whether encoded objects became plain ones, and not the other way round.
         estimated: Whether sizes are estimates, from samples: those of a dry run.
+        left: After an undoing, how many objects are in encoded form only: of other states, of none,
+            or unread. As long as there are some, older readers refuse the store.
     """
 
     states: tuple[CompactedState, ...]
@@ -69,6 +71,7 @@ class CompactReport(Tabular):
     unread: tuple[UnreadObject, ...] = ()
     undone: bool = False
     estimated: bool = False
+    left: int = 0
 
     @property
     def saved(self) -> int:

@@ -89,21 +89,23 @@ class Undoing:
     def _is_plain(self, digest: Digest) -> bool:
         return self._objects.plain_size(digest) is not None
 
-    def release(self) -> bool:
-        """Require no readers that know encoded objects, if none is needed; says whether it is so.
+    def release(self) -> int:
+        """Require no readers that know encoded objects, if none is needed.
 
         What is encoded only and named by no state is needed, too: a save may use it again.
-        """
-        if self._needed():
-            return False
-        self._objects.say_plain()
-        if self._needed():  # another process has encoded something since
-            self._objects.say_encoded()
-            return False
-        return True
 
-    def _needed(self) -> bool:
-        return any(not self._is_plain(digest) for digest in self._objects.encoded_digests())
+        Returns:
+            How many objects are in encoded form only.
+        """
+        if left := self._encoded_only():
+            return left
+        self._objects.say_plain()
+        if left := self._encoded_only():  # another process has encoded something since
+            self._objects.say_encoded()
+        return left
+
+    def _encoded_only(self) -> int:
+        return sum(not self._is_plain(digest) for digest in self._objects.encoded_digests())
 
 
 def refs_in_trash(store: StateStore, objects: EncodingObjectStore) -> Iterable[TensorRef]:

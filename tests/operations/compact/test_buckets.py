@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from mlstate import LocalStateStore, compact, usage, verify
 from mlstate.format import layout
 from mlstate.format.encoded_index import EncodedIndex
+from mlstate.operations.compact import run
 from tests.operations.compact.states import KEYS, digests, save_all, weights
 from tests.support.buckets import bucket_store, contents
 
@@ -69,3 +72,48 @@ def test_each_state_has_an_index_of_its_encoded_objects(tmp_path):
     assert (store.folder / layout.encoded_index_path(store.digest(KEYS[3]))).exists()
     compact(store, undo=True)
     assert not any(path.exists() for path in paths.values())
+
+
+def indexes_of(store, key) -> dict:
+    data = store.own.encoded_index(store.digest(key))
+    return {} if data is None else EncodedIndex.parse(data, store.digest(key)).forms
+
+
+def test_a_run_says_what_one_that_was_killed_has_not_said(tmp_path, open_store):
+    for store in (LocalStateStore(tmp_path / "store"), open_store()):
+        save_all(store, {key: weights(step, layers=1) for step, key in enumerate(KEYS[:3])})
+        compact(store)
+        said = {key: indexes_of(store, key) for key in KEYS[:3]}
+        assert [len(said[key]) for key in KEYS[:3]] == [0, 1, 1]
+        store.own.put_encoded_index(store.digest(KEYS[1]), None)
+        assert compact(store).objects == 0
+        assert {key: indexes_of(store, key) for key in KEYS[:3]} == said
+
+
+def test_what_was_encoded_before_the_disk_was_full_is_said(tmp_path, monkeypatch):
+    store = LocalStateStore(tmp_path / "store")
+    save_all(store, {key: weights(step, layers=1) for step, key in enumerate(KEYS[:3])})
+    monkeypatch.setattr(run, "_BATCH", 1)
+    put, times = type(store.own).put_encoded, []
+
+    def full(self, *args, **options):
+        times.append(1)
+        if len(times) > 1:
+            raise OSError(errno.ENOSPC, "full")
+        return put(self, *args, **options)
+
+    monkeypatch.setattr(type(store.own), "put_encoded", full)
+    with pytest.raises(OSError, match="full"):
+        compact(store)
+    only = [key for key in KEYS[:3] if indexes_of(store, key)]
+    assert len(only) == 1
+    assert not any(form.plain for form in indexes_of(store, only[0]).values())
+
+
+def test_a_state_that_takes_encoded_objects_of_others_has_an_index(tmp_path, open_store):
+    for store in (LocalStateStore(tmp_path / "store"), open_store()):
+        save_all(store, {key: weights(step, layers=1) for step, key in enumerate(KEYS[:2])})
+        compact(store)
+        taken = dict(weights(1, layers=1))
+        store.save_state_dict({**taken, "more": taken["bias"] + 1}, KEYS[5])
+        assert indexes_of(store, KEYS[5]) == indexes_of(store, KEYS[1]) != {}

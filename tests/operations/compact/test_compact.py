@@ -137,6 +137,21 @@ def test_undo_brings_back_what_a_deleted_state_has(store):
     assert digests(store)[KEYS[1]] == store.digest(KEYS[1])
 
 
+def test_undo_says_what_is_still_encoded_and_a_pruning_helps(store):
+    save_all(store, {key: weights(step) for step, key in enumerate(KEYS[:3])})
+    compact(store)
+    assert compact(store, [KEYS[2]], undo=True).left == 2
+    store.delete(KEYS[1])
+    for path in store.folder.glob("trash/*.toml.*"):
+        path.unlink()
+    report = compact(store, undo=True)
+    assert (report.objects, report.left) == (0, 2)
+    assert requires(store) == ["encoded"]
+    store.prune(grace_seconds=0)
+    assert compact(store, undo=True).left == 0
+    assert requires(store) == []
+
+
 def test_a_dry_run_changes_nothing_and_is_about_right(store):
     save_all(store, {key: weights(step) for step, key in enumerate(KEYS[:4])})
     there = files(store.folder, "")
@@ -285,6 +300,9 @@ class TestChains:
             compact(store, KEYS[:count], chain=True)
             assert verify(store).ok
         assert is_plain(store, KEYS[6])
+        compact(store, undo=True)  # which joins them
+        compact(store, KEYS[:7], chain=True)
+        assert [is_plain(store, key) for key in KEYS[:7]] == [False] * 6 + [True]
 
     def test_architectures_have_chains_of_their_own(self, store):
         others = [StateKey.parse(f"pytorch.other.step-{place}") for place in range(2)]
