@@ -341,11 +341,14 @@ def test_lock_pins_commit_weights_and_what_lies_beside_them(hub, tmp_path, shape
     [mirror] = pinned.mirrors
     weights = "model.safetensors" if shape is single else "model.safetensors.index.json"
     assert mirror.urls == (f"hf://org/model@{commit}/{weights}",)
-    assert pinned.files.keys() == {
+    beside = {**BESIDE, **{name: data for name, data in shape(state).items() if "index" in name}}
+    beside = {name: beside[name] for name in pinned.files}
+    assert beside.keys() == {
         "README.md",
         "config.json",
         "tokenizer.json",
         "1_Pooling/config.json",
+        *([weights] if shape is sharded else []),  # of which a folder of shards is made again
     }
     assert path.read_text().startswith(head)
     # The branch moves on; another machine gets what was pinned, with its files.
@@ -353,7 +356,6 @@ def test_lock_pins_commit_weights_and_what_lies_beside_them(hub, tmp_path, shape
     hub.reset()
     store = manifest_store(path, tmp_path / "second")
     check_fetched(store, state)
-    beside = {name: BESIDE[name] for name in pinned.files}
     assert dict(store.files(KEY)) == beside
     assert all(commit in record.path for record in hub.api.requests)
     asked = len(hub.api.requests)

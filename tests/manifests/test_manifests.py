@@ -258,7 +258,9 @@ def test_another_version_is_refused(version):
 
 def test_a_manifest_without_version_is_refused():
     error = refusal('[states."p.r.a"]\n')
-    assert (error.key, error.expected, error.found) == ("version", "version = 1", "None")
+    assert (error.key, error.expected, error.found) == (None, "version = 1", None)
+    assert error.remedy == "write version = 1 at its top"
+    assert "does not say its version" in error.message
 
 
 def test_a_key_without_quotes_is_refused_with_the_remedy():

@@ -836,7 +836,11 @@ def test_a_dead_mirror_is_asked_once_for_what_many_states_share(scene):
     change(scene.path("l1.w", store.folder), "flip")
     scene.path("l1.w", scene.source.folder).unlink()
     assert not verify(store, repair=True).ok
-    assert len(scene.server.requests) == 1
+    paths = [request.path for request in scene.server.requests]
+    # The object, and whether it is there in encoded form: once each, not once for each state.
+    assert len(paths) == 2
+    assert "/objects/" in paths[0]
+    assert "/encoded/states/" in paths[1]
 
 
 def test_repair_behind_nginx(scene, start_nginx):
