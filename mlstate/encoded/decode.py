@@ -16,6 +16,7 @@ from mlstate.format import tensor_object
 from mlstate.format.encoded_object import (
     BLOCK,
     HEAD_SIZE,
+    Block,
     Head,
     element_width,
     index_size,
@@ -25,7 +26,7 @@ from mlstate.format.state_object import TensorRef
 from mlstate.format.tensor_object import TensorSpec
 from mlstate.parallel import THREADS, for_each
 
-__all__ = ["Source", "decode", "decode_verified", "read_head"]
+__all__ = ["Source", "decode", "decode_verified", "read_blocks", "read_head"]
 
 
 class Source(Protocol):
@@ -56,6 +57,24 @@ def read_head(source: Source, spec: TensorSpec) -> Head:
     return Head.parse(source.read(0, HEAD_SIZE), spec)
 
 
+def read_blocks(source: Source, spec: TensorSpec, *, has_base: bool) -> list[Block]:
+    """Read where the blocks of an encoded tensor are.
+
+    Raises:
+        FormatError: It is not an encoded form of such a tensor, or one that is decoded with a base
+            where there is none, or the other way round.
+    """
+    head = read_head(source, spec)
+    if (head.base is not None) != has_base:
+        raise FormatError(
+            "an encoded object is decoded with the base that it names",
+            expected=head.base or "no base",
+            found="a base" if has_base else "no base",
+        )
+    start = source.size - index_size(spec)
+    return parse_index(source.read(start, index_size(spec)), spec, source.size, head.method)
+
+
 def decode(
     source: Source,
     spec: TensorSpec,
@@ -78,20 +97,12 @@ def decode(
     Raises:
         FormatError: It is not an encoded form of such a tensor.
     """
-    head = read_head(source, spec)
-    if (head.base is None) != (base is None):
-        raise FormatError(
-            "an encoded object is decoded with the base that it names",
-            expected=head.base or "no base",
-            found="no base" if base is None else "a base",
-        )
+    blocks = read_blocks(source, spec, has_base=base is not None)
     for what in (out, *(() if base is None else (base,))):
         if len(what) != spec.nbytes:
             raise FormatError(
                 "a tensor's data has the wrong length", expected=spec.nbytes, found=len(what)
             )
-    start = source.size - index_size(spec)
-    blocks = parse_index(source.read(start, index_size(spec)), spec, source.size, head.method)
     tools = Tools(lambda: BlockDecoder(element_width(spec)))
 
     def decode_block(number: int) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 from mlstate.digests import Bytes
 from mlstate.encoded.blocks import BlockDecoder
-from mlstate.encoded.decode import Source, read_head
+from mlstate.encoded.decode import Source, read_blocks
 from mlstate.errors import FormatError
-from mlstate.format.encoded_object import BLOCK, element_width, index_size, parse_index
+from mlstate.format.encoded_object import BLOCK, element_width
 from mlstate.format.tensor_object import TensorSpec
 
 __all__ = ["decoded_pieces"]
@@ -31,15 +31,7 @@ def decoded_pieces(
     Raises:
         FormatError: It is not an encoded form of such a tensor.
     """
-    head = read_head(source, spec)
-    if (head.base is None) != (base is None):
-        raise FormatError(
-            "an encoded object is decoded with the base that it names",
-            expected=head.base or "no base",
-            found="no base" if base is None else "a base",
-        )
-    start, width = source.size - index_size(spec), element_width(spec)
-    blocks = parse_index(source.read(start, index_size(spec)), spec, source.size, head.method)
+    blocks, width = read_blocks(source, spec, has_base=base is not None), element_width(spec)
     decoder, memory = BlockDecoder(width), memoryview(bytearray(min(BLOCK, spec.nbytes)))
     for block in blocks:
         out = memory[: block.elements * width]
